@@ -1,0 +1,144 @@
+"""What an architecture costs: parameters and FLOPs a token, under a convention that is named.
+
+The same model has several honest sizes. Which one a number means is its convention:
+
+  paper       arXiv:2506.12119 Eq. (1)-(6). Attention and feed-forward matrices only: no vocabulary,
+              router or norm. FLOPs are 2 an active parameter plus attention scores over the whole
+              context, with no causal half.
+  paper_full  what most of the paper's tables hold: router E d and RMSNorm (2L + 1) d join N and
+              N_a. FLOPs gain the router's product, 3 a score (softmax) and 15 a channel and layer
+              (norms, residuals): M_train = 6 (N_a + router) + 12 L d S + 9 L H S + 45 L d.
+  exact       every parameter of the model this project builds, vocabulary apart: matrices, router,
+              norm scales, no biases. FLOPs are its matrix products: 2 an active matrix parameter,
+              the router's among them, plus attention scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from moe_parity.errors import UserError
+from moe_parity.resources.architecture import Architecture
+
+CONVENTIONS = ("paper", "paper_full", "exact")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """The price of an architecture at one sequence length, under one convention.
+
+  Attributes:
+    convention: which parameters and FLOPs are counted, see the module.
+    num_params: all non-vocabulary parameters [N]. num_active_params: those a token uses [N_a].
+    activation_rate: N_a / N, in (0, 1].
+    forward_flops_per_token, train_flops_per_token: [M] and 3 x [M]; vocabulary left out.
+    kappa: forward FLOPs over 2 N_a, what attention adds to the parameters' share.
+    vocabulary_params: embedding and untied head, in no other number here.
+    breakdown: the parts. `params.*` count all parameters of a kind, `active.*` those a token uses,
+      `forward.*` forward FLOPs a token. Parts outside the convention are listed too, under
+      `outside.*`.
+  """
+
+  convention: str
+  num_params: int
+  num_active_params: int
+  activation_rate: float
+  forward_flops_per_token: int
+  train_flops_per_token: int
+  kappa: float
+  vocabulary_params: int
+  breakdown: dict[str, int] = dataclasses.field(hash=False)
+
+  def train_flops(self, num_tokens: int) -> int:
+    """C = M_train x tokens, in FLOPs."""
+    return self.train_flops_per_token * num_tokens
+
+
+def check_convention(convention: str) -> None:
+  """Raises UserError unless `convention` is one of CONVENTIONS."""
+  if convention not in CONVENTIONS:
+    raise UserError(f"convention={convention!r} is not known; use {', '.join(CONVENTIONS)}")
+
+
+def account(architecture: Architecture, seq_len: int, convention: str = "paper") -> Cost:
+  """Counts the parameters of `architecture` and its FLOPs a token at `seq_len`.
+
+  Attention holds d H Q for queries, 2 d H_kv Q for keys and values and H Q d for the output; with
+  H Q = d and no sharing that is the paper's 4 d^2. Scores and their use cost 4 L H Q S forward.
+
+  Raises:
+    UserError: an unknown convention, or a seq_len that is not a whole number above 0.
+  """
+  check_convention(convention)
+  if not isinstance(seq_len, int) or isinstance(seq_len, bool) or seq_len < 1:
+    raise UserError(f"seq_len={seq_len!r} is not a whole number above 0; give tokens a sequence")
+  all_params, active_params = _parameters(architecture)
+  counted = ("attention", "dense_ffn", "routed_experts", "shared_expert")
+  if convention != "paper":
+    counted += ("router", "norms")
+  flops = _forward_flops(architecture, active_params, seq_len)
+  products = {"paper": ("parameters", "scores"),
+              "paper_full": ("parameters", "scores", "router", "softmax", "elementwise"),
+              "exact": ("parameters", "scores", "router")}[convention]
+
+  num_params = sum(all_params[part] for part in counted)
+  num_active_params = sum(active_params[part] for part in counted)
+  forward = sum(flops[part] for part in products)
+  vocabulary_params = 2 * architecture.vocab_size * architecture.d_model
+  breakdown = {f"params.{part}": all_params[part] for part in counted}
+  breakdown |= {f"active.{part}": active_params[part] for part in counted}
+  breakdown |= {f"forward.{part}": flops[part] for part in products}
+  breakdown |= {f"outside.params.{part}": count for part, count in all_params.items()
+                if part not in counted}
+  breakdown |= {f"outside.forward.{part}": count for part, count in flops.items()
+                if part not in products}
+  return Cost(
+    convention=convention, num_params=num_params, num_active_params=num_active_params,
+    activation_rate=num_active_params / num_params, forward_flops_per_token=forward,
+    train_flops_per_token=3 * forward, kappa=forward / (2 * num_active_params),
+    vocabulary_params=vocabulary_params, breakdown=breakdown)
+
+
+def compute_ratio(cost: Cost, reference: Cost) -> float:
+  """R_c = M / M_reference. At equal compute an arm trains on 1 / R_c times the reference's tokens.
+
+  Equals (N_a kappa) / (N_a,ref kappa_ref), so r_a kappa_moe / kappa_dense where both have one N;
+  the paper prints its Eq. (10) otherwise, which is off by up to 65 %.
+  """
+  if cost.convention != reference.convention:
+    raise UserError(f"convention={cost.convention!r} is compared with {reference.convention!r}; "
+                    f"account for both under one convention")
+  return cost.forward_flops_per_token / reference.forward_flops_per_token
+
+
+def _parameters(architecture: Architecture) -> tuple[dict[str, int], dict[str, int]]:
+  """Parameters by kind over all layers: all of them, and those one token uses."""
+  a = architecture
+  queries_and_output = 2 * a.d_model * a.num_heads * a.d_head
+  keys_and_values = 2 * a.d_model * a.num_kv_heads * a.d_head
+  expert = 3 * a.d_model * a.d_expert
+  all_params = {
+    "attention": (queries_and_output + keys_and_values) * a.num_layers,
+    "dense_ffn": 3 * a.d_model * a.d_ffn * a.num_dense_layers,
+    "routed_experts": expert * a.num_experts * a.num_moe_layers,
+    "shared_expert": 3 * a.d_model * a.d_shared * a.num_moe_layers,
+    "router": a.num_experts * a.d_model * a.num_moe_layers,
+    "norms": (2 * a.num_layers + 1) * a.d_model,
+  }
+  active = all_params | {"routed_experts": expert * a.experts_per_token * a.num_moe_layers}
+  return all_params, active
+
+
+def _forward_flops(architecture: Architecture, active: dict[str, int], seq_len: int
+                   ) -> dict[str, int]:
+  """Forward FLOPs a token by kind; a multiply and an add count as two."""
+  a = architecture
+  matrices = ("attention", "dense_ffn", "routed_experts", "shared_expert")
+  return {
+    "parameters": 2 * sum(active[part] for part in matrices),
+    "scores": 4 * a.num_layers * a.num_heads * a.d_head * seq_len,
+    "router": 2 * active["router"],
+    "softmax": 3 * a.num_layers * a.num_heads * seq_len,
+    "elementwise": 15 * a.num_layers * a.d_model,
+    "head": 2 * a.vocab_size * a.d_model,
+  }
