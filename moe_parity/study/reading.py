@@ -1,0 +1,166 @@
+"""Reads run and study folders: all that analysis and report know, they know from here.
+
+A study that is half done is the normal case: every planned run gets a `Run`, finished or not, and
+what is damaged is named in `Study.problems` instead of being passed over.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+
+from moe_parity.errors import UserError
+
+STATUSES = ("done", "running", "pending", "failed", "missing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One arm with one seed. `status` is one of STATUSES; "done" means that result.json is there."""
+
+  name: str
+  seed: int
+  status: str
+  error: str
+  folder: pathlib.Path
+  plan: dict
+  result: dict
+  certificate: dict
+
+  @property
+  def label(self) -> str:
+    return f"{self.name} (seed {self.seed})"
+
+  @property
+  def done(self) -> bool:
+    return self.status == "done"
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """A folder of runs. `info` is study.json, `plan` plan.json; {} where a file is not there yet."""
+
+  folder: pathlib.Path
+  name: str
+  info: dict
+  plan: dict
+  certificate: dict
+  runs: tuple[Run, ...]
+  problems: tuple[str, ...]
+
+
+def read_study(folder: str | pathlib.Path) -> Study:
+  """Reads a study folder, or one run folder as a study of one run.
+
+  study.json says which runs there are and what became of them; plan.json adds planned runs that
+  study.json does not list yet, as pending. result.json outranks study.json: a run with one is done.
+
+  Raises:
+    UserError: the folder is missing or holds neither study.json nor plan.json.
+  """
+  folder = pathlib.Path(folder)
+  if not folder.is_dir():
+    raise UserError(f"study folder {str(folder)!r} is not a folder; give the folder of a study")
+  problems: list[str] = []
+  info = _read_json(folder / "study.json", problems)
+  plan = _read_json(folder / "plan.json", problems)
+  if not info and not plan:
+    raise UserError(
+      f"{str(folder)!r} holds neither study.json nor plan.json; a study or run folder has one"
+    )
+  if not info and "arms" not in plan:
+    run = _read_run(folder, plan.get("name", folder.name), int(plan.get("seed", 0)), {}, problems)
+    return Study(folder, run.name, {}, {"arms": [plan]}, run.certificate, (run,), tuple(problems))
+  runs = []
+  listed = {}
+  for arm in info.get("arms", []):
+    listed[arm["name"], int(arm["seed"])] = arm
+  for arm in plan.get("arms", []):
+    entry = {"status": "pending", "folder": f"runs/{arm['name']}-s{arm['seed']}", "error": ""}
+    listed.setdefault((arm["name"], int(arm["seed"])), entry)
+  planned = {(arm["name"], int(arm["seed"])): arm for arm in plan.get("arms", [])}
+  for (name, seed), entry in listed.items():
+    path = folder / (entry.get("folder") or f"runs/{name}-s{seed}")
+    runs.append(_read_run(path, name, seed, entry, problems, planned.get((name, seed), {})))
+  name = info.get("name") or folder.resolve().name
+  certificate = _read_json(folder / "certificate.json", problems)
+  return Study(folder, name, info, plan, certificate, tuple(runs), tuple(problems))
+
+
+def read_metrics(run_folder: pathlib.Path) -> tuple[list[dict], list[dict], str]:
+  """metrics.jsonl as (train lines, validation lines, problem).
+
+  A run that was killed and resumed may have logged a step twice: the later line stands. A torn
+  last line is what a kill leaves and is dropped; any other unreadable line is counted in `problem`.
+  """
+  path = pathlib.Path(run_folder) / "metrics.jsonl"
+  if not path.is_file():
+    return [], [], "metrics.jsonl is not there"
+  kept: dict[str, dict[int, dict]] = {"train": {}, "validation": {}}
+  broken = 0
+  lines = path.read_text().split("\n")
+  for number, line in enumerate(lines):
+    if not line.strip():
+      continue
+    try:
+      record = json.loads(line)
+      kept[record["kind"]][int(record["step"])] = record
+    except (ValueError, KeyError, TypeError):
+      broken += number < len(lines) - 1
+  problem = f"metrics.jsonl has {broken} unreadable lines" if broken else ""
+  train, validation = (
+    [kept[kind][step] for step in sorted(kept[kind])] for kind in ("train", "validation")
+  )
+  return train, validation, problem
+
+
+def read_routing(run_folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """routing.npz: steps [R], num_tokens [R], loads [R, MoE layers, experts]; {} if there is none."""
+  path = pathlib.Path(run_folder) / "routing.npz"
+  if not path.is_file():
+    return {}
+  with np.load(path) as archive:
+    routing = {key: archive[key] for key in ("steps", "num_tokens", "loads")}
+  return routing if routing["loads"].size else {}
+
+
+def _read_run(
+  folder: pathlib.Path,
+  name: str,
+  seed: int,
+  entry: dict,
+  problems: list[str],
+  plan: dict | None = None,
+) -> Run:
+  plan = _read_json(folder / "plan.json", problems) or plan or {}
+  result = _read_json(folder / "result.json", problems)
+  status = entry.get("status") or "running"
+  if result:
+    status = "done"
+  elif status == "done" or status not in STATUSES:
+    status = "missing"
+  return Run(
+    name=name,
+    seed=seed,
+    status=status,
+    error=str(entry.get("error") or ""),
+    folder=folder,
+    plan=plan,
+    result=result,
+    certificate=_read_json(folder / "certificate.json", problems),
+  )
+
+
+def _read_json(path: pathlib.Path, problems: list[str]) -> dict:
+  if not path.is_file():
+    return {}
+  try:
+    value = json.loads(path.read_text())
+  except ValueError as error:
+    problems.append(f"{path.parent.name}/{path.name} is not JSON ({error})")
+    return {}
+  if not isinstance(value, dict):
+    problems.append(f"{path.parent.name}/{path.name} holds a {type(value).__name__}, not an object")
+    return {}
+  return value

@@ -1,0 +1,255 @@
+"""Says in words what the numbers of an analysis allow, and what they do not.
+
+Order: what stands in the way of any verdict (certificate, missing arms, one seed) comes before who
+was ahead. A winner is named only when resources were certified equal, training noise is known from
+repeated seeds, and every planned run is done.
+"""
+
+# arXiv 2506.12119, Tables 11 and 12: the E84 K28 7B run appears with identical settings as 0.4664
+# and 0.4670. The paper gives no seeds.
+PUBLISHED_NOISE = 0.0006
+
+
+def verdict(report: dict) -> dict:
+  """headline (one sentence), sentences (the reasons, in reading order), winner, conclusive.
+
+  winner is an arm's name or None; conclusive says whether anything stood in the way of naming one.
+  """
+  ahead = _ahead(report)
+  obstacles = _obstacles(report)
+  sentences = obstacles + _comparison(report) + _optimum(report) + _region(report)
+  sentences += _references(report) + _domains(report) + _multiplicity(report)
+  conclusive = bool(ahead["sentence"]) and not obstacles
+  headline = _headline(report, ahead["sentence"])
+  return {
+    "headline": headline,
+    "sentences": sentences,
+    "winner": ahead["winner"] if conclusive else None,
+    "conclusive": conclusive,
+  }
+
+
+def _headline(report: dict, ahead: str) -> str:
+  certificate = report["certificate"]
+  if certificate["passed"] is False:
+    return "No winner: the certificate did not pass, so the arms did not spend equal resources."
+  if not ahead:
+    return "No verdict yet: it takes a finished dense arm and a finished MoE arm."
+  if certificate["passed"] is None:
+    return f"No winner yet: no complete certificate. In the runs so far, {ahead}."
+  if not report["noise"]["df"]:
+    return f"One seed at this size proves nothing. In these runs, {ahead}."
+  if report["not_done"]:
+    return f"Not all runs are done. So far, {ahead}."
+  return f"At equal parameters, compute and data, {ahead}."
+
+
+def _ahead(report: dict) -> dict:
+  rows = report["comparisons"]
+  if not rows:
+    return {"sentence": "", "winner": None}
+  better = [r for r in rows if r["verdict"] == "MoE better"]
+  worse = [r for r in rows if r["verdict"] == "dense better"]
+  if better:
+    best = min(better, key=lambda r: r["difference"])
+    count = _count(len(better), len(rows), "MoE arm")
+    return {
+      "sentence": f"{count} beat dense, the best ({best['name']}, r_a {_pct(best)}) by "
+      f"{-best['difference']:.4f} BPC ({_interval(best['simultaneous'])})",
+      "winner": best["name"],
+    }
+  if len(worse) == len(rows):
+    return {"sentence": "dense beats every MoE arm", "winner": rows[0]["baseline"]}
+  count = _count(len(worse), len(rows), "MoE arm")
+  lost = f"; dense beats {count}" if worse else ""
+  return {"sentence": f"no MoE arm can be told to be better than dense{lost}", "winner": None}
+
+
+def _obstacles(report: dict) -> list[str]:
+  lines = []
+  certificate = report["certificate"]
+  if certificate["passed"] is False:
+    lines.append(
+      "The certificate did not pass, and a comparison of unequal arms has no winner: "
+      + "; ".join(certificate["failures"]) + "."
+    )  # fmt: skip
+  elif certificate["passed"] is None:
+    lines.append(
+      f"There is no certificate for {_listed(certificate['missing']) or 'this study'}: "
+      "whether resources were equal is not shown, so no winner is named."
+    )
+  if report["not_done"]:
+    absent = [
+      f"{r['name']} seed {r['seed']} ({r['status']}{': ' + r['error'] if r['error'] else ''})"
+      for r in report["not_done"]
+    ]
+    lines.append(f"{_count(len(absent), len(report['arms']), 'run')} not done: {_listed(absent)}.")
+  groups, noise = report["groups"], report["noise"]
+  if groups and not noise["df"]:
+    lines.append(
+      "One seed at this size proves nothing: the intervals cover only the choice of validation "
+      "documents, not training noise. " + _scatter(report)
+    )
+  return lines
+
+
+def _scatter(report: dict) -> str:
+  fitted = report["curve"]
+  published = (
+    f"In the paper two identical 7B runs differ by {PUBLISHED_NOISE} BPC; small runs differ more."
+  )
+  if not fitted or fitted["scatter_sd"] is None:
+    return f"How large that noise is, these runs do not show. {published}"
+  return (
+    f"The arms scatter by {fitted['scatter_sd']:.4f} BPC about a smooth curve "
+    f"({fitted['scatter_df']} degrees of freedom), which is training noise and shape together. "
+    f"{published}"
+  )
+
+
+def _comparison(report: dict) -> list[str]:
+  lines = []
+  for row in report["comparisons"]:
+    size = f"{abs(row['difference']):.4f} BPC"
+    way = "below" if row["difference"] < 0 else "above"
+    lines.append(
+      f"{row['name']} (r_a {_pct(row)}) is {size} {way} {row['baseline']}, "
+      f"{_interval(row['simultaneous'], signed=True)}: {row['verdict']}."
+    )
+  noise = report["noise"]
+  if noise["df"]:
+    some = " Arms with one seed are given the same noise." if noise["min_seeds"] < 2 else ""
+    lines.append(
+      f"Between seeds an arm varies by {noise['sd']:.4f} BPC (standard deviation pooled over arms, "
+      f"{noise['df']} degrees of freedom); the intervals hold this and the choice of validation "
+      f"documents.{some}"
+    )
+  return lines
+
+
+def _optimum(report: dict) -> list[str]:
+  fitted = report["curve"]
+  if not fitted:
+    have = sum(g["kind"] == "moe" and g["role"] == "arm" for g in report["groups"])
+    return [
+      f"No best activation rate can be read off: {have} MoE arms are done, a curve takes three."
+    ] if have else []  # fmt: skip
+  minimum = fitted["minimum"]
+  low, high = minimum["interval"]
+  ends = (
+    f"{'at most ' if minimum['open_below'] else ''}{100 * low:.1f} %"
+    f" to {'at least ' if minimum['open_above'] else ''}{100 * high:.1f} %"
+  )
+  rate = f"{100 * minimum['activation_rate']:.1f} %"
+  if minimum["at_edge"]:
+    side = "smallest" if minimum["at_edge"] == "lower" else "largest"
+    other = "smaller" if side == "smallest" else "larger"
+    line = (
+      f"BPC is lowest at the {side} activation rate tried, {rate}: the optimum is not bracketed; "
+      f"add arms with {other} r_a."
+    )
+  elif minimum["bracketed"]:
+    line = f"The best activation rate is r_a* = {rate} (95 % interval {ends}), bracketed."
+  else:
+    line = (
+      f"The curve is lowest at r_a* = {rate}, but the 95 % interval reaches the edge of the rates "
+      f"tried ({ends}): the optimum is not bracketed."
+    )
+  covers = (
+    "the validation documents and the arms' scatter about the curve"
+    if fitted["scatter_df"]
+    else "the validation documents only, for a curve through three arms shows no scatter"
+  )
+  other = [
+    f"{100 * r:.1f} % as {name}" for name, r in fitted["minimum_by_form"].items()
+    if name != fitted["form"]
+  ]  # fmt: skip
+  detail = f"The curve is {fitted['form']} ({_listed(other)}); its interval holds {covers}."
+  lines = [line, detail]
+  if fitted["misfit"]:
+    lines.append(
+      "The arms stray from the smooth curve by more than their seeds explain: something besides "
+      "r_a differs between them (granularity, depth), and r_a* is to be read with that in mind."
+    )
+  return lines
+
+
+def _region(report: dict) -> list[str]:
+  fitted = report["curve"]
+  if not fitted or fitted["below_dense"] is None:
+    return []
+  if not fitted["below_dense"]:
+    return ["Nowhere in the range tried does the fitted curve lie below dense."]
+  line = f"The fitted curve lies below dense for r_a in {_ranges(fitted['below_dense'])}"
+  if fitted["surely_below_dense"]:
+    return [f"{line}; at 95 % confidence throughout, in {_ranges(fitted['surely_below_dense'])}."]
+  return [f"{line}; at 95 % confidence, nowhere."]
+
+
+def _references(report: dict) -> list[str]:
+  lines = []
+  for name in dict.fromkeys(r["baseline"] for r in report["references"]):
+    rows = [r for r in report["references"] if r["baseline"] == name]
+    better = [r for r in rows if r["verdict"] == "MoE better"]
+    group = next(g for g in report["groups"] if g["name"] == name)
+    best = min(rows, key=lambda r: r["difference"])
+    judged = f"{_count(len(better), len(rows), 'MoE arm')} better; "
+    if rows[0]["verdict"] == "no verdict":
+      judged = ""
+    lines.append(
+      f"Against {name}, which spent {group['compute_multiple']:g} times the compute and is not at "
+      f"parity: {judged}the best, {best['name']}, {best['difference']:+.4f} BPC "
+      f"({_interval(best['simultaneous'], signed=True)})."
+    )
+  return lines
+
+
+def _domains(report: dict) -> list[str]:
+  """Names the domains in which the best arm's difference has the other sign than overall."""
+  if not report["comparisons"]:
+    return []
+  best = min(report["comparisons"], key=lambda r: r["difference"])
+  rows = [r for r in report["by_domain"] if r["name"] == best["name"]]
+  turned = [r["domain"] for r in rows if r["difference"] * best["difference"] < 0]
+  if not turned:
+    way = "below" if best["difference"] < 0 else "above"
+    return [f"{best['name']} is {way} dense in each of the {len(rows)} domains."] if rows else []
+  return [f"For {best['name']} the order is reversed in {_listed(turned)}."]
+
+
+def _multiplicity(report: dict) -> list[str]:
+  num = len(report["comparisons"])
+  if num < 2:
+    return []
+  return [
+    f"{num} arms are compared with one dense arm: verdicts go by simultaneous intervals, which all "
+    "hold together with 95 % confidence. Per-domain intervals are not adjusted."
+  ]
+
+
+def _count(some: int, total: int, noun: str) -> str:
+  verb = "is" if some == 1 else "are"
+  if noun == "run":
+    return f"{some} of {total} runs {verb}"
+  return f"{some} of {total} {noun}s"
+
+
+def _pct(row: dict) -> str:
+  return f"{100 * row['activation_rate']:.1f} %"
+
+
+def _interval(interval: list[float] | None, signed: bool = False) -> str:
+  if interval is None:
+    return "no interval"
+  low, high = interval if signed else sorted(-x for x in interval)
+  return f"95 % interval {low:+.4f} to {high:+.4f}" if signed else f"{low:.4f} to {high:.4f}"
+
+
+def _ranges(ranges: list[list[float]]) -> str:
+  return _listed([f"{100 * a:.1f} to {100 * b:.1f} %" for a, b in ranges])
+
+
+def _listed(items: list[str]) -> str:
+  if len(items) < 2:
+    return "".join(items)
+  return ", ".join(items[:-1]) + " and " + items[-1]
