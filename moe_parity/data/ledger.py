@@ -8,6 +8,7 @@ of batch size, number of hosts and interruptions, different as soon as one row h
 import hashlib
 import json
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -123,10 +124,10 @@ class Ledger:
       with np.load(path) as data:
         meta = json.loads(data["meta"].tobytes())
         ledger = cls(data["counts"].size, meta["seq_len"], meta["data"], *meta["hosts"])
-        ledger.restore(data)
+        ledger.restore({name: data[name] for name in ("counts", "row", "digest")})
     except FileNotFoundError:
       raise UserError(f"{path} does not exist; a run writes its ledger when it ends") from None
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
       raise UserError(f"{path} is not a readable ledger ({error}); run the arm again") from None
     return ledger
 

@@ -25,34 +25,46 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
 
 def key(*parts: int) -> int:
   """64 bits that depend on every part and on their order."""
-  state = np.zeros(1, np.uint64)
+  state = 0
   for part in parts:
-    state = splitmix64(state ^ splitmix64(np.array([part & _MASK], np.uint64)))
-  return int(state[0])
+    state = _mix(state ^ _mix(part & _MASK))
+  return state
 
 
-def permute(index: np.ndarray, size: int, key_: int) -> np.ndarray:
-  """Image of each index in [0, size) under the permutation a key names: int64, elementwise."""
+def _mix(x: int) -> int:
+  """`splitmix64` of one number."""
+  x = (x + 0x9E3779B97F4A7C15) & _MASK
+  x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+  x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+  return x ^ (x >> 31)
+
+
+def permute(index: np.ndarray, size: int, keys: int | np.ndarray) -> np.ndarray:
+  """Image of each index in [0, size) under the permutation a key names: int64, elementwise.
+
+  Args:
+    keys: one key, or uint64 of the shape of `index`, one for each element.
+  """
   if size <= 1:
     return np.zeros_like(index, dtype=np.int64)
   bits = (size - 1).bit_length()
   low = max(1, bits // 2)
   high = max(1, bits - low)
-  rounds = [np.uint64(key(key_, i)) for i in range(_ROUNDS)]
-  value = np.array(index, dtype=np.uint64)
+  value = np.array(index, dtype=np.uint64).reshape(-1)
+  keys = np.broadcast_to(np.asarray(keys, np.uint64).reshape(-1), value.shape)
   walking = np.arange(value.size)
-  flat = value.reshape(-1)
   while walking.size:
-    flat[walking] = _feistel(flat[walking], high, low, rounds)
-    walking = walking[flat[walking] >= size]
-  return flat.reshape(np.shape(index)).astype(np.int64)
+    value[walking] = _feistel(value[walking], high, low, keys[walking])
+    walking = walking[value[walking] >= size]
+  return value.reshape(np.shape(index)).astype(np.int64)
 
 
-def _feistel(x: np.ndarray, high: int, low: int, rounds: list) -> np.ndarray:
-  """A bijection of [0, 2^(high + low)); the halves swap widths in every round, an even number."""
-  for constant in rounds:
+def _feistel(x: np.ndarray, high: int, low: int, keys: np.ndarray) -> np.ndarray:
+  """A bijection of [0, 2^(high + low)); the halves swap widths every round, an even number."""
+  for number in range(_ROUNDS):
     left, right = x >> np.uint64(low), x & np.uint64((1 << low) - 1)
-    left = left ^ (splitmix64(right ^ constant) & np.uint64((1 << high) - 1))
+    noise = splitmix64(splitmix64(keys ^ np.uint64(_mix(number))) ^ right)
+    left = left ^ (noise & np.uint64((1 << high) - 1))
     x = (right << np.uint64(high)) | left
     high, low = low, high
   return x
@@ -73,15 +85,15 @@ class Order:
         f"give a budget in 1..{num_windows}, or more data"
       )
     self.num_windows, self.num_unique, self.seed = num_windows, num_unique, seed
-    self._subset = key(seed, _SUBSET)
+    self._subset, self._epochs = key(seed, _SUBSET), key(seed, _EPOCH)
 
   def windows(self, start: int, stop: int) -> np.ndarray:
     """int64 [stop - start]: the windows at these positions, counted from the start of the run."""
     positions = np.arange(start, stop, dtype=np.int64)
     epochs, places = np.divmod(positions, self.num_unique)
-    for epoch in np.unique(epochs[epochs > 0]):
-      chosen = epochs == epoch
-      places[chosen] = permute(places[chosen], self.num_unique, key(self.seed, _EPOCH, int(epoch)))
+    later = epochs > 0
+    keys = splitmix64(np.uint64(self._epochs) ^ splitmix64(epochs[later].astype(np.uint64)))
+    places[later] = permute(places[later], self.num_unique, keys)
     return permute(places, self.num_windows, self._subset)
 
   def to_dict(self) -> dict:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,7 +145,7 @@ class Split:
     """Whole rows of seq_len targets; the tail that fills no row is never read."""
     return max(0, (self.num_tokens - 1) // seq_len)
 
-  def rows(self, windows: Iterable[int], seq_len: int) -> np.ndarray:
+  def rows(self, windows: np.ndarray | Sequence[int], seq_len: int) -> np.ndarray:
     """int32 [windows, seq_len + 1]: the tokens of each window."""
     windows = np.asarray(windows, np.int64)
     out = np.empty((len(windows), seq_len + 1), np.int32)

@@ -109,7 +109,7 @@ class Tokenizer:
     encoded = self._backend().encode_batch_fast(list(texts), add_special_tokens=False)
     return [np.asarray(item.ids, dtype=self.dtype) for item in encoded]
 
-  def decode(self, ids: Iterable[int]) -> str:
+  def decode(self, ids: np.ndarray | Sequence[int]) -> str:
     """Text of the ids; special ids are left out. Bytes that are no UTF-8 become U+FFFD."""
     ids = [int(i) for i in ids]
     if not self.is_byte_level:

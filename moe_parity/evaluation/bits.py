@@ -1,0 +1,273 @@
+"""Bits per character (BPC) and per byte (BPB) of held-out text, exactly defined.
+
+    bits per byte = sum of -ln p(token | tokens before it in its window) / (ln 2 * UTF-8 bytes)
+
+Sums over everything scored, in float64, then one division: never a mean of means. Each token of the
+text is scored once. Separators (begin and end of document) are context only: they are never scored
+and count no byte. Characters are Unicode code points; bytes and characters are those of the text.
+
+- `document`: a document at a time, begun by the token that begins documents in training. Windows of
+  seq_len score consecutive tokens; a first window has only the document before it, a later one the
+  token before its first, and the last reaches back so that it is full: the rolling evaluation of
+  lm-eval's `bits_per_byte`. For reported numbers.
+- `strided`: the same with windows `stride` apart, each scoring what the one before did not: more
+  context a token, seq_len/stride times the work. With stride = seq_len it is `document`.
+- `packed`: the rows of the token stream as in training, documents behind one another; one forward
+  token a scored token. For curves during training.
+
+Modes give different numbers: the result says its mode, and no table should mix them.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from moe_parity.data.order import key, permute
+from moe_parity.data.token_store import Documents, Split
+from moe_parity.errors import UserError
+
+MODES = ("document", "strided", "packed")
+# (inputs int32 [B, S], targets int32 [B, S], mask bool [B, S]) -> nats [B, S]; one shape throughout
+# lets a jitted model compile once. What it returns where the mask is false is ignored.
+Score = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+_NO_DOCUMENT = -1
+
+
+def evaluate(
+  score: Score,
+  split: Split,
+  *,
+  mode: str = "document",
+  seq_len: int,
+  batch_sequences: int,
+  stride: int = 0,
+  max_tokens: int = 0,
+  seed: int = 0,
+  progress: Callable[[int, int], None] | None = None,
+) -> dict:
+  """Scores held-out text.
+
+  Args:
+    mode: 'document', 'strided' or 'packed'.
+    seq_len: targets in a window, the context the model was trained with.
+    batch_sequences: rows in a call of `score`; the last call is filled up with masked rows.
+    stride: tokens between windows of mode 'strided'.
+    max_tokens: text tokens to score, 0 for all. Modes by document take whole documents, each domain
+      up to its share of the split and at least one; 'packed' takes whole windows.
+    seed: which documents or windows make up `max_tokens`; the same for arms that are compared.
+    progress: called with (rows done, rows in all).
+  Returns:
+    {"mode", "seq_len", "stride", "bpc", "bpb", "cross_entropy" (nats a token), "nats",
+    "num_tokens", "num_bytes", "num_chars", "num_documents", "by_domain", "macro_bpc", "macro_bpb"
+    (means over domains), "documents" (one entry each), "split_documents", "sampled" (whether
+    documents or windows were left out)}.
+  Raises:
+    UserError: an impossible combination of arguments, or nats that are not finite.
+  """
+  _check(mode, seq_len, batch_sequences, stride, max_tokens)
+  documents = split.documents
+  if mode == "packed":
+    windows = _some_windows(split.num_windows(seq_len), seq_len, max_tokens, seed)
+    rows, num_rows = _packed_rows(split, windows, seq_len), len(windows)
+    complete = len(windows) == split.num_windows(seq_len)
+  else:
+    step = stride if mode == "strided" else seq_len
+    chosen = choose_documents(documents, max_tokens, seed)
+    lengths = documents.num_text_tokens[chosen]
+    num_rows = sum(num_spans(int(n), seq_len, step) for n in lengths)
+    rows = _document_rows(split, chosen, seq_len, step)
+    complete = len(chosen) == len(documents)
+  if num_rows == 0:
+    raise UserError(
+      f"the {split.name} split has no row of seq_len={seq_len} to score; use mode=document"
+    )
+  nats, counted = _accumulate(
+    score, rows, num_rows, split, (batch_sequences, seq_len), mode == "packed", progress
+  )
+  result = summarize(documents, nats, *counted)
+  stated = {"mode": mode, "seq_len": seq_len, "stride": stride if mode == "strided" else 0}
+  return stated | result | {"split_documents": len(documents), "sampled": not complete}
+
+
+def spans(num_targets: int, seq_len: int, stride: int) -> Iterator[tuple[int, int, int]]:
+  """(first, end, scored from) of the windows over one document; scored parts tile it exactly."""
+  end = min(seq_len, num_targets)
+  if end:
+    yield 0, end, 0
+  while end < num_targets:
+    new = min(end + stride, num_targets)
+    yield new - seq_len, new, end
+    end = new
+
+
+def num_spans(num_targets: int, seq_len: int, stride: int) -> int:
+  """How many windows `spans` gives."""
+  if num_targets == 0:
+    return 0
+  return 1 + max(0, math.ceil((num_targets - seq_len) / stride))
+
+
+def choose_documents(documents: Documents, max_tokens: int, seed: int) -> np.ndarray:
+  """Rows of the documents to score, in stream order: every domain up to its share of max_tokens.
+
+  Documents are drawn in a seeded order; one that would pass the domain's share is left out. A
+  domain none of whose documents fits gives its shortest.
+  """
+  lengths = documents.num_text_tokens
+  if max_tokens == 0 or lengths.sum() <= max_tokens:
+    return np.arange(len(documents))
+  chosen: list[int] = []
+  for domain in np.unique(documents.domain):
+    members = np.flatnonzero(documents.domain == domain)
+    left = max_tokens * lengths[members].sum() / lengths.sum()
+    drawn = members[permute(np.arange(members.size), members.size, key(seed, int(domain)))]
+    taken = []
+    for row in drawn:
+      if lengths[row] <= left:
+        taken.append(int(row))
+        left -= lengths[row]
+    chosen += taken or [int(members[np.argmin(lengths[members])])]
+  return np.array(sorted(chosen), np.int64)
+
+
+def summarize(
+  documents: Documents,
+  nats: np.ndarray,
+  num_tokens: np.ndarray,
+  num_bytes: np.ndarray,
+  num_chars: np.ndarray,
+) -> dict:
+  """Totals, domains and documents from what was scored of each document (arrays [documents])."""
+  scored = np.flatnonzero(num_tokens)
+
+  def totals(rows: np.ndarray) -> dict:
+    sums = {
+      "nats": float(nats[rows].sum()),
+      "num_tokens": int(num_tokens[rows].sum()),
+      "num_bytes": int(num_bytes[rows].sum()),
+      "num_chars": int(num_chars[rows].sum()),
+      "num_documents": len(rows),
+    }
+    bits = sums["nats"] / math.log(2)
+    return {"bpc": bits / sums["num_chars"], "bpb": bits / sums["num_bytes"]} | sums
+
+  total = totals(scored)
+  by_domain = {
+    documents.domains[domain]: totals(scored[documents.domain[scored] == domain])
+    for domain in np.unique(documents.domain[scored])
+  }
+  return {
+    **total,
+    "cross_entropy": total["nats"] / total["num_tokens"],
+    "by_domain": by_domain,
+    "macro_bpc": sum(d["bpc"] for d in by_domain.values()) / len(by_domain),
+    "macro_bpb": sum(d["bpb"] for d in by_domain.values()) / len(by_domain),
+    "documents": [
+      {
+        "domain": documents.domains[documents.domain[row]],
+        "source": documents.sources[documents.source[row]],
+        "nats": float(nats[row]),
+        "num_tokens": int(num_tokens[row]),
+        "num_bytes": int(num_bytes[row]),
+        "num_chars": int(num_chars[row]),
+      }
+      for row in scored
+    ],
+  }
+
+
+# A row to score: its inputs, its targets, and the document each target belongs to (_NO_DOCUMENT
+# where it is not scored). Shorter than seq_len where a document is.
+_Row = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _document_rows(split: Split, chosen: np.ndarray, seq_len: int, stride: int) -> Iterator[_Row]:
+  for index in chosen:
+    text = split.document(int(index)).astype(np.int32)
+    line = np.concatenate([np.array([split.tokenizer.bos_id], np.int32), text])
+    for first, end, scored in spans(text.size, seq_len, stride):
+      owner = np.full(end - first, index, np.int64)
+      owner[: scored - first] = _NO_DOCUMENT
+      yield line[first:end], line[first + 1 : end + 1], owner
+
+
+def _packed_rows(split: Split, windows: np.ndarray, seq_len: int) -> Iterator[_Row]:
+  starts = split.document_starts
+  separators = (split.tokenizer.bos_id, split.tokenizer.eos_id)
+  for window in windows:
+    (row,) = split.rows(np.array([window]), seq_len)
+    places = np.arange(window * seq_len + 1, (window + 1) * seq_len + 1)
+    owner = np.searchsorted(starts, places, side="right") - 1
+    owner[np.isin(row[1:], separators)] = _NO_DOCUMENT
+    yield row[:-1], row[1:], owner
+
+
+def _some_windows(num_windows: int, seq_len: int, max_tokens: int, seed: int) -> np.ndarray:
+  wanted = math.ceil(max_tokens / seq_len) if max_tokens else num_windows
+  if wanted >= num_windows:
+    return np.arange(num_windows)
+  return np.sort(permute(np.arange(wanted), num_windows, key(seed)))
+
+
+def _accumulate(
+  score: Score,
+  rows: Iterator[_Row],
+  num_rows: int,
+  split: Split,
+  shape: tuple[int, int],
+  count_by_token: bool,
+  progress: Callable[[int, int], None] | None,
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """Nats and (tokens, bytes, characters) scored of each document of the split."""
+  documents, pad = split.documents, split.tokenizer.pad_id
+  size = len(documents)
+  nats, num_tokens = np.zeros(size, np.float64), np.zeros(size, np.int64)
+  num_bytes, num_chars = np.zeros(size, np.int64), np.zeros(size, np.int64)
+  if count_by_token:
+    token_bytes, token_chars = split.tokenizer.token_bytes, split.tokenizer.token_chars
+  for done in range(0, num_rows, shape[0]):
+    inputs, targets = np.full(shape, pad, np.int32), np.full(shape, pad, np.int32)
+    owner = np.full(shape, _NO_DOCUMENT, np.int64)
+    filled = min(shape[0], num_rows - done)
+    for place in range(filled):
+      given, wanted, owned = next(rows)
+      inputs[place, : given.size], targets[place, : given.size] = given, wanted
+      owner[place, : given.size] = owned
+    mask = owner != _NO_DOCUMENT
+    values = np.asarray(score(inputs, targets, mask), np.float64)
+    if values.shape != shape:
+      raise ValueError(f"score returned shape {values.shape}, not one value a target {shape}")
+    values, owners = values[mask], owner[mask]
+    if not np.isfinite(values).all():
+      row = int(owners[~np.isfinite(values)][0])
+      raise UserError(
+        f"document {row} ({documents.sources[documents.source[row]]}) has a loss that is not "
+        f"finite; the model diverged, or computes it in too narrow a type"
+      )
+    np.add.at(nats, owners, values)
+    np.add.at(num_tokens, owners, 1)
+    if count_by_token:
+      np.add.at(num_bytes, owners, token_bytes[targets[mask]])
+      np.add.at(num_chars, owners, token_chars[targets[mask]])
+    if progress:
+      progress(done + filled, num_rows)
+  if not count_by_token:
+    seen = num_tokens > 0
+    assert np.array_equal(num_tokens[seen], documents.num_text_tokens[seen])
+    num_bytes[seen], num_chars[seen] = documents.num_bytes[seen], documents.num_chars[seen]
+  return nats, (num_tokens, num_bytes, num_chars)
+
+
+def _check(mode: str, seq_len: int, batch_sequences: int, stride: int, max_tokens: int) -> None:
+  if mode not in MODES:
+    raise UserError(f"evaluation mode {mode!r} is not one of {', '.join(MODES)}")
+  if mode == "strided" and not 1 <= stride <= seq_len:
+    raise UserError(f"stride={stride} must lie in 1..{seq_len} (seq_len) for mode=strided")
+  if mode != "strided" and stride:
+    raise UserError(f"stride={stride} is for mode=strided, the mode is {mode}; use stride=0")
+  if min(seq_len, batch_sequences) < 1 or max_tokens < 0:
+    raise UserError(
+      f"seq_len={seq_len}, batch_sequences={batch_sequences} must be positive and "
+      f"max_tokens={max_tokens} must not be negative"
+    )

@@ -1,0 +1,31 @@
+"""Small token stores for tests of data and evaluation."""
+
+import json
+import random
+
+from moe_parity.data.prepare import prepare
+
+LETTERS = "abcdefgh \n.éß日本\U0001f600"
+
+
+def write_jsonl(path, records):
+  path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+  return str(path)
+
+
+def records(count, seed=0, longest=120, domains=("prose", "code", "math")):
+  """Random texts over one-, two-, three- and four-byte characters, all different."""
+  rng = random.Random(seed)
+  return [
+    {
+      "text": f"{seed}.{i} " + "".join(rng.choices(LETTERS, k=rng.randint(1, longest))),
+      "domain": domains[i % len(domains)],
+      "source": f"work-{i}",
+    }
+    for i in range(count)
+  ]
+
+
+def small_store(folder, count=60, held_out="hash:0.2", seed=0, **kwargs):
+  source = write_jsonl(folder / "corpus.jsonl", records(count, seed))
+  return prepare(source, store=str(folder / "store"), held_out=held_out, **kwargs)

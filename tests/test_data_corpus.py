@@ -1,0 +1,129 @@
+import gzip
+import json
+import lzma
+
+import pytest
+from small_store import write_jsonl
+
+from moe_parity.data import corpus, readers
+from moe_parity.data.corpus import Source
+from moe_parity.data.readers import BadRecords
+from moe_parity.errors import UserError
+
+ONE = {"text": "plain text", "domain": "prose", "source": "a"}
+
+
+def read(path, limit=0, **fields):
+  bad = BadRecords(limit)
+  return list(corpus.documents(Source(str(path), **fields), bad)), bad
+
+
+def test_the_builtin_corpus_holds_what_its_notice_says():
+  train, validation = list(corpus.builtin("train")), list(corpus.builtin("validation"))
+  assert (len(train), len(validation)) == (626, 54)
+  assert sum(len(d.text.encode()) for d in train) == 12_519_582
+  assert sum(len(d.text.encode()) for d in validation) == 1_128_018
+  assert {d.domain for d in validation} == {"novels", "bible", "lexicon", "math"}
+  assert not {d.source for d in train} & {d.source for d in validation}
+
+
+def test_a_builtin_corpus_that_was_changed_is_refused(tmp_path, monkeypatch):
+  name = "classics.val.jsonl.xz"
+  (tmp_path / name).write_bytes(lzma.compress(json.dumps(ONE).encode()))
+  monkeypatch.setattr(corpus, "_FOLDER", tmp_path)
+  with pytest.raises(UserError, match="sha256"):
+    list(corpus.builtin("validation"))
+
+
+@pytest.mark.parametrize("suffix, compress", [("", bytes), (".gz", gzip.compress),
+                                              (".xz", lzma.compress)])  # fmt: skip
+def test_jsonl_gives_the_same_documents_plain_and_compressed(tmp_path, suffix, compress):
+  texts = ["first\nsecond", "\u2028 日本 \U0001f600", '{"not": "parsed"}']
+  lines = "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts)
+  path = tmp_path / f"name.jsonl{suffix}"
+  path.write_bytes(compress(lines.encode()))
+  found, _ = read(path)
+  assert [d.text for d in found] == texts
+  assert {(d.domain, d.source) for d in found} == {("name", "name")}
+
+
+def test_a_folder_is_read_in_sorted_order_and_text_keeps_its_bytes(tmp_path):
+  (tmp_path / "b.txt").write_bytes(b"zwei\r\n\ttab\r")
+  (tmp_path / "a").mkdir()
+  (tmp_path / "a" / "x.py").write_text("print()\n")
+  (tmp_path / ".hidden").write_text("no")
+  write_jsonl(tmp_path / "c.jsonl", [ONE])
+  found, _ = read(tmp_path, domain="mine")
+  assert [d.text for d in found] == ["print()\n", "zwei\r\n\ttab\r", "plain text"]
+  assert [d.domain for d in found] == ["mine", "mine", "prose"]
+
+
+def test_fields_can_be_named(tmp_path):
+  path = write_jsonl(tmp_path / "x.jsonl", [{"content": "t", "lang": "de", "id": 7}])
+  found, _ = read(path, text_key="content", domain_key="lang", source_key="id")
+  assert (found[0].text, found[0].domain, found[0].source) == ("t", "de", "7")
+
+
+BROKEN = [
+  (b'{"text": "a"', "not a JSON record"),
+  (b"", "the line is empty"),
+  (b'{"text": ""}', "the text is empty"),
+  (b'{"text": " \\n"}', "the text is empty"),
+  (b'{"body": "a"}', "'text' is missing"),
+  (b'{"text": 3}', "is a int"),
+  (b'["text"]', "got list"),
+  (b'{"text": "\xff"}', "not UTF-8"),
+  (b'{"text": "\\ud800"}', "lone surrogate at character 0"),
+]
+
+
+@pytest.mark.parametrize("line, words", BROKEN)
+def test_a_broken_record_is_named_by_file_and_number(tmp_path, line, words):
+  path = tmp_path / "x.jsonl"
+  path.write_bytes(json.dumps(ONE).encode() + b"\n" + line + b"\n")
+  with pytest.raises(UserError, match=rf"x\.jsonl, record 2: .*{words}"):
+    read(path)
+
+
+def test_broken_records_within_the_limit_are_skipped_and_counted(tmp_path):
+  path = tmp_path / "x.jsonl"
+  lines = [line for line, _ in BROKEN]
+  path.write_bytes(b"\n".join([*lines, json.dumps(ONE).encode()]) + b"\n")
+  found, bad = read(path, limit=len(lines))
+  assert len(found) == 1 and bad.count == len(lines)
+  with pytest.raises(UserError, match=f"allowed: {len(lines) - 1}"):
+    read(path, limit=len(lines) - 1)
+
+
+@pytest.mark.parametrize("suffix, compress", [(".gz", gzip.compress), (".xz", lzma.compress)])
+def test_a_truncated_archive_is_reported_where_it_breaks_off(tmp_path, suffix, compress):
+  lines = "".join(json.dumps({"text": f"{i * 7919 % 10007} {i}"}) + "\n" for i in range(5000))
+  data = compress(lines.encode())
+  path = tmp_path / f"x.jsonl{suffix}"
+  path.write_bytes(data[: len(data) // 2])
+  with pytest.raises(UserError, match="record [1-9][0-9]+: the archive is damaged or cut off"):
+    read(path)
+  found, bad = read(path, limit=1)
+  assert 0 < len(found) < 5000 and bad.count == 1
+
+
+def test_a_text_file_that_is_not_utf8_is_refused(tmp_path):
+  (tmp_path / "x.txt").write_bytes(b"abc\xe9def")
+  with pytest.raises(UserError, match="not UTF-8 at byte 3"):
+    read(tmp_path / "x.txt")
+
+
+def test_an_empty_corpus_is_refused(tmp_path):
+  (tmp_path / "x.jsonl").write_bytes(b"")
+  with pytest.raises(UserError, match="holds no document"):
+    read(tmp_path / "x.jsonl")
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(UserError, match="without files"):
+    read(tmp_path / "empty")
+  with pytest.raises(UserError, match="does not exist"):
+    read(tmp_path / "missing.jsonl")
+
+
+def test_a_missing_package_is_named():
+  with pytest.raises(UserError, match="pip install made-up-package"):
+    readers.optional("made_up_module", "made-up-package", "reading made-up files")

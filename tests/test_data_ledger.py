@@ -1,0 +1,100 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_store import small_store
+
+from moe_parity.data.ledger import Ledger, merge, order_digest
+from moe_parity.data.loader import Loader
+from moe_parity.errors import UserError
+
+S = 24
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+  return small_store(tmp_path_factory.mktemp("ledger")).train
+
+
+def consume(loader, steps, ledger=None):
+  ledger = ledger or Ledger.for_loader(loader)
+  for batch in itertools.islice(iter(loader), steps):
+    ledger.update(batch["window"])
+  return ledger
+
+
+def test_counts_are_what_was_handed_out(train):
+  loader = Loader(train, 6, S, num_unique_tokens=20 * S, seed=5, prefetch=0)
+  seen = np.concatenate([b["window"] for b in itertools.islice(iter(loader), 11)]).tolist()
+  summary = consume(loader, 11).summary()
+  assert summary["num_tokens"] == 66 * S
+  assert summary["num_unique_tokens"] == len(set(seen)) * S == 20 * S
+  assert (summary["min_epochs"], summary["max_epochs"], summary["epochs"]) == (3, 4, 3.3)
+  assert summary["sha256"] == train.fingerprint
+
+
+@given(
+  windows=st.lists(st.integers(0, 30), min_size=1, max_size=40),
+  cuts=st.lists(st.integers(0, 40), max_size=5),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_ledger_does_not_depend_on_batch_size(windows, cuts):
+  whole, pieces = Ledger(31, S), Ledger(31, S)
+  whole.update(np.array(windows))
+  edges = [0, *sorted(min(c, len(windows)) for c in cuts), len(windows)]
+  for a, b in itertools.pairwise(edges):
+    pieces.update(np.array(windows[a:b], np.int64))
+  assert pieces.summary() == whole.summary()
+  assert pieces.counts.tolist() == np.bincount(windows, minlength=31).tolist()
+
+
+@given(windows=st.lists(st.integers(0, 9), min_size=2, max_size=12), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_another_order_has_another_digest(windows, data):
+  other = data.draw(st.permutations(windows))
+  same = order_digest(np.array(windows)) == order_digest(np.array(other))
+  assert same == (windows == other)
+
+
+@pytest.mark.parametrize("hosts", [2, 3])
+def test_ledgers_of_all_hosts_merge_to_that_of_one(train, hosts):
+  one = consume(Loader(train, 6, S, seed=1), 9)
+  parts = [
+    consume(Loader(train, 6, S, seed=1, host_index=h, num_hosts=hosts), 9) for h in range(hosts)
+  ]
+  assert merge(parts[::-1]).summary() == one.summary()
+  assert merge(parts).counts.tolist() == one.counts.tolist()
+
+
+def test_a_ledger_goes_through_a_file_and_continues(train, tmp_path):
+  whole = consume(Loader(train, 4, S, seed=7), 12)
+  consume(Loader(train, 4, S, seed=7), 5).save(tmp_path / "ledger.npz")
+  loaded = Ledger.load(tmp_path / "ledger.npz")
+  assert loaded.row == 20
+  resumed = consume(Loader(train, 4, S, seed=7, start_row=loaded.row), 7, loaded)
+  assert resumed.summary() == whole.summary()
+
+
+def test_a_ledger_goes_through_checkpoint_arrays(train):
+  saved = consume(Loader(train, 4, S, seed=7), 5)
+  fresh = Ledger.for_loader(Loader(train, 4, S, seed=7))
+  fresh.restore({name: np.array(value) for name, value in saved.state().items()})
+  assert fresh.summary() == saved.summary()
+
+
+def test_ledgers_that_do_not_belong_together_are_refused(train, tmp_path):
+  part = consume(Loader(train, 6, S, host_index=0, num_hosts=2), 3)
+  late = consume(Loader(train, 6, S, host_index=1, num_hosts=2), 4)
+  with pytest.raises(UserError, match="of hosts \\[0\\] given, 2 hosts"):
+    merge([part])
+  with pytest.raises(UserError, match="rows 18 and 24"):
+    merge([part, late])
+  with pytest.raises(UserError, match="covers 3 windows"):
+    part.restore(Ledger(3, S).state())
+  (tmp_path / "ledger.npz").write_bytes(b"PK\x03\x04 not a ledger")
+  with pytest.raises(UserError, match="not a readable ledger"):
+    Ledger.load(tmp_path / "ledger.npz")
+  with pytest.raises(UserError, match="does not exist"):
+    Ledger.load(tmp_path / "missing.npz")

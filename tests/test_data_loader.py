@@ -1,0 +1,121 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_store import small_store
+
+from moe_parity.data.loader import BudgetOverrun, Loader, prefetch
+from moe_parity.errors import UserError
+
+S = 24
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+  return small_store(tmp_path_factory.mktemp("loader")).train
+
+
+def take(loader, count):
+  return list(itertools.islice(iter(loader), count))
+
+
+def test_a_batch_is_rows_of_the_stream_shifted_by_one(train):
+  for batch in take(Loader(train, 6, S, seed=3), 5):
+    assert batch["inputs"].dtype == batch["targets"].dtype == batch["window"].dtype == np.int32
+    for row, window in enumerate(batch["window"]):
+      start = int(window) * S
+      assert batch["inputs"][row].tolist() == train.tokens[start : start + S].tolist()
+      assert batch["targets"][row].tolist() == train.tokens[start + 1 : start + S + 1].tolist()
+
+
+@given(
+  hosts=st.sampled_from([1, 2, 3, 4]),
+  restart=st.integers(0, 9),
+  hosts_after=st.sampled_from([1, 2, 6]),
+  unique=st.integers(1, 40),
+  seed=st.integers(0, 2**32),
+)
+@settings(max_examples=25, deadline=None)
+def test_hosts_and_restarts_leave_the_global_order_alone(
+  train, hosts, restart, hosts_after, unique, seed
+):
+  batch, steps = 12, 10
+  arguments = dict(num_unique_tokens=unique * S, seed=seed, prefetch=0)
+  one = [b["window"] for b in take(Loader(train, batch, S, **arguments), steps)]
+  found = []
+  for first, last, count in ((0, restart, hosts), (restart, steps, hosts_after)):
+    parts = [
+      take(
+        Loader(
+          train, batch, S, start_row=first * batch, host_index=h, num_hosts=count, **arguments
+        ),
+        last - first,
+      )
+      for h in range(count)
+    ]
+    for step in range(last - first):
+      found.append(np.concatenate([part[step]["window"] for part in parts]))
+  assert np.array_equal(np.stack(found), np.stack(one))
+  seen = np.concatenate(one)
+  assert len(set(seen.tolist())) <= unique
+  counts = np.bincount(seen)
+  assert counts.max() - counts[counts > 0].min() <= 1
+
+
+def test_reading_ahead_changes_nothing(train):
+  plain = take(Loader(train, 4, S, seed=1, prefetch=0), 30)
+  ahead = take(Loader(train, 4, S, seed=1, prefetch=3), 30)
+  for a, b in zip(plain, ahead, strict=True):
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_the_position_is_one_integer_that_resumes_exactly(train):
+  batches = iter(Loader(train, 5, S, seed=2))
+  for _ in range(7):
+    next(batches)
+  resumed = iter(Loader(train, 5, S, seed=2, start_row=batches.row))
+  assert batches.row == 35
+  for _ in range(4):
+    assert np.array_equal(next(batches)["window"], next(resumed)["window"])
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_batch_over_the_planned_tokens_is_not_handed_out(train, ahead):
+  batches = iter(Loader(train, 4, S, num_unique_tokens=8 * S, num_tokens=10 * S, prefetch=ahead))
+  next(batches), next(batches)
+  with pytest.raises(BudgetOverrun, match=f"make {12 * S} tokens seen, the plan allows {10 * S}"):
+    next(batches)
+  assert batches.row == 8
+
+
+def test_a_resumed_run_cannot_pass_the_plan_either(train):
+  batches = iter(Loader(train, 4, S, num_tokens=10 * S, start_row=8))
+  with pytest.raises(BudgetOverrun):
+    next(batches)
+
+
+def test_more_unique_tokens_than_the_corpus_has_are_refused(train):
+  windows = train.num_windows(S)
+  Loader(train, 4, S, num_unique_tokens=windows * S)
+  with pytest.raises(UserError, match=f"the corpus has {windows}"):
+    Loader(train, 4, S, num_unique_tokens=(windows + 1) * S)
+
+
+def test_sizes_that_do_not_fit_are_refused(train):
+  with pytest.raises(UserError, match="multiple of 3"):
+    Loader(train, 4, S, num_hosts=3)
+  with pytest.raises(UserError, match="host 2 of 2"):
+    Loader(train, 4, S, host_index=2, num_hosts=2)
+  with pytest.raises(UserError, match="batch_sequences=0"):
+    Loader(train, 0, S)
+  with pytest.raises(UserError, match="start_row=-1"):
+    Loader(train, 4, S, start_row=-1)
+
+
+def test_prefetch_puts_ahead_and_loses_nothing():
+  started = []
+  moved = prefetch(range(7), lambda x: (started.append(x), x * 10)[1], depth=2)
+  assert next(moved) == 0 and started == [0, 1, 2]
+  assert list(moved) == [10, 20, 30, 40, 50, 60]

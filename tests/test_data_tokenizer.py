@@ -1,0 +1,142 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_store import records
+
+from moe_parity.data import tokenizer as tokenizers
+from moe_parity.errors import UserError
+
+BYTES = tokenizers.byte_tokenizer()
+any_text = st.text(st.characters(codec="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def bpe():
+  texts = [r["text"] for r in records(300, longest=200)] + ["the cat sat on the mat. "] * 50
+  return tokenizers.train_bpe(texts, 400)
+
+
+def test_bytes_are_ids_16_to_271():
+  (ids,) = BYTES.encode_batch(["aé\x00"])
+  assert ids.tolist() == [16 + 97, 16 + 0xC3, 16 + 0xA9, 16]
+  assert ids.dtype == np.uint16
+  assert (BYTES.vocab_size, BYTES.bos_id, BYTES.eos_id, BYTES.pad_id) == (272, 0, 1, 2)
+
+
+@given(text=any_text)
+@settings(max_examples=200, deadline=None)
+def test_bytes_give_back_any_text(text):
+  (ids,) = BYTES.encode_batch([text])
+  assert BYTES.decode(ids) == text
+  assert BYTES.token_bytes[ids].sum() == len(text.encode())
+  assert BYTES.token_chars[ids].sum() == len(text)
+
+
+@given(text=any_text)
+@settings(max_examples=200, deadline=None)
+def test_bpe_gives_back_any_text_and_counts_it(bpe, text):
+  (ids,) = bpe.encode_batch([text])
+  assert bpe.decode(ids) == text
+  assert bpe.token_bytes[ids].sum() == len(text.encode())
+  assert bpe.token_chars[ids].sum() == len(text)
+
+
+def test_the_library_reads_our_byte_description_as_we_do():
+  from tokenizers import Tokenizer as Backend
+
+  text = "naïve \t\r\n \U0001f600 <|eos|> 1234567"
+  backend = Backend.from_str(json.dumps(BYTES.description))
+  backend.encode_special_tokens = True
+  assert backend.encode(text).ids == BYTES.encode_batch([text])[0].tolist()
+
+
+def test_bpe_has_our_layout_and_merges_words(bpe):
+  assert bpe.vocab_size == 400 and bpe.dtype == np.uint16
+  assert bpe.encode_batch(["\x00"])[0].tolist() == [16]
+  (ids,) = bpe.encode_batch([" the"])
+  assert len(ids) == 1 and ids[0] >= 272
+
+
+@pytest.mark.parametrize("text", ["<|bos|>", "<|eos|> a <|pad|>", "<|reserved_3|>"])
+def test_text_that_spells_a_special_token_stays_text(bpe, text):
+  for tokenizer in (BYTES, bpe):
+    (ids,) = tokenizer.encode_batch([text])
+    assert (ids >= 16).all()
+    assert tokenizer.decode(ids) == text
+
+
+def test_training_again_gives_the_same_tokenizer():
+  texts = [r["text"] for r in records(200, longest=200)]
+  first, second = tokenizers.train_bpe(texts, 350), tokenizers.train_bpe(texts, 350)
+  assert first.fingerprint == second.fingerprint
+  assert first.fingerprint != tokenizers.train_bpe(texts, 351).fingerprint
+
+
+def test_a_saved_tokenizer_is_the_same_tokenizer(bpe, tmp_path):
+  for tokenizer in (BYTES, bpe):
+    tokenizer.save(tmp_path / "tokenizer.json")
+    loaded = tokenizers.load(tmp_path / "tokenizer.json")
+    assert loaded.fingerprint == tokenizer.fingerprint
+    text = "the cat, été\n\n  x"
+    assert loaded.encode_batch([text])[0].tolist() == tokenizer.encode_batch([text])[0].tolist()
+
+
+def test_a_foreign_vocabulary_with_one_separator_uses_it_for_both_ends(tmp_path):
+  from tokenizers import Tokenizer as Backend
+  from tokenizers import models, pre_tokenizers, trainers
+
+  backend = Backend(models.BPE())
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  trainer = trainers.BpeTrainer(
+    vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False,
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+  )  # fmt: skip
+  backend.train_from_iterator(["one two three two one two"] * 40, trainer)
+  backend.save(str(tmp_path / "tokenizer.json"))
+  loaded = tokenizers.load(tmp_path / "tokenizer.json")
+  assert loaded.bos_id == loaded.eos_id == loaded.pad_id == 0
+  (ids,) = loaded.encode_batch(["two é"])
+  assert loaded.decode(ids) == "two é"
+  assert loaded.token_bytes[ids].sum() == 6
+
+
+def test_a_vocabulary_that_is_not_byte_level_refuses_to_count_bytes_a_token(tmp_path):
+  from tokenizers import Tokenizer as Backend
+  from tokenizers import models, pre_tokenizers
+
+  backend = Backend(models.WordLevel({"</s>": 0, "a": 1, "?": 2}, unk_token="?"))
+  backend.pre_tokenizer = pre_tokenizers.Whitespace()
+  backend.save(str(tmp_path / "tokenizer.json"))
+  loaded = tokenizers.load(tmp_path / "tokenizer.json")
+  assert not loaded.is_byte_level
+  with pytest.raises(UserError, match="not byte-level"):
+    _ = loaded.token_bytes
+
+
+def test_a_vocabulary_over_65536_is_kept_in_int32():
+  description = json.loads(json.dumps(BYTES.description))
+  description["model"]["vocab"] |= {"a" * i: 272 + i for i in range(2, 300)}
+  description["model"]["vocab"]["b" * 9] = 70_000
+  assert tokenizers.Tokenizer(description).dtype == np.int32
+
+
+@pytest.mark.parametrize("size", [0, 272, 65_537])
+def test_a_vocabulary_out_of_range_is_refused(size):
+  with pytest.raises(UserError, match="must lie in 273..65536"):
+    tokenizers.train_bpe(["abc"], size)
+
+
+def test_too_little_text_for_the_vocabulary_is_refused():
+  with pytest.raises(UserError, match="give only 27[0-9] of vocab_size=5000"):
+    tokenizers.train_bpe(["abc abc"], 5000)
+
+
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
+  (tmp_path / "tokenizer.json").write_text("{}")
+  with pytest.raises(UserError, match="not a tokenizer.json"):
+    tokenizers.load(tmp_path / "tokenizer.json")
+  with pytest.raises(UserError, match="does not exist"):
+    tokenizers.load(tmp_path / "missing.json")
