@@ -17,7 +17,7 @@ def expert_ffn(x, expert, gate, w_in, w_down):
   for t, chosen in enumerate(np.asarray(expert)):
     for k, e in enumerate(chosen):
       if e < w_in.shape[0]:
-        hidden = silu(x[t] @ w_in[e, :, 0]) * (x[t] @ w_in[e, :, 1])
+        hidden = silu(x[t] @ w_in[e, 0].T) * (x[t] @ w_in[e, 1].T)
         y[t] += gate[t, k] * (hidden @ w_down[e])
   return y
 
@@ -31,7 +31,7 @@ def expert_ffn_gradients(x, expert, gate, w_in, w_down, dy):
     for k, e in enumerate(chosen):
       if e == w_in.shape[0]:
         continue
-      g, u = x[t] @ w_in[e, :, 0], x[t] @ w_in[e, :, 1]
+      g, u = w_in[e, 0] @ x[t], w_in[e, 1] @ x[t]
       sigmoid = 1 / (1 + np.exp(-g))
       hidden = g * sigmoid * u
       dgate[t, k] = dy[t] @ (hidden @ w_down[e])
@@ -39,7 +39,7 @@ def expert_ffn_gradients(x, expert, gate, w_in, w_down, dy):
       dg = dhidden * u * sigmoid * (1 + g * (1 - sigmoid))
       du = dhidden * g * sigmoid
       dw_down[e] += gate[t, k] * np.outer(hidden, dy[t])
-      dw_in[e, :, 0] += np.outer(x[t], dg)
-      dw_in[e, :, 1] += np.outer(x[t], du)
-      dx[t] += w_in[e, :, 0] @ dg + w_in[e, :, 1] @ du
+      dw_in[e, 0] += np.outer(dg, x[t])
+      dw_in[e, 1] += np.outer(du, x[t])
+      dx[t] += dg @ w_in[e, 0] + du @ w_in[e, 1]
   return dx, dgate, dw_in, dw_down

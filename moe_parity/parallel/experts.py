@@ -1,5 +1,7 @@
 """Routed experts on one device: one function, whatever the platform computes it with."""
 
+import math
+
 import jax
 from jaxtyping import Array, Float, Int
 
@@ -11,7 +13,6 @@ from moe_parity.parallel.slotted_ffn import slotted_ffn
 __all__ = ["expert_ffn", "expert_loads", "implementation_for"]
 
 IMPLEMENTATIONS = ("slotted", "ragged")
-SLOT_FACTOR = 1.25
 
 
 def implementation_for(platform: str) -> str:
@@ -27,7 +28,7 @@ def expert_ffn(
   x_TD: Float[Array, "T D"],
   expert_TK: Int[Array, "T K"],
   gate_TK: Float[Array, "T K"],
-  w_in_ED2I: Float[Array, "E D 2 I"],
+  w_in_E2ID: Float[Array, "E 2 I D"],
   w_down_EID: Float[Array, "E I D"],
   *,
   implementation: str | None = None,
@@ -41,7 +42,7 @@ def expert_ffn(
   Args:
     expert_TK: int32 in [0, E]; E itself means nobody and adds zero.
     gate_TK: float32 routing weights.
-    w_in_ED2I: the gate matrix at [:, :, 0], the up matrix at [:, :, 1]; dtype of x.
+    w_in_E2ID: each expert's gate matrix, then its up matrix, both by output; dtype of x.
     implementation: "slotted" or "ragged"; None takes `implementation_for(jax.default_backend())`,
       so a program compiled for a platform it does not run on has to name it.
     num_slots: slots per expert of the slotted formulation. Only speed depends on it.
@@ -50,22 +51,27 @@ def expert_ffn(
   Raises:
     UserError: an implementation that does not exist.
   """
-  num_experts, d_model, _, d_expert = w_in_ED2I.shape
-  w_in_EDH = w_in_ED2I.reshape(num_experts, d_model, 2 * d_expert)
   implementation = implementation or implementation_for(jax.default_backend())
   if implementation == "ragged":
-    return ragged_ffn(x_TD, expert_TK, gate_TK, w_in_EDH, w_down_EID)
+    return ragged_ffn(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID)
   if implementation == "slotted":
     if num_slots is None:
-      num_slots = slots_for(expert_TK.size, num_experts)
-    return slotted_ffn(x_TD, expert_TK, gate_TK, w_in_EDH, w_down_EID, num_slots)
+      num_slots = slots_for(*expert_TK.shape, w_in_E2ID.shape[0])
+    return slotted_ffn(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID, num_slots)
   raise UserError(
     f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}; leave it out"
     " for the platform's own"
   )
 
 
-def slots_for(num_assignments: int, num_experts: int) -> int:
-  """Slots per expert: a little over the mean load, in whole vectors of 16."""
-  mean = num_assignments / num_experts
-  return 16 * -(-int(SLOT_FACTOR * mean) // 16)
+def slots_for(num_tokens: int, experts_per_token: int, num_experts: int) -> int:
+  """Slots per expert: mean load and two standard deviations of a fair draw, in whole 16s.
+
+  Fewer would make the overflow loop work on well-balanced routing, more is padding for everyone;
+  skewed routing is cheaper in the loop than in slots (factors 1.1, 1.25, 1.5 and 2 of the mean
+  measured at MaxVio 0.5 to 1.6).
+  """
+  share = experts_per_token / num_experts
+  mean = num_tokens * share
+  slots = math.ceil(mean + 2 * math.sqrt(mean * (1 - min(share, 1))))
+  return min(16 * math.ceil(slots / 16), num_tokens * experts_per_token)

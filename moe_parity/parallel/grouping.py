@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 INT32_MAX = 2**31 - 1
+IN_BOUNDS = "promise_in_bounds"  # an index mode of jax: no clamp, no check
 
 
 class Groups(NamedTuple):

@@ -1,89 +1,113 @@
-"""Assignments beyond an expert's slots: a loop over tiles of one expert each, as long as needed.
+"""Assignments beyond an expert's slots: a loop over batches of tiles, as long as needed.
 
-`lax.fori_loop` with a trip count known only at run time has no reverse-mode derivative, so forward
-and backward are two functions that `slotted_ffn.py` calls from its own derivative rule. Both add to
-what the slots have given already; with no overflow they run zero iterations.
+A tile is up to B assignments of one expert; a step takes G tiles, whoever they belong to, so that
+its products are batched and occupy every core. The trip count is known only at run time and is zero
+when nothing overflows. Such a loop has no reverse-mode derivative, so forward and backward are two
+functions that `slotted_ffn.py` calls from its own derivative rule; both add to what the slots gave.
 """
 
-import jax
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Int
 
-from moe_parity.parallel.grouping import Groups
+from moe_parity.parallel import swiglu
+from moe_parity.parallel.grouping import IN_BOUNDS, Groups
 
-TILE = 64
-IN_BOUNDS = "promise_in_bounds"
-
-
-def hidden(h):
-  gate, up = jnp.split(h, 2, axis=-1)
-  return jax.nn.silu(gate) * up
+TILES_PER_STEP = 8
 
 
-def tiles_of(groups: Groups, num_slots: int):
-  """Tiles of each expert's overflow, and their running total: the trip count is its last entry."""
-  tiles_E = (jnp.maximum(groups.count_E - num_slots, 0) + TILE - 1) // TILE
-  return tiles_E, jnp.cumsum(tiles_E)
+class Tiles(NamedTuple):
+  """G tiles of B assignments. `real_GB` tells assignments from the padding of a last tile."""
+
+  expert_G: Int[Array, " G"]
+  assignment_GB: Int[Array, "G B"]
+  real_GB: Bool[Array, "G B"]
 
 
-def _tile(index, tiles_E, end_E, groups, num_slots):
-  """The expert of a tile, its assignments and which of them are real."""
-  expert = jnp.searchsorted(end_E, index, side="right").astype(jnp.int32)
-  first = (index - (end_E[expert] - tiles_E[expert])) * TILE + num_slots
-  rank = first + jnp.arange(TILE, dtype=jnp.int32)
-  place = jnp.minimum(groups.start_E[expert] + rank, groups.order_A.shape[0] - 1)
-  return expert, groups.order_A.at[place].get(mode=IN_BOUNDS), rank < groups.count_E[expert]
+class Schedule(NamedTuple):
+  """Tiles of each expert, where they end in the common numbering, and steps over all."""
+
+  tiles_E: Int[Array, " E"]
+  end_E: Int[Array, " E"]
+  num_steps: Int[Array, ""]
 
 
-def _dot(a, b, contract):
-  return lax.dot_general(a, b, ((contract[0], contract[1]), ((), ())),
-                         preferred_element_type=jnp.float32)  # fmt: skip
+def tile_size(num_slots: int) -> int:
+  """Assignments per tile: about a quarter of an expert's slots, in [16, 256].
+
+  Larger tiles carry more padding, smaller ones more copies of weights for the work they do.
+  """
+  return min(max(16 * (num_slots // 64), 16), 256)
 
 
-def forward(y_TD, x_TD, gate_TK, w_in_EDH, w_down_EID, groups, num_slots):
-  """y_TD (float32) plus the overflowed assignments' outputs."""
-  experts_per_token, dtype = gate_TK.shape[1], x_TD.dtype
-  tiles_E, end_E = tiles_of(groups, num_slots)
-  gate_A = gate_TK.reshape(-1)
-
-  def body(index, y_TD):
-    expert, assignment, real = _tile(index, tiles_E, end_E, groups, num_slots)
-    token = assignment // experts_per_token
-    x = x_TD.at[token].get(mode=IN_BOUNDS)
-    h = _dot(x, w_in_EDH[expert], ((1,), (0,)))
-    weight = jnp.where(real, gate_A.at[assignment].get(mode=IN_BOUNDS), 0)[:, None]
-    s = (hidden(h) * weight).astype(dtype)
-    return y_TD.at[token].add(_dot(s, w_down_EID[expert], ((1,), (0,))), mode=IN_BOUNDS)
-
-  return lax.fori_loop(0, end_E[-1], body, y_TD)
+def schedule(groups: Groups, num_slots: int) -> Schedule:
+  tiles_E = -(-jnp.maximum(groups.count_E - num_slots, 0) // tile_size(num_slots))
+  end_E = jnp.cumsum(tiles_E)
+  return Schedule(tiles_E, end_E, -(-end_E[-1] // TILES_PER_STEP))
 
 
-def backward(gradients, dy_TD, x_TD, gate_TK, w_in_EDH, w_down_EID, groups, num_slots):
+def _tiles(step, plan: Schedule, groups: Groups, num_slots: int) -> Tiles:
+  size, num_experts = tile_size(num_slots), plan.end_E.shape[0]
+  index_G = step * TILES_PER_STEP + jnp.arange(TILES_PER_STEP, dtype=jnp.int32)
+  expert_G = jnp.searchsorted(plan.end_E, index_G, side="right").astype(jnp.int32)
+  exists_G = expert_G < num_experts  # the last step may run past the last tile
+  expert_G = jnp.minimum(expert_G, num_experts - 1)
+  first_G = num_slots + (index_G - (plan.end_E - plan.tiles_E)[expert_G]) * size
+  rank_GB = first_G[:, None] + jnp.arange(size, dtype=jnp.int32)[None, :]
+  real_GB = exists_G[:, None] & (rank_GB < groups.count_E[expert_G][:, None])
+  place_GB = jnp.where(real_GB, groups.start_E[expert_G][:, None] + rank_GB, 0)
+  return Tiles(expert_G, groups.order_A.at[place_GB].get(mode=IN_BOUNDS), real_GB)
+
+
+def _weights(gate_A, tiles: Tiles):
+  """Routing weights of a batch of tiles, zero in the padding: padding then changes no sum."""
+  return jnp.where(tiles.real_GB, gate_A.at[tiles.assignment_GB].get(mode=IN_BOUNDS), 0)
+
+
+def forward(y_TD, x_TD, gate_TK, w_in_E2ID, w_down_EID, groups: Groups, num_slots: int):
+  """y_TD (float32) plus the outputs of the overflow."""
+  experts_per_token, gate_A = gate_TK.shape[1], gate_TK.reshape(-1)
+  plan = schedule(groups, num_slots)
+
+  def step(index, y_TD):
+    tiles = _tiles(index, plan, groups, num_slots)
+    token_GB = tiles.assignment_GB // experts_per_token
+    x_GBD = swiglu.barrier(x_TD.at[token_GB].get(mode=IN_BOUNDS))
+    w_in, w_down = w_in_E2ID[tiles.expert_G], w_down_EID[tiles.expert_G]
+    y_GBD, _ = swiglu.forward(x_GBD, _weights(gate_A, tiles), w_in, w_down)
+    return y_TD.at[token_GB].add(y_GBD.astype(jnp.float32), mode=IN_BOUNDS)
+
+  return lax.fori_loop(0, plan.num_steps, step, y_TD)
+
+
+def backward(gradients, dy_TD, x_TD, gate_TK, w_in_E2ID, w_down_EID, groups, num_slots):
   """The gradients (x, gate, w_in, w_down; all float32) plus those of the overflow."""
-  experts_per_token, dtype = gate_TK.shape[1], x_TD.dtype
-  tiles_E, end_E = tiles_of(groups, num_slots)
-  gate_A = gate_TK.reshape(-1)
+  experts_per_token, gate_A = gate_TK.shape[1], gate_TK.reshape(-1)
+  plan = schedule(groups, num_slots)
 
-  def body(index, carry):
-    dx_TD, dgate_A, dw_in_EDH, dw_down_EID = carry
-    expert, assignment, real = _tile(index, tiles_E, end_E, groups, num_slots)
-    token = assignment // experts_per_token
-    x, dy = (a.at[token].get(mode=IN_BOUNDS) for a in (x_TD, dy_TD))
-    weight = jnp.where(real, gate_A.at[assignment].get(mode=IN_BOUNDS), 0)[:, None]
-    w_in, w_down = w_in_EDH[expert], w_down_EID[expert]
-    a, hidden_vjp = jax.vjp(hidden, _dot(x, w_in, ((1,), (0,))))
-    ds = _dot(dy, w_down, ((1,), (1,)))
-    dweight = jnp.where(real, (ds * a).sum(-1), 0)
-    (dh,) = hidden_vjp(ds * weight)
-    dh, s = dh.astype(dtype), (a * weight).astype(dtype)
+  def step(index, carry):
+    dx_TD, dgate_A, dw_in_E2ID, dw_down_EID = carry
+    tiles = _tiles(index, plan, groups, num_slots)
+    token_GB = tiles.assignment_GB // experts_per_token
+    x_GBD, dy_GBD = swiglu.barrier(tuple(a.at[token_GB].get(mode=IN_BOUNDS) for a in (x_TD, dy_TD)))
+    weight_GB = _weights(gate_A, tiles)
+    w_in, w_down = swiglu.barrier((w_in_E2ID[tiles.expert_G], w_down_EID[tiles.expert_G]))
+    _, hidden = swiglu.forward(x_GBD, weight_GB, w_in, w_down)
+    dx_GBD, dweight_GB, dw_in, dw_down = swiglu.backward(
+      dy_GBD, x_GBD, weight_GB, w_in, w_down, hidden
+    )
     return (
-      dx_TD.at[token].add(_dot(dh, w_in, ((1,), (1,))), mode=IN_BOUNDS),
-      dgate_A.at[assignment].add(dweight, mode=IN_BOUNDS),
-      dw_in_EDH.at[expert].add(_dot(x, dh, ((0,), (0,)))),
-      dw_down_EID.at[expert].add(_dot(s, dy, ((0,), (0,)))),
+      dx_TD.at[token_GB].add(dx_GBD.astype(jnp.float32), mode=IN_BOUNDS),
+      dgate_A.at[tiles.assignment_GB].add(
+        jnp.where(tiles.real_GB, dweight_GB, 0), mode=IN_BOUNDS
+      ),
+      dw_in_E2ID.at[tiles.expert_G].add(dw_in, mode=IN_BOUNDS),
+      dw_down_EID.at[tiles.expert_G].add(dw_down, mode=IN_BOUNDS),
     )
 
-  dx_TD, dgate_TK, dw_in_EDH, dw_down_EID = gradients
-  carry = dx_TD, dgate_TK.reshape(-1), dw_in_EDH, dw_down_EID
-  dx_TD, dgate_A, dw_in_EDH, dw_down_EID = lax.fori_loop(0, end_E[-1], body, carry)
-  return dx_TD, dgate_A.reshape(gate_TK.shape), dw_in_EDH, dw_down_EID
+  dx_TD, dgate_TK, dw_in_E2ID, dw_down_EID = gradients
+  carry = dx_TD, dgate_TK.reshape(-1), dw_in_E2ID, dw_down_EID
+  dx_TD, dgate_A, dw_in_E2ID, dw_down_EID = lax.fori_loop(0, plan.num_steps, step, carry)
+  return dx_TD, dgate_A.reshape(gate_TK.shape), dw_in_E2ID, dw_down_EID
