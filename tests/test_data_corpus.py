@@ -3,12 +3,12 @@ import json
 import lzma
 
 import pytest
-from small_store import write_jsonl
 
 from moe_parity.data import corpus, readers
 from moe_parity.data.corpus import Source
 from moe_parity.data.readers import BadRecords
 from moe_parity.errors import UserError
+from tests.small_store import write_jsonl
 
 ONE = {"text": "plain text", "domain": "prose", "source": "a"}
 

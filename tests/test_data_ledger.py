@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_store import small_store
 
 from moe_parity.data.ledger import Ledger, merge, order_digest
 from moe_parity.data.loader import Loader
 from moe_parity.errors import UserError
+from tests.small_store import small_store
 
 S = 24
 

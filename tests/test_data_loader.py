@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_store import small_store
 
 from moe_parity.data.loader import BudgetOverrun, Loader, prefetch
 from moe_parity.errors import UserError
+from tests.small_store import small_store
 
 S = 24
 

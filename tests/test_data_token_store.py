@@ -3,12 +3,12 @@ import struct
 
 import numpy as np
 import pytest
-from small_store import records, small_store
 
 from moe_parity.data import token_store
 from moe_parity.data.token_store import open_store, read_index, write_index
 from moe_parity.data.tokenizer import byte_tokenizer, train_bpe
 from moe_parity.errors import UserError
+from tests.small_store import records, small_store
 
 
 @pytest.fixture(scope="module")

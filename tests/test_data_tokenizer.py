@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_store import records
 
 from moe_parity.data import tokenizer as tokenizers
 from moe_parity.errors import UserError
+from tests.small_store import records
 
 BYTES = tokenizers.byte_tokenizer()
 any_text = st.text(st.characters(codec="utf-8"))

@@ -1,0 +1,207 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_parity.data.tokenizer import train_bpe
+from moe_parity.errors import UserError
+from moe_parity.evaluation import bits
+from tests.small_store import records, small_store
+
+S, B = 20, 3
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+  return small_store(tmp_path_factory.mktemp("bits"), held_out="hash:0.4").validation
+
+
+@pytest.fixture(scope="module")
+def bpe_split(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("bits-bpe")
+  train_bpe([r["text"] for r in records(200, 9)], 380).save(folder / "tokenizer.json")
+  return small_store(
+    folder, held_out="hash:0.4", tokenizer=str(folder / "tokenizer.json")
+  ).validation
+
+
+def uniform(vocab_size):
+  return lambda inputs, targets, mask: np.full(inputs.shape, math.log(vocab_size), np.float32)
+
+
+def pair_nats(previous, target):
+  """A model that sees one token back: any function of the pair will do."""
+  return 0.1 + ((previous * 31 + target * 17) % 23) / 7
+
+
+def bigram(inputs, targets, mask):
+  return pair_nats(inputs.astype(np.int64), targets.astype(np.int64))
+
+
+def depth(inputs, targets, mask):
+  """Nats that are a token's place in its window: shows how much context each token was given."""
+  return np.broadcast_to(np.arange(inputs.shape[1], dtype=np.float64), inputs.shape)
+
+
+def texts_of(split):
+  return [split.tokenizer.decode(split.document(i)) for i in range(split.num_documents)]
+
+
+@pytest.mark.parametrize("mode, stride", [("document", 0), ("strided", 7), ("packed", 0)])
+def test_a_uniform_model_needs_log2_of_the_vocabulary_a_byte(split, mode, stride):
+  found = bits.evaluate(uniform(272), split, mode=mode, stride=stride, seq_len=S, batch_sequences=B)
+  assert found["bpb"] == pytest.approx(math.log2(272), rel=1e-7)  # nats come as float32
+  assert found["macro_bpb"] == pytest.approx(math.log2(272), rel=1e-7)
+  assert found["bpc"] == pytest.approx(found["bpb"] * found["num_bytes"] / found["num_chars"])
+
+
+@pytest.mark.parametrize("fixture", ["split", "bpe_split"])
+@pytest.mark.parametrize("mode, stride", [("document", 0), ("strided", 7)])
+def test_bits_of_a_bigram_model_are_those_summed_by_hand(fixture, mode, stride, request):
+  split = request.getfixturevalue(fixture)
+  found = bits.evaluate(bigram, split, mode=mode, stride=stride, seq_len=S, batch_sequences=B)
+  nats = num_bytes = num_chars = num_tokens = 0
+  for text in texts_of(split):
+    ids = [int(i) for i in split.tokenizer.encode_batch([text])[0]]
+    previous = split.tokenizer.bos_id
+    for token in ids:
+      nats += pair_nats(previous, token)
+      previous = token
+    num_tokens += len(ids)
+    num_bytes += len(text.encode())
+    num_chars += len(text)
+  assert found["bpb"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-12)
+  assert found["bpc"] == pytest.approx(nats / math.log(2) / num_chars, rel=1e-12)
+  assert found["cross_entropy"] == pytest.approx(nats / num_tokens, rel=1e-12)
+  assert (found["num_tokens"], found["num_bytes"], found["num_chars"]) == (
+    num_tokens, num_bytes, num_chars,
+  )  # fmt: skip
+  assert found["num_documents"] == split.num_documents and not found["sampled"]
+
+
+@pytest.mark.parametrize("fixture", ["split", "bpe_split"])
+def test_packed_bits_are_those_of_the_stream_summed_by_hand(fixture, request):
+  split = request.getfixturevalue(fixture)
+  found = bits.evaluate(bigram, split, mode="packed", seq_len=S, batch_sequences=B)
+  stream = [int(t) for t in split.tokens]
+  last = split.num_windows(S) * S
+  scored = [i for i in range(1, last + 1) if stream[i] not in (0, 1)]
+  nats = sum(pair_nats(stream[i - 1], stream[i]) for i in scored)
+  data = b"".join(split.tokenizer._id_bytes()[stream[i]] for i in scored)
+  assert found["num_tokens"] == len(scored)
+  assert found["num_bytes"] == len(data)
+  assert found["num_chars"] == sum(byte & 0xC0 != 0x80 for byte in data)
+  assert found["nats"] == pytest.approx(nats, rel=1e-12)
+
+
+def test_domains_and_documents_add_up_to_the_whole(split):
+  for mode in ("document", "packed"):
+    found = bits.evaluate(bigram, split, mode=mode, seq_len=S, batch_sequences=B)
+    for field in ("nats", "num_tokens", "num_bytes", "num_chars"):
+      total = pytest.approx(found[field], rel=1e-12)
+      assert sum(d[field] for d in found["by_domain"].values()) == total
+      assert sum(d[field] for d in found["documents"]) == total
+    assert len(found["documents"]) == found["num_documents"]
+    means = [d["bpc"] for d in found["by_domain"].values()]
+    assert found["macro_bpc"] == pytest.approx(sum(means) / 3)
+  text = texts_of(split)[0]
+  alone = found["documents"][0]
+  assert alone["source"] == f"work-{text.split()[0].split('.')[1]}"
+
+
+@given(n=st.integers(1, 200), seq_len=st.integers(1, 30), stride=st.integers(1, 30))
+@settings(max_examples=200, deadline=None)
+def test_windows_score_each_token_once_within_seq_len(n, seq_len, stride):
+  stride = min(stride, seq_len)
+  found = list(bits.spans(n, seq_len, stride))
+  scored = [t for first, end, start in found for t in range(start, end)]
+  assert scored == list(range(n))
+  assert all(0 <= first <= start < end and end - first <= seq_len for first, end, start in found)
+  assert all(end - first == min(seq_len, n) for first, end, _ in found)
+  assert bits.num_spans(n, seq_len, stride) == len(found)
+
+
+def test_a_smaller_stride_gives_more_context(split):
+  def mean_place(mode, stride):
+    found = bits.evaluate(depth, split, mode=mode, stride=stride, seq_len=S, batch_sequences=B)
+    return found["cross_entropy"]
+
+  places = [mean_place("strided", stride) for stride in (1, 5, 20)]
+  assert places[0] > places[1] > places[2] == mean_place("document", 0)
+  assert places[0] < S - 1
+
+
+def test_the_model_sees_one_shape_and_its_padding_is_ignored(split):
+  shapes = set()
+
+  def poisoned(inputs, targets, mask):
+    shapes.add((inputs.shape, targets.shape, mask.shape))
+    return np.where(mask, bigram(inputs, targets, mask), np.nan)
+
+  found = bits.evaluate(poisoned, split, seq_len=S, batch_sequences=7)
+  assert shapes == {((7, S),) * 3}
+  plain = bits.evaluate(bigram, split, seq_len=S, batch_sequences=B)
+  assert found["nats"] == pytest.approx(plain["nats"], rel=1e-12)
+
+
+def test_a_budget_of_tokens_takes_whole_documents_of_every_domain(split):
+  documents = split.documents
+  total = int(documents.num_text_tokens.sum())
+  for budget in (1, total // 3, total - 1):
+    found = bits.evaluate(bigram, split, seq_len=S, batch_sequences=B, max_tokens=budget)
+    again = bits.evaluate(bigram, split, seq_len=S, batch_sequences=B, max_tokens=budget)
+    assert found == again
+    assert set(found["by_domain"]) == set(documents.domains)
+    assert found["sampled"] and found["num_documents"] < split.num_documents
+    assert found["split_documents"] == split.num_documents
+    if budget > 1:
+      assert found["num_tokens"] <= budget
+  other = bits.evaluate(bigram, split, seq_len=S, batch_sequences=B, max_tokens=total // 3, seed=1)
+  assert other["documents"] != found["documents"]
+
+
+def test_a_budget_of_tokens_takes_whole_windows_when_packed(split):
+  found = bits.evaluate(
+    bigram, split, mode="packed", seq_len=S, batch_sequences=B, max_tokens=5 * S
+  )
+  assert 0 < found["num_tokens"] <= 5 * S and found["sampled"]
+
+
+@pytest.mark.parametrize(
+  "arguments, words",
+  [
+    ({"mode": "rolling"}, "not one of document, strided, packed"),
+    ({"mode": "strided"}, "stride=0 must lie in 1..20"),
+    ({"mode": "strided", "stride": 21}, "stride=21 must lie in 1..20"),
+    ({"mode": "document", "stride": 5}, "is for mode=strided"),
+    ({"mode": "packed", "seq_len": 10**6}, "no row of seq_len"),
+    ({"max_tokens": -1}, "must not be negative"),
+  ],
+)
+def test_impossible_arguments_are_refused(split, arguments, words):
+  with pytest.raises(UserError, match=words):
+    bits.evaluate(bigram, split, **({"seq_len": S, "batch_sequences": B} | arguments))
+
+
+def test_a_loss_that_is_not_finite_is_never_a_result(split):
+  def broken(inputs, targets, mask):
+    return np.full(inputs.shape, np.inf)
+
+  with pytest.raises(UserError, match="not finite"):
+    bits.evaluate(broken, split, seq_len=S, batch_sequences=B)
+
+
+def test_nats_of_logits_are_those_of_a_plain_softmax():
+  from moe_parity.evaluation.score import scorer
+
+  rng = np.random.default_rng(0)
+  table = rng.normal(size=(11, 11)).astype(np.float32)
+  inputs, targets = rng.integers(0, 11, (2, 3, 5)).astype(np.int32)
+  found = scorer(lambda parameters, tokens: parameters[tokens])(table)(inputs, targets, None)
+  for b in range(3):
+    for s in range(5):
+      row = table[inputs[b, s]].astype(np.float64)
+      p = math.exp(row[targets[b, s]]) / sum(math.exp(v) for v in row)
+      assert found[b, s] == pytest.approx(-math.log(p), rel=1e-5)  # float32 sums of 11
