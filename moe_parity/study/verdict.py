@@ -38,7 +38,7 @@ def _headline(report: dict, ahead: str) -> str:
   if certificate["passed"] is None:
     return f"No winner yet: no complete certificate. In the runs so far, {ahead}."
   if not report["noise"]["df"]:
-    return f"One seed at this size proves nothing. In these runs, {ahead}."
+    return f"One seed proves nothing; in these runs, {ahead}."
   if report["not_done"]:
     return f"Not all runs are done. So far, {ahead}."
   return f"At equal parameters, compute and data, {ahead}."
@@ -109,13 +109,17 @@ def _scatter(report: dict) -> str:
 
 def _comparison(report: dict) -> list[str]:
   lines = []
-  for row in report["comparisons"]:
-    size = f"{abs(row['difference']):.4f} BPC"
-    way = "below" if row["difference"] < 0 else "above"
-    lines.append(
-      f"{row['name']} (r_a {_pct(row)}) is {size} {way} {row['baseline']}, "
-      f"{_interval(row['simultaneous'], signed=True)}: {row['verdict']}."
-    )
+  for outcome in ("MoE better", "not distinguishable", "dense better", "no verdict"):
+    rows = [r for r in report["comparisons"] if r["verdict"] == outcome]
+    each = [
+      f"{r['name']} (r_a {_pct(r)}) {r['difference']:+.4f} BPC "
+      f"({_interval(r['simultaneous'], signed=True)})"
+      for r in rows
+    ]
+    if each:
+      lines.append(f"{outcome[0].upper()}{outcome[1:]}: {_listed(each)}.")
+  if lines:
+    lines[0] = f"Against {report['baseline']}, negative is MoE better. {lines[0]}"
   noise = report["noise"]
   if noise["df"]:
     some = " Arms with one seed are given the same noise." if noise["min_seeds"] < 2 else ""
@@ -242,7 +246,7 @@ def _interval(interval: list[float] | None, signed: bool = False) -> str:
   if interval is None:
     return "no interval"
   low, high = interval if signed else sorted(-x for x in interval)
-  return f"95 % interval {low:+.4f} to {high:+.4f}" if signed else f"{low:.4f} to {high:.4f}"
+  return f"{low:+.4f} to {high:+.4f}" if signed else f"95 % interval {low:.4f} to {high:.4f}"
 
 
 def _ranges(ranges: list[list[float]]) -> str:

@@ -1,0 +1,201 @@
+"""The figures of a study: BPC over activation rate, and loss over what was spent.
+
+Each function takes what `study.analysis.analyse` gave and the study's runs, and returns a `Drawing`
+or None where there is nothing to draw. Nothing is computed here that analysis.json does not hold.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from moe_parity.report import style
+from moe_parity.study import reading
+
+MAX_POINTS = 240  # of a loss curve: more cannot be seen and make the page heavy
+
+
+def activation_rate(report: dict) -> style.Drawing | None:
+  """BPC over r_a with the fit, dense lines and, below, the differences to dense with intervals."""
+  moe = [g for g in report["groups"] if g["kind"] == "moe" and g["role"] == "arm"]
+  if not moe:
+    return None
+
+  def draw(width: float) -> Any:
+    narrow = width < 5
+    both = bool(report["comparisons"])
+    figure, axes = style.new_figure(
+      width,
+      (5.6 if narrow else 5.2) if both else 3.3,
+      nrows=2 if both else 1,
+      sharex=True,
+      squeeze=False,
+      height_ratios=[1.45, 1] if both else [1],
+    )
+    _curve_panel(axes[0, 0], report, moe)
+    if both:
+      _difference_panel(axes[1, 0], report)
+    rates = [g["activation_rate"] for g in moe]
+    style.rate_axis(axes[-1, 0], rates)
+    figure.legend(loc="outside lower center", ncols=2 if narrow else 3)
+    return figure
+
+  seeds = report["noise"].get("max_seeds", 1)
+  covers = (
+    "choice of validation documents and training noise"
+    if report["noise"]["df"]
+    else "choice of validation documents only, for there is one seed"
+  )
+  scatter = ", which also allows for the arms' scatter about it"
+  if not report["curve"] or not report["curve"]["scatter_df"]:
+    scatter = ""
+  return style.Drawing(
+    "activation_rate",
+    "BPC over activation rate at fixed N and C",
+    "Above: bits per character on held-out text; each point is an arm"
+    + (", a mean over seeds (small dots)" if seeds > 1 else "")
+    + ". Below: MoE minus dense, below zero MoE is better; intervals hold for all arms at once "
+    f"with 95 % confidence ({covers}), and so does the band for the whole fitted curve{scatter}.",
+    draw,
+  )
+
+
+def _curve_panel(axis: Any, report: dict, moe: list[dict]) -> None:
+  rates = [g["activation_rate"] for g in moe]
+  fitted = report["curve"]
+  if fitted:
+    grid = fitted["grid"]
+    axis.plot(grid, fitted["bpc"], color=style.FIT, label=f"fit ({fitted['form']})")
+    minimum = fitted["minimum"]
+    axis.plot(
+      minimum["activation_rate"],
+      minimum["bpc"],
+      "v" if minimum["bracketed"] else "x",
+      color=style.FIT,
+      markersize=7,
+      zorder=6,
+      label="minimum" + ("" if minimum["bracketed"] else " (not bracketed)"),
+    )
+  for g in moe:
+    if g["num_seeds"] > 1:
+      axis.plot(
+        [g["activation_rate"]] * g["num_seeds"], g["bpc_by_seed"], ".", color=style.MUTED,
+        markersize=3.5, zorder=4
+      )  # fmt: skip
+  axis.plot(
+    rates, [g["bpc"] for g in moe], "o", color=style.FIT, markeredgecolor="white", markersize=6.5,
+    zorder=5, label="MoE arm"
+  )  # fmt: skip
+  for g in report["groups"]:
+    if g["kind"] == "dense":
+      own = g["role"] == "arm"
+      axis.axhline(
+        g["bpc"],
+        color=style.DENSE if own else style.REFERENCE,
+        linestyle="-" if own else (0, (5, 3)),
+        linewidth=1.3,
+        label=g["name"] if own else f"{g['name']} ({g['compute_multiple']:g} C, not at parity)",
+      )
+  axis.set_ylabel("validation BPC (bits per character)")
+
+
+def _difference_panel(axis: Any, report: dict) -> None:
+  rows = report["comparisons"]
+  fitted = report["curve"]
+  if fitted and fitted["difference_band"]:
+    axis.fill_between(
+      fitted["grid"],
+      *fitted["difference_band"],
+      color=style.FIT,
+      alpha=0.12,
+      linewidth=0,
+      label="fit minus dense, 95 % band",
+    )
+  axis.axhline(0, color=style.DENSE, linewidth=1.3)
+  colours = {"MoE better": "#1a7f4b", "dense better": "#b3362b"}
+  for row in rows:
+    colour = colours.get(row["verdict"], style.REFERENCE)
+    rate, difference = row["activation_rate"], row["difference"]
+    if row["simultaneous"]:
+      low, high = row["simultaneous"]
+      axis.errorbar(
+        rate, difference, [[difference - low], [high - difference]], fmt="o", color=colour,
+        capsize=3.5, markersize=5.5, elinewidth=1.4
+      )  # fmt: skip
+    else:
+      axis.plot(rate, difference, "o", color=colour, markersize=5.5)
+  for verdict in ("MoE better", "not distinguishable", "dense better", "no verdict"):
+    if any(row["verdict"] == verdict for row in rows):
+      axis.plot([], [], "o", color=colours.get(verdict, style.REFERENCE), label=verdict)
+  axis.set_ylabel("MoE $-$ dense (BPC)")
+
+
+def loss_curves(study: reading.Study) -> style.Drawing | None:
+  """Training cross-entropy over tokens and over FLOPs, one line for each run."""
+  lines = []
+  for run in study.runs:
+    train, _, _ = reading.read_metrics(run.folder)
+    if train and run.plan:
+      lines.append((run, train))
+  if not lines:
+    return None
+
+  def draw(width: float) -> Any:
+    narrow = width < 5
+    shape = {"nrows": 2, "ncols": 1} if narrow else {"nrows": 1, "ncols": 2}
+    figure, axes = style.new_figure(width, 6.2 if narrow else 3.7, sharey=True, **shape)
+    rates = [run.plan["activation_rate"] for run, _ in lines if run.plan["kind"] == "moe"]
+    seen: set[str] = set()
+    floor, top, first = np.inf, -np.inf, np.inf
+    for run, train in lines:
+      tokens, loss = _smooth(train)
+      look = _look(run, rates)
+      label = "" if run.name in seen else run.name
+      seen.add(run.name)
+      axes[0].plot(tokens, loss, label=label, **look)
+      axes[1].plot(tokens * run.plan["train_flops_per_token"], loss, **look)
+      floor, top = min(floor, loss.min()), max(top, loss[len(loss) // 10])
+      first = min(first, tokens[-1] / 30)
+    for axis in axes:
+      axis.set_xscale("log")
+    axes[0].set_xlim(left=first)
+    axes[1].set_xlim(left=min(run.plan["train_flops"] for run, _ in lines) / 30)
+    axes[0].set_ylim(floor - 0.04 * (top - floor), top + 0.04 * (top - floor))
+    axes[0].set_xlabel("training tokens")
+    axes[1].set_xlabel("training FLOPs")
+    for axis in axes if narrow else axes[:1]:
+      axis.set_ylabel("training cross-entropy\n(nats per token, smoothed)")
+    figure.legend(loc="outside lower center", ncols=2 if narrow else 4)
+    return figure
+
+  return style.Drawing(
+    "loss_curves",
+    "Training loss over tokens and over compute",
+    "Cross-entropy on training batches, a mean over 2 % of the run. MoE arms from dark (small r_a) "
+    "to light; dense black; references dashed. At equal C all arms end at the same FLOPs and, the "
+    "smaller r_a, at the more tokens. Horizontal axes are logarithmic; the steep start is cut off.",
+    draw,
+  )
+
+
+def _look(run: reading.Run, rates: list[float]) -> dict[str, Any]:
+  look: dict[str, Any] = {"linewidth": 1.2}
+  if run.plan["kind"] == "dense":
+    look["color"] = style.DENSE if run.plan["role"] == "arm" else style.REFERENCE
+  else:
+    look["color"] = style.rate_colour(run.plan["activation_rate"], min(rates), max(rates))
+  if run.plan["role"] != "arm":
+    look["linestyle"] = (0, (5, 3))
+  return look
+
+
+def _smooth(train: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens and running means of the cross-entropy over 2 % of the lines, thinned to MAX_POINTS."""
+  tokens = np.array([line["num_tokens"] for line in train], dtype=np.float64)
+  loss = np.array([line["cross_entropy"] for line in train], dtype=np.float64)
+  span = max(1, len(loss) // 50)
+  sums = np.concatenate([[0.0], np.cumsum(loss)])
+  start = np.maximum(np.arange(len(loss)) + 1 - span, 0)
+  end = np.arange(len(loss)) + 1
+  loss = (sums[end] - sums[start]) / (end - start)
+  keep = np.unique(np.linspace(0, len(loss) - 1, min(len(loss), MAX_POINTS)).astype(int))
+  return tokens[keep], loss[keep]

@@ -1,0 +1,121 @@
+"""How figures look: one size for a desk, one for a phone; colours that survive print and colour
+blindness. matplotlib is imported where a figure is made, so that planning and tables need none."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+DESK, PHONE = 6.6, 3.75  # width in inches at which a figure is drawn, with the same 9-point text
+INK, MUTED, GRID = "#1b1f24", "#5b6470", "#dde1e6"
+DENSE, REFERENCE, FIT = "#1b1f24", "#7a828c", "#0b6e99"
+SETTINGS = {
+  "font.family": "DejaVu Sans",
+  "font.size": 9,
+  "axes.titlesize": 9.5,
+  "axes.titleweight": "bold",
+  "axes.titlelocation": "left",
+  "axes.labelsize": 9,
+  "axes.edgecolor": MUTED,
+  "axes.labelcolor": INK,
+  "axes.linewidth": 0.7,
+  "axes.spines.top": False,
+  "axes.spines.right": False,
+  "axes.grid": True,
+  "axes.axisbelow": True,
+  "grid.color": GRID,
+  "grid.linewidth": 0.6,
+  "xtick.color": MUTED,
+  "ytick.color": MUTED,
+  "xtick.labelsize": 8,
+  "ytick.labelsize": 8,
+  "legend.fontsize": 8,
+  "legend.frameon": False,
+  "lines.linewidth": 1.4,
+  "svg.hashsalt": "moe_parity",
+  "svg.fonttype": "path",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+  """A figure that can be drawn at any width.
+
+  Attributes:
+    name: file name without ending.
+    title, caption: plain text; the caption says what is plotted, in which units.
+    draw: width in inches -> matplotlib Figure; called inside `settings()`.
+  """
+
+  name: str
+  title: str
+  caption: str
+  draw: Callable[[float], Any]
+
+  @functools.cache  # noqa: B019  drawings are few and live as long as one report
+  def svg(self, width: float) -> str:
+    with settings():
+      return _save(self._figure(width), "svg", metadata={"Date": None}).decode()
+
+  def png(self, width: float, dpi: int = 180) -> bytes:
+    with settings():
+      return _save(self._figure(width), "png", dpi=dpi)
+
+  @functools.cache  # noqa: B019
+  def _figure(self, width: float) -> Any:
+    """The figure with its layout solved: that is the slow part, and the same for every format."""
+    figure = self.draw(width)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
+
+
+def _save(figure: Any, kind: str, **options: Any) -> bytes:
+  target = io.BytesIO()
+  figure.savefig(target, format=kind, **options)
+  return target.getvalue()
+
+
+@contextlib.contextmanager
+def settings() -> Iterator[None]:
+  """The look, for the figures made inside and no others."""
+  import matplotlib
+
+  with matplotlib.rc_context(SETTINGS):
+    yield
+
+
+def new_figure(width: float, height: float, **grid: Any) -> tuple[Any, Any]:
+  """A Figure of its own (no pyplot, no global state, no display) and its axes."""
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(width, height), layout="constrained")
+  return figure, figure.subplots(**grid)
+
+
+def rate_colour(rate: float, low: float, high: float) -> tuple[float, float, float, float]:
+  """A colour for an activation rate, from dark violet (few experts) to green (many)."""
+  import math
+
+  from matplotlib import colormaps
+
+  position = 0.5 if low == high else math.log(rate / low) / math.log(high / low)
+  return colormaps["viridis"](0.05 + 0.78 * position)
+
+
+def rate_axis(axis: Any, rates: list[float]) -> None:
+  """A logarithmic x axis of activation rates, labelled in percent at the arms."""
+  from matplotlib import ticker
+
+  axis.set_xscale("log")
+  shown: list[float] = []
+  for rate in sorted(rates):
+    if not shown or rate / shown[-1] > 1.13:
+      shown.append(rate)
+  axis.xaxis.set_major_locator(ticker.FixedLocator(shown))
+  axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{100 * x:.3g}"))
+  axis.xaxis.set_minor_locator(ticker.NullLocator())
+  axis.set_xlim(min(rates) / 1.15, max(rates) * 1.15)
+  axis.set_xlabel("activation rate $r_a$ (%), logarithmic")

@@ -1,0 +1,184 @@
+"""The report of whole, partial and single-run folders: self-contained, complete, escaped."""
+
+import base64
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from moe_parity.report import page
+from tests import fake_study
+
+VOID = {"meta", "img", "source", "br"}
+
+
+class Reader(html.parser.HTMLParser):
+  """Checks that tags nest, and collects text, tags and attributes."""
+
+  def __init__(self):
+    super().__init__()
+    self.open, self.tags, self.attributes, self.words = [], [], [], []
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append(tag)
+    self.attributes += attrs
+    if tag not in VOID:
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+    self.open.pop()
+
+  def handle_data(self, data):
+    if self.open and self.open[-1] != "style":
+      self.words.append(data)
+
+
+def read(path):
+  reader = Reader()
+  reader.feed(path.read_text())
+  reader.close()
+  assert reader.open == []
+  return reader, " ".join(" ".join(reader.words).split())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("whole")
+  page.write_report(fake_study.write_study(folder, fake_study.Fake(seeds=(0, 1), seed_sd=0.003)))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def partial(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("partial")
+  statuses = {"moe_55": "failed", "moe_10": "running", "dense_2c": "pending"}
+  page.write_report(fake_study.write_study(folder, fake_study.Fake(passed=None, statuses=statuses)))
+  return folder
+
+
+def test_the_page_needs_no_network_and_no_script(whole):
+  reader, _ = read(whole / "report/index.html")
+  assert not {"script", "link", "iframe", "object"} & set(reader.tags)
+  for name, value in reader.attributes:
+    if name in ("src", "href", "srcset"):
+      assert value.startswith(("data:image/svg+xml;base64,", "#"))
+  assert "@import" not in (whole / "report/index.html").read_text()
+
+
+def test_the_verdict_comes_before_the_first_figure_and_every_section_is_linked(whole):
+  text = (whole / "report/index.html").read_text()
+  headline = json.loads((whole / "analysis.json").read_text())["verdict"]["headline"]
+  assert text.index(headline) < text.index("<figure>") < text.index("Certificate</h2>")
+  for target in re.findall(r'href="#(\w+)"', text):
+    assert f'id="{target}"' in text
+
+
+def test_every_sentence_of_the_verdict_stands_on_the_page(whole):
+  _, words = read(whole / "report/index.html")
+  for sentence in json.loads((whole / "analysis.json").read_text())["verdict"]["sentences"]:
+    assert " ".join(sentence.split()) in words
+
+
+def test_scores_on_the_page_are_those_of_result_json(whole):
+  _, words = read(whole / "report/index.html")
+  for path in (whole / "runs").glob("*/result.json"):
+    validation = json.loads(path.read_text())["validation"]
+    assert f"{validation['bpc']:.4f}" in words
+    for domain in validation["by_domain"].values():
+      assert f"{domain['bpc']:.4f}" in words
+
+
+def test_every_inline_figure_is_well_formed_and_comes_for_desk_and_phone(whole):
+  reader, _ = read(whole / "report/index.html")
+  images = {}
+  for name, value in reader.attributes:
+    if name in ("src", "srcset"):
+      root = ElementTree.fromstring(base64.b64decode(value.split(",", 1)[1]))
+      images.setdefault(name, []).append(float(root.get("width").removesuffix("pt")))
+  assert len(images["src"]) == len(images["srcset"]) == 4
+  assert set(images["src"]) == {6.6 * 72} and set(images["srcset"]) == {3.75 * 72}
+  alts = [value for name, value in reader.attributes if name == "alt"]
+  assert len(alts) == 4 and all(len(alt) > 40 for alt in alts)
+
+
+def test_how_to_reproduce_holds_command_versions_hashes_and_config(whole):
+  _, words = read(whole / "report/index.html")
+  info = json.loads((whole / "study.json").read_text())
+  for value in (info["command"], info["data"]["train_sha256"], info["versions"]["jax"]):
+    assert value in words
+  assert f'"num_params": {fake_study.NUM_PARAMS}' in words
+
+
+def test_figures_and_tables_also_lie_as_plain_files(whole):
+  names = {p.name for p in (whole / "report").iterdir()}
+  for figure in ("activation_rate", "loss_curves", "routing_health", "expert_loads"):
+    assert {f"{figure}.png", f"{figure}.svg"} <= names
+  for table in ("arms", "domains", "comparisons", "shapes", "plan", "certificate"):
+    assert {f"{table}.md", f"{table}.csv", f"{table}.tex"} <= names
+  assert not [n for n in names if n.endswith(".part")]
+
+
+def test_names_and_errors_from_the_folder_are_escaped(whole, partial):
+  assert "fake &lt;study&gt; &amp; co" in (whole / "report/index.html").read_text()
+  reader, words = read(partial / "report/index.html")
+  assert "loss is nan at step 120 <b>" in words and "study" not in reader.tags
+
+
+def test_a_partial_study_names_what_is_missing(partial):
+  _, words = read(partial / "report/index.html")
+  for name in ("moe_55", "moe_10", "dense_2c"):
+    assert name in words
+  assert "3 of 7 runs are not done" in words
+  assert "Not here: a certificate for the study, dense (seed 0)" in words
+
+
+def test_a_study_with_nothing_done_still_renders(tmp_path):
+  fake = fake_study.Fake(rates=(0.2, 0.3, 0.4), passed=None)
+  names = ("dense", "dense_2c", "moe_20", "moe_30", "moe_40")
+  fake_study.write_study(
+    tmp_path, fake_study.dataclasses.replace(fake, statuses=dict.fromkeys(names, "pending"))
+  )
+  _, words = read(page.write_report(tmp_path))
+  for missing in ("no MoE arm is done yet", "no run has logged a step yet", "routing.npz"):
+    assert f"Not here: {missing}" in words
+  assert "No verdict yet" in words
+
+
+def test_a_dense_run_folder_alone_is_reported(tmp_path):
+  folder = fake_study.write_study(tmp_path, fake_study.Fake(rates=(0.2,))) / "runs/dense-s0"
+  _, words = read(page.write_report(folder))
+  assert "dense arms have no router" in words
+  assert (folder / "report/loss_curves.png").stat().st_size > 5000
+
+
+def test_in_a_browser_the_page_fits_a_phone_and_a_desk(whole, tmp_path):
+  """Only where Chromium is installed; the page's own width may not exceed the screen's."""
+  browser = shutil.which("chromium") or shutil.which("chromium-browser")
+  if not browser:
+    pytest.skip("Chromium is not installed")
+  for width in (400, 1100):
+    frame = tmp_path / f"frame_{width}.html"
+    frame.write_text(
+      f'<iframe id="f" src="{(whole / "report/index.html").as_uri()}" '
+      f'style="width:{width}px;height:900px;border:0"></iframe><p id="w"></p><script>'
+      'f.onload = () => {w.textContent = "width=" + '
+      "f.contentDocument.documentElement.scrollWidth}</script>"
+    )
+    out = subprocess.run(
+      [
+        *f"{browser} --headless --no-sandbox --disable-gpu --disable-quic --no-first-run".split(),
+        *"--disable-background-networking --disable-component-update --disable-sync".split(),
+        *f"--allow-file-access-from-files --user-data-dir={tmp_path / 'profile'}".split(),
+        *("--virtual-time-budget=5000", "--dump-dom", frame.as_uri()),
+      ],
+      capture_output=True,
+      text=True,
+      timeout=60,
+    ).stdout
+    shown = re.search(r"width=(\d+)<", out)
+    assert width - 20 < int(shown[1]) <= width  # a scroll bar may take 15
