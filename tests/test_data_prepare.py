@@ -1,3 +1,4 @@
+import fcntl
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from moe_parity.data import encode
+from moe_parity.data import prepare as module
 from moe_parity.data.corpus import Source
 from moe_parity.data.prepare import prepare
 from moe_parity.data.scan import HeldOut
@@ -172,6 +174,23 @@ def test_two_processes_make_one_store(tmp_path):
   assert results.get() == results.get() == str(tmp_path / "s")
 
 
+def test_only_one_process_at_a_time_makes_a_store(tmp_path, monkeypatch):
+  make, attempts = module._make, []
+
+  def make_while_another_tries(*given):
+    with open(tmp_path / ".s.lock", "w") as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        attempts.append("waits")
+    make(*given)
+
+  monkeypatch.setattr(module, "_make", make_while_another_tries)
+  path = write_jsonl(tmp_path / "a.jsonl", records(30))
+  prepare(path, store=str(tmp_path / "s"), held_out="hash:0.2")
+  assert attempts == ["waits"]
+
+
 def test_a_finished_store_is_a_source_with_its_own_tokenizer(tmp_path):
   store = small_store(tmp_path)
   folder = str(store.folder)
@@ -206,8 +225,6 @@ def test_bad_records_are_counted_in_the_manifest(tmp_path):
 
 def test_a_corpus_that_changes_under_the_reader_is_noticed(tmp_path, monkeypatch):
   path = write_jsonl(tmp_path / "a.jsonl", records(30))
-  from moe_parity.data import prepare as module
-
   scan = module.scan
 
   def scan_then_change(*given):

@@ -68,6 +68,17 @@ def test_rows_tile_the_stream_and_overlap_by_one_token(store):
   assert split.num_tokens - 1 - targets.size < seq_len
 
 
+def test_every_window_has_all_its_tokens_at_any_seq_len(store):
+  split = store.train
+  divisors = [n for n in range(1, split.num_tokens) if split.num_tokens % n == 0]
+  for seq_len in [*range(1, 12), *divisors, split.num_tokens - 1]:
+    last = split.num_windows(seq_len)
+    (row,) = split.rows([last - 1], seq_len)
+    assert row.tolist() == split.tokens[(last - 1) * seq_len :][: seq_len + 1].tolist()
+    assert last * seq_len < split.num_tokens <= (last + 1) * seq_len
+  assert split.num_windows(split.num_tokens) == 0
+
+
 def test_a_window_outside_the_stream_is_an_error(store):
   for window in (-1, store.train.num_windows(16)):
     with pytest.raises(IndexError):

@@ -60,6 +60,34 @@ def test_bpe_has_our_layout_and_merges_words(bpe):
   assert len(ids) == 1 and ids[0] >= 272
 
 
+def test_tiktoken_gives_the_ids_of_the_library(bpe):
+  pytest.importorskip("tiktoken")
+  fast = bpe._fast()
+  assert fast is not None
+  points = [*range(0x20, 0x500), *range(0x2000, 0x2100), 0x85, 0x180E, 0x3000, 0xFEFF, 0x1F600]
+  texts = [f"a{c}b 1{c}2 {c}{c} x\n{c}'{c}'S the the" for c in map(chr, points)]
+  expected = bpe._backend().encode_batch(texts, add_special_tokens=False)
+  assert [fast(text).tolist() for text in texts] == [item.ids for item in expected]
+
+
+@pytest.mark.parametrize("change", ["order", "unreachable", "twice"])
+def test_tiktoken_is_not_used_where_it_could_differ(change):
+  pytest.importorskip("tiktoken")
+  vocab = dict(BYTES.description["model"]["vocab"])
+  listed = {
+    "order": [["b", "c"], ["a", "b"]],
+    "unreachable": [["a", "b"], ["b", "c"], ["a", "bc"]],
+    "twice": [["a", "b"], ["b", "c"], ["ab", "c"], ["a", "bc"]],
+  }[change]
+  names = {
+    "order": ["ab", "bc"], "unreachable": ["ab", "bc", "abc"], "twice": ["ab", "bc", "abc"],
+  }[change]  # fmt: skip
+  vocab |= {name: 272 + i for i, name in enumerate(names)}
+  tokenizer = tokenizers.Tokenizer(tokenizers._description(vocab, listed))
+  assert tokenizer._fast() is None
+  assert tokenizer.decode(tokenizer.encode_batch(["abc abab bc"])[0]) == "abc abab bc"
+
+
 @pytest.mark.parametrize("text", ["<|bos|>", "<|eos|> a <|pad|>", "<|reserved_3|>"])
 def test_text_that_spells_a_special_token_stays_text(bpe, text):
   for tokenizer in (BYTES, bpe):

@@ -8,9 +8,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from moe_parity.data.fast_encoder import Encode, fast_encoder
 from moe_parity.errors import UserError
 
 SPECIALS = ("<|bos|>", "<|eos|>", "<|pad|>") + tuple(f"<|reserved_{i}|>" for i in range(13))
@@ -65,6 +67,7 @@ class Tokenizer:
     self.description = description
     self._encoder = None
     self._bytes = None
+    self._fast_encoder: Encode | Literal[False] | None = False  # False: not looked for yet
     text = json.dumps(description, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
     vocab = dict(description["model"].get("vocab") or {}) if _is_dict_vocab(description) else {}
@@ -106,6 +109,8 @@ class Tokenizer:
         np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.uint16) + np.uint16(NUM_SPECIALS)
         for text in texts
       ]
+    if fast := self._fast():
+      return [fast(text) for text in texts]
     encoded = self._backend().encode_batch_fast(list(texts), add_special_tokens=False)
     return [np.asarray(item.ids, dtype=self.dtype) for item in encoded]
 
@@ -139,6 +144,18 @@ class Tokenizer:
       self._encoder.no_padding()
       self._encoder.no_truncation()
     return self._encoder
+
+  def _fast(self) -> Encode | None:
+    """tiktoken over this vocabulary, where it provably gives the same ids."""
+    if self._fast_encoder is False:
+      ours = _description({}, [])["pre_tokenizer"]
+      self._fast_encoder = None
+      if self.is_byte_level and self.description.get("pre_tokenizer") == ours:
+        model = self._backend().model
+        self._fast_encoder = fast_encoder(
+          GPT4_PATTERN, self._id_bytes(), self._merges(), FIRST_MERGE, model, self.dtype
+        )
+    return self._fast_encoder
 
   def _id_bytes(self) -> list[bytes]:
     if self._bytes is None:

@@ -1,0 +1,48 @@
+"""tiktoken as the encoder of our BPE: the same ids, about four times the speed.
+
+tiktoken joins any two neighbours whose bytes are a token, lowest id first; `tokenizers` joins only
+the pairs in its list, in the order of the list. The two agree on every text if
+
+- merge i makes id 272 + i, so that both orders are one, and no token is made twice, and
+- every token is what the merges make of its own bytes. The pieces inside a span develop as they do
+  alone, so two neighbours that spell a token are then always the pair in the list.
+
+Both are checked here for the vocabulary at hand; the cutting pattern must be ours, because the two
+libraries bring different regular expression engines, which the tests compare on it.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+Encode = Callable[[str], np.ndarray]
+
+
+def fast_encoder(
+  pattern: str, id_bytes: list[bytes], merges: list, first_merge: int, model, dtype: np.dtype
+) -> Encode | None:
+  """An encoder, or None where tiktoken is not installed or could differ.
+
+  Args:
+    pattern: how text is cut into pieces.
+    id_bytes: bytes of each id, empty for special ids.
+    merges: pairs of symbols in order.
+    first_merge: id that merge 0 makes.
+    model: the BPE model of `tokenizers`, to encode each token's own bytes.
+  """
+  try:
+    import tiktoken
+  except ImportError:
+    return None
+  symbols = [model.id_to_token(i) for i in range(first_merge, len(id_bytes))]
+  made = ["".join(m.split(" ") if isinstance(m, str) else m) for m in merges]
+  if made != symbols:
+    return None
+  for index, symbol in enumerate(symbols, first_merge):
+    if [token.id for token in model.tokenize(symbol)] != [index]:
+      return None
+  ranks = {data: index for index, data in enumerate(id_bytes) if data}
+  encoding = tiktoken.Encoding(
+    "moe_parity", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+  )
+  return lambda text: encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype)
