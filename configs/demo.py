@@ -1,0 +1,29 @@
+"""The parity question at toy scale, on a laptop CPU.
+
+  moe-parity demo                                          # this config, with a report at the end
+  moe-parity plan --config=configs/demo.py                 # what it will do, in a second
+  moe-parity study --config=configs/demo.py --workdir=runs/demo
+  moe-parity plan --config=configs/demo.py:tiny            # a few seconds of work, for tests
+
+One dense arm and five MoE arms of equal parameters, training FLOPs and unique text (strict reuse:
+the text the dense arm reads once is all that any arm sees), byte tokenizer, built-in corpus."""
+
+from moe_parity.config import parse_arg
+from moe_parity.defaults import base, dense_arm, moe_arm
+
+
+def get_config(arg=None):
+  arg = parse_arg(arg, tiny=False)
+  config = base()
+  config.name = "demo"
+  config.budget.num_params = 100_000 if arg.tiny else 800_000
+  config.budget.dense_tokens = 20_000 if arg.tiny else 1_000_000
+  config.budget.seq_len = 64 if arg.tiny else 256
+  config.budget.reuse = "strict"
+  shape = dict(d_head=16 if arg.tiny else 32, multiple_of=8)
+  config.arms.dense = dense_arm(aspect_ratio=24.0, **shape)
+  rates = (0.2, 0.4) if arg.tiny else (0.12, 0.2, 0.3, 0.45, 0.6)
+  for rate in rates:
+    config.arms[f"moe_{round(100 * rate)}"] = moe_arm(rate, aspect_ratio=24.0, **shape)
+  config.evaluation.max_tokens = 5_000 if arg.tiny else 100_000
+  return config

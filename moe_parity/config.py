@@ -1,0 +1,102 @@
+"""Reads a config file, applies the command line's overrides, checks and locks the result."""
+
+import difflib
+import json
+import pathlib
+import runpy
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from moe_parity.errors import UserError
+
+
+def parse_arg(arg: str | None, **defaults) -> ConfigDict:
+  """The text after a config file's colon, `name=value,name=value`; a bare name means True.
+
+  Defaults give the names and the types (bool, int, float, str).
+
+  Raises:
+    UserError: an unknown name (the nearest is offered) or a value of another type.
+  """
+  result = ConfigDict(defaults)
+  for part in filter(None, (arg or "").split(",")):
+    name, equals, text = part.partition("=")
+    if name not in defaults:
+      near = difflib.get_close_matches(name, defaults, n=1)
+      hint = f"; did you mean {near[0]!r}?" if near else ""
+      raise UserError(f"config argument {name!r} is not one of {', '.join(defaults)}{hint}")
+    kind = type(defaults[name])
+    if kind is bool:
+      values = {"": True, "true": True, "1": True, "false": False, "0": False}
+      text = text.lower()
+      if text not in values:
+        raise UserError(f"config argument {part!r}: {text!r} is not true or false")
+      result[name] = values[text]
+      continue
+    try:
+      result[name] = kind(text)
+    except ValueError:
+      raise UserError(f"config argument {part!r}: {text!r} is not {kind.__name__}") from None
+  return result
+
+
+def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
+  """A locked config.
+
+  Args:
+    config: `path/to/file.py` or `path/to/file.py:arg`.
+    overrides: `--config.field=value` arguments.
+  Raises:
+    UserError: no such file, an unknown key (the nearest is offered), a value of another type.
+  """
+  name, _, arg = config.partition(":")
+  path = pathlib.Path(name)
+  if not path.is_file():
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
+    hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+    raise UserError(f"--config={path}: no such file{hint}")
+  root = str(path.resolve().parent.parent)
+  sys.path.insert(0, root)  # so that a config may import its neighbours: `from configs import x`
+  try:
+    result = runpy.run_path(str(path))["get_config"](arg or None)
+  finally:
+    sys.path.remove(root)
+  argv = ["moe-parity", *overrides]
+  values = flags.FlagValues()
+  try:
+    config_flags.DEFINE_config_dict("config", result, flag_values=values, sys_argv=argv)
+    rest = values(argv)[1:]
+  except flags.UnrecognizedFlagError as error:
+    raise UserError(f"unknown option --{error.flagname}; see --help") from None
+  except (AttributeError, KeyError) as error:
+    raise UserError(f"unknown config key {_one_line(error)}") from None
+  except (flags.IllegalFlagValueError, TypeError, ValueError) as error:
+    raise UserError(f"config override: {_one_line(error)}") from None
+  if rest:
+    raise UserError(f"unexpected argument {rest[0]!r}; fields are set by --config.name=value")
+  return result.lock()
+
+
+def _one_line(error: Exception) -> str:
+  return " ".join(str(error.args[0] if error.args else error).split())
+
+
+def to_json(config: ConfigDict) -> dict:
+  """Plain nested dict: what `config.json` holds and what two runs are compared by."""
+  return json.loads(config.to_json())
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+  """Where two plain configs differ, one line a field: `name: old -> new`."""
+  lines = []
+  for name in sorted(set(old) | set(new)):
+    path = f"{prefix}{name}"
+    a, b = old.get(name, "(absent)"), new.get(name, "(absent)")
+    if isinstance(a, dict) and isinstance(b, dict):
+      lines += differences(a, b, f"{path}.")
+    elif a != b:
+      lines.append(f"{path}: {a} -> {b}")
+  return lines

@@ -1,0 +1,125 @@
+"""Every field a config may set, with its default, unit and reason. A config file states decisions
+by changing some; what follows from them (shapes, tokens, steps, rates) is derived by the planner
+after the command line has had its say, so nothing here goes stale."""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+  """A complete config with an empty list of arms."""
+  config = ConfigDict()
+  config.name = "unnamed"
+  config.seed = 0  # weights and data order of every arm that lists no seeds of its own
+
+  # The three resources every arm shares.
+  budget = config.budget = ConfigDict()
+  budget.num_params = 0  # N: parameters without vocabulary matrices, in `convention`
+  budget.train_flops = 0.0  # C; 0 derives it from dense_tokens
+  budget.dense_tokens = 0  # tokens of the dense arm; 0 derives them from train_flops
+  budget.unique_tokens = 0  # D^; 0 lets the scheme decide
+  budget.reuse = "strict"  # unique | strict (D^ = the dense arm's tokens) | loose (2 epochs) | epochs
+  budget.epochs = 1.0  # passes over D^, for reuse="epochs"
+  budget.seq_len = 256  # S, tokens a row
+  budget.convention = "paper"  # paper | paper_full | exact: what N and C count
+  budget.params_tolerance = 0.003  # largest |N - budget| / budget of an arm
+  budget.flops_tolerance = 0.005  # likewise for C
+  budget.batch_multiple = 1  # batches are rounded to a multiple of this many sequences
+
+  config.arms = ConfigDict()  # name -> dense_arm() or moe_arm()
+
+  data = config.data = ConfigDict()
+  data.source = "builtin"  # builtin | a .jsonl[.gz|.xz] file | a folder of text | a token store
+  data.tokenizer = "bytes"  # bytes | bpe:<vocab> | path of a tokenizer.json
+  data.store = ""  # folder of the token store; "" is a folder of the cache named by its content
+  data.seed = 0  # which windows make up a unique-token budget, and their order; one for all arms
+
+  model = config.model = ConfigDict()
+  model.position = "alibi"  # alibi | rope | none
+  model.normalize_gates = False  # divide the chosen gates by their sum
+  model.remat = "none"  # none | dots | layer: what the backward pass recomputes
+  model.dtype = "float32"  # arithmetic of matrix products: float32 | bfloat16
+  model.attention_block = 512  # queries at a time; a block skips the keys after its end
+  model.embedding_std = 0.02
+  model.balance_weight = 0.01  # times a loss that is 1 at perfect balance
+  model.z_weight = 0.0  # times mean(logsumexp(router logits)^2)
+  model.bias_update_rate = 0.0  # loss-free balancing step; 0 is off
+
+  optimizer = config.optimizer = ConfigDict()
+  optimizer.b1 = 0.9
+  optimizer.b2 = 0.95
+  optimizer.epsilon = 1e-8
+  optimizer.weight_decay = 0.1
+  optimizer.clip_norm = 1.0
+  optimizer.final_learning_rate = 1e-5  # absolute, the same for every arm (the paper's Table 4)
+  optimizer.warmup_steps = 2000  # never more than a tenth of a run
+
+  train = config.train = ConfigDict()
+  train.micro_batch_sequences = 0  # sequences in memory at a time; 0 is the whole batch
+  train.log_every = 10  # steps
+  train.eval_every = 0  # steps between validation losses in training; 0 is only at the end
+  train.eval_tokens = 16_384  # tokens of such a validation
+  train.save_every = 200  # steps between checkpoints; the last step is always saved
+  train.keep_checkpoints = 2
+
+  evaluation = config.evaluation = ConfigDict()
+  evaluation.mode = "document"  # document (disjoint windows) | strided | packed
+  evaluation.stride = 0  # tokens, for mode="strided"
+  evaluation.max_tokens = 0  # whole documents up to about this many tokens; 0 is all
+  evaluation.batch_sequences = 16
+  return config
+
+
+def dense_arm(**fields) -> ConfigDict:
+  """A dense arm; what is 0 or "" is left to the solver.
+
+  Raises:
+    KeyError: a field that arms do not have.
+  """
+  return _arm("dense", layout="dense", **fields)
+
+
+def moe_arm(activation_rate: float = 0.0, **fields) -> ConfigDict:
+  """An MoE arm by its activation rate N_a / N, or by an explicit shape.
+
+  Raises:
+    KeyError: a field that arms do not have.
+  """
+  return _arm("moe", activation_rate=activation_rate, **fields)
+
+
+def _arm(kind: str, **fields) -> ConfigDict:
+  arm = ConfigDict()
+  arm.kind = kind
+  # Shape: integers, 0 leaves the choice to the solver.
+  arm.layout = "1dense"  # dense | full | interleave | <n>dense | letters such as "DMMM"
+  arm.num_layers = 0
+  arm.d_model = 0
+  arm.num_heads = 0
+  arm.num_kv_heads = 0  # 0: as many as num_heads
+  arm.d_head = 0
+  arm.d_ffn = 0
+  arm.num_experts = 0
+  arm.experts_per_token = 0
+  arm.d_expert = 0
+  arm.d_shared = 0
+  # Targets: ratios, 0 is not given.
+  arm.activation_rate = 0.0  # N_a / N
+  arm.aspect_ratio = 0.0  # d_model / num_layers
+  arm.ffn_ratio = 0.0  # d_ffn / d_model
+  arm.total_ffn_ratio = 0.0  # (d_shared + E d_expert) / d_model
+  arm.shared_expert = True  # d_shared = K d_expert
+  arm.multiple_of = 0  # widths are multiples of this; 0 leaves the choice to the solver
+  # Training.
+  arm.compute_multiple = 1.0  # times the budget's C; other than 1 is a reference, not a parity arm
+  arm.seeds = ()  # one run each; () is the config's seed
+  arm.num_steps = 0  # 0: from C and the batch
+  arm.batch_sequences = 0  # 0: StepLaw
+  arm.peak_learning_rate = 0.0  # 0: StepLaw
+  arm.learning_rate_multiplier = 1.0
+  for name, value in fields.items():
+    arm[name] = value if name in arm else _unknown(name, arm)
+  return arm
+
+
+def _unknown(name: str, arm: ConfigDict):
+  raise KeyError(f"an arm has no field {name!r}; it has {', '.join(arm)}")

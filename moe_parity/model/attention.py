@@ -1,0 +1,102 @@
+"""Causal self-attention: multi-head or grouped-query, with ALiBi, rotary or no positions.
+
+Axis letters: B sequences, S positions, T tokens (B*S), D d_model, H heads, Q d_head,
+N key-value heads, R query heads that share one of them (H = N*R).
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from moe_parity.model.options import ModelOptions
+from moe_parity.model.weights import matrix
+from moe_parity.resources.architecture import Architecture
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+  """Slope of each head's linear penalty, [H] (Press et al. 2108.12409).
+
+  For a power of two n they are 2^(-8/n), 2^(-16/n), ... Other counts (the paper has 11, 17, 19, 22
+  heads) take the slopes of the power of two below, then every other slope of the one above.
+  """
+  power = 2 ** math.floor(math.log2(num_heads))
+  slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+  finer = [2 ** (-8 * (i + 1) / (2 * power)) for i in range(0, 2 * power, 2)]
+  return np.array(slopes + finer[: num_heads - power], np.float32)
+
+
+def rotate(x_BSHQ: Float[Array, "B S H Q"], base: float = 10_000.0) -> Float[Array, "B S H Q"]:
+  """Rotary positions (Su et al. 2104.09864), the first half of a head paired with the second."""
+  half = x_BSHQ.shape[-1] // 2
+  frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle_SQ = jnp.arange(x_BSHQ.shape[1], dtype=jnp.float32)[:, None] * frequency[None, :]
+  cos, sin = jnp.cos(angle_SQ)[None, :, None, :], jnp.sin(angle_SQ)[None, :, None, :]
+  a, b = x_BSHQ[..., :half].astype(jnp.float32), x_BSHQ[..., half:].astype(jnp.float32)
+  return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x_BSHQ.dtype)
+
+
+def causal_attention(
+  q_BSHQ: Float[Array, "B S H Q"],
+  k_BSNQ: Float[Array, "B S N Q"],
+  v_BSNQ: Float[Array, "B S N Q"],
+  slope_H: np.ndarray | None,
+  size: int,
+) -> Float[Array, "B S H Q"]:
+  """softmax(q k / sqrt(Q) - slope * distance) v over the positions not later than one's own.
+
+  Queries go through in blocks of `size` (a divisor of S), each against the keys up to its end, so
+  that less than the full S*S product is computed. Scores and softmax are float32.
+  """
+  B, S, H, Q = q_BSHQ.shape
+  N = k_BSNQ.shape[2]
+  R = H // N
+  q_BNRSQ = (q_BSHQ * Q**-0.5).reshape(B, S, N, R, Q).transpose(0, 2, 3, 1, 4)
+  k_BNSQ, v_BNSQ = k_BSNQ.transpose(0, 2, 1, 3), v_BSNQ.transpose(0, 2, 1, 3)
+  blocks = []
+  for start in range(0, S, size):
+    stop = start + size
+    scores = jnp.einsum(
+      "bnrsq,bntq->bnrst",
+      q_BNRSQ[:, :, :, start:stop],
+      k_BNSQ[:, :, :stop],
+      preferred_element_type=jnp.float32,
+    )
+    distance = (jnp.arange(start, stop)[:, None] - jnp.arange(stop)[None, :]).astype(jnp.float32)
+    if slope_H is not None:
+      scores -= jnp.asarray(slope_H).reshape(1, N, R, 1, 1) * distance[None, None, None]
+    scores = jnp.where((distance >= 0)[None, None, None], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BNSQ.dtype)
+    blocks.append(jnp.einsum("bnrst,bntq->bnrsq", weights, v_BNSQ[:, :, :stop]))
+  return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, S, H, Q)
+
+
+class Attention(nnx.Module):
+  """Four projections around `causal_attention`. No biases (paper section 3)."""
+
+  def __init__(self, architecture: Architecture, options: ModelOptions, *, rngs: nnx.Rngs):
+    d, q = architecture.d_model, architecture.d_head
+    self.num_heads, self.num_kv_heads = architecture.num_heads, architecture.num_kv_heads
+    self.options = options
+    self.query = matrix(rngs, d, self.num_heads * q, axes="DH")
+    self.key = matrix(rngs, d, self.num_kv_heads * q, axes="DN")
+    self.value = matrix(rngs, d, self.num_kv_heads * q, axes="DN")
+    shrink = (2 * architecture.num_layers) ** -0.5  # keeps the residual stream's variance near 1
+    self.out = matrix(rngs, self.num_heads * q, d, axes="HD", scale=shrink)
+
+  def __call__(self, x_TD: Float[Array, "T D"], batch: int) -> Float[Array, "T D"]:
+    """x_TD holds `batch` sequences end to end. Flat, because XLA:CPU runs the weight gradients of
+    [B, S, D] activations three times slower in bfloat16."""
+    T, S = x_TD.shape[0], x_TD.shape[0] // batch
+    q = (x_TD @ self.query.astype(x_TD.dtype)).reshape(batch, S, self.num_heads, -1)
+    k = (x_TD @ self.key.astype(x_TD.dtype)).reshape(batch, S, self.num_kv_heads, -1)
+    v = (x_TD @ self.value.astype(x_TD.dtype)).reshape(batch, S, self.num_kv_heads, -1)
+    if self.options.position == "rope":
+      q, k = rotate(q), rotate(k)
+    slopes = alibi_slopes(self.num_heads) if self.options.position == "alibi" else None
+    block = self.options.attention_block
+    y = causal_attention(q, k, v, slopes, block if S % block == 0 else S)
+    return y.reshape(T, -1) @ self.out.astype(x_TD.dtype)

@@ -1,0 +1,56 @@
+"""What a model does beyond its shape: positions, gates, arithmetic. The shape is `Architecture`."""
+
+import dataclasses
+import difflib
+
+from moe_parity.errors import UserError
+
+POSITIONS = ("alibi", "rope", "none")
+REMAT_POLICIES = ("none", "dots", "layer")
+DTYPES = ("float32", "bfloat16")
+
+
+def one_of(field: str, value: str, choices: tuple[str, ...]) -> str:
+  """`value` if it is one of `choices`.
+
+  Raises:
+    UserError: it is not; names the nearest choice.
+  """
+  if value in choices:
+    return value
+  near = difflib.get_close_matches(str(value), choices, n=1)
+  hint = f"; did you mean {near[0]!r}?" if near else ""
+  raise UserError(f"{field}={value!r} is not one of {', '.join(choices)}{hint}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+  """Choices every arm of a comparison shares (paper section 3; what it leaves open is in README).
+
+  Attributes:
+    position: "alibi" (the paper's), "rope" or "none".
+    normalize_gates: divide the K chosen gates by their sum. The paper's text does not.
+    remat: what the backward pass recomputes. "none" keeps every activation; "dots" keeps the
+      results of matrix products; "layer" keeps only what enters a layer.
+    dtype: arithmetic of the matrix products. Router, softmax, norms and loss are float32 always.
+    attention_block: queries computed at a time, each block against the keys up to its end: with n
+      blocks a causal mask costs (n+1)/2n of the full product. A sequence it does not divide is one
+      block. Blocks are unrolled, so many of them cost compile time.
+    embedding_std: standard deviation of the initial embedding.
+  """
+
+  position: str = "alibi"
+  normalize_gates: bool = False
+  remat: str = "none"
+  dtype: str = "float32"
+  attention_block: int = 512
+  embedding_std: float = 0.02
+
+  def __post_init__(self):
+    one_of("model.position", self.position, POSITIONS)
+    one_of("model.remat", self.remat, REMAT_POLICIES)
+    one_of("model.dtype", self.dtype, DTYPES)
+    if self.attention_block < 1:
+      raise UserError(
+        f"model.attention_block={self.attention_block} must be at least 1; 512 is a good choice"
+      )

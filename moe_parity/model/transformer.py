@@ -1,0 +1,172 @@
+"""The language model: embedding, layers, norm, untied head.
+
+Layers of one kind are built stacked (a leading axis of their parameters counts them) and run by
+`lax.scan`, so compile time does not grow with depth. A layout is cut into *segments*: a pattern of
+layer kinds and how often it repeats. "1dense" is (D) x 1 then (M) x L-1; "interleave" is (D M) x
+L/2.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from moe_parity.model.attention import Attention
+from moe_parity.model.feedforward import FeedForward
+from moe_parity.model.moe import MoE, RoutingStats
+from moe_parity.model.options import ModelOptions
+from moe_parity.model.weights import RMSNorm, matrix
+from moe_parity.resources.architecture import Architecture
+
+LOGITS_AT_ONCE = 2**26
+
+
+def segments(is_moe: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
+  """Cuts a layer arrangement into (pattern, repeats): one repeated pattern if there is one of at
+  most four layers, else runs of equal layers."""
+  is_moe = tuple(is_moe)
+  for period in range(1, 5):
+    repeats, rest = divmod(len(is_moe), period)
+    if rest == 0 and repeats > 1 and is_moe == is_moe[:period] * repeats:
+      return [(is_moe[:period], repeats)]
+  runs: list[tuple[tuple[bool, ...], int]] = []
+  for kind in is_moe:
+    if runs and runs[-1][0] == (kind,):
+      runs[-1] = ((kind,), runs[-1][1] + 1)
+    else:
+      runs.append(((kind,), 1))
+  return runs
+
+
+class Layer(nnx.Module):
+  """Pre-norm attention, then pre-norm feed-forward: dense or experts."""
+
+  def __init__(self, architecture, options: ModelOptions, is_moe: bool, *, rngs: nnx.Rngs):
+    d = architecture.d_model
+    self.attention_norm, self.feedforward_norm = RMSNorm(d), RMSNorm(d)
+    self.attention = Attention(architecture, options, rngs=rngs)
+    if is_moe:
+      self.feedforward = MoE(architecture, options, rngs=rngs)
+    else:
+      self.feedforward = FeedForward(d, architecture.d_ffn, architecture.num_layers, rngs=rngs)
+
+  def __call__(self, x_TD, batch: int) -> tuple[jax.Array, RoutingStats | None]:
+    x_TD = x_TD + self.attention(self.attention_norm(x_TD), batch)
+    y = self.feedforward(self.feedforward_norm(x_TD))
+    y_TD, stats = y if isinstance(self.feedforward, MoE) else (y, None)
+    return x_TD + y_TD, stats
+
+
+class Segment(nnx.Module):
+  """`repeats` copies of a pattern of layers; parameters stacked over the copies."""
+
+  def __init__(self, architecture, options, pattern: tuple[bool, ...], repeats: int, *, rngs):
+    self.pattern, self.options = pattern, options
+
+    @nnx.split_rngs(splits=repeats)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def stacked(rngs):
+      return nnx.List([Layer(architecture, options, is_moe, rngs=rngs) for is_moe in pattern])
+
+    self.layers = stacked(rngs)
+
+  def __call__(self, x_TD, batch: int) -> tuple[jax.Array, list[RoutingStats]]:
+    """The last result has one entry a MoE layer of the pattern, stacked over the repeats."""
+    graph, stacked = nnx.split(self.layers)
+
+    def copy(x_TD, state):
+      stats = []
+      for layer in nnx.merge(graph, state):
+        x_TD, layer_stats = layer(x_TD, batch)
+        stats += [] if layer_stats is None else [layer_stats]
+      return x_TD, stats
+
+    return jax.lax.scan(rematerialize(copy, self.options.remat), x_TD, stacked)
+
+
+def rematerialize(function, policy: str):
+  """`jax.checkpoint` by the policy's name (see `ModelOptions.remat`)."""
+  if policy == "none":
+    return function
+  if policy == "dots":
+    saveable = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint(function, policy=saveable, prevent_cse=False)
+  return jax.checkpoint(function, prevent_cse=False)
+
+
+class Transformer(nnx.Module):
+  """Decoder-only language model of the paper. No biases, no dropout, head not tied."""
+
+  def __init__(self, architecture: Architecture, options: ModelOptions, *, rngs: nnx.Rngs):
+    d, v = architecture.d_model, architecture.vocab_size
+    self.options = options
+    spread = options.embedding_std * v**0.5
+    self.embedding = matrix(rngs, v, d, axes="VD", scale=spread)
+    self.segments = nnx.List(
+      Segment(architecture, options, pattern, repeats, rngs=rngs)
+      for pattern, repeats in segments(architecture.moe_layers)
+    )
+    self.final_norm = RMSNorm(d)
+    self.head = matrix(rngs, d, v, axes="DV")
+
+  def hidden(
+    self, inputs_BS: Int[Array, "B S"]
+  ) -> tuple[Float[Array, "T D"], RoutingStats | None]:
+    """Final normed activations, flat, and routing stacked over MoE layers in order (None: dense)."""
+    B, S = inputs_BS.shape
+    x_TD = jnp.take(self.embedding[...], inputs_BS.reshape(-1), axis=0)
+    x_TD = x_TD.astype(self.options.dtype)
+    stats = []
+    for segment in self.segments:
+      x_TD, segment_stats = segment(x_TD, B)
+      if segment_stats:  # [repeats] of each layer of the pattern -> [repeats * layers]
+        stats.append(
+          jax.tree.map(
+            lambda *leaf: jnp.stack(leaf, 1).reshape(-1, *leaf[0].shape[1:]), *segment_stats
+          )
+        )
+    stats = jax.tree.map(lambda *leaf: jnp.concatenate(leaf), *stats) if stats else None
+    return self.final_norm(x_TD), stats
+
+  def token_nats(
+    self, hidden_TD: Float[Array, "T D"], targets_T: Int[Array, " T"]
+  ) -> Float[Array, " T"]:
+    """-ln p(target), float32. At most LOGITS_AT_ONCE logits exist at a time, made again in the
+    backward pass, so that a vocabulary of 65,536 does not decide the memory of a step."""
+    T, V = hidden_TD.shape[0], self.head.shape[1]
+    divisors = (n for n in range(1, T + 1) if T % n == 0)
+    num_chunks = next(n for n in divisors if T // n * V <= LOGITS_AT_ONCE or n == T)
+    head = self.head.astype(hidden_TD.dtype)
+    if num_chunks == 1:
+      return _nats(hidden_TD, targets_T, head)
+    chunked = jax.lax.map(
+      jax.checkpoint(lambda xy: _nats(*xy, head)),
+      (hidden_TD.reshape(num_chunks, T // num_chunks, -1), targets_T.reshape(num_chunks, -1)),
+    )
+    return chunked.reshape(T)
+
+
+def _nats(hidden_TD, targets_T, head_DV):
+  logit_TV = jnp.matmul(hidden_TD, head_DV, preferred_element_type=jnp.float32)
+  chosen_T = jnp.take_along_axis(logit_TV, targets_T[:, None], axis=-1)[:, 0]
+  return jax.nn.logsumexp(logit_TV, axis=-1) - chosen_T
+
+
+@functools.lru_cache(maxsize=None)
+def abstract_model(architecture: Architecture, options: ModelOptions):
+  """(graph, params, buffers) of shapes without arrays: what a jitted step merges.
+
+  `params` are the trained `nnx.Param`s; `buffers` everything else (selection biases).
+  """
+  model = nnx.eval_shape(lambda: Transformer(architecture, options, rngs=nnx.Rngs(0)))
+  return nnx.split(model, nnx.Param, ...)
+
+
+def init_model(architecture: Architecture, options: ModelOptions, seed: int):
+  """(params, buffers) as arrays; call it inside `jax.jit` so that they are born where they live."""
+  model = Transformer(architecture, options, rngs=nnx.Rngs(seed))
+  _, params, buffers = nnx.split(model, nnx.Param, ...)
+  return params, buffers

@@ -1,0 +1,11 @@
+"""What has to be set before JAX makes its first array."""
+
+from moe_parity.data.prepare import cache_folder
+
+
+def start_jax() -> None:
+  """Keeps compiled programs in the cache folder, so that a second start does not compile again."""
+  import jax
+
+  jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -1,0 +1,220 @@
+"""Trains one arm into its run folder; goes on where a killed run stopped."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from moe_parity import config as configs
+from moe_parity.data.ledger import Ledger
+from moe_parity.data.loader import Loader
+from moe_parity.data.token_store import TokenStore
+from moe_parity.errors import UserError
+from moe_parity.evaluation import bits
+from moe_parity.model.options import ModelOptions
+from moe_parity.resources.plan import ArmPlan
+from moe_parity.training.checkpoint import Checkpoints, abstract
+from moe_parity.training.optimizer import OptimizerOptions
+from moe_parity.training.step import StepOptions, TrainState, init_state, make_score, make_train_step
+from moe_parity.training import run_folder
+from moe_parity.training.telemetry import (
+  Clock,
+  Telemetry,
+  log_line,
+  measured_peak,
+  read_metrics,
+  validation_line,
+)
+
+
+class NotFiniteError(UserError):
+  """The loss of a step is not a number; the checkpoints before it are kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """What a progress bar shows: `step` of `num_steps`, and that step's logged line."""
+
+  step: int
+  num_steps: int
+  line: dict
+
+
+def model_options(config: ConfigDict) -> ModelOptions:
+  """The model's part of a config."""
+  names = [field.name for field in dataclasses.fields(ModelOptions)]
+  return ModelOptions(**{name: config.model[name] for name in names})
+
+
+def optimizer_options(config: ConfigDict, plan: ArmPlan) -> OptimizerOptions:
+  """The optimizer's part of a config and what the plan derived for this arm."""
+  o = config.optimizer
+  return OptimizerOptions(
+    peak_learning_rate=plan.peak_learning_rate,
+    final_learning_rate=plan.final_learning_rate,
+    num_steps=plan.num_steps,
+    warmup_steps=plan.warmup_steps,
+    b1=o.b1,
+    b2=o.b2,
+    epsilon=o.epsilon,
+    weight_decay=o.weight_decay,
+    clip_norm=o.clip_norm,
+  )
+
+
+def step_options(config: ConfigDict, plan: ArmPlan) -> StepOptions:
+  """Loss weights and the number of micro-batches.
+
+  Raises:
+    UserError: micro-batches that do not divide the batch.
+  """
+  micro = config.train.micro_batch_sequences or plan.batch_sequences
+  if plan.batch_sequences % micro:
+    divisors = [n for n in range(1, micro + 1) if plan.batch_sequences % n == 0]
+    raise UserError(
+      f"train.micro_batch_sequences={micro} does not divide the batch of {plan.batch_sequences}"
+      f" sequences of arm {plan.name!r}; use {divisors[-1]}, or set budget.batch_multiple={micro}"
+    )
+  m = config.model
+  return StepOptions(
+    m.balance_weight, m.z_weight, m.bias_update_rate, accumulation=plan.batch_sequences // micro
+  )
+
+
+def train_arm(
+  config: ConfigDict,
+  plan: ArmPlan,
+  store: TokenStore,
+  folder: pathlib.Path,
+  report: Callable[[Progress], None] = lambda progress: None,
+  warn: Callable[[str], None] = print,
+) -> dict:
+  """Trains, evaluates and returns what result.json holds. A finished run returns at once.
+
+  Args:
+    plan: the arm: shape, tokens, steps, rates; its seed decides the initial weights.
+    store: tokens of the training and validation splits.
+    folder: the run folder; made if it is not there, continued if it holds this very run.
+    report: called for every logged step.
+    warn: called with a line about each damaged checkpoint that was passed over.
+  Raises:
+    UserError: the folder holds another run; the data cannot feed the plan.
+    NotFiniteError: the loss stopped being a number.
+  """
+  options = step_options(config, plan)
+  run_folder.claim(folder, configs.to_json(config), plan.to_dict())
+  if (finished := run_folder.read_result(folder)) is not None:
+    return finished
+  architecture, model = plan.architecture, model_options(config)
+  optimizer = optimizer_options(config, plan)
+  loader = functools.partial(
+    Loader,
+    store.train,
+    plan.batch_sequences,
+    plan.seq_len,
+    plan.num_unique_tokens,
+    config.data.seed,
+    num_tokens=plan.num_tokens,
+  )
+  ledger = Ledger.for_loader(loader())  # also refuses a budget larger than the corpus, early
+  train_step = make_train_step(architecture, model, optimizer, options)
+  score = make_score(architecture, model)
+  state = init_state(architecture, model, optimizer, plan.seed)
+  checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
+  first = 0
+  if restored := checkpoints.restore(abstract(state), ledger.state()):
+    for warning in restored.warnings:
+      warn(f"{plan.name}: {warning}; going on from step {restored.step}")
+    first, state = restored.step, restored.state
+    ledger.restore(restored.ledger)
+  telemetry = Telemetry(folder, from_step=first)
+  peak = measured_peak(config.model.dtype)
+  clock = Clock(plan.batch_sequences * plan.seq_len, plan.train_flops_per_token, peak, folder, first)
+
+  def validate(mode: str, max_tokens: int) -> dict:
+    return bits.evaluate(
+      lambda inputs, targets, mask: np.asarray(
+        score(state.params, state.buffers, inputs, targets)
+      ),
+      store.validation,
+      mode=mode,
+      seq_len=plan.seq_len,
+      stride=config.evaluation.stride if mode == "strided" else 0,
+      max_tokens=max_tokens,
+      batch_sequences=config.evaluation.batch_sequences,
+      seed=config.data.seed,
+    )
+
+  def record(step: int, scalars: dict) -> None:
+    """Writes a finished step; the caller has already started the next."""
+    scalars = jax.device_get(scalars)
+    loss = float(scalars["loss"])
+    if not np.isfinite(loss):
+      raise NotFiniteError(
+        f"arm {plan.name!r}: the loss of step {step} is {loss}; the checkpoint before it is kept in"
+        f" {checkpoints.folder}; lower --config.arms.{plan.name}.learning_rate_multiplier"
+      )
+    if due(step, config.train.log_every, plan.num_steps) or step == first + 1:
+      line = log_line(step, scalars, clock)
+      telemetry.write(line)
+      if "load_LE" in scalars:
+        telemetry.write_routing(step, line["num_tokens"], scalars["load_LE"])
+      report(Progress(step, plan.num_steps, line))
+
+  try:
+    pending = None
+    batches = iter(loader(start_row=first * plan.batch_sequences))
+    for step in range(first + 1, plan.num_steps + 1):
+      batch = next(batches)
+      state, scalars = train_step(state, batch["inputs"], batch["targets"])  # does not wait
+      ledger.update(batch["window"])
+      if pending is not None:
+        record(step - 1, pending)
+      pending = scalars
+      evaluating = due(step, config.train.eval_every, plan.num_steps)
+      saving = due(step, config.train.save_every, plan.num_steps)
+      if evaluating or saving:  # both need this step's own loss to be known good first
+        record(step, pending)
+        pending = None
+        with clock.paused():
+          if evaluating and step < plan.num_steps:
+            telemetry.write(validation_line(step, clock, validate("packed", config.train.eval_tokens)))
+          if saving:
+            telemetry.save_routing()
+            checkpoints.save(step, state, ledger.state())
+    checkpoints.wait()
+    ledger.save(folder / "ledger.npz")
+    result = {
+      "name": plan.name,
+      "kind": plan.kind,
+      "role": plan.role,
+      "seed": plan.seed,
+      "finished_step": plan.num_steps,
+      "seconds": clock.seconds,
+      "train_cross_entropy": final_cross_entropy(folder, plan.num_steps),
+      "validation": validate(config.evaluation.mode, config.evaluation.max_tokens),
+    }
+    run_folder.write_json(folder / run_folder.RESULT, result)
+    return result
+  finally:
+    telemetry.close()
+    checkpoints.close()
+
+
+def due(step: int, every: int, last: int) -> bool:
+  """Whether something done every `every` steps (0: only at the end) is done after `step`."""
+  return step == last or (every > 0 and step % every == 0)
+
+
+def final_cross_entropy(folder: pathlib.Path, num_steps: int) -> float:
+  """Mean logged training cross-entropy of the last 5 % of the steps, in nats a token."""
+  tail = [
+    line["cross_entropy"]
+    for line in read_metrics(folder)
+    if line["kind"] == "train" and line["step"] > 0.95 * num_steps
+  ]
+  return float(np.mean(tail))

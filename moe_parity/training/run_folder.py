@@ -1,0 +1,71 @@
+"""A run is a folder: whose it is, and how files get into it whole or not at all."""
+
+import json
+import os
+import pathlib
+
+from moe_parity import config as configs
+from moe_parity.errors import UserError
+
+CONFIG, PLAN, RESULT = "config.json", "plan.json", "result.json"
+
+
+def replace(path: pathlib.Path, content: bytes) -> None:
+  """Puts `content` at `path`: a reader, or a kill at any moment, sees the old file or the new."""
+  temporary = path.with_name(path.name + ".tmp")
+  with open(temporary, "wb") as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def write_json(path: pathlib.Path, value: object) -> None:
+  """`replace` with JSON."""
+  replace(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: pathlib.Path):
+  """
+  Raises:
+    UserError: the file is not JSON (cut short or edited by hand).
+  """
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise UserError(f"{path} is not JSON ({error}); restore it or use another --workdir") from None
+
+
+def read_result(folder: pathlib.Path) -> dict | None:
+  """result.json of a finished run, None while there is none."""
+  return read_json(folder / RESULT) if (folder / RESULT).exists() else None
+
+
+def claim(folder: pathlib.Path, config: dict, plan: dict) -> None:
+  """Makes the folder this run's, or finds that it already is.
+
+  Only what changes the run's numbers is compared: how often it logs, saves or draws may change.
+
+  Raises:
+    UserError: the folder holds a run with another config or plan; lists what differs.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  if not (folder / PLAN).exists():
+    write_json(folder / CONFIG, config)
+    write_json(folder / PLAN, plan)
+    return
+  old_plan, old_config = read_json(folder / PLAN), read_json(folder / CONFIG)
+  changed = configs.differences(old_plan, json.loads(json.dumps(plan)), "plan.")
+  changed += configs.differences(_numbers(old_config), _numbers(config))
+  if changed:
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    raise UserError(
+      f"{folder} holds another run ({'; '.join(changed[:3])}{more}); use another --workdir, or"
+      " remove this one"
+    )
+
+
+def _numbers(config: dict) -> dict:
+  """The fields that decide a run's numbers beyond its plan."""
+  kept = {name: config[name] for name in ("data", "model", "optimizer", "evaluation")}
+  return kept | {"micro_batch_sequences": config["train"]["micro_batch_sequences"]}

@@ -1,0 +1,199 @@
+"""One optimizer step as one pure function: state in (donated), state and scalars out.
+
+The batch may be cut into micro-batches (`accumulation`); the result is the same step, because the
+only quantity that is not a mean over sequences, the load f of the balance loss E sum f P, is taken
+over the whole batch in a forward pass of its own before any gradient is computed. That pass costs a
+third of a step, and is made only where there are experts, a balance loss and more than one
+micro-batch.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from moe_parity.model.moe import RoutingStats, SelectionBias, balance_loss
+from moe_parity.model.options import ModelOptions
+from moe_parity.model.transformer import Transformer, abstract_model, init_model
+from moe_parity.resources.architecture import Architecture
+from moe_parity.training.optimizer import OptimizerOptions, learning_rate, make_optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """Everything a step changes. `step` counts finished optimizer steps."""
+
+  step: jax.Array
+  params: nnx.State
+  buffers: nnx.State
+  optimizer: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+  """Attributes:
+  balance_weight, z_weight: coefficients of the balance loss (1 at perfect balance, mean over MoE
+    layers) and of the router z-loss.
+  bias_update_rate: u of the loss-free balancing b += u sign(mean load - load) (2408.15664), once
+    an optimizer step from the whole batch's loads; 0 leaves the biases at zero.
+  accumulation: micro-batches a step; must divide the batch.
+  """
+
+  balance_weight: float = 0.01
+  z_weight: float = 0.0
+  bias_update_rate: float = 0.0
+  accumulation: int = 1
+
+
+def init_state(
+  architecture: Architecture, model: ModelOptions, optimizer: OptimizerOptions, seed: int
+) -> TrainState:
+  """A fresh state; one jitted call.
+
+  On CPU it is compiled with little optimisation: a dozen random arrays made once are not worth the
+  seconds that their code takes to optimise.
+  """
+  hurry = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+
+  @functools.partial(jax.jit, compiler_options=hurry)
+  def make():
+    params, buffers = init_model(architecture, model, seed)
+    opt_state = make_optimizer(optimizer).init(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, buffers, opt_state)
+
+  return make()
+
+
+def objective(model: Transformer, inputs_BS, targets_BS, options: StepOptions, load_LE=None):
+  """Mean cross-entropy plus weighted router losses of one (micro-)batch.
+
+  Args:
+    load_LE: loads of the whole batch for the balance loss; None takes this batch's own.
+  Returns:
+    the total to minimise, and (cross_entropy, RoutingStats or None).
+  """
+  hidden_TD, stats = model.hidden(inputs_BS)
+  cross_entropy = jnp.mean(model.token_nats(hidden_TD, targets_BS.reshape(-1)))
+  total = cross_entropy
+  if stats is not None:
+    load = stats.load_E if load_LE is None else load_LE
+    total += options.balance_weight * jnp.mean(balance_loss(load, stats.probability_E))
+    total += options.z_weight * jnp.mean(stats.squared_logsumexp)
+  return total, (cross_entropy, stats)
+
+
+def make_train_step(
+  architecture: Architecture,
+  model_options: ModelOptions,
+  optimizer_options: OptimizerOptions,
+  options: StepOptions,
+) -> Callable:
+  """The jitted `(state, inputs_BS, targets_BS) -> (state, scalars)`.
+
+  Scalars are of the whole batch: loss (the total), cross_entropy (nats a token), balance_loss,
+  z_loss, gradient_norm (before clipping), learning_rate; and, per MoE layer, load_LE,
+  router_entropy_L, drop_share_L.
+  """
+  graph, _, _ = abstract_model(architecture, model_options)
+  optimizer, schedule = make_optimizer(optimizer_options), learning_rate(optimizer_options)
+
+  def loss_of(params, buffers, inputs, targets, load_LE):
+    return objective(nnx.merge(graph, params, buffers), inputs, targets, options, load_LE)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def train_step(state: TrainState, inputs_BS, targets_BS):
+    gradient = jax.value_and_grad(loss_of, has_aux=True)
+    if options.accumulation == 1:
+      (loss, (cross_entropy, stats)), grads = gradient(
+        state.params, state.buffers, inputs_BS, targets_BS, None
+      )
+    else:
+      cut = lambda x: x.reshape(options.accumulation, -1, x.shape[-1])  # noqa: E731
+      micro = (cut(inputs_BS), cut(targets_BS))
+      load_LE = None
+      if architecture.is_moe and options.balance_weight:
+        load_LE = _mean_over(
+          lambda batch: nnx.merge(graph, state.params, state.buffers).hidden(batch[0])[1].load_E,
+          micro,
+        )
+      (loss, (cross_entropy, stats)), grads = _mean_over(
+        lambda batch: gradient(state.params, state.buffers, *batch, load_LE), micro
+      )
+    updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
+    scalars = {
+      "loss": loss,
+      "cross_entropy": cross_entropy,
+      "gradient_norm": optax.global_norm(grads),
+      "learning_rate": schedule(state.step),
+    }
+    buffers = state.buffers
+    if stats is not None:
+      scalars |= routing_scalars(stats)
+      if options.bias_update_rate:
+        buffers = move_biases(graph, state, stats.load_E, options.bias_update_rate)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, buffers, opt_state), scalars
+
+  return train_step
+
+
+def _mean_over(function, micro_batches):
+  """Mean of a pytree-valued function over the leading axis, one micro-batch in memory at a time."""
+  num = jax.tree.leaves(micro_batches)[0].shape[0]
+  first = jax.eval_shape(function, jax.tree.map(lambda x: x[0], micro_batches))
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), first)
+
+  def add(total, batch):
+    return jax.tree.map(lambda a, b: a + b.astype(jnp.float32) / num, total, function(batch)), None
+
+  return jax.lax.scan(add, zeros, micro_batches)[0]
+
+
+def routing_scalars(stats: RoutingStats) -> dict[str, jax.Array]:
+  """The logged numbers of a whole batch's routing (leading axis: MoE layers)."""
+  return {
+    "balance_loss": jnp.mean(balance_loss(stats.load_E, stats.probability_E)),
+    "z_loss": jnp.mean(stats.squared_logsumexp),
+    "load_LE": stats.load_E,
+    "router_entropy_L": stats.entropy,
+    "drop_share_L": stats.drop_share,
+  }
+
+
+def move_biases(graph, state: TrainState, load_LE, rate: float) -> nnx.State:
+  """Every selection bias moved by `rate` towards its expert's missing load.
+
+  `load_LE` follows the order in which a token meets the layers; within a segment of repeated
+  patterns that is (repeat, layer of the pattern), so the segment's rows are dealt out that way.
+  """
+  model = nnx.merge(graph, state.params, state.buffers)
+  start = 0
+  for segment in model.segments:
+    moe = [layer.feedforward for layer in segment.layers if hasattr(layer.feedforward, "router")]
+    if not moe:
+      continue
+    repeats, num_experts = moe[0].selection_bias.shape
+    rows = load_LE[start : start + repeats * len(moe)].reshape(repeats, len(moe), num_experts)
+    start += repeats * len(moe)
+    for index, layer in enumerate(moe):
+      missing = 1.0 / num_experts - rows[:, index]
+      layer.selection_bias[...] = layer.selection_bias[...] + rate * jnp.sign(missing)
+  return nnx.split(model, nnx.Param, SelectionBias)[2]
+
+
+def make_score(architecture: Architecture, model_options: ModelOptions) -> Callable:
+  """The jitted `(params, buffers, inputs_BS, targets_BS) -> nats_BS` (float32) for evaluation."""
+  graph, _, _ = abstract_model(architecture, model_options)
+
+  @jax.jit
+  def score(params, buffers, inputs_BS, targets_BS):
+    model = nnx.merge(graph, params, buffers)
+    hidden_TD, _ = model.hidden(inputs_BS)
+    return model.token_nats(hidden_TD, targets_BS.reshape(-1)).reshape(targets_BS.shape)
+
+  return score

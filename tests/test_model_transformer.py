@@ -1,0 +1,165 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from moe_parity.errors import UserError
+from moe_parity.model.attention import alibi_slopes
+from moe_parity.model.moe import balance_loss, route
+from moe_parity.model.options import ModelOptions
+from moe_parity.model.transformer import segments
+from tests import reference_transformer, small_model
+
+CASES = {
+  "dense, ALiBi": (small_model.dense(), {}),
+  "dense, grouped queries, rope": (
+    small_model.dense(num_heads=4, num_kv_heads=2), {"position": "rope"},
+  ),
+  "one dense layer, shared expert": (small_model.moe(), {}),
+  "interleaved, no shared expert, normalised": (
+    small_model.moe(num_layers=4, layout="interleave", d_shared=0), {"normalize_gates": True},
+  ),
+  "full, top-1, no positions": (
+    small_model.moe(layout="full", d_ffn=0, experts_per_token=1), {"position": "none"},
+  ),
+  "any order of layers, remat": (
+    small_model.moe(num_layers=5, layout="MDDMM"), {"remat": "layer"},
+  ),
+}  # fmt: skip
+
+
+def forward(model, inputs, targets):
+  """(nats [T], routing stats), compiled as one."""
+  graph, state = nnx.split(model)
+
+  @jax.jit
+  def run(state, inputs, targets):
+    model = nnx.merge(graph, state)
+    hidden, stats = model.hidden(inputs)
+    return model.token_nats(hidden, targets.reshape(-1)), stats
+
+  return run(state, inputs, targets)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_model_equals_the_reference_and_its_router_stats_are_counted_right(case):
+  architecture, options = CASES[case]
+  model = small_model.build(architecture, attention_block=4, **options)
+  inputs, targets = small_model.tokens()
+  with jax.numpy_dtype_promotion("strict"):
+    nats, stats = forward(model, inputs, targets)
+  outer, layers = small_model.reference_weights(model)
+  expected, routed = reference_transformer.token_nats(
+    outer, layers, architecture, inputs, targets,
+    options.get("position", "alibi"), options.get("normalize_gates", False),
+  )  # fmt: skip
+  # float32 through five layers of sums over at most 20 terms
+  np.testing.assert_allclose(nats.reshape(expected.shape), expected, rtol=0, atol=3e-5)
+  if stats is None:
+    assert not architecture.is_moe and not routed
+    return
+  assert len(stats.load_E) == len(routed) == architecture.num_moe_layers
+  for layer, (chosen, probability) in enumerate(routed):
+    counts = np.bincount(chosen.reshape(-1), minlength=architecture.num_experts)
+    np.testing.assert_allclose(stats.load_E[layer], counts / counts.sum(), atol=1e-6)
+    np.testing.assert_allclose(stats.probability_E[layer], probability.mean(0), atol=1e-5)
+    entropy = -(probability * np.log(probability)).sum(-1).mean()
+    np.testing.assert_allclose(stats.entropy[layer], entropy, atol=1e-5)
+
+
+def test_a_token_sees_nothing_after_itself():
+  model = small_model.build(small_model.moe(), attention_block=4)
+  inputs, _ = small_model.tokens(batch=2)
+  changed = inputs.copy()
+  changed[:, 5] = (changed[:, 5] + 1) % small_model.VOCAB
+  targets = np.ones_like(inputs)
+  before, after = (forward(model, x, targets)[0].reshape(2, 8) for x in (inputs, changed))
+  np.testing.assert_array_equal(before[:, :5], after[:, :5])
+  assert (np.abs(np.asarray(before[:, 5:] - after[:, 5:])) > 1e-5).all()
+
+
+def test_recomputing_activations_changes_no_gradient():
+  inputs, targets = (jnp.asarray(x) for x in small_model.tokens())
+
+  def gradient(remat):
+    graph, params, rest = nnx.split(small_model.build(small_model.moe(), remat=remat), nnx.Param, ...)
+
+    @jax.jit
+    @jax.grad
+    def of(params):
+      model = nnx.merge(graph, params, rest)
+      return jnp.mean(model.token_nats(model.hidden(inputs)[0], targets.reshape(-1)))
+
+    return jax.tree.leaves(of(params))
+
+  plain = gradient("none")
+  for policy in ("dots", "layer"):
+    for a, b in zip(plain, gradient(policy), strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-6)  # float32, another order of the same sums
+
+
+def test_a_long_vocabulary_in_chunks_gives_the_same_loss_and_gradient(monkeypatch):
+  from moe_parity.model import transformer
+
+  model = small_model.build(small_model.dense())
+  inputs, targets = (jnp.asarray(x) for x in small_model.tokens())
+  hidden, _ = model.hidden(inputs)
+  of = jax.value_and_grad(lambda h: model.token_nats(h, targets.reshape(-1)).sum())
+  whole, whole_gradient = of(hidden)
+  monkeypatch.setattr(transformer, "LOGITS_AT_ONCE", 5 * small_model.VOCAB)
+  chunked, chunked_gradient = of(hidden)
+  np.testing.assert_allclose(whole, chunked, rtol=1e-6)
+  np.testing.assert_allclose(whole_gradient, chunked_gradient, atol=1e-6)
+
+
+def test_bfloat16_stays_near_float32():
+  inputs, targets = (jnp.asarray(x) for x in small_model.tokens())
+  nats = []
+  for dtype in ("float32", "bfloat16"):
+    model = small_model.build(small_model.dense(), dtype=dtype)
+    nats.append(forward(model, inputs, targets)[0])
+  assert nats[1].dtype == jnp.float32
+  # 8 bits of mantissa through 3 layers: a few per cent of the spread of the logits
+  np.testing.assert_allclose(nats[0].mean(), nats[1].mean(), rtol=0.03)
+  assert np.abs(np.asarray(nats[0] - nats[1])).max() > 0
+
+
+@pytest.mark.parametrize("num_heads", [1, 2, 3, 8, 11, 17, 19, 22, 32])
+def test_alibi_slopes_of_any_head_count(num_heads):
+  slopes = alibi_slopes(num_heads)
+  np.testing.assert_allclose(slopes, reference_transformer.slopes(num_heads), rtol=1e-6)
+  assert len(set(slopes.tolist())) == num_heads
+
+
+def test_the_balance_loss_is_one_at_perfect_balance_whatever_k_and_e_when_all_go_to_one():
+  even, all_to_one = jnp.full((2, 8), 1 / 8), jnp.tile(jnp.eye(8)[:1], (2, 1))
+  np.testing.assert_allclose(balance_loss(even, even), 1.0, rtol=1e-6)
+  np.testing.assert_allclose(balance_loss(all_to_one, all_to_one), 8.0, rtol=1e-6)
+
+
+def test_the_selection_bias_moves_the_choice_and_not_the_gate():
+  logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
+  expert, gate, _ = route(logits, jnp.zeros(3), 1, False)
+  assert expert.tolist() == [[0]] and gate[0, 0] == pytest.approx(0.5)
+  expert, gate, _ = route(logits, jnp.array([-1.0, 0.0, 0.2]), 1, False)
+  assert expert.tolist() == [[2]] and gate[0, 0] == pytest.approx(0.2)
+
+
+def test_a_layout_is_cut_into_few_repeated_patterns():
+  d, m = False, True
+  assert segments([d] + [m] * 5) == [((d,), 1), ((m,), 5)]
+  assert segments([d, m] * 3) == [((d, m), 3)]
+  assert segments([m] * 4) == [((m,), 4)]
+  assert segments([m, d, d, m, m]) == [((m,), 1), ((d,), 2), ((m,), 2)]
+  for layout in ([d, m, m], [m], [d, m, m, d, m, m]):
+    assert [k for pattern, n in segments(layout) for k in pattern * n] == layout
+
+
+@pytest.mark.parametrize(
+  "field, value, way_out",
+  [("position", "alibbi", "alibi"), ("remat", "layers", "layer"), ("dtype", "bf16", "bfloat16")],
+)
+def test_a_misspelt_choice_is_refused_with_the_nearest(field, value, way_out):
+  with pytest.raises(UserError, match=f"model.{field}={value!r}.*did you mean '{way_out}'"):
+    ModelOptions(**{field: value})
