@@ -36,14 +36,10 @@ def group_by_expert(expert_TK: Int[Array, "T K"], num_experts: int) -> Groups:
   num = expert_TK.size
   if (num_experts + 1) * num > INT32_MAX:
     order_A = jnp.argsort(expert_TK.reshape(-1), stable=True).astype(jnp.int32)
-    sorted_A = expert_TK.reshape(-1)[order_A]
-    bounds = jnp.searchsorted(sorted_A, jnp.arange(num_experts + 1, dtype=jnp.int32))
   else:
-    key_A = jnp.sort(expert_TK.reshape(-1) * num + jnp.arange(num, dtype=jnp.int32))
-    order_A = key_A % num
-    bounds = jnp.searchsorted(key_A, num * jnp.arange(num_experts + 1, dtype=jnp.int32))
-  bounds = bounds.astype(jnp.int32)
-  return Groups(order_A, bounds[1:] - bounds[:-1], bounds[:-1])
+    order_A = jnp.sort(expert_TK.reshape(-1) * num + jnp.arange(num, dtype=jnp.int32)) % num
+  count_E = expert_loads(expert_TK, num_experts)
+  return Groups(order_A, count_E, jnp.cumsum(count_E, dtype=jnp.int32) - count_E)
 
 
 def expert_loads(expert_TK: Int[Array, "T K"], num_experts: int) -> Int[Array, " E"]:

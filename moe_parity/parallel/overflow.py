@@ -44,14 +44,14 @@ def tile_size(num_slots: int) -> int:
 
 def schedule(groups: Groups, num_slots: int) -> Schedule:
   tiles_E = -(-jnp.maximum(groups.count_E - num_slots, 0) // tile_size(num_slots))
-  end_E = jnp.cumsum(tiles_E)
+  end_E = jnp.cumsum(tiles_E, dtype=jnp.int32)
   return Schedule(tiles_E, end_E, -(-end_E[-1] // TILES_PER_STEP))
 
 
 def _tiles(step, plan: Schedule, groups: Groups, num_slots: int) -> Tiles:
   size, num_experts = tile_size(num_slots), plan.end_E.shape[0]
   index_G = step * TILES_PER_STEP + jnp.arange(TILES_PER_STEP, dtype=jnp.int32)
-  expert_G = jnp.searchsorted(plan.end_E, index_G, side="right").astype(jnp.int32)
+  expert_G = (plan.end_E[None, :] <= index_G[:, None]).sum(1, dtype=jnp.int32)
   exists_G = expert_G < num_experts  # the last step may run past the last tile
   expert_G = jnp.minimum(expert_G, num_experts - 1)
   first_G = num_slots + (index_G - (plan.end_E - plan.tiles_E)[expert_G]) * size

@@ -102,8 +102,8 @@ def _backward(num_slots, residuals, dy_TD):
     (dx_TD, dgate_TK, dw_in_E2ID, dw_down_EID),
     dy_TD, x_TD, gate_TK, w_in_E2ID, w_down_EID, groups, num_slots,
   )  # fmt: skip
-  dtype = w_in_E2ID.dtype
-  return dx_TD.astype(x_TD.dtype), None, dgate_TK, dw_in_E2ID.astype(dtype), dw_down_EID.astype(dtype)
+  dw_in_E2ID, dw_down_EID = (dw.astype(w_in_E2ID.dtype) for dw in (dw_in_E2ID, dw_down_EID))
+  return dx_TD.astype(x_TD.dtype), None, dgate_TK, dw_in_E2ID, dw_down_EID
 
 
 slotted_ffn.defvjp(_forward, _backward)
