@@ -28,13 +28,11 @@ class Source:
   Args:
     path: 'builtin', a file, or a folder whose files are read in sorted order.
     domain: for records that name none; empty means the file's name.
-    weight: share of the training windows among several sources; 0 means by size.
     text_key, domain_key, source_key: fields of a record that hold these.
   """
 
   path: str
   domain: str = ""
-  weight: float = 0.0
   text_key: str = "text"
   domain_key: str = "domain"
   source_key: str = "source"

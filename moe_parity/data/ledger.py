@@ -54,8 +54,12 @@ class Ledger:
   @classmethod
   def for_loader(cls, loader) -> "Ledger":
     """An empty ledger that remembers the loader's stream and order."""
-    data = {"split": loader.split.name, "sha256": loader.split.fingerprint}
-    data["order"] = loader.order.to_dict()
+    data = {
+      "split": loader.split.name,
+      "sha256": loader.split.fingerprint,
+      "store": str(loader.split.folder),
+      "order": loader.order.to_dict(),
+    }
     return cls(loader.order.num_windows, loader.seq_len, data, loader.host_index, loader.num_hosts)
 
   def update(self, window: np.ndarray) -> None:
@@ -92,9 +96,12 @@ class Ledger:
     }
 
   def state(self) -> dict[str, np.ndarray]:
-    """Arrays to keep in a checkpoint beside the train state, so that both resume at one step."""
+    """Arrays to keep in a checkpoint beside the train state, so that both resume at one step.
+
+    They are copies: a checkpoint written in the background does not see later updates.
+    """
     digest = np.frombuffer(self.digest.to_bytes(32, "little"), np.uint8)
-    return {"counts": self.counts, "row": np.array(self.row, np.int64), "digest": digest}
+    return {"counts": self.counts.copy(), "row": np.array(self.row, np.int64), "digest": digest}
 
   def restore(self, state: dict[str, np.ndarray]) -> None:
     """Takes over a saved `state`. Raises UserError if it is of another stream."""
@@ -145,7 +152,7 @@ def merge(ledgers: list[Ledger]) -> Ledger:
       f"ledgers of hosts {hosts} given, {first.num_hosts} hosts took part; give each once"
     )
   for other in ledgers[1:]:
-    if (other.row, other.seq_len, other.data) != (first.row, first.seq_len, first.data):
+    if (other.row, other.seq_len, _stream(other)) != (first.row, first.seq_len, _stream(first)):
       raise UserError(
         f"ledgers of hosts {first.host_index} and {other.host_index} are not of one run at one "
         f"step (rows {first.row} and {other.row}); collect them at the same step"
@@ -156,3 +163,8 @@ def merge(ledgers: list[Ledger]) -> Ledger:
     merged.digest = (merged.digest + ledger.digest) % _MODULUS
   merged.row = first.row
   return merged
+
+
+def _stream(ledger: Ledger) -> dict:
+  """What the counts refer to, wherever each host keeps its copy."""
+  return {name: value for name, value in ledger.data.items() if name != "store"}

@@ -5,12 +5,13 @@ follows from it, so a run resumes exactly, on any number of hosts.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from moe_parity.data.mixture import groups_of, plan_mixture
 from moe_parity.data.order import Order, unique_windows
 from moe_parity.data.token_store import Split
 from moe_parity.errors import UserError
@@ -38,6 +39,8 @@ class Loader:
     start_row: rows already handed out by all hosts, the saved state.
     num_tokens: tokens the run may see; a batch that would pass it is not handed out. None is no
       limit.
+    weights: shares of the store's sources in every stretch of 1000 rows; () is as they come.
+    max_epochs: times a weighted source may be read within num_tokens; 0 is no bound.
     prefetch: batches read ahead by one background thread; 0 reads when asked.
   Raises:
     UserError: sizes that do not fit together, or a stream with less data than the budget.
@@ -53,6 +56,8 @@ class Loader:
     *,
     start_row: int = 0,
     num_tokens: int | None = None,
+    weights: Sequence[float | int] = (),
+    max_epochs: float | int = 0.0,
     host_index: int = 0,
     num_hosts: int = 1,
     prefetch: int = 2,
@@ -70,7 +75,14 @@ class Loader:
     num_windows = split.num_windows(seq_len)
     num_unique = unique_windows(num_unique_tokens, num_windows, seq_len)
     self.split, self.batch_sequences, self.seq_len = split, batch_sequences, seq_len
-    self.order = Order(num_windows, num_unique, seed)
+    if weights:
+      self.order = plan_mixture(
+        groups_of(split, seq_len), weights, seed, num_windows=num_windows,
+        num_unique=num_unique if num_unique_tokens else 0,
+        num_rows=(num_tokens or 0) // seq_len, max_epochs=max_epochs,
+      )  # fmt: skip
+    else:
+      self.order = Order(num_windows, num_unique, seed)
     self.start_row, self.num_tokens, self.prefetch = start_row, num_tokens, prefetch
     self.host_index, self.num_hosts = host_index, num_hosts
     self._block = lru_cache(maxsize=4)(

@@ -12,7 +12,7 @@ from moe_parity.errors import UserError
 
 _MASK = (1 << 64) - 1
 _ROUNDS = 12
-_SUBSET, _EPOCH, _MIXTURE = 1, 2, 3  # what a key is for
+_SUBSET, _EPOCH = 1, 2  # what a key is for
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:
@@ -89,7 +89,10 @@ class Order:
 
   def windows(self, start: int, stop: int) -> np.ndarray:
     """int64 [stop - start]: the windows at these positions, counted from the start of the run."""
-    positions = np.arange(start, stop, dtype=np.int64)
+    return self.at(np.arange(start, stop, dtype=np.int64))
+
+  def at(self, positions: np.ndarray) -> np.ndarray:
+    """int64: the window at each of these positions."""
     epochs, places = np.divmod(positions, self.num_unique)
     later = epochs > 0
     keys = splitmix64(np.uint64(self._epochs) ^ splitmix64(epochs[later].astype(np.uint64)))

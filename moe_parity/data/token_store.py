@@ -83,7 +83,8 @@ def write_documents(
 class Documents:
   """What the store remembers of each document. Arrays are [documents], in stream order.
 
-  num_tokens counts what is stored, separators included; num_text_tokens only the text's.
+  num_tokens counts what is stored, separators included; num_text_tokens only the text's. `domain`
+  and `source` index `domains` and `sources`; `origin` is the number of the corpus a document is of.
   """
 
   num_tokens: np.ndarray
@@ -92,6 +93,7 @@ class Documents:
   num_chars: np.ndarray
   domain: np.ndarray
   source: np.ndarray
+  origin: np.ndarray
   domains: tuple[str, ...]
   sources: tuple[str, ...]
 
@@ -130,7 +132,8 @@ class Split:
     if self._documents is None:
       with np.load(self.folder / f"{self.name}.documents.npz") as data:
         names = json.loads(data["names"].tobytes())
-        columns = {key: data[key] for key in ("num_bytes", "num_chars", "domain", "source")}
+        stored = ("num_bytes", "num_chars", "domain", "source", "origin")
+        columns = {key: data[key] for key in stored}
       separators = 1 + (self.tokenizer.bos_id != self.tokenizer.eos_id)
       self._documents = Documents(
         num_tokens=self._lengths,
