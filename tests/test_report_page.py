@@ -49,7 +49,11 @@ def read(path):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
   folder = tmp_path_factory.mktemp("whole")
-  page.write_report(fake_study.write_study(folder, fake_study.Fake(seeds=(0, 1), seed_sd=0.003)))
+  page.write_report(
+    fake_study.write_study(
+      folder, fake_study.Fake(rates=(0.1, 0.25, 0.5), seeds=(0, 1), seed_sd=0.003)
+    )
+  )
   return folder
 
 
@@ -100,10 +104,10 @@ def test_every_inline_figure_is_well_formed_and_comes_for_desk_and_phone(whole):
     if name in ("src", "srcset"):
       root = ElementTree.fromstring(base64.b64decode(value.split(",", 1)[1]))
       images.setdefault(name, []).append(float(root.get("width").removesuffix("pt")))
-  assert len(images["src"]) == len(images["srcset"]) == 4
+  assert len(images["src"]) == len(images["srcset"]) == 6
   assert set(images["src"]) == {6.6 * 72} and set(images["srcset"]) == {3.75 * 72}
   alts = [value for name, value in reader.attributes if name == "alt"]
-  assert len(alts) == 4 and all(len(alt) > 40 for alt in alts)
+  assert len(alts) == 6 and all(len(alt) > 40 for alt in alts)
 
 
 def test_how_to_reproduce_holds_command_versions_hashes_and_config(whole):
@@ -116,9 +120,15 @@ def test_how_to_reproduce_holds_command_versions_hashes_and_config(whole):
 
 def test_figures_and_tables_also_lie_as_plain_files(whole):
   names = {p.name for p in (whole / "report").iterdir()}
-  for figure in ("activation_rate", "loss_curves", "routing_health", "expert_loads"):
+  for figure in (
+    "activation_rate",
+    "loss_curves",
+    "routing_health",
+    "expert_loads",
+    "beside_paper",
+  ):
     assert {f"{figure}.png", f"{figure}.svg"} <= names
-  for table in ("arms", "domains", "comparisons", "shapes", "plan", "certificate"):
+  for table in ("arms", "domains", "comparisons", "shapes", "plan", "certificate", "paper_columns"):
     assert {f"{table}.md", f"{table}.csv", f"{table}.tex"} <= names
   assert not [n for n in names if n.endswith(".part")]
 

@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 
-from moe_parity.report import figures, routing, style, tables
+from moe_parity.report import figures, paper, routing, style, tables
 from moe_parity.study import analysis, reading
 
 
@@ -67,6 +67,7 @@ def page(study: reading.Study, report: dict, drawings: list[style.Drawing]) -> s
       _table(parts["domains"], "no arm is evaluated yet")
       + _fold("MoE minus dense in each domain", _table(parts["domain_differences"], "none yet")),
     ),
+    Section("Beside the paper", _paper(by_name, parts["paper_columns"])),
     Section("How the intervals are made", _method(report)),
     Section("How to reproduce", _reproduce(study)),
   ]
@@ -105,6 +106,8 @@ def _drawings(study: reading.Study, report: dict) -> list[style.Drawing]:
   found = [
     figures.activation_rate(report),
     figures.loss_curves(study),
+    paper.excess_over_dense(report),
+    paper.compute_ratio(study),
     routing.health(study),
     routing.loads(list(reversed(first.values()))),
   ]
@@ -119,6 +122,7 @@ def _tables(study: reading.Study, report: dict) -> dict[str, tables.Table]:
     tables.domain_differences(report),
     tables.shapes(study.plan.get("arms", [])),
     tables.plan(study.plan.get("arms", [])),
+    tables.paper_columns(report, study.plan.get("arms", [])),
     tables.certificate("certificate", [("all arms", study.certificate)]),
     tables.certificate("certificates", [(run.label, run.certificate) for run in study.runs]),
   )
@@ -200,6 +204,12 @@ def _routing(by_name: dict[str, style.Drawing], report: dict) -> str:
   if any(g["num_seeds"] > 1 for g in report["groups"]):
     body += "<p>Expert loads are shown for the first seed of each arm.</p>\n"
   return body
+
+
+def _paper(by_name: dict[str, style.Drawing], columns: tables.Table) -> str:
+  missing = "a figure beside the paper's, which takes a dense arm and an MoE arm"
+  both = [_figure(by_name.get(n), missing) for n in ("beside_paper", "compute_ratio")]
+  return "".join(both) + _fold(columns.title, _table(columns, "plan.json is not there"))
 
 
 def _method(report: dict) -> str:
@@ -307,7 +317,9 @@ summary { cursor: pointer; color: #0b6e99; }
   figure, .verdict, tr { break-inside: avoid; }
   h2 { break-after: avoid; }
   .scroll { overflow: visible; }
-  table { font-size: 6.3pt; }
+  .caption { break-after: avoid; }
+  table { font-size: 6.6pt; }
+  details::details-content { content-visibility: visible; height: auto; }
   td, th { padding-right: .25rem; }
   @page { size: A4; margin: 14mm; }
 }

@@ -11,6 +11,7 @@ from typing import Any
 DESK, PHONE = 6.6, 3.75  # width in inches at which a figure is drawn, with the same 9-point text
 INK, MUTED, GRID = "#1b1f24", "#5b6470", "#dde1e6"
 DENSE, REFERENCE, FIT = "#1b1f24", "#7a828c", "#0b6e99"
+ROUND_RATES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0)
 SETTINGS = {
   "font.family": "DejaVu Sans",
   "font.size": 9,
@@ -67,7 +68,7 @@ class Drawing:
   def _figure(self, width: float) -> Any:
     """The figure with its layout solved: that is the slow part, and the same for every format."""
     figure = self.draw(width)
-    figure.draw_without_rendering()
+    figure.get_layout_engine().execute(figure)
     figure.set_layout_engine("none")
     return figure
 
@@ -105,13 +106,13 @@ def rate_colour(rate: float, low: float, high: float) -> tuple[float, float, flo
   return colormaps["viridis"](0.05 + 0.78 * position)
 
 
-def rate_axis(axis: Any, rates: list[float]) -> None:
-  """A logarithmic x axis of activation rates, labelled in percent at the arms."""
+def rate_axis(axis: Any, rates: list[float], round_ticks: bool = False) -> None:
+  """A logarithmic x axis of activation rates in percent, labelled at the arms or at round rates."""
   from matplotlib import ticker
 
   axis.set_xscale("log")
   shown: list[float] = []
-  for rate in sorted(rates):
+  for rate in ROUND_RATES if round_ticks else sorted(rates):
     if not shown or rate / shown[-1] > 1.13:
       shown.append(rate)
   axis.xaxis.set_major_locator(ticker.FixedLocator(shown))
@@ -119,3 +120,13 @@ def rate_axis(axis: Any, rates: list[float]) -> None:
   axis.xaxis.set_minor_locator(ticker.NullLocator())
   axis.set_xlim(min(rates) / 1.15, max(rates) * 1.15)
   axis.set_xlabel("activation rate $r_a$ (%), logarithmic")
+
+
+def percent_ticks(axis: Any) -> None:
+  """A logarithmic y axis of shares, labelled in percent at round values."""
+  from matplotlib import ticker
+
+  axis.set_yscale("log")
+  axis.yaxis.set_major_locator(ticker.FixedLocator(ROUND_RATES))
+  axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{100 * y:.3g}"))
+  axis.yaxis.set_minor_locator(ticker.NullLocator())

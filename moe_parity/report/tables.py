@@ -213,6 +213,51 @@ def plan(arms_of_plan: list[dict]) -> Table:
   )
 
 
+def paper_columns(report: dict, arms_of_plan: list[dict]) -> Table:
+  """The runs in the columns of the paper's Tables 9 to 17, to be set beside them.
+
+  M is the training value, as there; B counts sequences.
+  """
+  scores = {(row["name"], row["seed"]): row["bpc"] for row in report["arms"]}
+  rows = [
+    {
+      **arm.get("architecture", {}),
+      **arm,
+      "tokens_per_param": arm["num_tokens"] / arm["num_params"],
+      "bpc": scores.get((arm["name"], arm["seed"])),
+    }
+    for arm in arms_of_plan
+  ]
+  return Table(
+    "paper_columns",
+    "The runs in the paper's columns",
+    (
+      Column("name", "arm", number=False),
+      Column("seed", "seed"),
+      Column("num_params", "N", count),
+      Column("num_active_params", "N_a", count),
+      Column("activation_rate", "r_a %", percent),
+      Column("train_flops_per_token", "M", scientific),
+      Column("num_tokens", "D", count),
+      Column("num_unique_tokens", "D^", count),
+      Column("epochs", "epochs", fixed(2)),
+      Column("train_flops", "C", scientific),
+      Column("tokens_per_param", "D/N", fixed(1)),
+      Column("num_layers", "L"),
+      Column("d_model", "D_m"),
+      Column("num_experts", "E"),
+      Column("experts_per_token", "K"),
+      Column("d_expert", "D_e"),
+      Column("d_shared", "D_se"),
+      Column("peak_learning_rate", "lr", scientific),
+      Column("batch_sequences", "B"),
+      Column("num_steps", "iters"),
+      Column("bpc", "BPC", fixed(4)),
+    ),
+    rows,
+  )
+
+
 def certificate(name: str, parts: list[tuple[str, dict]]) -> Table:
   """All checks of (whose, certificate) pairs: planned against measured."""
   rows = [

@@ -1,0 +1,163 @@
+"""A study's own points beside the published ones (arXiv 2506.12119v1), on axes that allow it.
+
+Text, tokenizer and size differ, so BPC itself cannot be compared: losses are shown in percent of
+the dense arm at the same compute, FLOPs a token as a ratio to dense.
+"""
+
+import dataclasses
+from typing import Any
+
+from moe_parity.published import tables
+from moe_parity.report import style
+from moe_parity.study import reading
+
+COLOURS = ("#c98a00", "#8e4585")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """A published sweep over activation rate at fixed N and C.
+
+  Attributes:
+    label: size and table.
+    rates: activation rates, 0..1.
+    excess_pct: BPC over that of the dense run at about the same C, minus 1, in percent.
+    compute_ratio: training FLOPs a token over those of the dense run.
+    reference_pct, reference_multiple: the same excess of the larger dense run, and its C over the
+      smaller one's (1.75 for 2B and 2.0 for 3B, though the paper calls both 2C).
+  """
+
+  label: str
+  rates: list[float]
+  excess_pct: list[float]
+  compute_ratio: list[float]
+  reference_pct: float
+  reference_multiple: float
+
+
+def published_sweeps() -> list[Sweep]:
+  """Table 10 (2B, every token new) and Table 16 (3B, 114B unique tokens) against Table 14."""
+  sweeps = []
+  for size, name, row in (("2B", "table10", 1), ("3B", "table16", 3)):
+    label = f"paper {size} (Table {name[-2:]})"
+    dense, larger = tables.row("table14", row), tables.row("table14", row + 1)
+    rows = tables.table(name)
+    sweeps.append(
+      Sweep(
+        label,
+        [float(r["ra_pct"]) / 100 for r in rows],
+        [_excess(r["bpc"], dense["bpc"]) for r in rows],
+        [r["M_flops_per_token"] / dense["M_flops_per_token"] for r in rows],
+        _excess(larger["bpc"], dense["bpc"]),
+        larger["C_flops"] / dense["C_flops"],
+      )
+    )
+  return sweeps
+
+
+def excess_over_dense(report: dict) -> style.Drawing | None:
+  """Figures 4 to 6 of the paper: excess over dense against r_a, this study and the published."""
+  rows = report["comparisons"]
+  if not rows:
+    return None
+  dense = {g["name"]: g["bpc"] for g in report["groups"]}[report["baseline"]]
+
+  def draw(width: float) -> Any:
+    sweeps = published_sweeps()
+    figure, axis = style.new_figure(width, 4.6 if width < 5 else 3.9)
+    axis.axhline(0, color=style.DENSE, linewidth=1.3, label="dense at the same C")
+    for sweep, colour in zip(sweeps, COLOURS, strict=True):
+      axis.plot(
+        sweep.rates, sweep.excess_pct, "o-", color=colour, markersize=3.5, linewidth=1,
+        label=sweep.label
+      )  # fmt: skip
+      axis.axhline(
+        sweep.reference_pct, color=colour, linestyle=(0, (2, 2)), linewidth=1,
+        label=f"dense at {sweep.reference_multiple:.2f} C, {sweep.label.split(' (')[0]}"
+      )  # fmt: skip
+    rates = [r["activation_rate"] for r in rows]
+    values = [100 * r["difference"] / dense for r in rows]
+    ends = [r["simultaneous"] or [r["difference"]] * 2 for r in rows]
+    axis.errorbar(
+      rates,
+      values,
+      [
+        [v - 100 * low / dense for v, (low, _) in zip(values, ends, strict=True)],
+        [100 * high / dense - v for v, (_, high) in zip(values, ends, strict=True)],
+      ],
+      fmt="o",
+      color=style.FIT,
+      capsize=3,
+      markersize=6,
+      label="this study",
+      zorder=5,
+    )
+    for group in report["groups"]:
+      if group["kind"] == "dense" and group["role"] == "reference":
+        axis.axhline(
+          _excess(group["bpc"], dense), color=style.FIT, linestyle=(0, (5, 3)), linewidth=1,
+          label=f"dense at {group['compute_multiple']:g} C, this study"
+        )  # fmt: skip
+    every = rates + [rate for sweep in sweeps for rate in sweep.rates]
+    style.rate_axis(axis, every, round_ticks=True)
+    axis.set_ylabel("BPC over dense at the same C (%)")
+    figure.legend(loc="outside lower center", ncols=1 if width < 5 else 2)
+    return figure
+
+  return style.Drawing(
+    "beside_paper",
+    "Beside the paper: excess over dense",
+    "BPC minus that of the dense arm at the same compute, in percent of it; below zero, MoE is "
+    "better. Published points have one seed, no intervals, and more unique text than their dense "
+    "run: Table 10 never repeats a token, Table 16 has 114B unique tokens against 62.6B of dense "
+    "3B. Model size, text and tokenizer differ, so shapes can be compared and heights hardly.",
+    draw,
+  )
+
+
+def compute_ratio(study: reading.Study) -> style.Drawing | None:
+  """Figure 2 of the paper: what a token costs against r_a, as a ratio to the dense arm."""
+  plans = {arm["name"]: arm for arm in study.plan.get("arms", []) if arm["role"] == "arm"}.values()
+  dense = next((arm for arm in plans if arm["kind"] == "dense"), None)
+  moe = [arm for arm in plans if arm["kind"] == "moe"]
+  if not dense or not moe:
+    return None
+
+  def draw(width: float) -> Any:
+    sweeps = published_sweeps()
+    figure, axis = style.new_figure(width, 4.2 if width < 5 else 3.6)
+    for sweep, colour in zip(sweeps, COLOURS, strict=True):
+      axis.plot(
+        sweep.rates, sweep.compute_ratio, "o", color=colour, markersize=4, label=sweep.label
+      )
+    rates = [arm["activation_rate"] for arm in moe]
+    cost = dense["train_flops_per_token"]
+    axis.plot(
+      rates,
+      [arm["train_flops_per_token"] / cost for arm in moe],
+      "o",
+      color=style.FIT,
+      markersize=6,
+      label="this study",
+    )
+    every = rates + [rate for sweep in sweeps for rate in sweep.rates]
+    ends = [min(every), max(every)]
+    axis.plot(ends, ends, color=style.MUTED, linewidth=1, label="$r_a$ alone, no attention scores")
+    style.rate_axis(axis, every, round_ticks=True)
+    style.percent_ticks(axis)
+    axis.set_ylabel("FLOPs per token, MoE / dense (%)")
+    figure.legend(loc="outside lower center", ncols=1 if width < 5 else 2)
+    return figure
+
+  return style.Drawing(
+    "compute_ratio",
+    "What a token costs",
+    "Training FLOPs a token over those of the dense arm (R_c), both axes logarithmic. An arm above "
+    "the line pays for attention scores beyond its share of parameters; at fixed C an arm sees "
+    "1 / R_c times the tokens of dense.",
+    draw,
+  )
+
+
+def _excess(bpc: float, dense: float) -> float:
+  return 100 * (bpc / dense - 1)

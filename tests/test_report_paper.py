@@ -1,0 +1,63 @@
+"""Published points stand where the printed tables put them; the oracle is the printed digits."""
+
+import pytest
+
+from moe_parity.report import paper, style, tables
+from moe_parity.study import analysis, reading
+from tests import fake_study
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  fake = fake_study.Fake(rates=(0.1, 0.25, 0.5), telemetry=False)
+  return fake_study.write_study(tmp_path_factory.mktemp("study"), fake)
+
+
+def draw(drawing):
+  with style.settings():
+    return drawing.draw(style.DESK)
+
+
+def test_published_sweeps_hold_the_digits_of_tables_10_14_and_16():
+  two, three = paper.published_sweeps()
+  # Table 10 row 7: 0.4857 at 19.94 %, dense 2B 0.4921; M 3.13e9 against 1.44e10
+  assert two.rates[6] == pytest.approx(0.1994)
+  assert two.excess_pct[6] == pytest.approx(100 * (0.4857 / 0.4921 - 1))
+  assert two.compute_ratio[6] == pytest.approx(3.13e9 / 1.44e10)
+  assert two.reference_multiple == pytest.approx(1.64 / 0.936)
+  # Table 16 row 4: 0.4747 at 18.83 %, dense 3B 0.4833 and 0.4684
+  assert three.excess_pct[3] == pytest.approx(100 * (0.4747 / 0.4833 - 1))
+  assert three.reference_pct == pytest.approx(100 * (0.4684 / 0.4833 - 1))
+  assert (len(two.rates), len(three.rates)) == (12, 9)
+
+
+def test_a_study_stands_beside_the_paper_in_percent_of_its_own_dense_arm(folder):
+  report = analysis.analyse(folder)
+  (axis,) = draw(paper.excess_over_dense(report)).axes
+  (bars,) = axis.containers
+  bits = {g["name"]: g["bpc"] for g in report["groups"]}
+  expected = [100 * (bits[n] / bits["dense"] - 1) for n in ("moe_10", "moe_25", "moe_50")]
+  assert list(bars.lines[0].get_ydata()) == pytest.approx(expected)
+  low, high = report["comparisons"][0]["simultaneous"]
+  ends = bars.lines[2][0].get_segments()[0][:, 1]
+  assert ends == pytest.approx([100 * low / bits["dense"], 100 * high / bits["dense"]])
+  assert paper.excess_over_dense({**report, "comparisons": []}) is None
+
+
+def test_the_cost_of_a_token_is_a_ratio_to_the_dense_arm_of_the_same_plan(folder):
+  study = reading.read_study(folder)
+  (axis,) = draw(paper.compute_ratio(study)).axes
+  own = next(line for line in axis.lines if line.get_label() == "this study")
+  assert list(own.get_ydata()) == pytest.approx([0.1, 0.25, 0.5])  # fake arms cost 6 r_a N 1.2
+  without = [arm for arm in study.plan["arms"] if arm["kind"] == "moe"]
+  bare = fake_study.dataclasses.replace(study, plan={"arms": without})
+  assert paper.compute_ratio(bare) is None
+
+
+def test_the_paper_s_columns_join_plan_and_score(folder):
+  study, report = reading.read_study(folder), analysis.analyse(folder)
+  rows = tables.paper_columns(report, study.plan["arms"]).rows
+  moe = next(r for r in rows if r["name"] == "moe_25")
+  score = next(r["bpc"] for r in report["arms"] if r["name"] == "moe_25")
+  assert moe["bpc"] == score and moe["num_experts"] == 24
+  assert moe["tokens_per_param"] == moe["num_tokens"] / moe["num_params"]
