@@ -1,0 +1,186 @@
+"""Depths and widths worth trying for a size: the outer loop of the solver."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+from moe_parity.resources.architecture import layer_pattern
+from moe_parity.resources.targets import RATIO_TOLERANCE, Targets
+
+# Preferences where nothing is given. The paper's 2B MoE has 88 and 22.5; below 2B the width shrinks
+# faster than the depth, so that small models keep several layers. Kaplan et al. (2001.08361): a
+# 40-fold change of the aspect ratio costs a few percent of loss.
+TOTAL_FFN_RATIO = 22.5
+FFN_RATIO = 8 / 3
+GIVEN, PREFERRED = 10.0, 5.0  # weight of |ln(ratio / target)| in the objective
+
+
+class Frame(NamedTuple):
+  """A depth and a width. penalty: weighted distance of its ratios from the targets."""
+
+  penalty: float
+  num_layers: int
+  d_model: int
+  num_heads: int
+  d_head: int
+  d_ffn: int
+  num_moe_layers: int
+  fixed_params: int
+
+
+class FrameKey(NamedTuple):
+  """The part of the targets that frames depend on: arms of one study share the search."""
+
+  num_params: int
+  dense: bool
+  convention: str
+  layout: str
+  depth: int
+  d_model: int
+  num_heads: int
+  num_kv_heads: int
+  d_head: int
+  d_ffn: int
+  aspect_ratio: float
+  ffn_ratio: float
+  total_ffn_ratio: float
+  multiple: int
+  wide: bool
+
+
+def frames(targets: Targets, wide: bool = False) -> tuple[Frame, ...]:
+  """All depths and widths near the targets, best ratios first, ties to the smaller depth.
+
+  Ratios that were not given may lie a factor 2 to 3 from the preferred ones, or 4 to 16 if `wide`.
+
+  A dense layer's d_ffn is the given one, or the given (else preferred) ratio rounded to the
+  multiple. For an MoE the experts take what is left of N, so the total FFN ratio follows.
+  """
+  t = targets
+  return _frames(FrameKey(
+    t.num_params, t.kind == "dense", t.convention, t.layout, t.depth, t.d_model, t.num_heads,
+    t.num_kv_heads, t.d_head, t.d_ffn, float(t.aspect_ratio), float(t.ffn_ratio),
+    float(t.total_ffn_ratio), t.multiple, wide))
+
+
+def preferred_aspect_ratio(num_params: int) -> float:
+  """zeta where none is given: the paper's 88 at 2.15e9, about 24 at a million, at most 128."""
+  return min(128.0, 88 * (num_params / 2.15e9) ** 0.17)
+
+
+@functools.lru_cache(maxsize=256)
+def _frames(key: FrameKey) -> tuple[Frame, ...]:
+  found = []
+  for d_model in _widths(key):
+    heads = _heads(key, d_model)
+    if heads is None:
+      continue
+    for num_layers in _depths(key, d_model):
+      frame = _frame(key, num_layers, d_model, *heads)
+      if frame is not None:
+        found.append(frame)
+  return tuple(sorted(found))
+
+
+def _widths(key: FrameKey) -> range | tuple[int, ...]:
+  if key.d_model:
+    return (key.d_model,)
+  # Free widths are whole heads; from 20 billion parameters on also whole pairs of 128-wide tiles.
+  tile = 256 if key.num_params >= 2e10 else 1
+  head = key.d_head or key.num_heads or math.lcm(preferred_head(key.num_params), tile)
+  step = math.lcm(key.multiple, head)
+  # Even one layer of attention alone may not exceed N.
+  return range(step, math.isqrt(key.num_params // 2) + step, step)
+
+
+def preferred_head(num_params: int) -> int:
+  """d_head where none is given: the paper's 128 from a billion parameters, less below."""
+  return 128 if num_params >= 1e9 else 64 if num_params >= 5e7 else 32 if num_params >= 2e6 else 16
+
+
+def _heads(key: FrameKey, d_model: int) -> tuple[int, int] | None:
+  """(num_heads, d_head), spanning d_model unless both are given; None where they cannot."""
+  num_heads, d_head = key.num_heads, key.d_head
+  if not num_heads and not d_head:
+    sizes = [size for size in (128, 64, 32, 16, 8, 4, 2, 1) if d_model % size == 0]
+    d_head = next(size for size in sizes if size <= preferred_head(key.num_params))
+  if not num_heads:
+    num_heads, rest = divmod(d_model, d_head)
+  elif not d_head:
+    d_head, rest = divmod(d_model, num_heads)
+  else:
+    rest = 0
+  if rest or (key.num_kv_heads and num_heads % key.num_kv_heads):
+    return None
+  return num_heads, d_head
+
+
+def _depths(key: FrameKey, d_model: int) -> range | tuple[int, ...]:
+  if key.depth:
+    return (key.depth,)
+  aspect = key.aspect_ratio or preferred_aspect_ratio(key.num_params)
+  factor = 1 + RATIO_TOLERANCE if key.aspect_ratio else 4 if key.wide else 2
+  most = min(math.floor(d_model / aspect * factor), key.num_params // (2 * d_model**2) + 1)
+  return range(max(1, math.ceil(d_model / aspect / factor)), most + 1)
+
+
+@functools.lru_cache(maxsize=4096)
+def _moe_layers(layout: str, num_layers: int) -> int:
+  """MoE layers of a layout at a depth, 0 where it does not fit the depth."""
+  if layout.endswith("dense") and layout != "dense" and int(layout[:-5]) >= num_layers:
+    return 0
+  if layout == "interleave" and num_layers < 2:
+    return 0
+  return sum(layer_pattern(layout, num_layers))
+
+
+def _frame(key: FrameKey, num_layers: int, d_model: int, num_heads: int, d_head: int
+           ) -> Frame | None:
+  """The frame with its penalty; None where nothing is left for the feed-forward parts, or where a
+  ratio is out of bounds."""
+  num_moe_layers = 0 if key.dense else _moe_layers(key.layout, num_layers)
+  if not key.dense and not num_moe_layers:
+    return None
+  num_dense_layers = num_layers - num_moe_layers
+  fixed = 2 * d_model * d_head * (num_heads + (key.num_kv_heads or num_heads)) * num_layers
+  if key.convention != "paper":
+    fixed += (2 * num_layers + 1) * d_model
+  penalty = 0.0
+  if key.aspect_ratio or not (key.depth and key.d_model):
+    penalty += _distance(d_model / num_layers, key.aspect_ratio,
+                         preferred_aspect_ratio(key.num_params), 4 if key.wide else 2)
+  if key.dense:
+    left = (key.num_params - fixed) / (3 * d_model * num_layers)
+    ratio, target, preferred = left / d_model, key.ffn_ratio, FFN_RATIO
+    widest = 4 if key.wide else 2
+    d_ffn = key.d_ffn or _nearest(left, key.multiple)
+  else:
+    d_ffn = 0
+    if num_dense_layers:
+      d_ffn = key.d_ffn or _nearest((key.ffn_ratio or FFN_RATIO) * d_model, key.multiple)
+    left = key.num_params - fixed - 3 * d_model * d_ffn * num_dense_layers
+    ratio = left / (3 * d_model * num_moe_layers) / d_model
+    target, preferred = key.total_ffn_ratio, TOTAL_FFN_RATIO
+    widest = 16 if key.wide else 3
+  if left <= 0 or d_ffn < 0:
+    return None
+  penalty += _distance(ratio, target, preferred, widest)
+  if not math.isfinite(penalty):
+    return None
+  return Frame(penalty, num_layers, d_model, num_heads, d_head, d_ffn, num_moe_layers, fixed)
+
+
+def _distance(ratio: float, target: float, preferred: float, widest: int) -> float:
+  """Weighted |ln(ratio / target)|, infinite beyond the tolerance of a given or `widest` of a
+  preferred target."""
+  distance = abs(math.log(ratio / (target or preferred))) if ratio > 0 else math.inf
+  if distance > math.log(1 + RATIO_TOLERANCE if target else widest):
+    return math.inf
+  return distance * (GIVEN if target else PREFERRED)
+
+
+def _nearest(width: float, multiple: int) -> int:
+  """The multiple nearest to a width, at least one."""
+  return max(1, round(width / multiple)) * multiple

@@ -1,0 +1,306 @@
+"""From targets to an integer shape: the size and the activation rate, met by whole numbers.
+
+Depth and width come first (`frames`), in order of their distance from the wanted ratios; inside a
+frame the experts' width, number and choice are searched. The objective, smallest wins:
+
+    |N / target - 1| / params_tolerance + 3 |r_a - target| / RATE_TOLERANCE
+  + 10 |ln(ratio / target)| for every given ratio, 5 |ln| for every preferred one
+  + 0.05 |d_ffn / wanted - 1| of the dense layers of an MoE, which take up what N leaves over; 1
+    instead of 0.05 for what goes beyond 10 %
+  + 0.0005 a factor of two missing from d_expert, d_ffn (up to 128) and num_experts (up to 8)
+
+with both misses inside their tolerance. So ratios choose the frame, accuracy the experts, and round
+sizes break ties. Among equals the first in the order of depth, width, experts wins: the same
+targets always give the same shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from moe_parity.errors import UserError
+from moe_parity.resources.accounting import account
+from moe_parity.resources.architecture import Architecture
+from moe_parity.resources.frames import Frame, frames
+from moe_parity.resources.targets import RATE_TOLERANCE, RATIO_TOLERANCE, Targets
+
+# Where no granularity is given, d_expert keeps around d_model / 4 like the paper's fine experts
+# (0.18 to 0.25 of d_model), so that arms of different rates do not differ in granularity as well.
+# Each window is (lowest, highest) as shares of d_model and at least so many channels; the next one
+# is tried only where the one before has no shape. None is any width.
+_FINE = ((1 / 6, 24), (1 / 3, 64))
+_WIDER = ((1 / 16, 16), (2 / 3, 128))
+_MOST_EXPERTS = 1024  # more a layer only where they are asked for
+_ROUND = 0.0005
+_RATE = 3.0
+_LEEWAY = 0.00028  # share of N that dense layers may miss for the rate; the paper misses as much
+
+
+# Factors of two that a width lacks of 128: 0 for 256, 2 for 352 = 11 x 32; by its remainder.
+_ROUGHNESS = tuple(8 - math.gcd(remainder, 128).bit_length() for remainder in range(128))
+
+
+class Choice(NamedTuple):
+  """A shape under consideration, ordered by its objective."""
+
+  objective: float
+  frame: Frame
+  d_ffn: int
+  num_experts: int
+  experts_per_token: int
+  d_expert: int
+  d_shared: int
+  num_params: int
+  num_active_params: int
+
+
+def solve(targets: Targets) -> Architecture:
+  """The best shape for the targets.
+
+  Raises:
+    UserError: no shape meets them; says which target stands in the way, and the nearest shape.
+  """
+  choice = _search(targets)
+  if choice is None:
+    raise UserError(_explain(targets))
+  architecture = _architecture(targets, choice)
+  cost = account(architecture, 1, targets.convention)
+  assert (cost.num_params, cost.num_active_params) == choice[-2:], (architecture, choice)
+  return architecture
+
+
+def _architecture(targets: Targets, choice: Choice) -> Architecture:
+  frame = choice.frame
+  return Architecture(
+    num_layers=frame.num_layers, d_model=frame.d_model, num_heads=frame.num_heads,
+    d_head=frame.d_head, num_kv_heads=targets.num_kv_heads, layout=targets.layout,
+    d_ffn=choice.d_ffn, num_experts=choice.num_experts, d_expert=choice.d_expert,
+    experts_per_token=choice.experts_per_token, d_shared=choice.d_shared,
+    vocab_size=targets.vocab_size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _search(targets: Targets) -> Choice | None:
+  """The best choice within tolerance, None where there is none."""
+  fine = targets.kind == "moe" and not (targets.granularity or targets.d_expert
+                                        or targets.experts_per_token or targets.num_experts)
+  for window, wide in itertools.product((_FINE, _WIDER, None) if fine else (None,), (False, True)):
+    best = None
+    for frame in frames(targets, wide):
+      if best is not None and frame.penalty >= best.objective:
+        break  # frames come in order of their penalty, which no accuracy can make up for
+      for choice in _choices(targets, frame, window):
+        if (best is None or choice < best) and _within(targets, choice):
+          best = choice
+    if best is not None:
+      return best
+  return None
+
+
+def _within(targets: Targets, choice: Choice) -> bool:
+  if abs(choice.num_params - targets.num_params) > targets.params_tolerance * targets.num_params:
+    return False
+  rate = choice.num_active_params / choice.num_params
+  return not targets.activation_rate or abs(rate - targets.activation_rate) <= RATE_TOLERANCE
+
+
+def _choices(targets: Targets, frame: Frame, window: tuple | None, strict: bool = True
+             ) -> Iterator[Choice]:
+  """Shapes of one frame, in or out of tolerance.
+
+  Args:
+    window: the range d_expert is kept in while it is free, None is any width.
+    strict: leave out most of those that miss N by more than the tolerance.
+  """
+  if targets.kind == "dense":
+    params = frame.fixed_params + 3 * frame.d_model * frame.d_ffn * frame.num_layers
+    yield Choice(_objective(targets, frame, params, params, frame.d_ffn), frame, frame.d_ffn,
+                 0, 0, 0, 0, params, params)
+    return
+  t = targets
+  shares = 1 if t.shared_expert and not t.d_shared else 0
+  num_dense_layers = frame.num_layers - frame.num_moe_layers
+  ffn_unit = 3 * frame.d_model * num_dense_layers  # parameters a channel of the dense layers
+  unit = 3 * frame.d_model * frame.num_moe_layers  # parameters a channel of the MoE layers
+  router = 0 if t.convention == "paper" else frame.d_model * frame.num_moe_layers
+  base = frame.fixed_params + ffn_unit * frame.d_ffn + unit * t.d_shared
+  total = (t.num_params - base) / unit  # channels of an MoE layer beside a given d_shared
+  active = (t.activation_rate * t.num_params - base) / unit
+  lowest, highest = _ffn_range(t, frame)
+  reach = t.params_tolerance * t.num_params
+  reach += ffn_unit * max(highest - frame.d_ffn, frame.d_ffn - lowest)
+  for d_expert in _expert_widths(t, frame, window, total, active, shares, strict):
+    for chosen in _chosen(t, d_expert, active, shares):
+      d_shared = t.d_shared or shares * chosen * d_expert
+      rest = t.num_params - frame.fixed_params - ffn_unit * frame.d_ffn - unit * d_shared
+      for experts in _around(t.num_experts, rest / (unit * d_expert + router), chosen):
+        params = base + unit * (shares * chosen + experts) * d_expert + router * experts
+        if strict and (abs(t.num_params - params) > reach
+                       or experts > max(_MOST_EXPERTS, t.num_experts)):
+          continue
+        unused = unit * (experts - chosen) * d_expert
+        for d_ffn in _ffn_widths(t, frame, ffn_unit, params, params - unused, lowest, highest):
+          n = params + ffn_unit * (d_ffn - frame.d_ffn)
+          yield Choice(
+            _objective(t, frame, n, n - unused, d_ffn)
+            + _ROUND * (_ROUGHNESS[d_expert % 128] + max(_ROUGHNESS[experts % 128] - 4, 0)),
+            frame, d_ffn, experts, chosen, d_expert, d_shared, n, n - unused)
+
+
+def _objective(targets: Targets, frame: Frame, params: int, active: int, d_ffn: int) -> float:
+  value = (frame.penalty + _ROUND * _ROUGHNESS[d_ffn % 128]
+           + abs(params / targets.num_params - 1) / targets.params_tolerance)
+  if targets.activation_rate:
+    value += _RATE * abs(active / params - targets.activation_rate) / RATE_TOLERANCE
+  if d_ffn != frame.d_ffn:
+    distance = abs(d_ffn / frame.d_ffn - 1)
+    value += 0.05 * distance if distance <= 0.1 else distance - 0.095
+  return value
+
+
+def _expert_widths(targets: Targets, frame: Frame, window: tuple | None, total: float,
+                   active: float, shares: int, strict: bool) -> list[int]:
+  """Widths of an expert worth trying: the given one, or multiples where the rate can be met."""
+  t, multiple = targets, targets.multiple
+  if t.d_expert:
+    return [t.d_expert]
+  if t.num_experts and t.experts_per_token:
+    exact = [total / (t.num_experts + shares * t.experts_per_token)]
+  elif t.num_experts:
+    # The rate fixes the share of channels that is active, and with it how many are chosen.
+    share = min(max(active / total, 0), 1)
+    counts = _around(0, t.num_experts * share / (1 + shares - shares * share), 1)
+    exact = [total / (t.num_experts + shares * count) for count in counts]
+  elif t.experts_per_token:
+    exact = [active / ((1 + shares) * t.experts_per_token)]
+  else:
+    low, high = 1, 2.6 * frame.d_model  # 2.5 d_model: the paper's coarsest experts
+    if t.granularity:
+      low, high = (2 * frame.d_model / t.granularity * factor
+                   for factor in (1 / (1 + RATIO_TOLERANCE), 1 + RATIO_TOLERANCE))
+    elif window:
+      low, high = (max(share * frame.d_model, least) for share, least in window)
+    high = min(high, active / (1 + shares) + multiple)  # one expert chosen is the least
+    if not strict:
+      high = max(high, multiple)
+      low = min(low, high)
+    return list(range(math.ceil(low / multiple) * multiple, int(high) + 1, multiple))
+  # A rate is met within a tolerance, so widths around the exact one may fit N better.
+  slack = 0.0
+  if not (t.num_experts and t.experts_per_token):
+    slack = RATE_TOLERANCE * t.num_params / (3 * frame.d_model * frame.num_moe_layers)
+  widths = set()
+  for width in exact:
+    reach = slack / ((1 + shares) * (t.experts_per_token or 1)) if t.experts_per_token else 0.0
+    lowest = max(math.floor((width - reach) / multiple), 1)
+    highest = max(math.ceil((width + reach) / multiple), lowest)
+    widths.update(step * multiple for step in range(lowest, highest + 1))
+  return sorted(widths)
+
+
+def _chosen(targets: Targets, d_expert: int, active: float, shares: int) -> tuple[int, ...]:
+  """How many experts a token may choose at this width."""
+  if targets.experts_per_token:
+    return (targets.experts_per_token,)
+  return _around(0, active / ((1 + shares) * d_expert), 1)
+
+
+def _around(given: int, value: float, least: int) -> tuple[int, ...]:
+  """The given count, or the two whole numbers around a value, none below `least`."""
+  if given:
+    return (given,) if given >= least else ()
+  below = max(math.floor(value), least)
+  above = max(math.ceil(value), least)
+  return (below,) if below == above else (below, above)
+
+
+def _ffn_range(targets: Targets, frame: Frame) -> tuple[int, int]:
+  """Widths the dense layers of an MoE may have: the given one, or a third around the wanted."""
+  if targets.d_ffn:
+    return frame.d_ffn, frame.d_ffn
+  multiple = targets.multiple
+  return (math.ceil(0.75 * frame.d_ffn / multiple) * multiple,
+          math.floor(1.33 * frame.d_ffn / multiple) * multiple)
+
+
+def _ffn_widths(targets: Targets, frame: Frame, ffn_unit: int, params: int, active: int,
+                lowest: int, highest: int) -> tuple[int, ...]:
+  """Widths of the dense layers that meet N or the rate best, inside their range."""
+  if lowest == highest or not ffn_unit:
+    return (frame.d_ffn,)
+  multiple = targets.multiple
+  of_params = frame.d_ffn + (targets.num_params - params) / ffn_unit
+  first = min(max(round(of_params / multiple) * multiple, lowest), highest)
+  if not targets.activation_rate:
+    return (first,)
+  missing = targets.activation_rate * params - active
+  of_rate = frame.d_ffn + missing / ((1 - targets.activation_rate) * ffn_unit)
+  leeway = _LEEWAY * targets.num_params / ffn_unit
+  of_rate = min(max(of_rate, of_params - leeway), of_params + leeway)
+  second = min(max(round(of_rate / multiple) * multiple, lowest), highest)
+  return (first,) if first == second else (first, second)
+
+
+# What is left out, one at a time, to find the target that stands in the way.
+_RELAXED = {"total_ffn_ratio": 0, "ffn_ratio": 0, "aspect_ratio": 0, "granularity": 0,
+            "experts_per_token": 0, "num_experts": 0, "d_expert": 0, "d_shared": 0, "d_ffn": 0,
+            "num_heads": 0, "d_head": 0, "num_kv_heads": 0, "d_model": 0, "num_layers": 0,
+            "layout": "full", "multiple_of": 1}
+
+
+def _explain(targets: Targets) -> str:
+  """Why there is no shape: the target without which there is one, and the nearest with all."""
+  wanted = f"{targets.num_params:,} parameters within {100 * targets.params_tolerance:g} %"
+  if targets.activation_rate:
+    wanted += f" and activation_rate={targets.activation_rate:g} within {RATE_TOLERANCE:g}"
+  return f"no {targets.kind} shape has {wanted}; {_way_out(targets)}; {_nearest_shape(targets)}"
+
+
+def _way_out(targets: Targets) -> str:
+  for name, relaxed in _RELAXED.items():
+    value = getattr(targets, name)
+    if value in (0, relaxed) or (name == "layout" and targets.kind == "dense"):
+      continue
+    try:
+      choice = _search(dataclasses.replace(targets, **{name: relaxed}))
+    except UserError:
+      continue  # what is left contradicts itself without this target
+    if choice is not None:
+      instead = f"with {name}={relaxed}" if relaxed else "without it"
+      return f"{name}={value} stands in the way: {instead} {_told(targets, choice)}"
+  return "no single target can be dropped to make one possible, change several"
+
+
+def _nearest_shape(targets: Targets) -> str:
+  """The shape nearest to size and rate among those that keep every other target."""
+  nearest = None
+  for frame in frames(targets, wide=True)[:500]:
+    for choice in _choices(targets, frame, None, strict=False):
+      missed = choice._replace(objective=choice.objective - frame.penalty)
+      if nearest is None or missed < nearest:
+        nearest = missed
+  if nearest is not None:
+    return f"as asked, the nearest is {_told(targets, nearest)}"
+  if targets.d_model and targets.depth:
+    attention = 4 * targets.d_model**2 * targets.depth
+    return (f"attention of {targets.depth} layers of d_model={targets.d_model} holds about "
+            f"{attention:,} parameters before any feed-forward part")
+  return "no depth and width keep the other targets"
+
+
+def _told(targets: Targets, choice: Choice) -> str:
+  frame = choice.frame
+  shape = f"num_layers={frame.num_layers} d_model={frame.d_model}"
+  if choice.d_ffn:
+    shape += f" d_ffn={choice.d_ffn}"
+  if targets.kind == "moe":
+    shape += (f" num_experts={choice.num_experts} experts_per_token={choice.experts_per_token} "
+              f"d_expert={choice.d_expert} d_shared={choice.d_shared}")
+  off = 100 * (choice.num_params / targets.num_params - 1)
+  rate = choice.num_active_params / choice.num_params
+  return f"{shape} with N={choice.num_params:,} ({off:+.2f} %), r_a={rate:.4f}"

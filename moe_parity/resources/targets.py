@@ -1,0 +1,124 @@
+"""What a researcher asks of a shape: a size, a rate, ratios, fields already decided."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from moe_parity.errors import UserError
+from moe_parity.resources.accounting import check_convention
+from moe_parity.resources.architecture import layer_pattern
+
+RATE_TOLERANCE = 0.005  # largest |r_a - target| of a solved shape
+RATIO_TOLERANCE = 0.35  # a given ratio is met within this factor: depth is a whole number of layers
+_WHOLE = ("num_params", "num_layers", "d_model", "num_heads", "num_kv_heads", "d_head", "d_ffn",
+          "num_experts", "experts_per_token", "d_expert", "d_shared", "multiple_of", "vocab_size")
+_REAL = ("activation_rate", "aspect_ratio", "ffn_ratio", "total_ffn_ratio", "granularity",
+         "params_tolerance")
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+  """Targets of one arm; 0 means "not given, the solver decides".
+
+  Attributes:
+    num_params: N under `convention`, met within params_tolerance. kind: "dense" or "moe".
+    activation_rate: N_a / N of an MoE, met within RATE_TOLERANCE; 0 only where num_experts and
+      experts_per_token are given.
+    layout: as of an architecture; a string of letters fixes the depth.
+    num_layers .. d_shared: fields of the architecture, respected exactly.
+    aspect_ratio (d_model / num_layers), ffn_ratio (d_ffn / d_model of dense layers),
+      total_ffn_ratio ((d_shared + E d_expert) / d_model), granularity (2 d_model / d_expert): met
+      as nearly as whole numbers allow, within a factor 1 + RATIO_TOLERANCE.
+    shared_expert: whether d_shared = K d_expert; otherwise there is none unless d_shared is given.
+    multiple_of: widths of the model and its feed-forward parts are multiples of this; 0 is 8, what
+      all widths of the paper are multiples of.
+
+  Raises:
+    UserError: a value out of its range, or targets that contradict each other.
+  """
+
+  num_params: int
+  kind: str = "moe"
+  convention: str = "paper"
+  activation_rate: float | int = 0.0
+  layout: str = "1dense"
+  num_layers: int = 0
+  d_model: int = 0
+  num_heads: int = 0
+  num_kv_heads: int = 0
+  d_head: int = 0
+  d_ffn: int = 0
+  num_experts: int = 0
+  experts_per_token: int = 0
+  d_expert: int = 0
+  d_shared: int = 0
+  aspect_ratio: float | int = 0.0
+  ffn_ratio: float | int = 0.0
+  total_ffn_ratio: float | int = 0.0
+  granularity: float | int = 0.0
+  shared_expert: bool = True
+  multiple_of: int = 0
+  vocab_size: int = 0
+  params_tolerance: float = 0.003
+
+  def __post_init__(self) -> None:
+    check_convention(self.convention)
+    for name in _WHOLE:
+      value = getattr(self, name)
+      if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UserError(f"{name}={value!r} is not a whole number of at least 0; 0 leaves it open")
+    for name in _REAL:
+      value = getattr(self, name)
+      if (not isinstance(value, int | float) or isinstance(value, bool)
+          or not math.isfinite(value) or value < 0):
+        raise UserError(f"{name}={value!r} is not a number of at least 0; 0 leaves it open")
+    if not self.num_params:
+      raise UserError("num_params=0; give the parameters every arm shares, without vocabulary")
+    if self.kind not in ("dense", "moe"):
+      raise UserError(f"kind={self.kind!r} is not known; use 'dense' or 'moe'")
+    if self.kind == "dense":
+      self._check_dense()
+    else:
+      self._check_moe()
+
+  @property
+  def multiple(self) -> int:
+    """The multiple that widths keep to."""
+    return self.multiple_of or 8
+
+  @property
+  def depth(self) -> int:
+    """Layers, where they are decided: given, or one a letter of the layout; else 0."""
+    letters = self.kind == "moe" and self.layout and set(self.layout) <= {"D", "M"}
+    return self.num_layers or (len(self.layout) if letters else 0)
+
+  def _check_dense(self) -> None:
+    if self.layout != "dense":
+      raise UserError(f"layout={self.layout!r} in a dense arm; use layout='dense' or kind='moe'")
+    for name in ("num_experts", "experts_per_token", "d_expert", "d_shared", "total_ffn_ratio",
+                 "granularity"):
+      if getattr(self, name):
+        raise UserError(f"{name}={getattr(self, name)} in a dense arm; set it to 0 or use "
+                        f"kind='moe'")
+    if self.activation_rate not in (0, 1):
+      raise UserError(f"activation_rate={self.activation_rate} in a dense arm, which uses all its "
+                      f"parameters; set it to 0 or use kind='moe'")
+
+  def _check_moe(self) -> None:
+    if self.layout == "dense":
+      raise UserError("layout='dense' in an MoE arm; use full, interleave, 1dense or kind='dense'")
+    if self.depth:
+      if not any(layer_pattern(self.layout, self.depth)):
+        raise UserError(f"layout={self.layout!r} has no MoE layer; use full or kind='dense'")
+    else:
+      layer_pattern(self.layout, 200)  # an unknown name is refused before any search
+    if self.activation_rate >= 1:
+      raise UserError(f"activation_rate={self.activation_rate} is not a share below 1; write 0.2 "
+                      f"for 20 %")
+    if not self.activation_rate and not (self.num_experts and self.experts_per_token):
+      raise UserError("activation_rate=0 and no num_experts with experts_per_token; give the rate "
+                      "or both counts")
+    if self.num_experts and self.experts_per_token > self.num_experts:
+      raise UserError(f"experts_per_token={self.experts_per_token} exceeds "
+                      f"num_experts={self.num_experts}; choose at most as many as there are")
