@@ -2,12 +2,11 @@
 
 import hashlib
 import lzma
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from moe_parity.data import readers
+from moe_parity.data import readers, tables
 from moe_parity.data.readers import BadRecords, Document, Fields
 from moe_parity.errors import UserError
 
@@ -18,7 +17,13 @@ BUILTIN_SHA256 = {
   "train": "7c02a79b711ea0e6dac5592f66965b7b8503c4e71f8c0131b6e301cf9b9df10c",
   "validation": "661d6c0cab93a8c04793ca8da7d95efb4a2b469b3d86a5f7630d9436a17ccd41",
 }
-_READERS = {"jsonl": readers.read_jsonl, "text": readers.read_text}
+_READERS = {
+  "jsonl": readers.read_jsonl,
+  "text": readers.read_text,
+  "parquet": tables.read_parquet,
+  "arrow": tables.read_arrow,
+  "arrayrecord": tables.read_arrayrecord,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +67,12 @@ def builtin(split: str) -> Iterator[Document]:
 
 
 def files(source: Source) -> list[dict]:
-  """Path, bytes and modification time of each file of a source, in reading order."""
+  """Path, bytes and state of each file of a source, in reading order."""
   if source.path == BUILTIN:
     return [
       {"path": f"{BUILTIN}/{split}", "sha256": sha256} for split, sha256 in BUILTIN_SHA256.items()
     ]
-  found = []
-  for path in readers.files_of(source.path):
-    stat = os.stat(path)
-    found.append({"path": path, "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns})
-  return found
+  return [readers.stat_of(path) for path in readers.files_of(source.path)]
 
 
 def documents(source: Source, bad: BadRecords, split: str = "train") -> Iterator[Document]:

@@ -22,6 +22,7 @@ from moe_parity.data import corpus
 from moe_parity.data import tokenizer as tokenizers
 from moe_parity.data.corpus import BUILTIN, Source
 from moe_parity.data.encode import Documents, cut, encode, join
+from moe_parity.data.readers import open_binary
 from moe_parity.data.scan import DROPPED, TRAIN, VALIDATION, HeldOut, Scan, scan
 from moe_parity.data.token_store import (
   FORMAT,
@@ -29,7 +30,6 @@ from moe_parity.data.token_store import (
   VERSION,
   TokenStore,
   open_store,
-  sha256_of,
 )
 from moe_parity.data.tokenizer import Tokenizer
 from moe_parity.errors import UserError
@@ -264,7 +264,9 @@ def _hashed(source: Source) -> list[dict]:
   """Files of a source by content: what the manifest vouches for."""
   if source.path == BUILTIN:
     return corpus.files(source)
-  return [
-    {"path": file["path"], "bytes": file["bytes"], "sha256": sha256_of(file["path"])}
-    for file in corpus.files(source)
-  ]
+  found = []
+  for file in corpus.files(source):
+    with open_binary(file["path"]) as data:
+      sha256 = hashlib.file_digest(data, "sha256").hexdigest()
+    found.append({"path": file["path"], "bytes": file["bytes"], "sha256": sha256})
+  return found

@@ -19,6 +19,12 @@ from typing import Any
 from moe_parity.errors import UserError
 
 COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
+_SUFFIXES = {
+  "jsonl": (".jsonl", ".ndjson"),
+  "parquet": (".parquet",),
+  "arrow": (".arrow",),
+  "arrayrecord": (".arrayrecord", ".array_record"),
+}
 _CHUNK_BYTES = 1 << 20
 _KEPT_MESSAGES = 20
 
@@ -86,11 +92,8 @@ def open_binary(path: str):
   """A local file, or anything fsspec knows when the path has a scheme (gs://, s3://)."""
   if "://" not in path:
     return open(path, "rb")
-  fsspec = optional("fsspec", "fsspec", path)
-  try:
-    return fsspec.open(path, "rb").open()
-  except ImportError as error:
-    raise UserError(f"{path} cannot be opened: {error}") from None
+  filesystem, root = _filesystem(path)
+  return filesystem.open(root, "rb")
 
 
 def document(record: object, file: str, number: int, fields: Fields, bad: BadRecords):
@@ -200,22 +203,34 @@ def read_text(path: str, fields: Fields, bad: BadRecords) -> Iterator[Document]:
 
 
 def format_of(path: str) -> str:
-  """'jsonl', 'parquet', 'arrayrecord' or 'text', by the file's name."""
+  """'jsonl', 'parquet', 'arrow', 'arrayrecord' or 'text', by the file's name."""
   name = path.lower()
   for suffix in COMPRESSIONS:
     name = name.removesuffix(suffix)
-  if name.endswith((".jsonl", ".ndjson")):
-    return "jsonl"
+  for kind, suffixes in _SUFFIXES.items():
+    if name.endswith(suffixes):
+      return kind
   return "text"
 
 
 def files_of(path: str) -> list[str]:
-  """Files below a folder in sorted order (hidden ones left out), or the file itself."""
+  """Files below a folder in sorted order (hidden ones left out), or the file itself.
+
+  A folder that Hugging Face's `save_to_disk` wrote gives its data files in their order.
+  """
+  if "://" in path:
+    return _remote_files(path)
   root = Path(path)
   if not root.exists():
     raise UserError(f"{path} does not exist; give a file or a folder of text, or 'builtin'")
   if root.is_file():
     return [path]
+  if (root / "dataset_dict.json").is_file():
+    splits = json.loads((root / "dataset_dict.json").read_text()).get("splits", [])
+    raise UserError(f"{path} holds several splits; give one of {', '.join(splits)} below it")
+  if (root / "state.json").is_file() and (root / "dataset_info.json").is_file():
+    listed = json.loads((root / "state.json").read_text())["_data_files"]
+    return [str(root / entry["filename"]) for entry in listed]
   found = [
     str(file)
     for file in sorted(root.rglob("*"))
@@ -224,3 +239,30 @@ def files_of(path: str) -> list[str]:
   if not found:
     raise UserError(f"{path} is a folder without files; a corpus needs at least one document")
   return found
+
+
+def _remote_files(path: str) -> list[str]:
+  filesystem, root = _filesystem(path)
+  if filesystem.isfile(root):
+    return [path]
+  found = [filesystem.unstrip_protocol(name) for name in sorted(filesystem.find(root))]
+  if not found:
+    raise UserError(f"{path} does not exist or holds no file; give a file or a folder of text")
+  return found
+
+
+def _filesystem(path: str):
+  fsspec = optional("fsspec", "fsspec", path)
+  try:
+    return fsspec.core.url_to_fs(path)
+  except (ImportError, ValueError) as error:
+    raise UserError(f"{path} cannot be opened: {error}") from None
+
+
+def stat_of(path: str) -> dict:
+  """Path, bytes and what changes when the file does: a cheap stand-in for its hash."""
+  if "://" in path:
+    filesystem, root = _filesystem(path)
+    return {"path": path, "bytes": filesystem.size(root), "modified": filesystem.ukey(root)}
+  stat = os.stat(path)
+  return {"path": path, "bytes": stat.st_size, "modified": stat.st_mtime_ns}

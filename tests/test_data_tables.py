@@ -1,0 +1,134 @@
+import json
+
+import pytest
+
+from moe_parity.data import corpus
+from moe_parity.data.corpus import Source
+from moe_parity.data.readers import BadRecords
+from moe_parity.errors import UserError
+from tests.small_store import records, write_jsonl
+
+TEXTS = [r["text"] for r in records(700)]  # over two batches of rows
+
+
+def read(path, limit=0, **fields):
+  bad = BadRecords(limit)
+  return list(corpus.documents(Source(str(path), **fields), bad)), bad
+
+
+def parquet(path, listed):
+  pyarrow = pytest.importorskip("pyarrow")
+  from pyarrow import parquet as module
+
+  module.write_table(pyarrow.Table.from_pylist(listed), path, row_group_size=100)
+  return path
+
+
+def arrow(path, listed):
+  pyarrow = pytest.importorskip("pyarrow")
+  table = pyarrow.Table.from_pylist(listed)
+  with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+    writer.write_table(table, max_chunksize=100)
+  return path
+
+
+def arrayrecord(path, listed):
+  module = pytest.importorskip("array_record.python.array_record_module")
+  writer = module.ArrayRecordWriter(str(path), "group_size:16")
+  for record in listed:
+    writer.write(record if isinstance(record, bytes) else json.dumps(record).encode())
+  writer.close()
+  return path
+
+
+WRITERS = {"parquet": parquet, "arrow": arrow, "arrayrecord": arrayrecord}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_format_gives_the_documents_that_were_written(tmp_path, kind):
+  path = WRITERS[kind](tmp_path / f"x.{kind}", records(700))
+  found, _ = read(path)
+  assert [d.text for d in found] == TEXTS
+  assert [(d.domain, d.source) for d in found] == [(r["domain"], r["source"]) for r in records(700)]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_row_without_text_is_named_by_its_number(tmp_path, kind):
+  listed = records(300)
+  listed[270] |= {"text": None}
+  path = WRITERS[kind](tmp_path / f"x.{kind}", listed)
+  with pytest.raises(UserError, match=f"x.{kind}, record 271: field 'text' is missing"):
+    read(path)
+  found, bad = read(path, limit=1)
+  assert len(found) == 299 and bad.count == 1
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_missing_column_is_named(tmp_path, kind):
+  path = WRITERS[kind](tmp_path / f"x.{kind}", [{"body": "a"}])
+  with pytest.raises(UserError, match="no column 'text' .it has body"):
+    read(path)
+  assert read(path, text_key="body")[0][0].text == "a"
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_truncated_file_is_refused(tmp_path, kind):
+  path = WRITERS[kind](tmp_path / f"x.{kind}", records(700))
+  path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+  with pytest.raises(UserError, match=f"x.{kind}, record [0-9]+: .*(readable|damaged)"):
+    read(path)
+
+
+def test_arrayrecord_also_holds_plain_text(tmp_path):
+  path = arrayrecord(tmp_path / "notes.arrayrecord", ["é\n".encode(), b"two"])
+  found, _ = read(path, domain="d", text_key="unused")
+  assert [(d.text, d.domain, d.source) for d in found] == [
+    ("é\n", "d", "notes"),
+    ("two", "d", "notes"),
+  ]
+  bad = arrayrecord(tmp_path / "bad.arrayrecord", [b"one", b"\xff", b"{broken", b"four"])
+  found, counted = read(bad, limit=2)
+  assert [d.text for d in found] == ["one", "four"]
+  assert "record 2: not UTF-8" in counted.messages[0] and "record 3" in counted.messages[1]
+
+
+def test_a_folder_of_save_to_disk_is_read_in_its_own_order(tmp_path):
+  arrow(tmp_path / "data-1.arrow", records(10))
+  arrow(tmp_path / "data-0.arrow", records(10, seed=1))
+  files = [{"filename": "data-1.arrow"}, {"filename": "data-0.arrow"}]
+  (tmp_path / "state.json").write_text(json.dumps({"_data_files": files}))
+  (tmp_path / "dataset_info.json").write_text("{}")
+  found, _ = read(tmp_path)
+  assert [d.text for d in found] == [r["text"] for r in records(10) + records(10, seed=1)]
+
+
+def test_a_folder_of_several_splits_asks_for_one(tmp_path):
+  (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+  with pytest.raises(UserError, match="give one of train, test below it"):
+    read(tmp_path)
+
+
+def test_a_path_with_a_scheme_is_read_like_a_local_one(tmp_path):
+  pytest.importorskip("fsspec")
+  write_jsonl(tmp_path / "b.jsonl", records(4))
+  (tmp_path / "a.txt").write_text("text")
+  found, _ = read(f"file://{tmp_path}")
+  assert [d.text for d in found] == ["text"] + [r["text"] for r in records(4)]
+  assert [f["bytes"] for f in corpus.files(Source(f"file://{tmp_path}"))][0] == 4
+  with pytest.raises(UserError, match="does not exist"):
+    read(f"file://{tmp_path}/missing")
+  with pytest.raises(UserError, match="cannot be opened"):
+    read("noscheme://bucket/x.jsonl")
+
+
+def test_zstd_is_read_frame_by_frame_and_a_cut_is_noticed(tmp_path):
+  zstandard = pytest.importorskip("zstandard")
+  lines = [json.dumps(r).encode() + b"\n" for r in records(4000)]
+  frames = [zstandard.compress(b"".join(lines[i : i + 1500])) for i in (0, 1500, 3000)]
+  path = tmp_path / "x.jsonl.zst"
+  path.write_bytes(b"".join(frames))
+  found, _ = read(path)
+  assert [d.text for d in found] == [r["text"] for r in records(4000)]
+  path.write_bytes(b"".join(frames)[:-20])
+  with pytest.raises(UserError, match="record [0-9]+: the archive is damaged or cut off"):
+    read(path)
