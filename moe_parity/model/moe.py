@@ -4,7 +4,7 @@ The paper: gates g = softmax(W x), the K largest kept as they are (v2 eq. 11-14)
 their sum (eq. 15); y = sum of g_i E_i(x) over the chosen, plus an ungated shared expert.
 """
 
-import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,7 @@ class SelectionBias(nnx.Variable):
   optimizer step, never by the gradient: so it is no `nnx.Param` and not part of N."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class RoutingStats:
+class RoutingStats(NamedTuple):
   """What one router did with T tokens; averages, so equal batches can be averaged again.
 
   Attributes:

@@ -11,6 +11,7 @@ import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 
 from moe_parity.data.ledger import Ledger
@@ -90,14 +91,12 @@ def checkpoint_shapes(folder: pathlib.Path, step: int) -> dict[str, tuple[int, .
   with ocp.training.Checkpointer((folder / "checkpoints").resolve()) as checkpointer:
     if step not in [checkpoint.step for checkpoint in checkpointer.checkpoints]:
       raise UserError(f"{folder}/checkpoints has no checkpoint of step {step}; run the arm again")
-    metadata = checkpointer.checkpointables_metadata(step).metadata["state"]
-  import jax
+    metadata = checkpointer.checkpointables_metadata(step).metadata["model"]["params"]
 
   shapes = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(metadata)[0]:
     keys = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path]
-    if keys[0] == "params":
-      shapes[".".join(key for key in keys if key != "value")] = tuple(leaf.shape)
+    shapes[".".join(keys[:-1])] = tuple(leaf.shape)  # the last key names the value of a Param
   return shapes
 
 

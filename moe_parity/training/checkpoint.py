@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from moe_parity.errors import UserError
+from moe_parity.training.step import TrainState
 
-STATE = "state"
-LEDGER = "ledger"
+MODEL, TRAINER, LEDGER = "model", "trainer", "ledger"  # parts that can be read by themselves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Restored:
   """`step` finished steps, the state after them, the ledger's arrays, and what was passed over."""
 
   step: int
-  state: Any
+  state: TrainState
   ledger: dict[str, np.ndarray]
   warnings: tuple[str, ...]
 
@@ -56,18 +56,17 @@ class Checkpoints:
       cleanup_tmp_directories=True,
     )
 
-  def save(self, step: int, state: Any, ledger: dict[str, np.ndarray]) -> None:
+  def save(self, step: int, state: TrainState, ledger: dict[str, np.ndarray]) -> None:
     """Starts writing; returns once the arrays are copied. Waits for the save before it."""
     self.wait()
-    self._checkpointer.save_checkpointables_async(
-      step, {STATE: state, LEDGER: {name: np.asarray(value) for name, value in ledger.items()}}
-    )
+    arrays = {name: np.asarray(value) for name, value in ledger.items()}
+    self._checkpointer.save_checkpointables_async(step, _parts(state) | {LEDGER: arrays})
 
   def wait(self) -> None:
     """Returns when the last save is on disk; raises what went wrong with it (a full disk)."""
     self._checkpointer.wait()
 
-  def restore(self, abstract_state: Any, abstract_ledger: dict[str, Any]) -> Restored | None:
+  def restore(self, abstract_state: TrainState, abstract_ledger: dict[str, Any]) -> Restored | None:
     """The newest checkpoint that can be read whole; None if there is none at all.
 
     Args:
@@ -81,16 +80,16 @@ class Checkpoints:
     for step in steps:
       try:
         loaded = self._checkpointer.load_checkpointables(
-          step, {STATE: abstract_state, LEDGER: abstract_ledger}
+          step, _parts(abstract_state) | {LEDGER: abstract_ledger}
         )
       except Exception as error:  # noqa: BLE001 - a damaged file surfaces as any of many types
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        warnings.append(f"checkpoint of step {step} cannot be read ({reason})")
+        warnings.append(f"checkpoint of step {step} cannot be read ({_short(error)})")
         continue
       for number in [s for s in steps if s > step]:  # unreadable: set aside, never deleted
         self._set_aside(number)
       ledger = {name: np.asarray(value) for name, value in loaded[LEDGER].items()}
-      return Restored(step, loaded[STATE], ledger, tuple(warnings))
+      state = TrainState(**loaded[MODEL], **loaded[TRAINER])
+      return Restored(step, state, ledger, tuple(warnings))
     if steps:
       raise UserError(
         f"{self.folder}: none of the checkpoints {steps} can be read; {warnings[0]}; restore them"
@@ -106,6 +105,45 @@ class Checkpoints:
 
   def close(self) -> None:
     self._checkpointer.close()
+
+
+def _parts(state: TrainState) -> dict[str, dict]:
+  return {
+    MODEL: {"params": state.params, "buffers": state.buffers},
+    TRAINER: {"step": state.step, "optimizer": state.optimizer},
+  }
+
+
+def load_model(folder: pathlib.Path, params: Any, buffers: Any) -> tuple[Any, Any]:
+  """(params, buffers) of the newest checkpoint, without the optimizer's state.
+
+  Args:
+    params, buffers: pytrees of `ShapeDtypeStruct`s.
+  Raises:
+    UserError: there is no checkpoint, or it cannot be read.
+  """
+  from orbax.checkpoint import v1 as ocp
+
+  with ocp.training.Checkpointer(folder.resolve()) as checkpointer:
+    if checkpointer.latest is None:
+      raise UserError(f"{folder} holds no checkpoint; train the run first")
+    step = checkpointer.latest.step
+    try:
+      wanted = {"params": params, "buffers": buffers}
+      model = checkpointer.load_checkpointables(step, {MODEL: wanted})[MODEL]
+    except Exception as error:  # noqa: BLE001 - see `restore`
+      raise UserError(
+        f"{folder}: the checkpoint of step {step} cannot be read ({_short(error)}); train again to"
+        " go on from the one before it"
+      ) from error
+  return model["params"], model["buffers"]
+
+
+def _short(error: Exception) -> str:
+  """The first words of what lies behind an error that orbax wrapped."""
+  while error.__cause__ is not None:
+    error = error.__cause__
+  return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def abstract(tree: Any) -> Any:

@@ -10,6 +10,7 @@ micro-batch.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,7 @@ from moe_parity.resources.architecture import Architecture
 from moe_parity.training.optimizer import OptimizerOptions, learning_rate, make_optimizer
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
+class TrainState(NamedTuple):
   """Everything a step changes. `step` counts finished optimizer steps."""
 
   step: jax.Array
@@ -128,7 +127,7 @@ def make_train_step(
     scalars = {
       "loss": loss,
       "cross_entropy": cross_entropy,
-      "gradient_norm": optax.global_norm(grads),
+      "gradient_norm": optax.tree.norm(grads),
       "learning_rate": schedule(state.step),
     }
     buffers = state.buffers

@@ -1,0 +1,225 @@
+"""`moe-parity bench`: what this machine does with this code, as ratios from one run.
+
+These machines are shared and drift: a figure is a median over repeats, and figures that are
+compared are taken in turn in the same process.
+"""
+
+import difflib
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+
+from moe_parity.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def run(only: Sequence[str] = ()) -> dict[str, list[dict]]:
+  """Name -> rows of each benchmark named in `only` (all if empty).
+
+  Raises:
+    UserError: no such benchmark.
+  """
+  suite: dict[str, Callable[[], list[dict]]] = {
+    "startup": startup,
+    "step": step,
+    "layer": layer,
+    "compile": compile_time,
+    "loader": loader,
+  }
+  for name in only:
+    if name not in suite:
+      near = difflib.get_close_matches(name, suite, n=1)
+      hint = f"; did you mean {near[0]!r}?" if near else ""
+      raise UserError(f"--only={name}: the benchmarks are {', '.join(suite)}{hint}")
+  return {name: measure() for name, measure in suite.items() if not only or name in only}
+
+
+def startup(repeats: int = 5) -> list[dict]:
+  """Seconds from a command to its answer: 250 arms planned; the first loss of a demo arm."""
+  many = '''
+from moe_parity.defaults import base, dense_arm, moe_arm
+def get_config(arg=None):
+  config = base()
+  config.budget.num_params, config.budget.dense_tokens = 2_150_000_000, 65_000_000_000
+  config.budget.seq_len, config.budget.batch_multiple = 2048, 8
+  config.arms.dense = dense_arm()
+  for i in range(249):
+    config.arms[f"moe_{i}"] = moe_arm(0.10 + 0.002 * i)
+  return config
+'''
+  rows = []
+  with tempfile.TemporaryDirectory() as folder:
+    config = pathlib.Path(folder) / "many.py"
+    config.write_text(many)
+    command = [sys.executable, "-m", "moe_parity.cli", "plan", f"--config={config}", "--json"]
+    seconds = []
+    for _ in range(repeats):
+      start = time.perf_counter()
+      subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+      seconds.append(time.perf_counter() - start)
+    rows.append(_seconds("plan of 250 arms", seconds))
+    environment = os.environ | {"MOE_PARITY_CACHE": f"{folder}/cache"}
+    prepare = [sys.executable, "-m", "moe_parity.cli", "prepare"]
+    subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL, env=environment)
+    for arm in ("dense", "moe_20"):
+      for kind, count in (("cold", 1), ("warm", repeats)):
+        seconds = [_first_loss(folder, arm, f"{kind}{i}", environment) for i in range(count)]
+        rows.append(_seconds(f"first loss of demo arm {arm}, {kind} compile cache", seconds))
+  return rows
+
+
+def _seconds(what: str, seconds: list[float]) -> dict:
+  median = statistics.median(seconds)
+  return {"what": what, "median_s": median, "min_s": min(seconds), "max_s": max(seconds)}
+
+
+def _first_loss(folder: str, arm: str, name: str, environment: dict) -> float:
+  workdir = pathlib.Path(folder) / f"{arm}-{name}"
+  command = [sys.executable, "-m", "moe_parity.cli", "train", f"--arm={arm}"]
+  command += [f"--config={ROOT / 'configs' / 'demo.py'}", f"--workdir={workdir}"]
+  start = time.perf_counter()
+  process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+  metrics = workdir / "metrics.jsonl"
+  try:
+    while not (metrics.exists() and metrics.stat().st_size):
+      if process.poll() is not None:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+      time.sleep(0.02)
+    return time.perf_counter() - start
+  finally:
+    process.kill()
+    process.wait()
+
+
+def common_work() -> dict:
+  """name -> Architecture of the work that MaxText was timed on (see README)."""
+  from moe_parity.resources.architecture import Architecture
+
+  shape = dict(num_layers=4, d_model=256, num_heads=4, d_head=64, vocab_size=1024)
+  return {
+    "dense": Architecture(**shape, d_ffn=1024),
+    "moe": Architecture(
+      **shape, layout="full", num_experts=8, experts_per_token=2, d_expert=512
+    ),
+  }  # fmt: skip
+
+
+def step(repeats: int = 12, dtypes: Sequence[str] = ("float32", "bfloat16")) -> list[dict]:
+  """Full train steps of the common work, dense and MoE in turn: 8 sequences of 256 tokens."""
+  import jax
+  import numpy as np
+
+  from moe_parity.model.options import ModelOptions
+  from moe_parity.resources.accounting import account
+  from moe_parity.startup import start_jax
+  from moe_parity.training.optimizer import OptimizerOptions
+  from moe_parity.training.step import StepOptions, init_state, make_train_step
+  from moe_parity.training.telemetry import measured_peak
+
+  start_jax()
+  rows = np.random.default_rng(0).integers(0, 1024, (8, 257)).astype(np.int32)
+  batch = jax.device_put((rows[:, :-1], rows[:, 1:]))
+  optimizer = OptimizerOptions(3e-4, 1e-5, num_steps=1000, warmup_steps=100)
+  arms = {}
+  for dtype in dtypes:
+    model = ModelOptions(position="rope", dtype=dtype)
+    for name, architecture in common_work().items():
+      train_step = make_train_step(architecture, model, optimizer, StepOptions())
+      state = init_state(architecture, model, optimizer, seed=0)
+      for _ in range(3):
+        state, scalars = train_step(state, *batch)
+      jax.block_until_ready(scalars)
+      # What the arithmetic units have to do: the plan's M and the head, which N and M leave out.
+      cost = account(architecture, 256)
+      flops = cost.train_flops_per_token + 3 * 2 * architecture.vocab_size * architecture.d_model
+      arms[name, dtype] = {"step": train_step, "state": state, "flops": flops, "wall": [], "cpu": []}
+  peaks: dict[str, list[float]] = {dtype: [] for dtype in dtypes}
+  for _ in range(repeats):
+    for dtype in dtypes:
+      peaks[dtype].append(measured_peak(dtype))
+    for arm in arms.values():
+      wall, cpu = time.perf_counter(), time.process_time()
+      arm["state"], scalars = arm["step"](arm["state"], *batch)
+      jax.block_until_ready(scalars)
+      arm["wall"].append(time.perf_counter() - wall)
+      arm["cpu"].append(time.process_time() - cpu)
+  table = []
+  for (name, dtype), arm in arms.items():
+    rate = batch[0].size / statistics.median(arm["wall"])
+    peak = statistics.median(peaks[dtype])
+    table.append(
+      {
+        "work": name,
+        "dtype": dtype,
+        "tokens_per_s": rate,
+        "cpu_s_per_step": statistics.median(arm["cpu"]),
+        "best_tokens_per_s": batch[0].size / min(arm["wall"]),
+        "gflop_per_s": rate * arm["flops"] / 1e9,
+        "peak_gflop_per_s": peak / 1e9,
+        "share_of_peak": rate * arm["flops"] / peak,
+      }
+    )
+  return table
+
+
+def layer() -> list[dict]:
+  """An MoE layer against a dense one of the same activated FLOPs; see `benchmarks.moe_layer`."""
+  from moe_parity.benchmarks import moe_layer
+
+  return moe_layer.run()
+
+
+def compile_time(repeats: int = 3) -> list[dict]:
+  """Seconds to compile the train step of 6 and of 24 layers, in turn and without a cache."""
+  import dataclasses
+
+  import jax
+  import numpy as np
+
+  from moe_parity.model.options import ModelOptions
+  from moe_parity.training.optimizer import OptimizerOptions
+  from moe_parity.training.step import StepOptions, init_state, make_train_step
+
+  jax.config.update("jax_enable_compilation_cache", False)
+  tokens = np.zeros((4, 64), np.int32)
+  optimizer = OptimizerOptions(3e-4, 1e-5, num_steps=1000, warmup_steps=100)
+  seconds: dict[tuple, list[float]] = {}
+  for repeat in range(repeats):
+    for name, architecture in common_work().items():
+      for num_layers in (6, 24):
+        deep = dataclasses.replace(
+          architecture, num_layers=num_layers, d_model=64 + 8 * repeat, d_head=16
+        )
+        state = init_state(deep, ModelOptions(), optimizer, seed=0)
+        train_step = make_train_step(deep, ModelOptions(), optimizer, StepOptions())
+        start = time.perf_counter()
+        train_step.lower(state, tokens, tokens).compile()
+        seconds.setdefault((name, num_layers), []).append(time.perf_counter() - start)
+  jax.config.update("jax_enable_compilation_cache", True)
+  table = []
+  for name in common_work():
+    shallow, deep = (statistics.median(seconds[name, n]) for n in (6, 24))
+    table.append({"work": name, "layers_6_s": shallow, "layers_24_s": deep, "ratio": deep / shallow})
+  return table
+
+
+def loader(seq_len: int = 2048, batch_sequences: int = 8) -> list[dict]:
+  """Tokens a second out of the loader, on the built-in corpus."""
+  from moe_parity.data.loader import Loader
+  from moe_parity.data.prepare import prepare
+
+  batches = iter(Loader(prepare().train, batch_sequences, seq_len))
+  for _ in range(20):
+    next(batches)
+  count, start = 0, time.perf_counter()
+  while time.perf_counter() - start < 3:
+    next(batches)
+    count += 1
+  rate = count * batch_sequences * seq_len / (time.perf_counter() - start)
+  return [{"what": f"windows of S = {seq_len}, batch {batch_sequences}", "tokens_per_s": rate}]

@@ -1,0 +1,71 @@
+"""A trained run back from its folder, without knowing the config file it came from."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from moe_parity.data.prepare import prepare
+from moe_parity.errors import UserError
+from moe_parity.evaluation import bits
+from moe_parity.model.options import ModelOptions
+from moe_parity.model.transformer import abstract_model
+from moe_parity.resources.architecture import Architecture
+from moe_parity.training import run_folder
+from moe_parity.training.checkpoint import load_model
+from moe_parity.training.step import make_score
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+  """What a run learned, and the config and plan it learned by."""
+
+  architecture: Architecture
+  options: ModelOptions
+  params: object
+  buffers: object
+  config: ConfigDict
+  plan: dict
+
+
+def load_run(folder: pathlib.Path) -> TrainedModel:
+  """The model of the newest checkpoint of a run.
+
+  Raises:
+    UserError: the folder is no run, or holds no checkpoint that can be read.
+  """
+  for name in (run_folder.PLAN, run_folder.CONFIG):
+    if not (folder / name).exists():
+      raise UserError(f"{folder} is no run folder (no {name}); give a folder that `train` made")
+  plan = run_folder.read_json(folder / run_folder.PLAN)
+  config = ConfigDict(run_folder.read_json(folder / run_folder.CONFIG))
+  architecture = Architecture.from_dict(plan["architecture"])
+  names = [field.name for field in dataclasses.fields(ModelOptions)]
+  options = ModelOptions(**{name: config.model[name] for name in names})
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  shapes = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+    abstract_model(architecture, options)[1:],
+  )
+  params, buffers = load_model(folder / "checkpoints", *shapes)
+  return TrainedModel(architecture, options, params, buffers, config, plan)
+
+
+def evaluate_run(folder: pathlib.Path, mode: str, stride: int, max_tokens: int) -> dict:
+  """Scores a run on the validation split of its own data; see `bits.evaluate`."""
+  run = load_run(folder)
+  data = run.config.data
+  store = prepare(data.source, data.tokenizer, data.store)
+  score = make_score(run.architecture, run.options)
+  return bits.evaluate(
+    lambda inputs, targets, mask: np.asarray(score(run.params, run.buffers, inputs, targets)),
+    store.validation,
+    mode=mode,
+    seq_len=run.plan["seq_len"],
+    stride=stride,
+    max_tokens=max_tokens,
+    batch_sequences=run.config.evaluation.batch_sequences,
+    seed=data.seed,
+  )
