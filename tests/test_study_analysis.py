@@ -98,6 +98,21 @@ def test_a_failed_certificate_comes_first_and_refuses_a_winner(tmp_path):
   assert not any("beat" in s or "arms better" in s for s in sentences)
 
 
+def test_a_failed_check_without_numbers_is_put_into_words(tmp_path):
+  folder = study(tmp_path, telemetry=False)
+  stream = {"name": "one token stream", "planned": 1, "measured": 2, "difference_pct": None,
+            "passed": False, "how": "sha256"}  # fmt: skip
+  edit(folder / "certificate.json", lambda c: c.update(passed=False, checks=[stream]))
+  (failure,) = analysis.analyse(folder)["certificate"]["failures"]
+  assert failure == "the study: one token stream planned 1, measured 2"
+
+
+def test_a_study_certificate_without_checks_is_missing_and_not_failed(tmp_path):
+  folder = study(tmp_path, telemetry=False)
+  edit(folder / "certificate.json", lambda c: c.update(passed=False, checks=[]))
+  assert analysis.analyse(folder)["certificate"]["passed"] is None
+
+
 def test_a_missing_certificate_is_said_and_names_no_winner(tmp_path):
   folder = study(tmp_path, telemetry=False, seeds=(0, 1))
   (folder / "runs/dense-s0/certificate.json").unlink()

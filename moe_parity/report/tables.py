@@ -274,6 +274,7 @@ def certificate(name: str, parts: list[tuple[str, dict]]) -> Table:
       Column("planned", "planned", quantity),
       Column("measured", "measured", quantity),
       Column("difference_pct", "off %", signed_percent),
+      Column("tolerance_pct", "allowed %", lambda x: f"{x:g}"),
       Column("passed", "passed", number=False),
       Column("how", "how it was measured", number=False, wrap=True),
     ),

@@ -338,14 +338,18 @@ def _certificate(study: reading.Study) -> dict:
     parts = []
   parts += [(run.label, run.certificate) for run in study.runs if run.done]
   for label, certificate in parts:
-    if not certificate:
+    if not certificate.get("checks"):
       missing.append(label)
     elif not certificate["passed"]:
       failed = [c for c in certificate["checks"] if not c["passed"]]
-      failures += [
-        f"{label}: {c['name']} planned {c['planned']}, measured {c['measured']} "
-        f"({c['difference_pct']:+.2f} %)"
-        for c in failed
-      ] or [f"{label}: not passed"]
+      failures += [f"{label}: {_failure(c)}" for c in failed] or [f"{label}: not passed"]
   passed = False if failures else (None if missing or not parts else True)
   return {"passed": passed, "failures": failures, "missing": missing}
+
+
+def _failure(check: dict) -> str:
+  """A failed check in words; difference_pct is None where what was checked is no number."""
+  line = f"{check['name']} planned {check['planned']}, measured {check['measured']}"
+  if check["difference_pct"] is None:
+    return line
+  return f"{line} ({check['difference_pct']:+.2f} %)"
