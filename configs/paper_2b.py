@@ -1,0 +1,18 @@
+"""The paper's 2B budget: 2.15e9 parameters, 65e9 dense tokens, C = 9.4e20 FLOPs an arm.
+Source: arXiv 2506.12119, Table 14 row 1 (dense) and Table 10 (MoE shapes).
+
+  moe-parity plan  --config=configs/paper_2b.py                                # all arms, in a second
+  moe-parity plan  --config=configs/paper_2b.py:activation_rate=0.2            # dense and one MoE arm
+  moe-parity plan  --config=configs/paper_2b.py:arms=dense,reuse=unique      # the baseline alone
+  moe-parity plan  --config=configs/paper_2b.py:printed                        # the paper's lr and batch
+  moe-parity study --config=configs/paper_2b.py:activation_rate=0.2,tiny --workdir=runs/tiny_2b
+
+Cost: C over half of an H100's 989 TFLOP/s of bf16 is 526 H100 hours an arm.
+Expect: the paper reports bits per character on a private set; see its Tables 10 and 14 in
+moe_parity/published. Bring text with --config.data.source: the built-in corpus is far too small."""
+
+from configs.paper import budget
+
+
+def get_config(arg=None):
+  return budget(arg, "paper_2b", dense=1, moe_table="table10", params_tolerance=0.003)

@@ -1,0 +1,33 @@
+"""The parity question on one GPU of 24 GiB or more: 160 M parameters, a day or two in all.
+
+  moe-parity plan  --config=configs/single_gpu.py
+  moe-parity study --config=configs/single_gpu.py --workdir=runs/gpu --config.data.source=text/
+  moe-parity study --config=configs/single_gpu.py:tiny --workdir=runs/gpu_tiny       # on a CPU
+
+N = 160 M without vocabulary, the dense arm sees 20 tokens a parameter once, every MoE arm reuses
+that text (strict). C = 3.6e18 FLOPs an arm by `plan`: about 5 hours an arm at 200 TFLOP/s sustained.
+Needs 3.2e9 unique tokens, about 12 GB of text: bring it with --config.data.source."""
+
+from moe_parity.config import parse_arg
+from moe_parity.defaults import base, dense_arm, moe_arm
+
+
+def get_config(arg=None):
+  arg = parse_arg(arg, tiny=False, reuse="strict")
+  config = base()
+  config.name = "single_gpu"
+  config.budget.num_params = 100_000 if arg.tiny else 160_000_000
+  config.budget.dense_tokens = 20_000 if arg.tiny else 3_200_000_000
+  config.budget.seq_len = 64 if arg.tiny else 2048
+  config.budget.batch_multiple = 1 if arg.tiny else 8
+  config.budget.reuse = arg.reuse
+  config.data.tokenizer = "bytes" if arg.tiny else "bpe:32768"
+  config.model.dtype = "float32" if arg.tiny else "bfloat16"
+  config.model.remat = "none" if arg.tiny else "layer"
+  shape = dict(d_head=16, aspect_ratio=24.0) if arg.tiny else dict(d_head=64, aspect_ratio=64.0)
+  config.arms.dense = dense_arm(**shape)
+  for rate in (0.2, 0.4) if arg.tiny else (0.1, 0.2, 0.3, 0.45):
+    config.arms[f"moe_{round(100 * rate)}"] = moe_arm(rate, **shape)
+  config.evaluation.max_tokens = 5_000 if arg.tiny else 0
+  config.train.micro_batch_sequences = 0 if arg.tiny else 8
+  return config
