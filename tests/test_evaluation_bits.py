@@ -205,3 +205,51 @@ def test_nats_of_logits_are_those_of_a_plain_softmax():
       row = table[inputs[b, s]].astype(np.float64)
       p = math.exp(row[targets[b, s]]) / sum(math.exp(v) for v in row)
       assert found[b, s] == pytest.approx(-math.log(p), rel=1e-5)  # float32 sums of 11
+
+
+def test_document_mode_is_the_rolling_bits_per_byte_of_lm_eval(split):
+  """Its windows, cut by its own code, under a model whose nats depend on all it is shown."""
+  utils = pytest.importorskip("lm_eval.utils")
+
+  def shown(context, place):
+    """Any function of the tokens before a target in its window."""
+    return 0.2 + (sum(context[: place + 1]) * 13 + place) % 97 / 50
+
+  def score(inputs, targets, mask):
+    return np.array([[shown(row, place) for place in range(S)] for row in inputs.tolist()])
+
+  nats = num_bytes = 0
+  for text in texts_of(split):
+    ids = split.tokenizer.encode_batch([text])[0].tolist()
+    rolling = utils.get_rolling_token_windows(
+      token_list=ids, prefix_token=split.tokenizer.bos_id, max_seq_len=S, context_len=1
+    )
+    for context, continuation in map(utils.make_disjoint_window, rolling):
+      inputs = (context + continuation)[:-1]
+      for place in range(len(context) - 1, len(inputs)):
+        nats += shown(inputs, place)
+    num_bytes += len(text.encode())
+  found = bits.evaluate(score, split, seq_len=S, batch_sequences=B)
+  assert found["bpb"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-6)
+
+
+def test_a_token_after_the_only_separator_belongs_to_the_next_document(tmp_path):
+  from tokenizers import Tokenizer as Backend
+  from tokenizers import models, pre_tokenizers, trainers
+
+  backend = Backend(models.BPE())
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  trainer = trainers.BpeTrainer(
+    vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False,
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+  )  # fmt: skip
+  backend.train_from_iterator(["one two three two one two"] * 40, trainer)
+  backend.save(str(tmp_path / "tokenizer.json"))
+  store = small_store(tmp_path, held_out="hash:0.4", tokenizer=str(tmp_path / "tokenizer.json"))
+  split = store.validation
+  found = bits.evaluate(bigram, split, mode="packed", seq_len=S, batch_sequences=B)
+  whole = split.documents.num_text_tokens.tolist()
+  counted = [d["num_tokens"] for d in found["documents"]]
+  assert counted[0] == whole[0] - 1  # nothing stands before the stream's first token
+  assert counted[1 : len(counted) - 1] == whole[1 : len(counted) - 1]
+  assert found["documents"][1]["num_bytes"] == split.documents.num_bytes[1]
