@@ -40,6 +40,7 @@ def expert_ffn(
   and weights; sums over tokens are kept in float32.
 
   Args:
+    x_TD: finite, also in rows that nobody computes (a row may fill a slot at weight 0).
     expert_TK: int32 in [0, E]; E itself means nobody and adds zero.
     gate_TK: float32 routing weights.
     w_in_E2ID: each expert's gate matrix, then its up matrix, both by output; dtype of x.

@@ -100,9 +100,7 @@ def backward(gradients, dy_TD, x_TD, gate_TK, w_in_E2ID, w_down_EID, groups, num
     )
     return (
       dx_TD.at[token_GB].add(dx_GBD.astype(jnp.float32), mode=IN_BOUNDS),
-      dgate_A.at[tiles.assignment_GB].add(
-        jnp.where(tiles.real_GB, dweight_GB, 0), mode=IN_BOUNDS
-      ),
+      dgate_A.at[tiles.assignment_GB].add(jnp.where(tiles.real_GB, dweight_GB, 0), mode=IN_BOUNDS),
       dw_in_E2ID.at[tiles.expert_G].add(dw_in, mode=IN_BOUNDS),
       dw_down_EID.at[tiles.expert_G].add(dw_down, mode=IN_BOUNDS),
     )

@@ -1,0 +1,204 @@
+"""Routed experts on one device against a loop over tokens and choices in float64."""
+
+import functools
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from moe_parity.errors import UserError
+from moe_parity.parallel import overflow
+from moe_parity.parallel.experts import expert_ffn, expert_loads, implementation_for, slots_for
+from moe_parity.parallel.grouping import group_by_expert
+from tests import reference
+
+T, D, E, K, D_EXPERT = 40, 7, 24, 3, 5
+TIGHT = 3  # slots per expert, where the mean load is 5
+
+# Sums of at most 120 float32 terms near 1: a few times 120 * 2**-24, relative to the largest.
+FLOAT32_ERROR = 2e-5
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion():
+  with jax.numpy_dtype_promotion("strict"):
+    yield
+
+
+def draw(rng, routing, t=T, d=D, e=E, k=K, i=D_EXPERT):
+  expert = {
+    "fair": lambda: np.stack([rng.permutation(e)[:k] for _ in range(t)]),
+    "skewed": lambda: np.argsort(-(rng.gumbel(size=(t, e)) + 2 * rng.normal(size=e)))[:, :k],
+    "few experts": lambda: np.stack([rng.permutation(k)[::-1] + e // 2 for _ in range(t)]),
+    "all to one": lambda: np.full((t, k), rng.integers(e)),
+    "half to nobody": lambda: np.where(rng.random((t, k)) < 0.5, e, rng.integers(e, size=(t, k))),
+    "all to nobody": lambda: np.full((t, k), e),
+  }[routing]()
+  return (
+    rng.normal(size=(t, d)).astype(np.float32),
+    expert.astype(np.int32),
+    rng.random((t, k), np.float32),
+    rng.normal(size=(e, 2, i, d)).astype(np.float32),
+    rng.normal(size=(e, i, d)).astype(np.float32),
+    rng.normal(size=(t, d)).astype(np.float32),
+  )
+
+
+ROUTINGS = ("fair", "skewed", "few experts", "all to one", "half to nobody", "all to nobody")
+FORMULATIONS = (("slotted", None), ("slotted", TIGHT), ("slotted", T * K), ("ragged", None))
+
+
+@functools.cache
+def value_and_gradients(implementation, num_slots):
+  def both(x, expert, gate, w_in, w_down, dy):
+    def ffn(x, gate, w_in, w_down):
+      return expert_ffn(
+        x, expert, gate, w_in, w_down, implementation=implementation, num_slots=num_slots
+      )
+
+    y, vjp = jax.vjp(ffn, x, gate, w_in, w_down)
+    return y, *vjp(dy)
+
+  return jax.jit(both)
+
+
+def assert_equals_reference(actual, arguments, error=FLOAT32_ERROR):
+  *inputs, dy = arguments
+  expected = reference.expert_ffn(*inputs), *reference.expert_ffn_gradients(*inputs, dy)
+  for name, a, b in zip(("y", "dx", "dgate", "dw_in", "dw_down"), actual, expected, strict=True):
+    scale = max(1.0, np.abs(b).max())
+    np.testing.assert_allclose(np.asarray(a, np.float64) / scale, b / scale, atol=error,
+                               err_msg=name)  # fmt: skip
+
+
+@pytest.mark.parametrize(("implementation", "num_slots"), FORMULATIONS)
+@hypothesis.given(seed=st.integers(0, 2**32 - 1), routing=st.sampled_from(ROUTINGS))
+@hypothesis.settings(max_examples=12, deadline=None)
+def test_values_and_gradients_equal_the_loop_over_tokens(implementation, num_slots, seed, routing):
+  arguments = draw(np.random.default_rng(seed), routing)
+  actual = value_and_gradients(implementation, num_slots)(*arguments)
+  assert_equals_reference(actual, arguments)
+
+
+@pytest.mark.parametrize(
+  ("t", "d", "e", "k", "i"),
+  [(37, 6, 11, 1, 4), (19, 5, 6, 6, 3), (53, 3, 2, 2, 9), (8, 4, 31, 5, 6), (65, 6, 3, 2, 4)],
+  ids=["one choice", "all experts chosen", "two experts", "more experts than tokens", "odd"],
+)
+@pytest.mark.parametrize(("implementation", "num_slots"), FORMULATIONS[:2])
+def test_any_number_of_tokens_experts_and_choices_is_exact(
+  implementation, num_slots, t, d, e, k, i
+):
+  arguments = draw(np.random.default_rng(t), "fair", t, d, e, k, i)
+  actual = value_and_gradients(implementation, num_slots)(*arguments)
+  assert_equals_reference(actual, arguments)
+
+
+def num_overflow_steps(expert, num_slots):
+  groups = group_by_expert(jnp.asarray(expert), E)
+  return int(overflow.schedule(groups, num_slots).num_steps)
+
+
+def test_tight_slots_make_the_overflow_loop_take_several_steps():
+  _, expert, *_ = draw(np.random.default_rng(0), "fair")
+  assert num_overflow_steps(expert, TIGHT) >= 2
+  _, expert, *_ = draw(np.random.default_rng(0), "all to one")
+  assert num_overflow_steps(expert, TIGHT) >= 1
+
+
+def test_the_overflow_loop_takes_no_step_when_every_assignment_has_a_slot():
+  _, expert, *_ = draw(np.random.default_rng(0), "fair")
+  largest = np.bincount(expert.reshape(-1)).max()
+  assert num_overflow_steps(expert, int(largest)) == 0
+  assert num_overflow_steps(expert, int(largest) - 1) == 1
+
+
+def test_relabelling_experts_changes_nothing():
+  rng = np.random.default_rng(5)
+  x, expert, gate, w_in, w_down, dy = draw(rng, "skewed")
+  new_of_old = rng.permutation(E).astype(np.int32)
+  old_of_new = np.argsort(new_of_old)
+  both = value_and_gradients("slotted", TIGHT)
+  y, dx, dgate, dw_in, dw_down = both(x, expert, gate, w_in, w_down, dy)
+  relabelled = both(x, new_of_old[expert], gate, w_in[old_of_new], w_down[old_of_new], dy)
+  expected = y, dx, dgate, dw_in[old_of_new], dw_down[old_of_new]
+  for a, b in zip(relabelled, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("implementation", "num_slots"), FORMULATIONS)
+def test_bfloat16_rows_and_weights_give_bfloat16_near_the_loop(implementation, num_slots):
+  x, expert, gate, w_in, w_down, dy = draw(np.random.default_rng(7), "skewed")
+  x, w_in, w_down, dy = (jnp.asarray(a, jnp.bfloat16) for a in (x, w_in, w_down, dy))
+  arguments = x, expert, gate, w_in, w_down, dy
+  actual = value_and_gradients(implementation, num_slots)(*arguments)
+  assert [a.dtype for a in actual] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, *[jnp.bfloat16] * 2]
+  # bfloat16 keeps 8 bits; the hidden layer and the result are each rounded a few times.
+  assert_equals_reference(actual, arguments, error=4 * 2**-8)
+
+
+def test_a_scan_over_checkpointed_layers_has_the_gradients_of_layers_one_by_one():
+  rng = np.random.default_rng(11)
+  x, expert, gate, _, _, dy = (jnp.asarray(a) for a in draw(rng, "skewed"))
+  num_layers = 4
+  weights = (
+    rng.normal(size=(num_layers, E, 2, D_EXPERT, D)).astype(np.float32) * 0.3,
+    rng.normal(size=(num_layers, E, D_EXPERT, D)).astype(np.float32) * 0.3,
+  )
+
+  def layer(x, w):
+    return x + expert_ffn(x, expert, gate, *w, implementation="slotted", num_slots=TIGHT)
+
+  def scanned(x, weights):
+    step = jax.checkpoint(lambda x, w: (layer(x, w), None))
+    return (jax.lax.scan(step, x, weights)[0] * dy).sum()
+
+  def unrolled(x, weights):
+    for n in range(num_layers):
+      x = layer(x, tuple(w[n] for w in weights))
+    return (x * dy).sum()
+
+  actual = jax.jit(jax.grad(scanned, argnums=(0, 1)))(x, weights)
+  expected = jax.jit(jax.grad(unrolled, argnums=(0, 1)))(x, weights)
+  for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_loads_count_every_assignment_but_those_of_nobody():
+  _, expert, *_ = draw(np.random.default_rng(3), "half to nobody")
+  load = np.asarray(jax.jit(expert_loads, static_argnums=1)(expert, E))
+  expected = [sum(int(e == chosen) for chosen in expert.reshape(-1)) for e in range(E)]
+  assert load.tolist() == expected
+  assert load.sum() + (expert == E).sum() == T * K
+
+
+def test_fair_routing_overflows_few_experts_and_few_slots_are_padding():
+  rng = np.random.default_rng(0)
+  t, e, k = 4096, 64, 6
+  num_slots = slots_for(t, k, e)
+  expert = np.argsort(rng.random((t, e)), axis=1)[:, :k]
+  overflowed = np.bincount(expert.reshape(-1), minlength=e) > num_slots
+  assert overflowed.mean() < 0.1
+  assert num_slots < 1.15 * t * k / e
+  assert slots_for(19, 6, 6) >= 19  # K = E: everyone gets every token
+
+
+def test_tpu_takes_one_grouped_product_and_nobody_else_the_masked_dense_one():
+  shapes = [
+    jax.ShapeDtypeStruct(s, dtype)
+    for s, dtype in [((T, D), "float32"), ((T, K), "int32"), ((T, K), "float32"),
+                     ((E, 2, D_EXPERT, D), "float32"), ((E, D_EXPERT, D), "float32")]
+  ]  # fmt: skip
+  for platform, grouped in (("tpu", True), ("cuda", False), ("cpu", False)):
+    ffn = functools.partial(expert_ffn, implementation=implementation_for(platform))
+    text = jax.jit(ffn).trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
+    assert ("ragged_dot" in text) == grouped
+
+
+def test_an_unknown_implementation_is_refused_with_the_known_ones():
+  *arguments, _ = (jnp.asarray(a) for a in draw(np.random.default_rng(0), "fair"))
+  with pytest.raises(UserError, match="implementation='dense' .* slotted, ragged"):
+    expert_ffn(*arguments, implementation="dense")

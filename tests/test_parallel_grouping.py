@@ -1,0 +1,34 @@
+"""Assignments grouped by expert."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_parity.parallel import grouping
+from moe_parity.parallel.grouping import group_by_expert
+
+T, K, E = 40, 3, 24
+
+
+@pytest.fixture(params=["one key", "argsort"])
+def largest_key(request, monkeypatch):
+  if request.param == "argsort":  # as if E * T * K did not fit an int32
+    monkeypatch.setattr(grouping, "INT32_MAX", 100)
+
+
+def test_assignments_come_by_expert_then_by_token_and_nobody_last(largest_key):
+  expert = np.random.default_rng(0).integers(E + 1, size=(T, K)).astype(np.int32)
+  groups = group_by_expert(jnp.asarray(expert), E)
+  expected = [a for e in range(E + 1) for a in range(T * K) if expert.reshape(-1)[a] == e]
+  assert groups.order_A.tolist() == expected
+  assert groups.order_A.dtype == jnp.int32
+
+
+def test_each_expert_begins_where_the_one_before_ends(largest_key):
+  expert = np.random.default_rng(1).integers(E // 2, size=(T, K)).astype(np.int32)
+  groups = group_by_expert(jnp.asarray(expert), E)
+  flat = expert.reshape(-1)
+  for e in range(E):
+    start, count = int(groups.start_E[e]), int(groups.count_E[e])
+    assert (flat[np.asarray(groups.order_A)[start : start + count]] == e).all()
+    assert count == (flat == e).sum()
