@@ -1,0 +1,227 @@
+"""A config's budget and arms, read and checked: what was decided, before anything is derived."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from typing import Any
+
+from moe_parity.errors import UserError
+from moe_parity.resources.accounting import account, check_convention
+from moe_parity.resources.architecture import Architecture, layer_pattern
+from moe_parity.resources.solver import solve
+from moe_parity.resources.targets import RATE_TOLERANCE, Targets
+
+REUSE = ("unique", "strict", "loose", "epochs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """What every arm shares. 0 means "not given".
+
+  Attributes:
+    num_params: N. train_flops: C, FLOPs; dense_tokens: tokens of the dense arm. One of the two
+      gives the other. unique_tokens: D^; 0 lets `reuse` decide. seq_len: S.
+    reuse: unique (no token twice), strict (all arms share the dense arm's tokens), loose (MoE arms
+      two epochs, the dense arm one), epochs (every arm `epochs` epochs).
+    params_tolerance, flops_tolerance: largest share an arm may differ from N; from C and D^.
+    batch_multiple: batches the plan derives are multiples of this many sequences.
+  """
+
+  num_params: int
+  train_flops: float | int = 0
+  dense_tokens: int = 0
+  unique_tokens: int = 0
+  seq_len: int = 0
+  reuse: str = "strict"
+  epochs: float | int = 1.0
+  convention: str = "paper"
+  params_tolerance: float | int = 0.003
+  flops_tolerance: float | int = 0.005
+  batch_multiple: int = 1
+
+  def __post_init__(self) -> None:
+    check_convention(self.convention)
+    if self.reuse not in REUSE:
+      raise UserError(f"budget.reuse={self.reuse!r} is not known; use {', '.join(REUSE)}")
+    if not self.train_flops and not self.dense_tokens:
+      raise UserError("budget.train_flops=0 and budget.dense_tokens=0; give one of them")
+    for name, least in (("num_params", 1), ("seq_len", 1), ("batch_multiple", 1), ("epochs", 1)):
+      if getattr(self, name) < least:
+        raise UserError(f"budget.{name}={getattr(self, name)} is below {least}; give at least "
+                        f"{least}")
+    for name in ("params_tolerance", "flops_tolerance"):
+      if not 0 < getattr(self, name) < 0.5:
+        raise UserError(f"budget.{name}={getattr(self, name)} is not a share between 0 and 0.5; "
+                        f"write 0.005 for 0.5 %")
+    if self.unique_tokens and self.reuse in ("loose", "epochs"):
+      raise UserError(f"budget.unique_tokens={self.unique_tokens} with reuse={self.reuse!r}, which "
+                      f"fixes the epochs instead; set it to 0 or use reuse='strict'")
+    if 0 < self.unique_tokens < self.seq_len:
+      raise UserError(f"budget.unique_tokens={self.unique_tokens} is below one window of "
+                      f"seq_len={self.seq_len}; give more")
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmSpec:
+  """One arm as decided; shape fields and ratios as of `Targets`, 0 means "derive it"."""
+
+  name: str
+  kind: str
+  layout: str = ""
+  num_layers: int = 0
+  d_model: int = 0
+  num_heads: int = 0
+  num_kv_heads: int = 0
+  d_head: int = 0
+  d_ffn: int = 0
+  num_experts: int = 0
+  experts_per_token: int = 0
+  d_expert: int = 0
+  d_shared: int = 0
+  activation_rate: float | int = 0.0
+  aspect_ratio: float | int = 0.0
+  ffn_ratio: float | int = 0.0
+  total_ffn_ratio: float | int = 0.0
+  granularity: float | int = 0.0
+  shared_expert: bool = True
+  multiple_of: int = 0
+  compute_multiple: float | int = 1.0
+  seeds: tuple[int, ...] = ()
+  num_steps: int = 0
+  batch_sequences: int = 0
+  peak_learning_rate: float | int = 0.0
+  learning_rate_multiplier: float | int = 1.0
+
+  def __post_init__(self) -> None:
+    if self.kind not in ("dense", "moe"):
+      raise UserError(f"arm {self.name!r}: kind={self.kind!r} is not known; use 'dense' or 'moe'")
+    for name in ("compute_multiple", "learning_rate_multiplier"):
+      if getattr(self, name) <= 0:
+        raise UserError(f"arm {self.name!r}: {name}={getattr(self, name)} is not above 0; use 1.0")
+    if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
+      raise UserError(f"arm {self.name!r}: seeds={self.seeds} are not whole numbers of at least 0")
+    if len(set(self.seeds)) < len(self.seeds):
+      raise UserError(f"arm {self.name!r}: seeds={self.seeds} name one seed twice; drop one")
+    for name in ("num_steps", "batch_sequences", "peak_learning_rate"):
+      if getattr(self, name) < 0:
+        raise UserError(f"arm {self.name!r}: {name}={getattr(self, name)} is below 0; 0 derives it")
+
+  @property
+  def is_reference(self) -> bool:
+    """Whether the arm spends another compute than the budget, for comparison only."""
+    return self.compute_multiple != 1
+
+  def architecture(self, budget: Budget, vocab_size: int) -> Architecture:
+    """The shape: as given where it is complete, else solved for the budget's N.
+
+    Raises:
+      UserError: naming the arm.
+    """
+    try:
+      return self._complete(vocab_size) or solve(Targets(
+        num_params=budget.num_params, convention=budget.convention, vocab_size=vocab_size,
+        params_tolerance=float(budget.params_tolerance),
+        **{name: getattr(self, name) for name in _SOLVED}, layout=self._layout))
+    except UserError as error:
+      raise UserError(f"arm {self.name!r}: {error}") from None
+
+  @property
+  def _layout(self) -> str:
+    return self.layout or ("dense" if self.kind == "dense" else "1dense")
+
+  def _complete(self, vocab_size: int) -> Architecture | None:
+    """The architecture if every field of it is given."""
+    letters = set(self._layout) <= {"D", "M"}
+    num_layers = self.num_layers or (len(self._layout) if letters else 0)
+    needed = [num_layers, self.d_model, self.num_heads or self.d_head]
+    if self.kind == "moe":
+      needed += [self.num_experts, self.experts_per_token, self.d_expert]
+    if not all(needed) or (self.kind == "dense") != (self._layout == "dense"):
+      return None
+    if not self.d_ffn and not all(layer_pattern(self._layout, num_layers)):
+      return None
+    num_heads, d_head = self.num_heads, self.d_head
+    if not (num_heads and d_head):
+      if self.d_model % (num_heads or d_head):
+        raise UserError(f"d_model={self.d_model} is not a multiple of {num_heads or d_head}; give "
+                        f"both num_heads and d_head")
+      num_heads, d_head = (num_heads or self.d_model // d_head,
+                           d_head or self.d_model // num_heads)
+    shared = self.d_shared
+    if self.kind == "moe" and self.shared_expert and not shared:
+      shared = self.experts_per_token * self.d_expert
+    found = Architecture(
+      num_layers, self.d_model, num_heads, d_head, self.num_kv_heads, self._layout, self.d_ffn,
+      self.num_experts, self.experts_per_token, self.d_expert, shared, vocab_size)
+    rate = account(found, 1).activation_rate
+    if self.kind == "moe" and self.activation_rate and (
+        abs(rate - self.activation_rate) > RATE_TOLERANCE):
+      raise UserError(f"activation_rate={self.activation_rate:g} but the given shape has "
+                      f"{rate:.4f}; set it to 0 or leave a field of the shape open")
+    return found
+
+
+_SOLVED = ("kind", "num_layers", "d_model", "num_heads", "num_kv_heads", "d_head", "d_ffn",
+           "num_experts", "experts_per_token", "d_expert", "d_shared", "activation_rate",
+           "aspect_ratio", "ffn_ratio", "total_ffn_ratio", "granularity", "shared_expert",
+           "multiple_of")
+
+
+def read_budget(section: Any) -> Budget:
+  """The budget of a config: a mapping or anything with attributes; unknown names are refused."""
+  return Budget(**_fields(section, Budget, "budget"))
+
+
+def read_arms(section: Any, default_seed: int) -> list[ArmSpec]:
+  """The arms of a config in its order; an arm without seeds runs with the config's."""
+  names = _names(section)
+  if not names:
+    raise UserError("the config has no arms; add config.arms.<name>")
+  arms = []
+  for name in names:
+    fields = _fields(_value(section, name), ArmSpec, f"arm {name!r}", without=("name",))
+    if "kind" not in fields:
+      raise UserError(f"arm {name!r} has no kind; use kind='dense' or kind='moe'")
+    fields["seeds"] = tuple(fields.get("seeds") or ()) or (default_seed,)
+    arms.append(ArmSpec(name=name, **fields))
+  return arms
+
+
+def _fields(section: Any, kind: type, where: str, without: tuple[str, ...] = ()
+            ) -> dict[str, Any]:
+  """The named values of a section, with whole floats made whole where a count is meant."""
+  known = {field.name: field for field in dataclasses.fields(kind) if field.name not in without}
+  found = {}
+  for name in _names(section):
+    if name not in known:
+      near = difflib.get_close_matches(name, known, n=1)
+      hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(known)}"
+      raise UserError(f"{where} has no field {name!r}; {hint}")
+    found[name] = _checked(_value(section, name), known[name].type, f"{where}: {name}")
+  for name, field in known.items():
+    if field.default is dataclasses.MISSING and name not in found and name != "kind":
+      raise UserError(f"{where}: {name} is missing; give it")
+  return found
+
+
+def _checked(value: Any, kind: str, where: str) -> Any:
+  if kind == "int" and isinstance(value, float) and value.is_integer():
+    return int(value)  # 2.15e9 is a count
+  wanted = {"int": (int, "a whole number"), "str": (str, "text"), "bool": (bool, "True or False"),
+            "float | int": ((int, float), "a number"),
+            "tuple[int, ...]": ((tuple, list), "a tuple of whole numbers")}[kind]
+  if not isinstance(value, wanted[0]) or (isinstance(value, bool) and kind != "bool"):
+    raise UserError(f"{where}={value!r} is not {wanted[1]}; correct the config")
+  if isinstance(value, float) and not math.isfinite(value):
+    raise UserError(f"{where}={value!r} is not finite; correct the config")
+  return value
+
+
+def _names(section: Any) -> list[str]:
+  return list(section.keys() if hasattr(section, "keys") else vars(section))
+
+
+def _value(section: Any, name: str) -> Any:
+  return section[name] if hasattr(section, "keys") else getattr(section, name)

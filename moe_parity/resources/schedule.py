@@ -1,0 +1,91 @@
+"""One arm's run: batch, steps and tokens that spend a compute as exactly as whole steps allow."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from moe_parity.errors import UserError
+from moe_parity.resources.laws import STEP_LAW
+
+WARMUP_SHARE = 0.1  # of a run, at most
+# A batch may leave the law by this factor to fit whole steps: the law's own optimum is that wide.
+_BATCH_REACH = 1.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """num_tokens = num_steps * batch_sequences * seq_len."""
+
+  batch_sequences: int
+  num_steps: int
+  num_tokens: int
+  train_flops: int
+
+
+def make_schedule(train_flops: float | int, flops_per_token: int, seq_len: int, *,
+                  batch_sequences: int = 0, num_steps: int = 0, batch_multiple: int = 1,
+                  num_params: int, tolerance: float | int) -> Schedule:
+  """Whole steps of whole sequences whose FLOPs are nearest to `train_flops`.
+
+  The batch is the given one; else what StepLaw asks for at these tokens, as the nearest multiple.
+  Where half the tolerance is not met by rounding steps (few, large steps), the nearest multiple
+  within a factor 1.3 of the law that meets it is taken, or else the one with the smallest miss.
+
+  Args:
+    train_flops: C of this arm. flops_per_token: training FLOPs a token.
+    batch_sequences, num_steps: respected where not 0.
+    num_params: N, for nothing but the law's input check. tolerance: share of C.
+  Raises:
+    UserError: not even half a step fits the compute.
+  """
+  sequences = train_flops / (flops_per_token * seq_len)
+  if batch_sequences:
+    steps = num_steps or round(sequences / batch_sequences)
+    batch = batch_sequences
+  elif num_steps:
+    steps = num_steps
+    batch = _nearest(sequences / num_steps, batch_multiple)
+  else:
+    law = STEP_LAW.predict(num_params=num_params, num_tokens=sequences * seq_len)
+    asked = law["batch_tokens"] / seq_len
+    batch = _batch(asked, sequences, batch_multiple, float(tolerance))
+    steps = round(sequences / batch)
+  if steps < 1:
+    raise UserError(f"batch_sequences={batch} of seq_len={seq_len} is more than the "
+                    f"{sequences:.3g} sequences its compute buys; use a larger budget, a smaller "
+                    f"batch or a shorter seq_len")
+  tokens = steps * batch * seq_len
+  return Schedule(batch, steps, tokens, tokens * flops_per_token)
+
+
+def _batch(asked: float, sequences: float, multiple: int, tolerance: float) -> int:
+  """The batch near the law whose whole steps meet the compute."""
+  def miss(batch: int) -> float:
+    return abs(round(sequences / batch) * batch / sequences - 1)
+
+  nearest = _nearest(asked, multiple)
+  if miss(nearest) <= tolerance / 2:
+    return nearest
+  lowest = max(math.ceil(asked / _BATCH_REACH / multiple), 1)
+  highest = max(math.floor(asked * _BATCH_REACH / multiple), lowest)
+  choices = {step * multiple for step in range(lowest, highest + 1)} | {nearest}
+  good = [batch for batch in choices if miss(batch) <= tolerance / 2]
+  if good:
+    return min(good, key=lambda batch: (abs(math.log(batch / asked)), batch))
+  return min(choices, key=lambda batch: (miss(batch), abs(math.log(batch / asked)), batch))
+
+
+def _nearest(value: float, multiple: int) -> int:
+  """The nearest multiple, at least one: a batch of no sequences does not exist."""
+  return max(round(value / multiple), 1) * multiple
+
+
+def warmup(num_steps: int, wanted: int) -> int:
+  """Warm-up steps: as wanted (2000 in StepLaw's runs) but never over a tenth of the run."""
+  return min(wanted, int(WARMUP_SHARE * num_steps))
+
+
+def peak_rate(num_params: int, num_tokens: int) -> float:
+  """StepLaw's peak learning rate for all non-vocabulary parameters and the tokens seen."""
+  return STEP_LAW.predict(num_params=num_params, num_tokens=num_tokens)["peak_learning_rate"]
