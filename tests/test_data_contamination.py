@@ -1,7 +1,9 @@
 import random
 
+import numpy as np
 import pytest
 
+from moe_parity.data import contamination
 from moe_parity.data.contamination import documents_of, overlap, words_of
 from moe_parity.data.readers import Document
 from moe_parity.errors import UserError
@@ -33,6 +35,15 @@ def test_shared_ngrams_are_those_of_comparing_all_pairs():
   assert found["num_contaminated"] == len(shared) > 3
   assert (found["num_too_short"], found["by_domain"]["e"]["num_too_short"]) == (3, 3)
   assert found["by_domain"]["d"]["num_documents"] == 9
+
+
+def test_equal_hashes_of_other_words_are_no_overlap(monkeypatch):
+  def collide(words, n):
+    return np.full(max(0, len(words) - n + 1), 7, np.uint64)
+
+  monkeypatch.setattr(contamination, "_rolling", collide)
+  found = overlap([Document("a b c d e", "d", "s")], [Document("b c x c d", "d", "t")], 2)
+  assert found["documents"][0]["num_shared"] == 2
 
 
 def test_a_copy_is_found_whatever_its_layout_and_named():

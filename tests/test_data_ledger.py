@@ -84,6 +84,13 @@ def test_a_ledger_goes_through_checkpoint_arrays(train):
   assert fresh.summary() == saved.summary()
 
 
+def test_saved_arrays_do_not_see_later_updates(train):
+  ledger = consume(Loader(train, 4, S, seed=7), 5)
+  state = ledger.state()
+  ledger.update(np.array([0, 1, 2, 3]))
+  assert state["counts"].sum() == state["row"] == 20
+
+
 def test_ledgers_that_do_not_belong_together_are_refused(train, tmp_path):
   part = consume(Loader(train, 6, S, host_index=0, num_hosts=2), 3)
   late = consume(Loader(train, 6, S, host_index=1, num_hosts=2), 4)

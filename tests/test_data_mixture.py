@@ -30,15 +30,15 @@ def test_every_cycle_holds_each_source_by_its_share(weights, seed):
 
 
 def test_each_source_has_its_own_epochs_over_its_own_budget():
-  order = plan_mixture(GROUPS, (0.2, 0.5, 0.3), 5, num_windows=870, num_unique=200)
+  order = plan_mixture(GROUPS, (0.1, 0.7, 0.2), 5, num_windows=870, num_unique=350)
   windows = order.windows(0, 3000)
-  for number, (share, unique) in enumerate(((200, 40), (500, 100), (300, 60))):
+  for number, (share, unique) in enumerate(((100, 35), (700, 245), (200, 70))):
     mine = windows[owner(windows) == number]
     assert mine.size == 3 * share
-    epochs = mine.reshape(-1, unique)
-    assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs.tolist())
+    epochs = mine[: mine.size // unique * unique].reshape(-1, unique)
+    assert all(sorted(epoch) == sorted(epochs[0].tolist()) for epoch in epochs.tolist())
     assert len(set(mine.tolist())) == unique
-  assert order.num_unique == 200
+  assert order.num_unique == 350
 
 
 def test_a_mixture_is_read_the_same_from_anywhere():

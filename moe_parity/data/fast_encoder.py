@@ -1,4 +1,4 @@
-"""tiktoken as the encoder of our BPE: the same ids, about four times the speed.
+"""tiktoken as the encoder of our BPE: the same ids, about five times the speed.
 
 tiktoken joins any two neighbours whose bytes are a token, lowest id first; `tokenizers` joins only
 the pairs in its list, in the order of the list. The two agree on every text if
@@ -45,4 +45,5 @@ def fast_encoder(
   encoding = tiktoken.Encoding(
     "moe_parity", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
   )
-  return lambda text: encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype)
+  # Not encode_to_numpy: it looks for special tokens first and is a third slower.
+  return lambda text: np.array(encoding.encode_ordinary(text), dtype)
