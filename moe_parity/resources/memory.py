@@ -1,0 +1,194 @@
+"""Bytes one device needs to train an architecture on a mesh: an estimate before any compile.
+
+With W the parameters one device holds, t = batch * S / (data * fsdp * expert) its tokens of one
+micro-batch, b the bytes of the compute dtype:
+
+  parameters  4 W, float32 masters
+  optimizer   8 W, two float32 moments of Adam
+  gradients   4 W, and 4 W more to accumulate where the batch is cut into micro-batches
+  gathered    b x the largest layer's parameters as computed with: cast, and collected over `fsdp`
+  activations what the forward pass keeps for the backward pass, by remat policy (`kept_channels`),
+              and, where a layer is computed again, the whole of the largest layer once
+  logits      8 t V / tensor: float32 logits and their gradient, at most `most_logits` at a time
+  exchange    2 b x K t D_m, rows on their way to the experts and back; 0 without an `expert` axis
+
+Weights: an expert lies on its part of `expert`, cut further over `fsdp` and `tensor`; other
+matrices and the vocabulary are cut over `fsdp` and `tensor`; router and norms are whole
+everywhere. Experts are filled up to a multiple of `expert` (the phantom ones hold memory and are in
+no other count). What a compiler adds (temporaries, fragmentation) is not in here: allow a fifth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from moe_parity.errors import UserError
+from moe_parity.resources.architecture import Architecture
+
+AXES = ("data", "fsdp", "expert", "tensor")
+REMAT = ("none", "dots", "layer")
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes on one device, by what they hold."""
+
+  parameters: int
+  optimizer: int
+  gradients: int
+  gathered: int
+  activations: int
+  logits: int
+  exchange: int
+
+  @property
+  def total(self) -> int:
+    """All of it, bytes."""
+    return sum(dataclasses.astuple(self))
+
+  def to_dict(self) -> dict[str, int]:
+    """The parts and their total, bytes."""
+    return dataclasses.asdict(self) | {"total": self.total}
+
+
+def device_memory(architecture: Architecture, seq_len: int, batch_sequences: int,
+                  mesh: Mapping[str, int] | None = None, *, dtype: str = "bfloat16",
+                  remat: str = "layer", micro_batches: int = 1, flash_attention: bool = False,
+                  most_logits: int = 0) -> Memory:
+  """What one device of `mesh` holds at the peak of a training step.
+
+  Args:
+    batch_sequences: the whole batch, over all devices. mesh: axis -> size, an axis left out is 1.
+    dtype: of the arithmetic. remat: as of the model's options.
+    micro_batches: pieces the batch is cut into, one after another.
+    flash_attention: whether scores are never stored; otherwise their softmax is, S a head.
+    most_logits: logits that exist at a time on a device; 0 is all of a micro-batch.
+  Raises:
+    UserError: an unknown axis, policy or dtype; a batch or an expert count the mesh cannot cut.
+  """
+  sizes = _axis_sizes(architecture, mesh or {})
+  if remat not in REMAT:
+    raise UserError(f"remat={remat!r} is not known; use {', '.join(REMAT)}")
+  if dtype not in DTYPE_BYTES:
+    raise UserError(f"dtype={dtype!r} is not known; use {', '.join(DTYPE_BYTES)}")
+  for name, value in (("seq_len", seq_len), ("batch_sequences", batch_sequences),
+                      ("micro_batches", micro_batches)):
+    if value < 1:
+      raise UserError(f"{name}={value} is below 1; give at least 1")
+  shards = sizes["data"] * sizes["fsdp"] * sizes["expert"]
+  if batch_sequences % (shards * micro_batches):
+    raise UserError(
+      f"batch_sequences={batch_sequences} is not a multiple of {shards * micro_batches}, the "
+      f"{shards} shards of data, fsdp and expert times micro_batches={micro_batches}; use "
+      f"{max(batch_sequences // (shards * micro_batches), 1) * shards * micro_batches}")
+  item = DTYPE_BYTES[dtype]
+  tokens = batch_sequences // (shards * micro_batches) * seq_len
+  held = _held_params(architecture, sizes)
+  logits = tokens * _cut(architecture.vocab_size, sizes["tensor"])
+  exchanged = 0
+  if sizes["expert"] > 1:
+    exchanged = 2 * item * architecture.experts_per_token * tokens * architecture.d_model
+  scores = 0 if flash_attention else seq_len
+  return Memory(
+    parameters=4 * held, optimizer=8 * held, gradients=4 * held * (2 if micro_batches > 1 else 1),
+    gathered=item * max(_layer_params(architecture, is_moe, sizes)
+                        for is_moe in set(architecture.moe_layers)),
+    activations=item * tokens * _kept(architecture, remat, scores, sizes["tensor"]),
+    logits=8 * (min(logits, most_logits) if most_logits else logits), exchange=exchanged)
+
+
+def kept_channels(architecture: Architecture, is_moe: bool, remat: str, scores: int,
+                  tensor: int = 1) -> int:
+  """Values a token leaves in memory after one layer's forward pass.
+
+  layer: what enters the layer, D_m.
+  dots:  also every product with a weight: q, k, v, attention's output, and gate, up and down of
+         the feed-forward part (of an MoE: of the shared expert, and K times of the routed ones).
+  none:  also both normed inputs, what attention mixes, the product gate * up, the softmax of the
+         scores (`scores` a head), the router's E probabilities and the K gathered rows.
+
+  Args:
+    scores: keys whose weights are kept a head, 0 where attention never stores them.
+  """
+  a = architecture
+  if remat == "layer":
+    return a.d_model
+  heads = _cut(a.num_heads, tensor) * a.d_head
+  keys = 2 * _cut(a.num_kv_heads, tensor) * a.d_head
+  kept = a.d_model + heads + keys + a.d_model
+  chosen = a.experts_per_token
+  if is_moe:
+    kept += chosen * (2 * _cut(a.d_expert, tensor) + a.d_model)
+    if a.d_shared:
+      kept += 2 * _cut(a.d_shared, tensor) + a.d_model
+  else:
+    kept += 2 * _cut(a.d_ffn, tensor) + a.d_model
+  if remat == "none":
+    kept += 2 * a.d_model + heads + _cut(a.num_heads, tensor) * scores
+    if is_moe:
+      kept += a.num_experts + chosen * (a.d_model + _cut(a.d_expert, tensor))
+      kept += _cut(a.d_shared, tensor)
+    else:
+      kept += _cut(a.d_ffn, tensor)
+  return kept
+
+
+def _kept(architecture: Architecture, remat: str, scores: int, tensor: int) -> int:
+  """Values a token leaves over all layers, and once more those of the largest layer while it is
+  computed again."""
+  kept = sum(kept_channels(architecture, is_moe, remat, scores, tensor)
+             for is_moe in architecture.moe_layers)
+  if remat != "none":
+    kept += max(kept_channels(architecture, is_moe, "none", scores, tensor)
+                - kept_channels(architecture, is_moe, remat, scores, tensor)
+                for is_moe in set(architecture.moe_layers))
+  return kept
+
+
+def _axis_sizes(architecture: Architecture, mesh: Mapping[str, int]) -> dict[str, int]:
+  for axis, size in mesh.items():
+    if axis not in AXES:
+      raise UserError(f"mesh axis {axis!r} is not known; use {', '.join(AXES)}")
+    if size < 1:
+      raise UserError(f"mesh axis {axis}={size} is below 1; give at least 1")
+  sizes = dict.fromkeys(AXES, 1) | dict(mesh)
+  if sizes["expert"] > max(architecture.num_experts, 1):
+    raise UserError(f"mesh axis expert={sizes['expert']} exceeds num_experts="
+                    f"{architecture.num_experts}; use a smaller axis, or data instead")
+  return sizes
+
+
+def _held_params(architecture: Architecture, sizes: Mapping[str, int]) -> int:
+  """Parameters one device stores."""
+  a = architecture
+  cut = sizes["fsdp"] * sizes["tensor"]
+  held = 2 * _cut(a.vocab_size * a.d_model, cut) + a.d_model
+  for is_moe in a.moe_layers:
+    whole, experts = _layer_parts(a, is_moe, sizes["expert"])
+    held += _cut(whole, cut) + _cut(experts, cut) + 2 * a.d_model
+    held += a.num_experts * a.d_model if is_moe else 0
+  return held
+
+
+def _layer_params(architecture: Architecture, is_moe: bool, sizes: Mapping[str, int]) -> int:
+  """Parameters of a layer as one device computes with them: collected over `fsdp`."""
+  whole, experts = _layer_parts(architecture, is_moe, sizes["expert"])
+  return _cut(whole + experts, sizes["tensor"])
+
+
+def _layer_parts(architecture: Architecture, is_moe: bool, expert_axis: int) -> tuple[int, int]:
+  """Matrices every device shares, and those of the experts of one place on the `expert` axis."""
+  a = architecture
+  attention = 2 * a.d_model * a.d_head * (a.num_heads + a.num_kv_heads)
+  if not is_moe:
+    return attention + 3 * a.d_model * a.d_ffn, 0
+  return (attention + 3 * a.d_model * a.d_shared,
+          _cut(a.num_experts, expert_axis) * 3 * a.d_model * a.d_expert)
+
+
+def _cut(value: int, parts: int) -> int:
+  """The larger piece of a value in so many parts."""
+  return math.ceil(value / parts)

@@ -1,0 +1,107 @@
+"""Bytes on a device: small cases counted by hand, and what must hold for any mesh."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_parity.errors import UserError
+from moe_parity.resources.accounting import account
+from moe_parity.resources.architecture import Architecture
+from moe_parity.resources.memory import device_memory, kept_channels
+
+DENSE = Architecture(num_layers=2, d_model=6, num_heads=3, num_kv_heads=1, d_head=4, d_ffn=10,
+                     vocab_size=17)
+MOE = Architecture(num_layers=3, d_model=8, num_heads=2, d_head=4, layout="1dense", d_ffn=20,
+                   num_experts=5, experts_per_token=2, d_expert=12, d_shared=24, vocab_size=32)
+# By hand: attention 2*6*4*(3+1), feed-forward 3*6*10, two norms; vocabulary twice, last norm.
+DENSE_PARAMS = 2 * (192 + 180 + 12) + 2 * 17 * 6 + 6
+
+
+def test_one_device_holds_the_exact_parameters_four_times_over():
+  memory = device_memory(DENSE, 16, 4, dtype="float32", remat="none")
+  assert memory.parameters == memory.gradients == 4 * DENSE_PARAMS
+  assert memory.optimizer == 8 * DENSE_PARAMS
+  exact = account(MOE, 16, "exact")
+  held = device_memory(MOE, 16, 4).parameters
+  assert held == 4 * (exact.num_params + exact.vocabulary_params)
+
+
+def test_activations_of_each_policy_are_those_counted_by_hand():
+  # One dense token: input 6, q 12, k and v 8, attention's output 6, gate and up 20, down 6.
+  assert kept_channels(DENSE, False, "layer", 16) == 6
+  assert kept_channels(DENSE, False, "dots", 16) == 6 + 12 + 8 + 6 + 20 + 6
+  # Also two normed inputs 12, mixed values 12, softmax of 3 heads over 16 keys, gate * up 10.
+  assert kept_channels(DENSE, False, "none", 16) == 58 + 12 + 12 + 48 + 10
+  assert kept_channels(DENSE, False, "none", 0) == 58 + 12 + 12 + 10
+  # One MoE token: 8 + 8 + 16 + 8, two experts of 2*12 + 8, the shared one 2*24 + 8.
+  assert kept_channels(MOE, True, "dots", 16) == 40 + 2 * 32 + 56
+  # Also 16 + 8 + 2*16 scores, 5 probabilities, two gathered rows and products, the shared product.
+  assert kept_channels(MOE, True, "none", 16) == 160 + 16 + 8 + 32 + 5 + 2 * 20 + 24
+
+
+def test_bytes_of_a_step_are_those_counted_by_hand():
+  memory = device_memory(DENSE, 16, 4, dtype="float32", remat="none")
+  assert memory.activations == 4 * 64 * 2 * 140
+  assert memory.logits == 8 * 64 * 17 and memory.exchange == 0
+  assert memory.gathered == 4 * (192 + 180)
+  assert device_memory(DENSE, 16, 4, dtype="float32", most_logits=100).logits == 800
+  assert memory.total == sum(memory.to_dict()[part] for part in memory.to_dict()) - memory.total
+  # Layer inputs of two layers, and one layer whole while it is computed again, in two bytes.
+  layer = device_memory(DENSE, 16, 4, dtype="bfloat16", remat="layer")
+  assert layer.activations == 2 * 64 * (2 * 6 + 140 - 6)
+
+
+def test_a_mesh_cuts_experts_over_expert_and_matrices_over_fsdp_and_tensor():
+  memory = device_memory(MOE, 16, 12, {"data": 3, "expert": 2, "fsdp": 2})
+  attention, dense, shared, router = 256, 480, 576, 40
+  experts = 3 * 3 * 8 * 12  # five experts on two places: three, one of them a phantom on one place
+  held = (attention + dense) // 2 + 2 * ((attention + shared) // 2 + experts // 2 + router)
+  held += 3 * 2 * 8 + 8 + 2 * 32 * 8 // 2
+  assert memory.parameters == 4 * held
+  assert memory.exchange == 2 * 2 * 2 * 16 * 8  # there and back, bfloat16, K 2, 16 tokens, D_m 8
+  assert memory.logits == 8 * 16 * 32
+  assert device_memory(MOE, 16, 12, {"data": 3, "tensor": 4}).logits == 8 * 64 * 8
+
+
+def test_micro_batches_trade_activations_for_a_second_gradient():
+  whole, cut = (device_memory(MOE, 16, 12, micro_batches=n) for n in (1, 3))
+  assert cut.activations == whole.activations // 3 and cut.gradients == 2 * whole.gradients
+
+
+@given(data=st.integers(1, 4), fsdp=st.integers(1, 4), expert=st.integers(1, 5),
+       tensor=st.integers(1, 3), remat=st.sampled_from(["none", "dots", "layer"]))
+def test_more_devices_never_need_more_each_and_keeping_less_never_costs_weights(
+    data, fsdp, expert, tensor, remat):
+  batch = 4 * 3 * 5 * 4 * 2
+  if batch % (data * fsdp * expert):
+    return
+  mesh = {"data": data, "fsdp": fsdp, "expert": expert, "tensor": tensor}
+  one = device_memory(MOE, 16, batch, remat=remat)
+  many = device_memory(MOE, 16, batch, mesh, remat=remat)
+  for part in ("parameters", "optimizer", "gradients", "activations", "logits"):
+    assert getattr(many, part) <= getattr(one, part)
+  assert many.parameters * data * fsdp * expert * tensor >= one.parameters
+  less = device_memory(MOE, 16, batch, mesh, remat="layer")
+  assert less.parameters == many.parameters and less.activations <= many.activations
+
+
+def test_the_papers_seven_billion_moe_fits_64_chips_of_95_gigabytes_and_not_one():
+  shape = Architecture(24, 2048, 16, 128, layout="1dense", d_ffn=5464, num_experts=78,
+                       experts_per_token=6, d_expert=512, d_shared=3072, vocab_size=65536)
+  options = dict(remat="layer", flash_attention=True, most_logits=2**26)
+  assert device_memory(shape, 2048, 256, {"fsdp": 8, "expert": 8}, **options).total < 95e9 / 4
+  assert device_memory(shape, 2048, 256, **options).total > 95e9
+
+
+@pytest.mark.parametrize("change, words", [
+  ({"mesh": {"model": 2}}, "'model' is not known; use data"),
+  ({"mesh": {"data": 0}}, "data=0 is below 1"),
+  ({"mesh": {"expert": 6}}, "expert=6 exceeds num_experts=5"),
+  ({"mesh": {"data": 5}}, "batch_sequences=12 is not a multiple of 5.*use 10"),
+  ({"remat": "some"}, "remat='some' is not known"), ({"dtype": "int8"}, "dtype='int8'"),
+  ({"micro_batches": 0}, "micro_batches=0"), ({"seq_len": 0}, "seq_len=0"),
+])
+def test_a_mesh_or_option_that_cannot_be_is_refused(change, words):
+  arguments = dict(seq_len=16, batch_sequences=12) | change
+  with pytest.raises(UserError, match=words):
+    device_memory(MOE, **arguments)
