@@ -20,10 +20,10 @@ def get_config(arg=None):
   config.budget.dense_tokens = 20_000 if arg.tiny else 1_000_000
   config.budget.seq_len = 64 if arg.tiny else 256
   config.budget.reuse = "strict"
-  shape = dict(d_head=16 if arg.tiny else 32, multiple_of=8)
-  config.arms.dense = dense_arm(aspect_ratio=24.0, **shape)
+  shape = dict(d_head=16) if arg.tiny else dict(d_head=32, aspect_ratio=24.0)
+  config.arms.dense = dense_arm(**shape)
   rates = (0.2, 0.4) if arg.tiny else (0.12, 0.2, 0.3, 0.45, 0.6)
   for rate in rates:
-    config.arms[f"moe_{round(100 * rate)}"] = moe_arm(rate, aspect_ratio=24.0, **shape)
+    config.arms[f"moe_{round(100 * rate)}"] = moe_arm(rate, **shape)
   config.evaluation.max_tokens = 5_000 if arg.tiny else 100_000
   return config

@@ -9,14 +9,14 @@ SHAPE = ("layout", "num_layers", "d_model", "num_heads", "num_kv_heads", "d_head
          "num_experts", "experts_per_token", "d_expert", "d_shared")  # fmt: skip
 
 
-def budget(arg, name, dense, moe_table, params_tolerance=0.003):
+def budget(arg, name, num_params, dense, moe_table):
   """A config with N, C and D^ of one of the paper's budgets.
 
   Args:
     arg: the text after the colon (see the config files).
+    num_params: N, between the dense row's and the MoE rows'.
     dense: row of Table 14 that sets N and C; its tokens are D^ under strict reuse.
     moe_table: table whose shapes are the MoE arms, one for each activation rate it holds.
-    params_tolerance: how far the paper's own rows are apart in N.
   """
   arg = parse_arg(arg, arms="all", activation_rate=0.0, reuse="strict", printed=False, tiny=False)
   config = base()
@@ -26,15 +26,14 @@ def budget(arg, name, dense, moe_table, params_tolerance=0.003):
   config.model.remat = "layer"
   config.budget.seq_len = 2048
   config.budget.batch_multiple = 8
-  config.budget.params_tolerance = params_tolerance
-  config.budget.num_params = round(moe_rows(moe_table)[0]["N_params"])
+  config.budget.num_params = num_params
   row = tables.row("table14", dense)
   config.budget.dense_tokens = row.num_tokens
   config.budget.reuse = arg.reuse
   arms = {"dense": lambda: published_arm(row, arg.printed)}
   arms["dense_2c"] = lambda: published_arm(row, False, compute_multiple=2.0)
   for shape in moe_rows(moe_table):
-    arms[f"moe_{round(shape['ra_pct'])}"] = lambda s=shape: published_arm(s, arg.printed)
+    arms[f"moe_{round(shape['ra_pct']):02d}"] = lambda s=shape: published_arm(s, arg.printed)
   chosen = choose(arg, arms, moe_rows(moe_table))
   if arg.tiny:
     make_tiny(config, [name for name in chosen if name != "dense_2c"], arms)
@@ -74,7 +73,7 @@ def choose(arg, arms, rows):
         f"activation_rate={arg.activation_rate} is none of the paper's {sorted(rates)}; take one of"
         " them, or write a config with moe_arm(activation_rate) and let the solver find a shape"
       )
-    return ["dense", f"moe_{round(100 * nearest)}"]
+    return ["dense", f"moe_{round(100 * nearest):02d}"]
   groups = {"all": list(arms), "dense": ["dense"], "moe": [a for a in arms if a[:3] == "moe"]}
   if arg.arms in arms:
     return [arg.arms]
@@ -90,9 +89,8 @@ def make_tiny(config, names, arms):
   config.model.remat = "none"
   config.budget.num_params, config.budget.dense_tokens = 100_000, 20_000
   config.budget.seq_len, config.budget.batch_multiple = 64, 1
-  config.budget.params_tolerance = 0.003
   config.evaluation.max_tokens = 5_000
   for name in names:
     rate = int(name.removeprefix("moe_")) / 100 if name != "dense" else 0
-    small = dict(d_head=16, aspect_ratio=24.0)
+    small = dict(d_head=16)
     config.arms[name] = moe_arm(rate, **small) if rate else dense_arm(**small)

@@ -15,4 +15,4 @@ from configs.paper import budget
 
 
 def get_config(arg=None):
-  return budget(arg, "paper_2b", dense=1, moe_table="table10", params_tolerance=0.003)
+  return budget(arg, "paper_2b", 2_150_000_000, dense=1, moe_table="table10")

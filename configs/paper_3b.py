@@ -15,4 +15,4 @@ from configs.paper import budget
 
 
 def get_config(arg=None):
-  return budget(arg, "paper_3b", dense=3, moe_table="table16", params_tolerance=0.003)
+  return budget(arg, "paper_3b", 3_290_000_000, dense=3, moe_table="table16")

@@ -15,4 +15,4 @@ from configs.paper import budget
 
 
 def get_config(arg=None):
-  return budget(arg, "paper_7b", dense=5, moe_table="table11", params_tolerance=0.006)
+  return budget(arg, "paper_7b", 6_495_000_000, dense=5, moe_table="table11")

@@ -5,7 +5,7 @@
   moe-parity study --config=configs/single_gpu.py:tiny --workdir=runs/gpu_tiny       # on a CPU
 
 N = 160 M without vocabulary, the dense arm sees 20 tokens a parameter once, every MoE arm reuses
-that text (strict). C = 3.6e18 FLOPs an arm by `plan`: about 5 hours an arm at 200 TFLOP/s sustained.
+that text (strict). C = 4.2e18 FLOPs an arm by `plan`: about 6 hours an arm at 200 TFLOP/s sustained.
 Needs 3.2e9 unique tokens, about 12 GB of text: bring it with --config.data.source."""
 
 from moe_parity.config import parse_arg
@@ -24,7 +24,7 @@ def get_config(arg=None):
   config.data.tokenizer = "bytes" if arg.tiny else "bpe:32768"
   config.model.dtype = "float32" if arg.tiny else "bfloat16"
   config.model.remat = "none" if arg.tiny else "layer"
-  shape = dict(d_head=16, aspect_ratio=24.0) if arg.tiny else dict(d_head=64, aspect_ratio=64.0)
+  shape = dict(d_head=16) if arg.tiny else dict(d_head=64, aspect_ratio=64.0)
   config.arms.dense = dense_arm(**shape)
   for rate in (0.2, 0.4) if arg.tiny else (0.1, 0.2, 0.3, 0.45):
     config.arms[f"moe_{round(100 * rate)}"] = moe_arm(rate, **shape)

@@ -149,8 +149,14 @@ def _account(args) -> int:
   if args.json:
     print(json.dumps(rows, indent=2))
   else:
-    print_table(rows)
+    print_table([flat(row) for row in rows])
   return 0
+
+
+def flat(row: dict) -> dict:
+  """An account row for people: differences from printed values as columns, each in percent."""
+  off = {f"{name} off %": value for name, value in (row["difference_pct"] or {}).items()}
+  return {name: v for name, v in row.items() if name not in ("printed", "difference_pct")} | off
 
 
 def _prepare(args) -> int:
@@ -261,7 +267,6 @@ def _run_study(args, config, plan, store, only) -> int:
   from moe_parity.console import TrainingBars
   from moe_parity.report.page import write_report
   from moe_parity.startup import start_jax
-  from moe_parity.study.analysis import write_analysis
   from moe_parity.study.runner import run_study, select
 
   start_jax()
@@ -270,8 +275,8 @@ def _run_study(args, config, plan, store, only) -> int:
       config, plan, store, args.workdir,
       only=only, command=args.command, report=bars.update, warn=bars.print,
     )  # fmt: skip
-  analysis = json.loads(write_analysis(args.workdir).read_text())
   page = write_report(args.workdir)
+  analysis = json.loads((args.workdir / "analysis.json").read_text())
   if getattr(args, "json", False):
     print(json.dumps(analysis, indent=2))
   else:
@@ -284,19 +289,18 @@ def print_verdict(analysis: dict, page: pathlib.Path) -> None:
   """The verdict in words, then where the page is."""
   import textwrap
 
-  print()
-  for index, sentence in enumerate(analysis["verdict"]["sentences"]):
-    print(textwrap.fill(sentence, 96, initial_indent="" if index == 0 else "- ",
-                        subsequent_indent="" if index == 0 else "  "))  # fmt: skip
+  verdict = analysis["verdict"]
+  print("\n" + textwrap.fill(verdict["headline"], 96))
+  for sentence in verdict["sentences"]:
+    print(textwrap.fill(sentence, 96, initial_indent="- ", subsequent_indent="  "))
   print(f"\nreport: {page}")
 
 
 def _report(args) -> int:
   from moe_parity.report.page import write_report
-  from moe_parity.study.analysis import write_analysis
 
-  analysis = json.loads(write_analysis(args.folder).read_text())
   page = write_report(args.folder)
+  analysis = json.loads((args.folder / "analysis.json").read_text())
   if args.json:
     print(json.dumps(analysis, indent=2))
   else:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import time
 from collections.abc import Callable
 
 import jax
@@ -131,6 +132,10 @@ def train_arm(
       warn(f"{plan.name}: {warning}; going on from step {restored.step}")
     first, state = restored.step, restored.state
     ledger.restore(restored.ledger)
+  tokens = jax.ShapeDtypeStruct((plan.batch_sequences, plan.seq_len), np.int32)
+  start = time.perf_counter()
+  train_step = train_step.lower(state, tokens, tokens).compile()
+  compile_seconds = time.perf_counter() - start
   telemetry = Telemetry(folder, from_step=first)
   peak = measured_peak(config.model.dtype)
   clock = Clock(plan.batch_sequences * plan.seq_len, plan.train_flops_per_token, peak, folder, first)
@@ -195,6 +200,7 @@ def train_arm(
       "seed": plan.seed,
       "finished_step": plan.num_steps,
       "seconds": clock.seconds,
+      "compile_seconds": compile_seconds,
       "train_cross_entropy": final_cross_entropy(folder, plan.num_steps),
       "validation": validate(config.evaluation.mode, config.evaluation.max_tokens),
     }
