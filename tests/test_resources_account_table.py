@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_parity.errors import UserError
-from moe_parity.resources.account_table import account_file, account_table
+from moe_parity.resources.account_table import account_file, account_table, printable
 
 MOE = dict(n_layers="24", n_dense_layers="1", seq_len="2048", d_model="2048", d_ffn="5464",
            n_heads="16", d_head="128", E="78", K="6", De="512", Dse="3072")
@@ -106,6 +106,15 @@ def test_printed_values_are_set_against_ours():
   assert difference["M_flops_per_token"] == pytest.approx(0.05, abs=0.01)
   assert difference["epochs"] == 0 and found["printed"]["epochs"] == 2
   assert json.loads(json.dumps(found)) == found
+
+
+def test_printable_rows_are_flat_with_equal_keys_and_no_empty_column():
+  rows = printable(account_table([MOE | {"N_params": "6.52e9"}, DENSE], "paper"))
+  assert len({tuple(row) for row in rows}) == 1
+  assert rows[0]["N_params off %"] == pytest.approx(-0.096, abs=1e-3)
+  assert rows[1]["N_params off %"] is None and "C_flops" not in rows[0]
+  assert not any(isinstance(value, dict) for row in rows for value in row.values())
+  assert printable([]) == []
 
 
 def test_a_file_is_read_with_its_byte_order_mark_and_blank_lines(tmp_path):

@@ -175,6 +175,21 @@ def test_a_batch_leaves_the_law_a_little_where_few_steps_would_miss_the_compute(
     assert 1 / 1.31 < arm.batch_sequences / asked < 1.31 or abs(arm.batch_sequences - asked) < 1
 
 
+def test_very_short_runs_still_meet_the_compute():
+  for tokens in range(6_000, 9_000, 250):
+    plan = make_plan(config(toy_arms((0.3,)), {"dense_tokens": tokens, "seq_len": 16}))
+    for arm in plan.arms:
+      assert abs(arm.residual_flops_pct) <= 0.5, (tokens, arm)
+  assert any(arm.num_steps < 100 for arm in plan.arms)
+
+
+def test_of_two_dense_arms_the_one_with_fewer_tokens_sets_the_unique_tokens():
+  shallow = DENSE | {"num_layers": 3, "d_ffn": 526}
+  first, second = make_plan(config({"shallow": shallow, "deep": DENSE})).arms
+  assert first.num_tokens > 1.03 * second.num_tokens == 1.03 * second.num_unique_tokens
+  assert first.num_unique_tokens == second.num_unique_tokens
+
+
 def test_batches_are_multiples_of_what_the_budget_asks_for():
   plan = make_plan(config(toy_arms(), {"batch_multiple": 4}))
   assert all(arm.batch_sequences % 4 == 0 for arm in plan.arms)

@@ -47,6 +47,21 @@ def account_table(rows: Sequence[Mapping[str, str]], convention: str, table: str
   return [_account_row(row, convention) for row in rows_of(rows, table)]
 
 
+def printable(accounts: Sequence[Mapping]) -> list[dict]:
+  """`account_table`'s rows for a printed table: flat, equal keys, no empty column;
+  `<column> off %` where the table prints a value of its own."""
+  names = [name for priced in accounts for name in priced if name not in _NOT_SHOWN]
+  printed = [name for priced in accounts for name in priced["difference_pct"]]
+  rows = []
+  for priced in accounts:
+    row = {name: priced.get(name) for name in dict.fromkeys(names)}
+    off = priced["difference_pct"]
+    rows.append(row | {f"{name} off %": None if off.get(name) is None else round(off[name], 3)
+                       for name in dict.fromkeys(printed)})
+  used = [name for name in rows[0] if any(row[name] is not None for row in rows)] if rows else []
+  return [{name: row[name] for name in used} for row in rows]
+
+
 def tokens_of(row: ShapeRow, seq_len: int) -> int | float | None:
   """Tokens seen: iters * batch_seqs * seq_len, else the printed D_tokens, else None."""
   if row.has("iters") and row.has("batch_seqs"):
@@ -76,6 +91,8 @@ def _account_row(row: ShapeRow, convention: str) -> dict:
     "printed": printed, "difference_pct": difference}
 
 
+# M_flops_per_token repeats M_forward or M_train; the two dictionaries become columns.
+_NOT_SHOWN = ("convention", "printed", "difference_pct", "M_kind", "M_flops_per_token")
 # What a row states about itself rather than a consequence of it.
 _DECISIONS = ("layout", "n_layers", "n_dense_layers", "seq_len", "M_kind")
 
