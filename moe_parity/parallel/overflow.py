@@ -51,12 +51,12 @@ def schedule(groups: Groups, num_slots: int) -> Schedule:
 def _tiles(step, plan: Schedule, groups: Groups, num_slots: int) -> Tiles:
   size, num_experts = tile_size(num_slots), plan.end_E.shape[0]
   index_G = step * TILES_PER_STEP + jnp.arange(TILES_PER_STEP, dtype=jnp.int32)
+  # The last step may run past the last tile: the last expert's, beyond all it has, so not real.
   expert_G = (plan.end_E[None, :] <= index_G[:, None]).sum(1, dtype=jnp.int32)
-  exists_G = expert_G < num_experts  # the last step may run past the last tile
   expert_G = jnp.minimum(expert_G, num_experts - 1)
   first_G = num_slots + (index_G - (plan.end_E - plan.tiles_E)[expert_G]) * size
   rank_GB = first_G[:, None] + jnp.arange(size, dtype=jnp.int32)[None, :]
-  real_GB = exists_G[:, None] & (rank_GB < groups.count_E[expert_G][:, None])
+  real_GB = rank_GB < groups.count_E[expert_G][:, None]
   place_GB = jnp.where(real_GB, groups.start_E[expert_G][:, None] + rank_GB, 0)
   return Tiles(expert_G, groups.order_A.at[place_GB].get(mode=IN_BOUNDS), real_GB)
 

@@ -23,7 +23,7 @@ from moe_parity.parallel.grouping import IN_BOUNDS, Groups, group_by_expert
 class Slots(NamedTuple):
   """Who sits where.
 
-  slot_TK: e * C + c of each assignment, or E * C where it overflowed or belongs to nobody.
+  slot_TK: e * C + c of each assignment, at least E * C where it overflowed or belongs to nobody.
   token_EC: the token whose row fills the slot.
   weight_EC: its routing weight, 0 in a slot nobody needs.
   """
@@ -51,9 +51,8 @@ def seat(
     number_A, mode=IN_BOUNDS, unique_indices=True
   )  # fmt: skip
   expert_A = expert_TK.reshape(-1)
-  start_A = groups.start_E.at[expert_A].get(mode="clip")
-  seated_A = (expert_A < num_experts) & (place_A - start_A < num_slots)
-  slot_A = jnp.where(seated_A, expert_A * num_slots + place_A - start_A, num_experts * num_slots)
+  rank_A = place_A - groups.start_E.at[expert_A].get(mode="clip")
+  slot_A = jnp.where(rank_A < num_slots, expert_A * num_slots + rank_A, num_experts * num_slots)
   token_EC = assignment_EC // expert_TK.shape[1]
   return swiglu.barrier(Slots(slot_A.reshape(expert_TK.shape), token_EC, weight_EC))
 
