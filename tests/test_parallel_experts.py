@@ -211,7 +211,8 @@ def test_what_a_grouped_kernel_leaves_in_rows_of_nobody_reaches_no_result(monkey
   def backward(residuals, gradient):
     lhs, rhs, counts = residuals
     dlhs, drhs = jax.vjp(lambda a, b: exact(a, b, counts), lhs, rhs)[1](gradient)
-    return spoil(dlhs, counts), drhs, None
+    masked_by_multiplying = 0 * (lhs.sum() + gradient.sum())
+    return spoil(dlhs, counts), drhs + masked_by_multiplying, None
 
   careless.defvjp(forward, backward)
   monkeypatch.setattr(jax.lax, "ragged_dot", careless)
