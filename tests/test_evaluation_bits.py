@@ -193,20 +193,6 @@ def test_a_loss_that_is_not_finite_is_never_a_result(split):
     bits.evaluate(broken, split, seq_len=S, batch_sequences=B)
 
 
-def test_nats_of_logits_are_those_of_a_plain_softmax():
-  from moe_parity.evaluation.score import scorer
-
-  rng = np.random.default_rng(0)
-  table = rng.normal(size=(11, 11)).astype(np.float32)
-  inputs, targets = rng.integers(0, 11, (2, 3, 5)).astype(np.int32)
-  found = scorer(lambda parameters, tokens: parameters[tokens])(table)(inputs, targets, None)
-  for b in range(3):
-    for s in range(5):
-      row = table[inputs[b, s]].astype(np.float64)
-      p = math.exp(row[targets[b, s]]) / sum(math.exp(v) for v in row)
-      assert found[b, s] == pytest.approx(-math.log(p), rel=1e-5)  # float32 sums of 11
-
-
 def test_document_mode_is_the_rolling_bits_per_byte_of_lm_eval(split):
   """Its windows, cut by its own code, under a model whose nats depend on all it is shown."""
   utils = pytest.importorskip("lm_eval.utils")

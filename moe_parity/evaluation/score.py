@@ -1,30 +1,30 @@
-"""A model's logits as the scoring function that `bits.evaluate` takes."""
+"""A model as the scoring function that `bits.evaluate` takes."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from moe_parity.evaluation.bits import Score
+from moe_parity.model.options import ModelOptions
+from moe_parity.model.transformer import abstract_model
+from moe_parity.resources.architecture import Architecture
 
 
-def scorer(logits_fn: Callable[[Any, jax.Array], jax.Array]) -> Callable[[Any], Score]:
-  """Compiles a model once; the result takes parameters and gives a `Score` for them.
-
-  Args:
-    logits_fn: (parameters, int32 tokens [B, S]) -> logits [B, S, V] of any float type; the softmax
-      over them is float32.
-  """
+def make_scorer(
+  architecture: Architecture, options: ModelOptions
+) -> Callable[[nnx.State, nnx.State], Score]:
+  """Compiles once; the result takes (params, buffers) of a model and gives a `Score` for them."""
+  graph, _, _ = abstract_model(architecture, options)
 
   @jax.jit
-  def nats(parameters: Any, inputs: jax.Array, targets: jax.Array) -> jax.Array:
-    logits = logits_fn(parameters, inputs).astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
+  def nats(params, buffers, inputs_BS, targets_BS):
+    model = nnx.merge(graph, params, buffers)
+    hidden_TD, _ = model.hidden(inputs_BS)
+    return model.token_nats(hidden_TD, targets_BS.reshape(-1)).reshape(targets_BS.shape)
 
-  def with_parameters(parameters: Any) -> Score:
-    return lambda inputs, targets, mask: np.asarray(nats(parameters, inputs, targets))
+  def with_weights(params, buffers) -> Score:
+    return lambda inputs, targets, mask: np.asarray(nats(params, buffers, inputs, targets))
 
-  return with_parameters
+  return with_weights

@@ -16,11 +16,12 @@ from moe_parity.data.loader import Loader
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.evaluation import bits
+from moe_parity.evaluation.score import make_scorer
 from moe_parity.model.options import ModelOptions
 from moe_parity.resources.plan import ArmPlan
 from moe_parity.training.checkpoint import Checkpoints, abstract
 from moe_parity.training.optimizer import OptimizerOptions
-from moe_parity.training.step import StepOptions, TrainState, init_state, make_score, make_train_step
+from moe_parity.training.step import StepOptions, init_state, make_train_step
 from moe_parity.training import run_folder
 from moe_parity.training.telemetry import (
   Clock,
@@ -123,7 +124,7 @@ def train_arm(
   )
   ledger = Ledger.for_loader(loader())  # also refuses a budget larger than the corpus, early
   train_step = make_train_step(architecture, model, optimizer, options)
-  score = make_score(architecture, model)
+  scorer = make_scorer(architecture, model)
   state = init_state(architecture, model, optimizer, plan.seed)
   checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
   first = 0
@@ -142,9 +143,7 @@ def train_arm(
 
   def validate(mode: str, max_tokens: int) -> dict:
     return bits.evaluate(
-      lambda inputs, targets, mask: np.asarray(
-        score(state.params, state.buffers, inputs, targets)
-      ),
+      scorer(state.params, state.buffers),
       store.validation,
       mode=mode,
       seq_len=plan.seq_len,

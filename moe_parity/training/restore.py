@@ -4,18 +4,17 @@ import dataclasses
 import pathlib
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from moe_parity.data.prepare import prepare
 from moe_parity.errors import UserError
 from moe_parity.evaluation import bits
+from moe_parity.evaluation.score import make_scorer
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
 from moe_parity.resources.architecture import Architecture
 from moe_parity.training import run_folder
 from moe_parity.training.checkpoint import load_model
-from moe_parity.training.step import make_score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +57,8 @@ def evaluate_run(folder: pathlib.Path, mode: str, stride: int, max_tokens: int) 
   run = load_run(folder)
   data = run.config.data
   store = prepare(data.source, data.tokenizer, data.store)
-  score = make_score(run.architecture, run.options)
   return bits.evaluate(
-    lambda inputs, targets, mask: np.asarray(score(run.params, run.buffers, inputs, targets)),
+    make_scorer(run.architecture, run.options)(run.params, run.buffers),
     store.validation,
     mode=mode,
     seq_len=run.plan["seq_len"],

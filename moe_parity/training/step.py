@@ -183,16 +183,3 @@ def move_biases(graph, state: TrainState, load_LE, rate: float) -> nnx.State:
       missing = 1.0 / num_experts - rows[:, index]
       layer.selection_bias[...] = layer.selection_bias[...] + rate * jnp.sign(missing)
   return nnx.split(model, nnx.Param, SelectionBias)[2]
-
-
-def make_score(architecture: Architecture, model_options: ModelOptions) -> Callable:
-  """The jitted `(params, buffers, inputs_BS, targets_BS) -> nats_BS` (float32) for evaluation."""
-  graph, _, _ = abstract_model(architecture, model_options)
-
-  @jax.jit
-  def score(params, buffers, inputs_BS, targets_BS):
-    model = nnx.merge(graph, params, buffers)
-    hidden_TD, _ = model.hidden(inputs_BS)
-    return model.token_nats(hidden_TD, targets_BS.reshape(-1)).reshape(targets_BS.shape)
-
-  return score

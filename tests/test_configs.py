@@ -1,0 +1,91 @@
+"""Every config file loads and plans, with every command its docstring shows."""
+
+import pathlib
+import re
+
+import jax
+import pytest
+
+from moe_parity import config as configs
+from moe_parity.errors import UserError
+from moe_parity.model.transformer import abstract_model
+from moe_parity.resources.accounting import account
+from moe_parity.resources.plan import make_plan
+from moe_parity.training.loop import model_options
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.name != "paper.py")
+
+
+def shown_arguments():
+  """(file, text after the colon) of each --config= in the docstrings."""
+  found = {(path, "") for path in FILES}
+  for path in FILES:
+    text = path.read_text()
+    for name, arg in re.findall(r"--config=configs/(\w+\.py)(?::(\S+))?", text):
+      found.add((ROOT / "configs" / name, arg))
+  return sorted(found)
+
+
+@pytest.mark.parametrize(
+  "path, arg", shown_arguments(), ids=lambda value: getattr(value, "name", value)
+)
+def test_a_config_loads_and_its_arms_are_at_parity_and_as_large_as_planned(path, arg, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  config = configs.load(f"{path}:{arg}" if arg else str(path))
+  plan = make_plan(config)
+  budget = config.budget
+  for arm in plan.arms:
+    if arm.role == "arm":
+      assert abs(arm.num_params / budget.num_params - 1) <= budget.params_tolerance
+      assert abs(arm.residual_flops_pct) <= 100 * budget.flops_tolerance
+    _, params, _ = abstract_model(arm.architecture, model_options(config))
+    built = sum(leaf.size for leaf in jax.tree.leaves(params))
+    cost = account(arm.architecture, arm.seq_len, "exact")
+    assert built == cost.num_params + cost.vocabulary_params == arm.exact_num_params
+
+
+def test_printed_rates_and_batches_are_the_papers():
+  config = configs.load(str(ROOT / "configs/paper_7b.py:printed"))
+  plan = {arm.name: arm for arm in make_plan(config).arms}
+  assert plan["dense"].peak_learning_rate == 3.89e-4 and plan["dense"].batch_sequences == 432
+  assert plan["moe_20"].peak_learning_rate == 4.74e-4 and plan["moe_20"].batch_sequences == 640
+
+
+@pytest.mark.parametrize(
+  "arguments, words",
+  [
+    (["configs/demo.py", "--config.model.dtpye=x"], "dtpye.*Did you mean"),
+    (["configs/demo.py", "--config.model.dtpye=x"], '"dtype"'),
+    (["configs/demo.py", "--config.seed=two"], "config.seed=two"),
+    (["configs/demo.py", "--cofig.seed=2"], "unknown option"),
+    (["configs/demo.py", "seed=2"], "unexpected argument 'seed=2'"),
+    (["configs/demmo.py"], "no such file; did you mean configs/demo.py"),
+    (["configs/demo.py:tinny"], "'tinny' is not one of tiny; did you mean 'tiny'"),
+    (["configs/demo.py:tiny=7"], "'7' is not true or false"),
+    (["configs/paper_7b.py:activation_rate=x"], "'x' is not float"),
+    (["configs/paper_7b.py:activation_rate=0.9"], "activation_rate=0.9 is none of the paper's"),
+    (["configs/paper_7b.py:arms=mo"], "arms='mo' is not one of all, dense, moe"),
+  ],
+)
+def test_a_wrong_config_is_refused_in_one_line_with_a_way_out(arguments, words, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  with pytest.raises(UserError, match=words) as caught:
+    configs.load(arguments[0], arguments[1:])
+  assert "\n" not in str(caught.value)
+
+
+def test_overrides_reach_the_plan(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  overrides = ["--config.arms.moe_20.num_layers=3", "--config.arms.dense.seeds=(1,2)"]
+  plan = make_plan(configs.load("configs/demo.py:tiny", overrides))
+  assert [(arm.name, arm.seed) for arm in plan.arms][:2] == [("dense", 1), ("dense", 2)]
+  assert {arm.name: arm.architecture.num_layers for arm in plan.arms}["moe_20"] == 3
+
+
+def test_what_changed_between_two_configs_is_named():
+  old = {"a": 1, "b": {"c": 2, "d": 3}, "gone": 0}
+  new = {"a": 1, "b": {"c": 2, "d": 4}, "new": 1}
+  assert configs.differences(old, new) == [
+    "b.d: 3 -> 4", "gone: 0 -> (absent)", "new: (absent) -> 1",
+  ]  # fmt: skip
