@@ -5,6 +5,7 @@ side also sorts, dispatches and combines. Routing is drawn at random, in two kin
 as early in training or without a balance loss. No router: top-k is timed by neither side.
 """
 
+import functools
 import statistics
 from typing import NamedTuple
 
@@ -62,8 +63,11 @@ def draw_routing(shape: Shape, num_tokens: int, skew: float, rng: np.random.Gene
 
 
 def _with_gradients(function):
-  def both(dy, *arguments):
-    y, vjp = jax.vjp(function, *arguments)
+  """The function's value and its gradients for all but the first argument, given that of the
+  value. The first, the routing, is an argument too: XLA would sort a constant while compiling."""
+
+  def both(dy, routing, *arguments):
+    y, vjp = jax.vjp(functools.partial(function, routing), *arguments)
     return y, vjp(dy)
 
   return jax.jit(both)
@@ -81,12 +85,12 @@ def _row(shape: Shape, repeats, num_tokens, skew, dtype) -> dict:
   dense_weights = normal(d, k * i, fan_in=d), normal(d, k * i, fan_in=d), normal(k * i, d, fan_in=i)
   expert_weights = normal(e, 2, i, d, fan_in=d), normal(e, i, d, fan_in=i)
   expert_TK, gate_TK = jnp.asarray(expert_TK), jnp.asarray(gate_TK)
-  dense = _with_gradients(dense_ffn)
-  moe = _with_gradients(lambda x, gate_TK, *w: expert_ffn(x, expert_TK, gate_TK, *w))
+  dense = _with_gradients(lambda _, *arguments: dense_ffn(*arguments))
+  moe = _with_gradients(lambda expert_TK, x, gate_TK, *w: expert_ffn(x, expert_TK, gate_TK, *w))
   samples = interleaved(
     {
-      "dense": lambda: dense(dy, x, *dense_weights),
-      "moe": lambda: moe(dy, x, gate_TK, *expert_weights),
+      "dense": lambda: dense(dy, expert_TK, x, *dense_weights),
+      "moe": lambda: moe(dy, expert_TK, x, gate_TK, *expert_weights),
     },
     repeats,
   )
