@@ -11,19 +11,24 @@ the text the dense arm reads once is all that any arm sees), byte tokenizer, bui
 from moe_parity.config import parse_arg
 from moe_parity.defaults import base, dense_arm, moe_arm
 
+RATES = (0.12, 0.2, 0.3, 0.45, 0.6)
+
 
 def get_config(arg=None):
   arg = parse_arg(arg, tiny=False)
   config = base()
   config.name = "demo"
-  config.budget.num_params = 100_000 if arg.tiny else 800_000
-  config.budget.dense_tokens = 20_000 if arg.tiny else 1_000_000
-  config.budget.seq_len = 64 if arg.tiny else 256
+  config.budget.num_params = 100_000 if arg.tiny else 802_816
+  config.budget.dense_tokens = 20_000 if arg.tiny else 150_000
+  config.budget.seq_len = 64 if arg.tiny else 128
   config.budget.reuse = "strict"
-  shape = dict(d_head=16) if arg.tiny else dict(d_head=32, aspect_ratio=24.0)
-  config.arms.dense = dense_arm(**shape)
-  rates = (0.2, 0.4) if arg.tiny else (0.12, 0.2, 0.3, 0.45, 0.6)
+  if arg.tiny:
+    config.arms.dense = dense_arm(d_head=16)
+    backbone, rates = dict(num_layers=2, d_model=32, d_head=16, multiple_of=4), (0.2, 0.4)
+  else:
+    config.arms.dense = dense_arm(num_layers=4, d_model=128, d_head=32, d_ffn=352)
+    backbone, rates = dict(num_layers=3, d_model=64, d_head=32), RATES
   for rate in rates:
-    config.arms[f"moe_{round(100 * rate)}"] = moe_arm(rate, **shape)
-  config.evaluation.max_tokens = 5_000 if arg.tiny else 100_000
+    config.arms[f"moe_{round(100 * rate)}"] = moe_arm(rate, **backbone)
+  config.evaluation.max_tokens = 5_000 if arg.tiny else 60_000
   return config

@@ -92,5 +92,5 @@ def make_tiny(config, names, arms):
   config.evaluation.max_tokens = 5_000
   for name in names:
     rate = int(name.removeprefix("moe_")) / 100 if name != "dense" else 0
-    small = dict(d_head=16)
+    small = dict(d_head=16, multiple_of=4)
     config.arms[name] = moe_arm(rate, **small) if rate else dense_arm(**small)

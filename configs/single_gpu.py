@@ -11,6 +11,8 @@ Needs 3.2e9 unique tokens, about 12 GB of text: bring it with --config.data.sour
 from moe_parity.config import parse_arg
 from moe_parity.defaults import base, dense_arm, moe_arm
 
+BACKBONE = dict(num_layers=9, d_model=576)  # of every MoE arm, so that only the rate differs
+
 
 def get_config(arg=None):
   arg = parse_arg(arg, tiny=False, reuse="strict")
@@ -24,8 +26,9 @@ def get_config(arg=None):
   config.data.tokenizer = "bytes" if arg.tiny else "bpe:32768"
   config.model.dtype = "float32" if arg.tiny else "bfloat16"
   config.model.remat = "none" if arg.tiny else "layer"
-  shape = dict(d_head=16) if arg.tiny else dict(d_head=64, aspect_ratio=64.0)
+  shape = dict(d_head=16) if arg.tiny else dict(d_head=64)
   config.arms.dense = dense_arm(**shape)
+  shape |= dict(num_layers=2, d_model=32, multiple_of=4) if arg.tiny else BACKBONE
   for rate in (0.2, 0.4) if arg.tiny else (0.1, 0.2, 0.3, 0.45):
     config.arms[f"moe_{round(100 * rate)}"] = moe_arm(rate, **shape)
   config.evaluation.max_tokens = 5_000 if arg.tiny else 0

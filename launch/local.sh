@@ -50,4 +50,6 @@ if [ "$(cat "$root/.venv/stamp" 2>/dev/null || true)" != "$stamp" ]; then
   echo "$stamp" >.venv/stamp
   cd "$here"
 fi
+# Huge pages for the C library's heap: fewer page faults in CPU training. Read at process start only.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 exec "$root/.venv/bin/moe-parity" "$@"

@@ -139,24 +139,20 @@ def _plan(args) -> int:
     print(json.dumps(plan.to_dict(), indent=2))
   else:
     print_table(plan.to_rows())
+    for note in plan.notes:
+      print(f"note: {note}")
   return 0
 
 
 def _account(args) -> int:
-  from moe_parity.resources.account_table import account_file
+  from moe_parity.resources.account_table import account_file, printable
 
   rows = account_file(args.table, args.convention)
   if args.json:
     print(json.dumps(rows, indent=2))
   else:
-    print_table([flat(row) for row in rows])
+    print_table(printable(rows))
   return 0
-
-
-def flat(row: dict) -> dict:
-  """An account row for people: differences from printed values as columns, each in percent."""
-  off = {f"{name} off %": value for name, value in (row["difference_pct"] or {}).items()}
-  return {name: v for name, v in row.items() if name not in ("printed", "difference_pct")} | off
 
 
 def _prepare(args) -> int:
@@ -209,7 +205,8 @@ def _planned(args):
   make_plan(config)  # what is wrong with the numbers is said before any text is read
   store = open_data(config)
   available = store.train.num_windows(config.budget.seq_len) * config.budget.seq_len
-  return config, make_plan(config, available_tokens=available), store
+  vocab_size = store.tokenizer.vocab_size
+  return config, make_plan(config, available_tokens=available, vocab_size=vocab_size), store
 
 
 def _train(args) -> int:
@@ -346,7 +343,8 @@ def _demo(args) -> int:
 def _test(args) -> int:
   import pytest
 
-  return int(pytest.main([f"--rootdir={ROOT}", *(args.pytest or [str(ROOT / "tests")])]))
+  arguments = args.pytest or ["-n", "2", str(ROOT / "tests")]
+  return int(pytest.main([f"--rootdir={ROOT}", f"--confcutdir={ROOT}", *arguments]))
 
 
 def print_table(rows: Sequence[dict]) -> None:

@@ -4,8 +4,14 @@ from moe_parity.data.prepare import cache_folder
 
 
 def start_jax() -> None:
-  """Keeps compiled programs in the cache folder, so that a second start does not compile again."""
+  """Keeps compiled programs in the cache folder, so that a second start does not compile again;
+  on a CPU also keeps memory between steps instead of giving it back and faulting it in again."""
   import jax
+
+  if jax.default_backend() == "cpu":
+    from moe_parity.parallel.host_memory import keep_large_buffers
+
+    keep_large_buffers()
 
   jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

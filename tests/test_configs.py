@@ -77,10 +77,10 @@ def test_a_wrong_config_is_refused_in_one_line_with_a_way_out(arguments, words, 
 
 def test_overrides_reach_the_plan(monkeypatch):
   monkeypatch.chdir(ROOT)
-  overrides = ["--config.arms.moe_20.num_layers=3", "--config.arms.dense.seeds=(1,2)"]
+  overrides = ["--config.arms.moe_40.num_layers=3", "--config.arms.dense.seeds=(1,2)"]
   plan = make_plan(configs.load("configs/demo.py:tiny", overrides))
   assert [(arm.name, arm.seed) for arm in plan.arms][:2] == [("dense", 1), ("dense", 2)]
-  assert {arm.name: arm.architecture.num_layers for arm in plan.arms}["moe_20"] == 3
+  assert {arm.name: arm.architecture.num_layers for arm in plan.arms}["moe_40"] == 3
 
 
 def test_what_changed_between_two_configs_is_named():

@@ -108,15 +108,15 @@ def causal_attention(
 class Attention(nnx.Module):
   """Four projections around `causal_attention`. No biases (paper section 3)."""
 
-  def __init__(self, architecture: Architecture, options: ModelOptions, *, rngs: nnx.Rngs):
+  def __init__(self, architecture: Architecture, options: ModelOptions):
     d, q = architecture.d_model, architecture.d_head
     self.num_heads, self.num_kv_heads = architecture.num_heads, architecture.num_kv_heads
     self.options = options
-    self.query = matrix(rngs, d, self.num_heads * q, axes="DH")
-    self.key = matrix(rngs, d, self.num_kv_heads * q, axes="DN")
-    self.value = matrix(rngs, d, self.num_kv_heads * q, axes="DN")
+    self.query = matrix(d, self.num_heads * q, axes="DH")
+    self.key = matrix(d, self.num_kv_heads * q, axes="DN")
+    self.value = matrix(d, self.num_kv_heads * q, axes="DN")
     shrink = (2 * architecture.num_layers) ** -0.5  # keeps the residual stream's variance near 1
-    self.out = matrix(rngs, self.num_heads * q, d, axes="HD", scale=shrink)
+    self.out = matrix(self.num_heads * q, d, axes="HD", scale=shrink)
 
   def __call__(self, x_TD: Float[Array, "T D"], batch: int) -> Float[Array, "T D"]:
     """x_TD holds `batch` sequences end to end. Flat, because XLA:CPU runs the weight gradients of

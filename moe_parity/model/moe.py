@@ -73,17 +73,17 @@ def route(
 class MoE(nnx.Module):
   """The feed-forward part of an MoE layer."""
 
-  def __init__(self, architecture: Architecture, options: ModelOptions, *, rngs: nnx.Rngs):
+  def __init__(self, architecture: Architecture, options: ModelOptions):
     d, e, i = architecture.d_model, architecture.num_experts, architecture.d_expert
     self.experts_per_token, self.options = architecture.experts_per_token, options
     shrink = (2 * architecture.num_layers) ** -0.5
     # A tenth of the usual spread: the first steps route almost evenly.
-    self.router = matrix(rngs, d, e, axes="DE", scale=0.1)
+    self.router = matrix(d, e, axes="DE", scale=0.1)
     self.selection_bias = SelectionBias(jnp.zeros((e,), jnp.float32), axes="E")
-    self.experts_in = matrix(rngs, e, 2, i, d, axes="E2ID", fan_in=d)
-    self.experts_out = matrix(rngs, e, i, d, axes="EID", scale=shrink)
+    self.experts_in = matrix(e, 2, i, d, axes="E2ID", fan_in=d)
+    self.experts_out = matrix(e, i, d, axes="EID", scale=shrink)
     self.shared = (
-      FeedForward(d, architecture.d_shared, architecture.num_layers, rngs=rngs)
+      FeedForward(d, architecture.d_shared, architecture.num_layers)
       if architecture.d_shared
       else None
     )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -18,7 +19,7 @@ from moe_parity.model.attention import Attention
 from moe_parity.model.feedforward import FeedForward
 from moe_parity.model.moe import MoE, RoutingStats
 from moe_parity.model.options import ModelOptions
-from moe_parity.model.weights import RMSNorm, matrix
+from moe_parity.model.weights import RMSNorm, draw, matrix
 from moe_parity.resources.architecture import Architecture
 
 LOGITS_AT_ONCE = 2**26
@@ -44,14 +45,14 @@ def segments(is_moe: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
 class Layer(nnx.Module):
   """Pre-norm attention, then pre-norm feed-forward: dense or experts."""
 
-  def __init__(self, architecture, options: ModelOptions, is_moe: bool, *, rngs: nnx.Rngs):
+  def __init__(self, architecture, options: ModelOptions, is_moe: bool):
     d = architecture.d_model
     self.attention_norm, self.feedforward_norm = RMSNorm(d), RMSNorm(d)
-    self.attention = Attention(architecture, options, rngs=rngs)
+    self.attention = Attention(architecture, options)
     if is_moe:
-      self.feedforward = MoE(architecture, options, rngs=rngs)
+      self.feedforward = MoE(architecture, options)
     else:
-      self.feedforward = FeedForward(d, architecture.d_ffn, architecture.num_layers, rngs=rngs)
+      self.feedforward = FeedForward(d, architecture.d_ffn, architecture.num_layers)
 
   def __call__(self, x_TD, batch: int) -> tuple[jax.Array, RoutingStats | None]:
     x_TD = x_TD + self.attention(self.attention_norm(x_TD), batch)
@@ -63,15 +64,14 @@ class Layer(nnx.Module):
 class Segment(nnx.Module):
   """`repeats` copies of a pattern of layers; parameters stacked over the copies."""
 
-  def __init__(self, architecture, options, pattern: tuple[bool, ...], repeats: int, *, rngs):
+  def __init__(self, architecture, options, pattern: tuple[bool, ...], repeats: int):
     self.pattern, self.options = pattern, options
 
-    @nnx.split_rngs(splits=repeats)
-    @nnx.vmap(in_axes=0, out_axes=0)
-    def stacked(rngs):
-      return nnx.List([Layer(architecture, options, is_moe, rngs=rngs) for is_moe in pattern])
+    @nnx.vmap(in_axes=None, out_axes=0, axis_size=repeats)
+    def stacked():
+      return nnx.List([Layer(architecture, options, is_moe) for is_moe in pattern])
 
-    self.layers = stacked(rngs)
+    self.layers = stacked()
 
   def __call__(self, x_TD, batch: int) -> tuple[jax.Array, list[RoutingStats]]:
     """The last result has one entry a MoE layer of the pattern, stacked over the repeats."""
@@ -98,19 +98,22 @@ def rematerialize(function, policy: str):
 
 
 class Transformer(nnx.Module):
-  """Decoder-only language model of the paper. No biases, no dropout, head not tied."""
+  """Decoder-only language model of the paper. No biases, no dropout, head not tied.
 
-  def __init__(self, architecture: Architecture, options: ModelOptions, *, rngs: nnx.Rngs):
+  Its weights are zero until `init_model` or a checkpoint fills them in.
+  """
+
+  def __init__(self, architecture: Architecture, options: ModelOptions):
     d, v = architecture.d_model, architecture.vocab_size
     self.options = options
     spread = options.embedding_std * v**0.5
-    self.embedding = matrix(rngs, v, d, axes="VD", scale=spread)
+    self.embedding = matrix(v, d, axes="VD", scale=spread)
     self.segments = nnx.List(
-      Segment(architecture, options, pattern, repeats, rngs=rngs)
+      Segment(architecture, options, pattern, repeats)
       for pattern, repeats in segments(architecture.moe_layers)
     )
     self.final_norm = RMSNorm(d)
-    self.head = matrix(rngs, d, v, axes="DV")
+    self.head = matrix(d, v, axes="DV")
 
   def hidden(
     self, inputs_BS: Int[Array, "B S"]
@@ -161,12 +164,11 @@ def abstract_model(architecture: Architecture, options: ModelOptions):
 
   `params` are the trained `nnx.Param`s; `buffers` everything else (selection biases).
   """
-  model = nnx.eval_shape(lambda: Transformer(architecture, options, rngs=nnx.Rngs(0)))
-  return nnx.split(model, nnx.Param, ...)
+  return nnx.split(nnx.eval_shape(lambda: Transformer(architecture, options)), nnx.Param, ...)
 
 
 def init_model(architecture: Architecture, options: ModelOptions, seed: int):
-  """(params, buffers) as arrays; call it inside `jax.jit` so that they are born where they live."""
-  model = Transformer(architecture, options, rngs=nnx.Rngs(seed))
-  _, params, buffers = nnx.split(model, nnx.Param, ...)
-  return params, buffers
+  """(params, buffers) as NumPy arrays: drawn weights, selection biases of zero."""
+  _, params, buffers = abstract_model(architecture, options)
+  zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), buffers)
+  return draw(params, seed), zeros

@@ -52,20 +52,10 @@ class StepOptions:
 def init_state(
   architecture: Architecture, model: ModelOptions, optimizer: OptimizerOptions, seed: int
 ) -> TrainState:
-  """A fresh state; one jitted call.
-
-  On CPU it is compiled with little optimisation: a dozen random arrays made once are not worth the
-  seconds that their code takes to optimise.
-  """
-  hurry = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-
-  @functools.partial(jax.jit, compiler_options=hurry)
-  def make():
-    params, buffers = init_model(architecture, model, seed)
-    opt_state = make_optimizer(optimizer).init(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, buffers, opt_state)
-
-  return make()
+  """A fresh state: weights drawn on the host and moved to the device, optimizer at zero."""
+  params, buffers = jax.device_put(init_model(architecture, model, seed))
+  opt_state = jax.jit(make_optimizer(optimizer).init)(params)
+  return TrainState(jnp.zeros((), jnp.int32), params, buffers, opt_state)
 
 
 def objective(model: Transformer, inputs_BS, targets_BS, options: StepOptions, load_LE=None):
