@@ -113,7 +113,7 @@ class Transformer(nnx.Module):
       for pattern, repeats in segments(architecture.moe_layers)
     )
     self.final_norm = RMSNorm(d)
-    self.head = matrix(d, v, axes="DV")
+    self.head = matrix(d, v, axes="DV", scale=0.1)  # the first predictions are almost even
 
   def hidden(
     self, inputs_BS: Int[Array, "B S"]

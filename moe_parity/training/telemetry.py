@@ -104,7 +104,7 @@ class Clock:
   """Time spent training, over restarts and without the pauses for validation and checkpoints."""
 
   def __init__(
-    self, tokens_per_step: int, flops_per_token: float, peak: float, folder: pathlib.Path, first: int
+    self, tokens_per_step: int, flops_per_token: int, peak: float, folder: pathlib.Path, first: int
   ):
     """Args:
     flops_per_token: M of training by the plan's convention.

@@ -1,0 +1,92 @@
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from moe_parity import cli
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def test_planning_loads_no_jax():
+  code = (
+    "import sys; from moe_parity import cli;"
+    f"cli.main(['plan', '--config={ROOT}/configs/paper_7b.py', '--json']);"
+    "assert not [m for m in sys.modules if m.split('.')[0] in ('jax', 'flax', 'orbax', 'grain')]"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  plan = json.loads(done.stdout)
+  assert len(plan["arms"]) == 8
+
+
+def test_plan_prints_a_row_an_arm(capsys):
+  assert cli.main(["plan", f"--config={ROOT}/configs/demo.py"]) == 0
+  out = capsys.readouterr().out
+  for name in ("dense", "moe_12", "moe_20", "moe_30", "moe_45", "moe_60"):
+    assert name in out
+
+
+def test_account_prices_a_table_and_its_printed_values(tmp_path, capsys):
+  path = tmp_path / "shapes.csv"
+  path.write_text(
+    "n_layers,n_dense_layers,d_model,d_ffn,n_heads,E,K,De,Dse,seq_len,N_params,iters,batch_seqs\n"
+    "16,1,1408,3904,11,88,2,352,704,2048,2.15e9,142822,1600\n"
+  )
+  assert cli.main(["account", str(path), "--json"]) == 0
+  (row,) = json.loads(capsys.readouterr().out)
+  assert row["N_params"] == 2_150_612_992
+  assert row["D_tokens"] == 142822 * 1600 * 2048
+  assert row["difference_pct"]["N_params"] == pytest.approx(0.0285, abs=1e-3)
+  assert cli.main(["account", str(path)]) == 0
+  assert "N params off %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  "argv, words",
+  [
+    (["plan", "--config=nowhere.py"], "no such file"),
+    (["account", "nowhere.csv"], "nowhere.csv"),
+    (["account", "x.csv", "--convention=papre"], "papre"),
+    (["bench", "--only=stepp"], "did you mean 'step'"),
+    (["report", "nowhere"], "nowhere"),
+    (["evaluate", "nowhere"], "no run folder"),
+    (["prepare", "--sauce=x"], "unknown option"),
+    (["train", f"--config={ROOT}/configs/demo.py:tiny", "--workdir=w"], "choose one of"),
+  ],
+)
+def test_wrong_input_is_one_line_and_exit_two(argv, words, capsys, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("MOE_PARITY_CACHE", str(tmp_path / "cache"))
+  assert cli.main(argv) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and words in error and error.count("\n") == 1
+
+
+def test_help_teaches_the_question(capsys):
+  assert cli.main([]) == 2
+  out = capsys.readouterr().out
+  assert "moe-parity demo" in out and "N_a / N" in out
+  with pytest.raises(SystemExit) as done:
+    cli.main(["plan", "--help"])
+  assert done.value.code == 0
+
+
+def test_a_full_disk_is_said_in_one_line_however_deep_it_lies(monkeypatch, capsys):
+  def full(args):
+    try:
+      raise OSError(28, "No space left on device")
+    except OSError as error:
+      raise RuntimeError("save failed") from error
+
+  monkeypatch.setattr(cli, "_plan", full)
+  assert cli.main(["plan", "--config=x"]) == 2
+  assert "the disk is full" in capsys.readouterr().err
+
+
+def test_numbers_in_tables_read_well():
+  assert cli.show(1234567) == "1,234,567"
+  assert cli.show(2_150_612_992) == "2.151e+09"
+  assert cli.show(0.000123456) == "0.0001235"
+  assert cli.show(True) == "True" and cli.show(None) == ""

@@ -1,0 +1,166 @@
+"""A study from command to certificate, and what a lie in any of its files does to it."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from moe_parity import cli, config
+from moe_parity.data.ledger import Ledger
+from moe_parity.errors import UserError
+from moe_parity.study import certificate
+from moe_parity.training import run_folder
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIG = f"--config={ROOT}/configs/demo.py:tiny"
+SMALL = ["--config.budget.dense_tokens=5120", "--config.evaluation.max_tokens=2000"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("studies") / "study"
+  cache = tmp_path_factory.mktemp("cache")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("MOE_PARITY_CACHE", str(cache))
+    status = cli.main(["study", CONFIG, f"--workdir={folder}", "--only=dense,moe_40", *SMALL])
+  assert status == 0
+  return folder
+
+
+def test_a_study_certifies_each_run_and_says_what_is_missing(study):
+  whole = json.loads((study / "certificate.json").read_text())
+  assert whole["passed"] and whole["missing"] == ["moe_20 (seed 0)"]
+  for name in ("dense", "moe_40"):
+    one = json.loads((study / f"runs/{name}-s0/certificate.json").read_text())
+    assert one["passed"] and len(one["checks"]) == 7
+    assert {line["difference_pct"] for line in one["checks"][:6]} == {0.0}
+  assert (study / "report/index.html").stat().st_size > 10_000
+
+
+def test_both_arms_were_given_the_same_text_in_the_same_order(study):
+  dense, moe = (Ledger.load(study / f"runs/{name}-s0/ledger.npz") for name in ("dense", "moe_40"))
+  assert dense.data == moe.data
+  np.testing.assert_array_equal(dense.counts > 0, moe.counts > 0)
+  assert moe.counts.sum() > 2 * dense.counts.sum()
+
+
+def test_a_finished_study_is_not_trained_again(study, capsys):
+  before = {path: path.stat().st_mtime_ns for path in study.glob("runs/*/result.json")}
+  assert len(before) == 2
+  cli.main(["study", CONFIG, f"--workdir={study}", "--only=dense,moe_40", *SMALL])
+  assert before == {path: path.stat().st_mtime_ns for path in study.glob("runs/*/result.json")}
+  assert "report:" in capsys.readouterr().out
+
+
+def test_a_dry_run_prints_the_queue_and_trains_nothing(study, capsys):
+  assert cli.main(["study", CONFIG, f"--workdir={study}", "--dry-run", "--json", *SMALL]) == 0
+  queue = {row["arm"]: row["status"] for row in json.loads(capsys.readouterr().out)}
+  assert queue == {"dense": "done", "moe_20": "to do", "moe_40": "done"}
+
+
+def test_a_folder_that_holds_another_study_is_refused_with_what_differs(study, capsys):
+  other = [CONFIG, f"--workdir={study}", "--config.budget.dense_tokens=6400"]
+  assert cli.main(["study", *other]) == 2
+  error = capsys.readouterr().err
+  assert "holds another study" in error and "another --workdir" in error
+  assert error.count("\n") == 1
+
+
+def test_a_run_folder_with_another_config_is_refused(study):
+  run = study / "runs/dense-s0"
+  plan = run_folder.read_json(run / "plan.json")
+  changed = run_folder.read_json(run / "config.json")
+  changed["optimizer"]["b2"] = 0.99
+  with pytest.raises(UserError, match=r"another run \(optimizer.b2: 0.95 -> 0.99\)"):
+    run_folder.claim(run, changed, plan)
+  changed["optimizer"]["b2"] = 0.95
+  changed["train"]["log_every"] = 3
+  run_folder.claim(run, changed, plan)  # how often it logs changes no number
+
+
+@pytest.fixture
+def copy(study, tmp_path):
+  return pathlib.Path(shutil.copytree(study, tmp_path / "copy"))
+
+
+def edit(path, **fields):
+  path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+  "fields, failed",
+  [
+    ({"num_params": 99_000}, {"num_params"}),
+    ({"num_tokens": 5248}, {"num_tokens"}),
+    ({"train_flops": 1}, {"train_flops"}),
+    ({"num_unique_tokens": 4096}, {"num_unique_tokens"}),
+  ],
+)
+def test_a_plan_that_is_not_what_happened_fails_its_run_and_the_study(copy, fields, failed):
+  run = copy / "runs/dense-s0"
+  edit(run / "plan.json", **fields)
+  found = certificate.certify_run(run)
+  assert not found["passed"]
+  assert {line["name"] for line in found["checks"] if not line["passed"]} == failed
+  whole = certificate.certify_study(copy)
+  assert not whole["passed"]
+  assert any("its own certificate" in line["name"] for line in whole["checks"])
+
+
+def test_a_ledger_with_a_window_too_many_fails(copy):
+  run = copy / "runs/moe_40-s0"
+  ledger = Ledger.load(run / "ledger.npz")
+  unseen = int(np.flatnonzero(ledger.counts == 0)[0])
+  ledger.counts[unseen] = 1
+  ledger.save(run / "ledger.npz")
+  failed = {line["name"] for line in certificate.certify_run(run)["checks"] if not line["passed"]}
+  assert failed == {"num_tokens", "train_flops", "num_unique_tokens"}
+
+
+def test_arms_that_saw_other_data_fail_the_study(copy):
+  path = copy / "runs/moe_40-s0/certificate.json"
+  ledger = json.loads(path.read_text())["ledger"] | {"sha256": "of another file"}
+  edit(path, ledger=ledger)
+  found = certificate.certify_study(copy)
+  assert [line["name"] for line in found["checks"] if not line["passed"]] == ["one token stream"]
+
+
+def test_a_failed_certificate_names_no_winner(copy, capsys):
+  edit(copy / "runs/dense-s0/plan.json", num_params=99_000)
+  certificate.certify_run(copy / "runs/dense-s0")
+  certificate.certify_study(copy)
+  cli.main(["report", str(copy)])
+  assert "No winner" in capsys.readouterr().out
+
+
+def test_a_trained_run_is_scored_again_to_the_same_bits(study, capsys, monkeypatch):
+  run = study / "runs/moe_40-s0"
+  expected = json.loads((run / "result.json").read_text())["validation"]
+  assert cli.main(["evaluate", str(run), "--max-tokens=2000", "--json"]) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert found["bpc"] == pytest.approx(expected["bpc"], rel=1e-6)
+  assert cli.main(["evaluate", str(run), "--mode=strided", "--stride=16", "--max-tokens=500"]) == 0
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(copy, capsys):
+  run = copy / "runs/dense-s0"
+  (run / "result.json").unlink()
+  steps = sorted(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())
+  for part in (run / "checkpoints" / str(steps[-1]) / "model").rglob("*"):
+    if part.is_file() and part.parent.name == "d":
+      part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+  assert len(steps) == 1
+  with pytest.raises(UserError, match="none of the checkpoints.*can be read"):
+    _train(copy, "dense")
+
+
+def _train(study, name):
+  from moe_parity.data.prepare import prepare
+  from moe_parity.resources.plan import make_plan
+  from moe_parity.training.loop import train_arm
+
+  loaded = config.load(f"{ROOT}/configs/demo.py:tiny", SMALL)
+  plan = {arm.name: arm for arm in make_plan(loaded, vocab_size=272).arms}[name]
+  return train_arm(loaded, plan, prepare(), study / f"runs/{name}-s0")

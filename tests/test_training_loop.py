@@ -1,0 +1,104 @@
+"""One small arm through the loop: what it leaves, and what stops it."""
+
+import json
+import pathlib
+
+import pytest
+
+from moe_parity import cli, config
+from moe_parity.data.prepare import prepare
+from moe_parity.errors import UserError
+from moe_parity.resources.plan import make_plan
+from moe_parity.training.loop import NotFiniteError, train_arm
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SMALL = ["--config.budget.dense_tokens=5120", "--config.evaluation.max_tokens=2000"]
+
+
+def arm(name, *overrides):
+  loaded = config.load(f"{ROOT}/configs/demo.py:tiny", [*SMALL, *overrides])
+  return loaded, {arm.name: arm for arm in make_plan(loaded, vocab_size=272).arms}[name]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("MOE_PARITY_CACHE", str(tmp_path_factory.mktemp("cache")))
+    return prepare()
+
+
+@pytest.fixture(scope="module")
+def run(store, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("run") / "dense"
+  loaded, plan = arm("dense", "--config.train.save_every=10", "--config.train.eval_every=15")
+  train_arm(loaded, plan, store, folder)
+  return folder
+
+
+def test_metrics_are_complete_and_tokens_add_up(run):
+  plan = json.loads((run / "plan.json").read_text())
+  lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+  train = [line for line in lines if line["kind"] == "train"]
+  assert train[0]["step"] == 1 and train[-1]["step"] == plan["num_steps"]
+  assert train[-1]["num_tokens"] == plan["num_tokens"]
+  assert all(line["step"] == 15 for line in lines if line["kind"] == "validation")
+  assert train[-1]["cross_entropy"] < train[0]["cross_entropy"]
+  for line in train:
+    assert line["tokens_per_second"] > 0 and 0 < line["peak_share"] < 2
+    assert line["learning_rate"] <= plan["peak_learning_rate"] * (1 + 1e-6)
+  assert list((run / "tensorboard").iterdir())
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(run, store):
+  result = json.loads((run / "result.json").read_text())
+  steps = sorted(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())
+  assert len(steps) == 2
+  newest = run / "checkpoints" / str(steps[-1])
+  broken = [p for p in (newest / "model").rglob("*") if p.is_file() and p.parent.name == "d"]
+  assert broken
+  for part in broken:
+    part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+  (run / "result.json").unlink()
+  warnings = []
+  loaded, plan = arm("dense", "--config.train.save_every=10", "--config.train.eval_every=15")
+  again = train_arm(loaded, plan, store, run, warn=warnings.append)
+  assert len(warnings) == 1 and f"checkpoint of step {steps[-1]}" in warnings[0]
+  assert f"going on from step {steps[0]}" in warnings[0]
+  assert again["validation"] == result["validation"]
+  assert (run / "checkpoints" / f"damaged-{steps[-1]}").exists()
+
+
+def test_a_loss_that_is_no_number_stops_with_its_step_and_keeps_the_checkpoint(store, tmp_path):
+  loaded, plan = arm(
+    "dense", "--config.train.save_every=5", "--config.arms.dense.peak_learning_rate=1e30"
+  )
+  with pytest.raises(NotFiniteError, match=r"'dense': the loss of step \d+ is (nan|inf)"):
+    train_arm(loaded, plan, store, tmp_path / "run")
+  assert not (tmp_path / "run" / "result.json").exists()
+  assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") >= 1
+
+
+def test_micro_batches_that_do_not_divide_the_batch_are_refused_before_any_compile(store, tmp_path):
+  loaded, plan = arm("dense", "--config.train.micro_batch_sequences=2")
+  plan_batch = plan.batch_sequences
+  assert plan_batch % 2
+  with pytest.raises(UserError, match=f"micro_batch_sequences=2 does not divide.*{plan_batch}"):
+    train_arm(loaded, plan, store, tmp_path / "run")
+
+
+def test_a_budget_larger_than_the_corpus_is_refused_by_the_command_line(capsys, tmp_path, store):
+  arguments = [f"--config={ROOT}/configs/demo.py:tiny", f"--workdir={tmp_path}/s"]
+  status = cli.main(
+    ["study", *arguments, f"--config.data.store={store.folder}", "--config.data.tokenizer=bytes",
+     "--config.budget.dense_tokens=40000000"]
+  )  # fmt: skip
+  assert status == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and error.count("\n") == 1 and "unique" in error
+  assert not (tmp_path / "s").exists()
+
+
+def test_keeping_one_checkpoint_is_refused(store, tmp_path):
+  loaded, plan = arm("dense", "--config.train.keep_checkpoints=1")
+  with pytest.raises(UserError, match="keep_checkpoints=1 leaves nothing to fall back on"):
+    train_arm(loaded, plan, store, tmp_path / "run")
