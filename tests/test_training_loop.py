@@ -41,7 +41,7 @@ def test_metrics_are_complete_and_tokens_add_up(run):
   train = [line for line in lines if line["kind"] == "train"]
   assert train[0]["step"] == 1 and train[-1]["step"] == plan["num_steps"]
   assert train[-1]["num_tokens"] == plan["num_tokens"]
-  assert all(line["step"] == 15 for line in lines if line["kind"] == "validation")
+  assert all(line["step"] % 15 == 0 for line in lines if line["kind"] == "validation")
   assert train[-1]["cross_entropy"] < train[0]["cross_entropy"]
   for line in train:
     assert line["tokens_per_second"] > 0 and 0 < line["peak_share"] < 2

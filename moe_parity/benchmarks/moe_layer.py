@@ -53,7 +53,7 @@ def dense_ffn(x_TD, w_gate_DF, w_up_DF, w_down_FD):
   return (jax.nn.silu(x_TD @ w_gate_DF) * (x_TD @ w_up_DF)) @ w_down_FD
 
 
-def draw_routing(shape: Shape, num_tokens: int, skew: float, rng: np.random.Generator):
+def draw_routing(shape: Shape, num_tokens: int, skew: int | float, rng: np.random.Generator):
   """Distinct experts for every token, popular ones more often, and gates that sum to 1."""
   popularity_E = skew * rng.normal(size=shape.num_experts)
   score_TE = popularity_E[None, :] + rng.gumbel(size=(num_tokens, shape.num_experts))

@@ -8,7 +8,7 @@ import jax
 
 
 def interleaved(
-  functions: dict[str, Callable[[], object]], repeats: int, seconds_per_sample: float = 0.2
+  functions: dict[str, Callable[[], object]], repeats: int, seconds_per_sample: int | float = 0.2
 ) -> dict[str, list[float]]:
   """Wall seconds a call of each function, `repeats` samples, taken in turns after two warm-ups.
 

@@ -20,7 +20,7 @@ def activation_rate(report: dict) -> style.Drawing | None:
   if not moe:
     return None
 
-  def draw(width: float) -> Any:
+  def draw(width: int | float) -> Any:
     narrow = width < 5
     both = bool(report["comparisons"])
     figure, axes = style.new_figure(
@@ -139,7 +139,7 @@ def loss_curves(study: reading.Study) -> style.Drawing | None:
   if not lines:
     return None
 
-  def draw(width: float) -> Any:
+  def draw(width: int | float) -> Any:
     narrow = width < 5
     shape = {"nrows": 2, "ncols": 1} if narrow else {"nrows": 1, "ncols": 2}
     figure, axes = style.new_figure(width, 6.2 if narrow else 3.7, sharey=True, **shape)

@@ -31,8 +31,8 @@ class Sweep:
   rates: list[float]
   excess_pct: list[float]
   compute_ratio: list[float]
-  reference_pct: float
-  reference_multiple: float
+  reference_pct: int | float
+  reference_multiple: int | float
 
 
 def published_sweeps() -> list[Sweep]:
@@ -62,7 +62,7 @@ def excess_over_dense(report: dict) -> style.Drawing | None:
     return None
   dense = {g["name"]: g["bpc"] for g in report["groups"]}[report["baseline"]]
 
-  def draw(width: float) -> Any:
+  def draw(width: int | float) -> Any:
     sweeps = published_sweeps()
     figure, axis = style.new_figure(width, 4.6 if width < 5 else 3.9)
     axis.axhline(0, color=style.DENSE, linewidth=1.3, label="dense at the same C")
@@ -123,7 +123,7 @@ def compute_ratio(study: reading.Study) -> style.Drawing | None:
   if not dense or not moe:
     return None
 
-  def draw(width: float) -> Any:
+  def draw(width: int | float) -> Any:
     sweeps = published_sweeps()
     figure, axis = style.new_figure(width, 4.2 if width < 5 else 3.6)
     for sweep, colour in zip(sweeps, COLOURS, strict=True):
@@ -159,5 +159,5 @@ def compute_ratio(study: reading.Study) -> style.Drawing | None:
   )
 
 
-def _excess(bpc: float, dense: float) -> float:
+def _excess(bpc: int | float, dense: int | float) -> float:
   return 100 * (bpc / dense - 1)

@@ -27,7 +27,7 @@ def health(study: reading.Study) -> style.Drawing | None:
     ("balance loss (1 is even)", lambda line, e: line["balance_loss"]),
   ]
 
-  def draw(width: float) -> Any:
+  def draw(width: int | float) -> Any:
     narrow = width < 5
     figure, axes = style.new_figure(
       width, 8.6 if narrow else 4.7, nrows=4 if narrow else 2, ncols=1 if narrow else 2, sharex=True
@@ -73,7 +73,7 @@ def loads(runs: list[reading.Run]) -> style.Drawing | None:
   if not maps:
     return None
 
-  def draw(width: float) -> Any:
+  def draw(width: int | float) -> Any:
     heights = [0.75 + 0.07 * len(final) for _, _, final, _ in maps]
     figure, axes = style.new_figure(
       width, sum(heights) + 0.7, nrows=len(maps), ncols=2, squeeze=False, height_ratios=heights

@@ -56,16 +56,16 @@ class Drawing:
   draw: Callable[[float], Any]
 
   @functools.cache  # noqa: B019  drawings are few and live as long as one report
-  def svg(self, width: float) -> str:
+  def svg(self, width: int | float) -> str:
     with settings():
       return _save(self._figure(width), "svg", metadata={"Date": None}).decode()
 
-  def png(self, width: float, dpi: int = 180) -> bytes:
+  def png(self, width: int | float, dpi: int = 180) -> bytes:
     with settings():
       return _save(self._figure(width), "png", dpi=dpi)
 
   @functools.cache  # noqa: B019
-  def _figure(self, width: float) -> Any:
+  def _figure(self, width: int | float) -> Any:
     """The figure with its layout solved: that is the slow part, and the same for every format."""
     figure = self.draw(width)
     figure.get_layout_engine().execute(figure)
@@ -88,7 +88,7 @@ def settings() -> Iterator[None]:
     yield
 
 
-def new_figure(width: float, height: float, **grid: Any) -> tuple[Any, Any]:
+def new_figure(width: int | float, height: int | float, **grid: Any) -> tuple[Any, Any]:
   """A Figure of its own (no pyplot, no global state, no display) and its axes."""
   from matplotlib.figure import Figure
 
@@ -96,7 +96,7 @@ def new_figure(width: float, height: float, **grid: Any) -> tuple[Any, Any]:
   return figure, figure.subplots(**grid)
 
 
-def rate_colour(rate: float, low: float, high: float) -> tuple[float, float, float, float]:
+def rate_colour(rate: int | float, low: int | float, high: int | float) -> tuple[float, float, float, float]:
   """A colour for an activation rate, from dark violet (few experts) to green (many)."""
   import math
 

@@ -286,15 +286,15 @@ def fixed(digits: int) -> Callable[[float], str]:
   return lambda x: f"{x:.{digits}f}"
 
 
-def percent(x: float) -> str:
+def percent(x: int | float) -> str:
   return f"{100 * x:.2f}"
 
 
-def signed(x: float) -> str:
+def signed(x: int | float) -> str:
   return f"{x:+.4f}".replace("-", "\N{MINUS SIGN}")
 
 
-def signed_percent(x: float) -> str:
+def signed_percent(x: int | float) -> str:
   return f"{x:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -302,7 +302,7 @@ def interval(ends: list[float]) -> str:
   return f"{signed(ends[0])} to {signed(ends[1])}"
 
 
-def scientific(x: float) -> str:
+def scientific(x: int | float) -> str:
   return f"{x:.3g}" if 0.01 <= abs(x) < 1e4 else f"{x:.3e}".replace("e+", "e")
 
 

@@ -314,7 +314,7 @@ def _noise(noise: bootstrap.SeedNoise, seeds_A: np.ndarray) -> dict:
   }
 
 
-def _finite(value: float | None) -> float | None:
+def _finite(value: int | float | None) -> float | None:
   """nan and infinity as None: JSON has neither."""
   return value if value is not None and math.isfinite(value) else None
 

@@ -24,7 +24,7 @@ class SeedNoise:
   df is the sum over arms of (seeds - 1); with df 0 nothing is known and sd is nan.
   """
 
-  sd: float
+  sd: int | float
   df: int
 
 
@@ -104,13 +104,13 @@ def noise_deviations(
   return normal * _t_factor(df, num_draws, rng)[:, None] * sd_A
 
 
-def pointwise(estimate_A: np.ndarray, deviations_BA: np.ndarray, level: float) -> np.ndarray:
+def pointwise(estimate_A: np.ndarray, deviations_BA: np.ndarray, level: int | float) -> np.ndarray:
   """Intervals [2, A], each of which alone covers its value with probability `level`."""
   tail = (1 - level) / 2
   return estimate_A + np.quantile(deviations_BA, [tail, 1 - tail], axis=0)
 
 
-def simultaneous(estimate_A: np.ndarray, deviations_BA: np.ndarray, level: float) -> np.ndarray:
+def simultaneous(estimate_A: np.ndarray, deviations_BA: np.ndarray, level: int | float) -> np.ndarray:
   """Intervals [2, A] that cover all A values at once with probability `level`.
 
   The pointwise intervals, all stretched by the one factor that makes the largest excursion of a

@@ -100,7 +100,7 @@ def checkpoint_shapes(folder: pathlib.Path, step: int) -> dict[str, tuple[int, .
   return shapes
 
 
-def check(name: str, planned, measured, tolerance: float, how: str) -> dict:
+def check(name: str, planned, measured, tolerance: int | float, how: str) -> dict:
   """One line of a certificate; `tolerance` is a share of the planned value."""
   difference = 100 * (measured - planned) / planned
   return {

@@ -46,9 +46,9 @@ class Curve:
   form: str
   grid_G: np.ndarray
   bpc_G: np.ndarray
-  minimum: float
+  minimum: int | float
   minimum_by_form: dict[str, float]
-  scatter_sd: float
+  scatter_sd: int | float
   scatter_df: int
   noise_sd_A: np.ndarray
   noise_df: int
@@ -88,7 +88,7 @@ def fit(
     moved_BA = moved_BA + bootstrap.noise_deviations(noise_sd_A, noise_df, len(moved_BA), rng)
   _, draws_BG, _ = _fit_draws(rate_A, moved_BA, grid_G)
   by_form = {
-    name: float(grid_G[_fit_draws(rate_A, bpc_A[None], grid_G, (name,))[1][0].argmin()])
+    name: int | float(grid_G[_fit_draws(rate_A, bpc_A[None], grid_G, (name,))[1][0].argmin()])
     for name in FORMS
   }
   return Curve(
@@ -107,7 +107,7 @@ def fit(
   )
 
 
-def minimum_interval(curve: Curve, level: float) -> dict:
+def minimum_interval(curve: Curve, level: int | float) -> dict:
   """The minimum with its interval; an end on the edge of the measured range is open.
 
   `bracketed` is true when the minimum and both ends lie inside the range: only then do the arms
@@ -131,7 +131,7 @@ def minimum_interval(curve: Curve, level: float) -> dict:
 
 
 def region_below(
-  curve: Curve, line: float, line_deviations_B: np.ndarray, level: float
+  curve: Curve, line: int | float, line_deviations_B: np.ndarray, level: int | float
 ) -> tuple[list[list[float]], list[list[float]], np.ndarray]:
   """Where the curve lies below a horizontal line (the dense arm).
 
@@ -165,7 +165,7 @@ def _fit_draws(
 
 
 def _arm_noise(
-  scatter: float,
+  scatter: int | float,
   df: int,
   num_seeds_A: np.ndarray,
   noise: bootstrap.SeedNoise,
