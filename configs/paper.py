@@ -1,4 +1,4 @@
-"""What the paper's three budgets share: arms read from its published tables. Not a config itself."""
+"""What the paper's three budgets share: arms from its published tables. Not a config itself."""
 
 from moe_parity.config import parse_arg
 from moe_parity.defaults import base, dense_arm, moe_arm

@@ -1,10 +1,10 @@
 """The paper's 2B budget: 2.15e9 parameters, 65e9 dense tokens, C = 9.4e20 FLOPs an arm.
 Source: arXiv 2506.12119, Table 14 row 1 (dense) and Table 10 (MoE shapes).
 
-  moe-parity plan  --config=configs/paper_2b.py                                # all arms, in a second
-  moe-parity plan  --config=configs/paper_2b.py:activation_rate=0.2            # dense and one MoE arm
-  moe-parity plan  --config=configs/paper_2b.py:arms=dense,reuse=unique      # the baseline alone
-  moe-parity plan  --config=configs/paper_2b.py:printed                        # the paper's lr and batch
+  moe-parity plan  --config=configs/paper_2b.py                       # all arms, in a second
+  moe-parity plan  --config=configs/paper_2b.py:activation_rate=0.2   # dense and one MoE arm
+  moe-parity plan  --config=configs/paper_2b.py:arms=dense,reuse=unique
+  moe-parity plan  --config=configs/paper_2b.py:printed               # the paper's lr and batch
   moe-parity study --config=configs/paper_2b.py:activation_rate=0.2,tiny --workdir=runs/tiny_2b
 
 Cost: C over half of an H100's 989 TFLOP/s of bf16 is 526 H100 hours an arm.

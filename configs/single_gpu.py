@@ -2,10 +2,10 @@
 
   moe-parity plan  --config=configs/single_gpu.py
   moe-parity study --config=configs/single_gpu.py --workdir=runs/gpu --config.data.source=text/
-  moe-parity study --config=configs/single_gpu.py:tiny --workdir=runs/gpu_tiny       # on a CPU
+  moe-parity study --config=configs/single_gpu.py:tiny --workdir=runs/tiny
 
 N = 160 M without vocabulary, the dense arm sees 20 tokens a parameter once, every MoE arm reuses
-that text (strict). C = 4.2e18 FLOPs an arm by `plan`: about 6 hours an arm at 200 TFLOP/s sustained.
+that text (strict). C = 4.2e18 FLOPs an arm by `plan`: 6 hours an arm at 200 TFLOP/s sustained.
 Needs 3.2e9 unique tokens, about 12 GB of text: bring it with --config.data.source."""
 
 from moe_parity.config import parse_arg

@@ -77,24 +77,39 @@ def _parser() -> argparse.ArgumentParser:
     sub = verbs.add_parser(name, help=help_, description=help_, allow_abbrev=False)
     sub.set_defaults(run=run)
     if config:
-      sub.add_argument("--config", required=True, metavar="FILE.py[:ARG]",
-                       help="its docstring lists the arguments; set fields by --config.name=value")  # fmt: skip
+      sub.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE.py[:ARG]",
+        help="its docstring lists the arguments; set fields by --config.name=value",
+      )
     if workdir:
       sub.add_argument("--workdir", required=True, type=pathlib.Path, help=workdir)
     if json_:
       sub.add_argument("--json", action="store_true", help="print JSON for machines")
     return sub
 
-  verb("plan", _plan, "derive every arm of a budget; refuse arms that are not at parity",
-       config=True, json_=True)  # fmt: skip
+  verb(
+    "plan",
+    _plan,
+    "derive every arm of a budget; refuse arms that are not at parity",
+    config=True,
+    json_=True,
+  )
   account = verb("account", _account, "price any table of shapes, row by row", json_=True)
   account.add_argument("table", type=pathlib.Path, metavar="SHAPES.csv")
   account.add_argument("--convention", default="paper", help="paper | paper_full | exact")
   train = verb("train", _train, "train one arm of a config", config=True, workdir="run folder")
   train.add_argument("--arm", default="", help="which arm; may be left out where there is one")
   train.add_argument("--seed", type=int, default=None, help="which of the arm's seeds")
-  study = verb("study", _study, "train all arms, certify equal resources, judge",
-               config=True, workdir="study folder", json_=True)  # fmt: skip
+  study = verb(
+    "study",
+    _study,
+    "train all arms, certify equal resources, judge",
+    config=True,
+    workdir="study folder",
+    json_=True,
+  )
   study.add_argument("--only", default="", metavar="ARM,ARM", help="train these arms only")
   study.add_argument("--dry-run", action="store_true", help="print the queue and train nothing")
   report = verb("report", _report, "write a study's page, figures and tables again", json_=True)
@@ -106,20 +121,26 @@ def _parser() -> argparse.ArgumentParser:
   evaluate.add_argument("--max-tokens", type=int, default=0, help="0: all held-out text")
   prepare = verb("prepare", _prepare, "turn text into a token store with a manifest", json_=True)
   prepare.add_argument("--source", default="builtin", help="builtin | file | folder")
-  prepare.add_argument("--tokenizer", default="bytes",
-                       help="bytes | bpe:<vocab> | a tokenizer.json")  # fmt: skip
+  prepare.add_argument(
+    "--tokenizer", default="bytes", help="bytes | bpe:<vocab> | a tokenizer.json"
+  )
   prepare.add_argument("--store", default="", help="folder to make; default: one in the cache")
-  prepare.add_argument("--held-out", default="",
-                       help="hash:<share> | works:<name>,<name> | source:<path>")  # fmt: skip
-  prepare.add_argument("--max-bad-records", type=int, default=0,
-                       help="unreadable records that may be skipped; the manifest counts them")  # fmt: skip
+  prepare.add_argument(
+    "--held-out", default="", help="hash:<share> | works:<name>,<name> | source:<path>"
+  )
+  prepare.add_argument(
+    "--max-bad-records",
+    type=int,
+    default=0,
+    help="unreadable records that may be skipped; the manifest counts them",
+  )
   bench = verb("bench", _bench, "measure this machine: ratios from one run", json_=True)
-  bench.add_argument("--only", default="", metavar="NAME,NAME",
-                     help="startup, step, layer, compile, loader")  # fmt: skip
+  bench.add_argument(
+    "--only", default="", metavar="NAME,NAME", help="startup, step, layer, compile, loader"
+  )
   demo = verb("demo", _demo, "the whole question in a few minutes on a CPU")
   demo.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/demo"))
-  demo.add_argument("--config", default=str(ROOT / "configs" / "demo.py"),
-                    help=argparse.SUPPRESS)  # fmt: skip
+  demo.add_argument("--config", default=str(ROOT / "configs" / "demo.py"), help=argparse.SUPPRESS)
   test = verb("test", _test, "run the tests; further arguments go to pytest")
   test.add_argument("pytest", nargs=argparse.REMAINDER)
   return parser
@@ -191,9 +212,7 @@ def open_data(config):
   from moe_parity.data.prepare import prepare
 
   with bytes_bar() as progress:
-    return prepare(
-      config.data.source, config.data.tokenizer, config.data.store, progress=progress
-    )
+    return prepare(config.data.source, config.data.tokenizer, config.data.store, progress=progress)
 
 
 def _planned(args):
@@ -231,8 +250,10 @@ def _train(args) -> int:
     )
   passed = certify_run(args.workdir)["passed"]
   validation = result["validation"]
-  print(f"{arms[0].name}: {validation['bpc']:.4f} bits per character, {validation['bpb']:.4f} per"
-        f" byte ({validation['mode']}); certificate {'passed' if passed else 'FAILED'}")  # fmt: skip
+  print(
+    f"{arms[0].name}: {validation['bpc']:.4f} bits per character, {validation['bpb']:.4f} per"
+    f" byte ({validation['mode']}); certificate {'passed' if passed else 'FAILED'}"
+  )
   return 0 if passed else 1
 
 
@@ -251,8 +272,16 @@ def _dry_run(args, plan, only) -> int:
   rows = []
   for arm in select(plan.arms, only):
     done = (args.workdir / folder_of(arm) / RESULT).exists()
-    rows.append({"arm": arm.name, "seed": arm.seed, "status": "done" if done else "to do",
-                 "steps": arm.num_steps, "tokens": arm.num_tokens, "FLOPs": arm.train_flops})  # fmt: skip
+    rows.append(
+      {
+        "arm": arm.name,
+        "seed": arm.seed,
+        "status": "done" if done else "to do",
+        "steps": arm.num_steps,
+        "tokens": arm.num_tokens,
+        "FLOPs": arm.train_flops,
+      }
+    )
   if getattr(args, "json", False):
     print(json.dumps(rows, indent=2))
   else:
@@ -269,9 +298,15 @@ def _run_study(args, config, plan, store, only) -> int:
   start_jax()
   with TrainingBars(select(plan.arms, only)) as bars:
     arms = run_study(
-      config, plan, store, args.workdir,
-      only=only, command=args.command, report=bars.update, warn=bars.print,
-    )  # fmt: skip
+      config,
+      plan,
+      store,
+      args.workdir,
+      only=only,
+      command=args.command,
+      report=bars.update,
+      warn=bars.print,
+    )
   page = write_report(args.workdir)
   analysis = json.loads((args.workdir / "analysis.json").read_text())
   if getattr(args, "json", False):
@@ -316,8 +351,10 @@ def _evaluate(args) -> int:
     print(json.dumps(result, indent=2))
   else:
     print_table([{"domain": name, **row} for name, row in result["by_domain"].items()])
-    print(f"all: {result['bpc']:.4f} bits per character, {result['bpb']:.4f} per byte"
-          f" ({result['mode']}, S = {result['seq_len']})")  # fmt: skip
+    print(
+      f"all: {result['bpc']:.4f} bits per character, {result['bpb']:.4f} per byte"
+      f" ({result['mode']}, S = {result['seq_len']})"
+    )
   return 0
 
 
@@ -349,24 +386,18 @@ def _test(args) -> int:
 
 
 def print_table(rows: Sequence[dict]) -> None:
-  """Rows of equal keys as a table as wide as it needs; numbers to the right."""
-  from rich import box
-  from rich.console import Console
-  from rich.table import Table
-
+  """Rows of equal keys in aligned columns, numbers to the right, as wide as they are."""
   if not rows:
     print("(nothing)")
     return
-  table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-  for name, value in rows[0].items():
-    right = isinstance(value, int | float)
-    table.add_column(name.replace("_", " "), justify="right" if right else "left", no_wrap=True)
-  for row in rows:
-    table.add_row(*(show(value) for value in row.values()))
-  console = Console()
-  if not console.is_terminal:
-    console = Console(width=10_000)
-  console.print(table, soft_wrap=not console.is_terminal)
+  cells = [[name.replace("_", " ") for name in rows[0]]]
+  cells += [[show(value) for value in row.values()] for row in rows]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  right = [isinstance(value, int | float) for value in rows[0].values()]
+  cells.insert(1, ["-" * width for width in widths])
+  for line in cells:
+    columns = zip(line, widths, right, strict=True)
+    print("  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in columns).rstrip())
 
 
 def show(value) -> str:

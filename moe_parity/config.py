@@ -64,6 +64,8 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     result = runpy.run_path(str(path))["get_config"](arg or None)
   finally:
     sys.path.remove(root)
+  if not overrides:
+    return result.lock()  # the flags below print the config twice: a second for 250 arms
   argv = ["moe-parity", *overrides]
   values = flags.FlagValues()
   try:

@@ -17,7 +17,9 @@ def base() -> ConfigDict:
   budget.train_flops = 0.0  # C; 0 derives it from dense_tokens
   budget.dense_tokens = 0  # tokens of the dense arm; 0 derives them from train_flops
   budget.unique_tokens = 0  # D^; 0 lets the scheme decide
-  budget.reuse = "strict"  # unique | strict (D^ = the dense arm's tokens) | loose (2 epochs) | epochs
+  budget.reuse = (
+    "strict"  # unique | strict (D^ = the dense arm's tokens) | loose (2 epochs) | epochs
+  )
   budget.epochs = 1.0  # passes over D^, for reuse="epochs"
   budget.seq_len = 256  # S, tokens a row
   budget.convention = "paper"  # paper | paper_full | exact: what N and C count

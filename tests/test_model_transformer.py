@@ -83,7 +83,9 @@ def test_recomputing_activations_changes_no_gradient():
   inputs, targets = (jnp.asarray(x) for x in small_model.tokens())
 
   def gradient(remat):
-    graph, params, rest = nnx.split(small_model.build(small_model.moe(), remat=remat), nnx.Param, ...)
+    graph, params, rest = nnx.split(
+      small_model.build(small_model.moe(), remat=remat), nnx.Param, ...
+    )
 
     @jax.jit
     @jax.grad

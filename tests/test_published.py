@@ -10,8 +10,17 @@ from moe_parity.resources.accounting import account
 
 CELLS = derivations.cells()
 # Rows in the printed tables, counted by eye: an empty file would pass every other test here.
-NUM_ROWS = {"table05": 10, "table06": 4, "table07": 6, "table08": 20, "table09": 18, "table10": 12,
-            "table11": 6, "table14": 6, "table16": 9}
+NUM_ROWS = {
+  "table05": 10,
+  "table06": 4,
+  "table07": 6,
+  "table08": 20,
+  "table09": 18,
+  "table10": 12,
+  "table11": 6,
+  "table14": 6,
+  "table16": 9,
+}
 
 
 def every_row():
@@ -47,8 +56,9 @@ def test_every_listed_cell_exists_and_its_bound_is_no_wider_than_needed():
 
 
 def test_no_cell_is_listed_twice():
-  keys = [(entry.table, row, entry.column) for entry in anomalies.CELL_ANOMALIES
-          for row in entry.rows]
+  keys = [
+    (entry.table, row, entry.column) for entry in anomalies.CELL_ANOMALIES for row in entry.rows
+  ]
   assert len(keys) == len(set(keys))
 
 
@@ -59,11 +69,12 @@ def test_the_nineteen_findings_are_told_with_place_and_choice():
 
 
 def test_a_row_leaves_the_formula_of_its_column_only_where_that_one_fails():
-  for (name, column) in {(name, column) for name, _, column in derivations.ROW_FORMULAS}:
+  for name, column in {(name, column) for name, _, column in derivations.ROW_FORMULAS}:
     usual = derivations.COLUMN_FORMULAS[name].get(column, derivations.PLAIN)
     rows = [tables.row(*key[:2]) for key in derivations.ROW_FORMULAS if key[::2] == (name, column)]
-    fits = [tables.rounds_to(derivations.derive(row, column, usual), row.printed[column])
-            for row in rows]
+    fits = [
+      tables.rounds_to(derivations.derive(row, column, usual), row.printed[column]) for row in rows
+    ]
     assert not all(fits), (name, column)
 
 
@@ -118,8 +129,10 @@ def test_findings_about_compute_and_data_are_what_the_tables_say():
 
 
 def test_seven_billion_budgets_agree_to_an_iteration_under_paper_full():
-  costs = [account(row.architecture, 2048, "paper_full").train_flops(row.num_tokens)
-           for row in (tables.row("table11", 6), tables.row("table14", 5))]
+  costs = [
+    account(row.architecture, 2048, "paper_full").train_flops(row.num_tokens)
+    for row in (tables.row("table11", 6), tables.row("table14", 5))
+  ]
   assert costs[0] == pytest.approx(costs[1], rel=5e-6)
 
 
@@ -129,10 +142,18 @@ def test_training_settings_are_those_of_table_4():
   assert len(settings) == 7
 
 
-@pytest.mark.parametrize("value, printed, fits", [
-  (2_150_612_992, "2.15e9", True), (2_155_000_001, "2.15e9", False), (0.46645, "0.466", True),
-  (17.084, "17.08", True), (17.086, "17.08", False), (20.0, "20.00", True), (39.95, "40", True),
-])
+@pytest.mark.parametrize(
+  "value, printed, fits",
+  [
+    (2_150_612_992, "2.15e9", True),
+    (2_155_000_001, "2.15e9", False),
+    (0.46645, "0.466", True),
+    (17.084, "17.08", True),
+    (17.086, "17.08", False),
+    (20.0, "20.00", True),
+    (39.95, "40", True),
+  ],
+)
 def test_rounding_follows_the_printed_digits(value, printed, fits):
   assert tables.rounds_to(value, printed) is fits
 

@@ -11,10 +11,22 @@ from hypothesis import strategies as st
 from moe_parity.errors import UserError
 from moe_parity.resources.account_table import account_file, account_table, printable
 
-MOE = dict(n_layers="24", n_dense_layers="1", seq_len="2048", d_model="2048", d_ffn="5464",
-           n_heads="16", d_head="128", E="78", K="6", De="512", Dse="3072")
-DENSE = dict(n_layers="28", seq_len="2048", d_model="2176", d_ffn="8848", n_heads="17",
-             d_head="128")
+MOE = dict(
+  n_layers="24",
+  n_dense_layers="1",
+  seq_len="2048",
+  d_model="2048",
+  d_ffn="5464",
+  n_heads="16",
+  d_head="128",
+  E="78",
+  K="6",
+  De="512",
+  Dse="3072",
+)
+DENSE = dict(
+  n_layers="28", seq_len="2048", d_model="2176", d_ffn="8848", n_heads="17", d_head="128"
+)
 
 
 def one(row, convention="paper"):
@@ -52,8 +64,7 @@ def test_paper_full_adds_the_router_norms_and_elementwise_work():
   plain, full = one(MOE), one(MOE, "paper_full")
   router, norms = 78 * 2048 * 23, 49 * 2048
   assert full["N_params"] - plain["N_params"] == router + norms
-  assert (full["M_train"] - plain["M_train"]
-          == 6 * router + 9 * 24 * 16 * 2048 + 45 * 24 * 2048)
+  assert full["M_train"] - plain["M_train"] == 6 * router + 9 * 24 * 16 * 2048 + 45 * 24 * 2048
 
 
 @pytest.mark.parametrize("cells", [{}, {"E": ""}, {"E": "0"}, {"E": "-", "K": "-"}])
@@ -63,13 +74,18 @@ def test_a_row_without_experts_is_dense(cells):
   assert found["N_params"] == 2_147_590_144
 
 
-@pytest.mark.parametrize("cells, layout, moe_layers", [
-  ({"n_dense_layers": "1"}, "1dense", 23), ({"n_dense_layers": "0"}, "full", 24),
-  ({"n_dense_layers": ""}, "full", 24), ({"scheme": "full+SE"}, "full", 24),
-  ({"n_dense_layers": "", "scheme": "interleave+SE"}, "interleave", 12),
-  ({"scheme": "1dense+SE"}, "1dense", 23),
-  ({"n_dense_layers": "", "layout": "D" * 4 + "M" * 20}, "DDDDMMMMMMMMMMMMMMMMMMMM", 20),
-])
+@pytest.mark.parametrize(
+  "cells, layout, moe_layers",
+  [
+    ({"n_dense_layers": "1"}, "1dense", 23),
+    ({"n_dense_layers": "0"}, "full", 24),
+    ({"n_dense_layers": ""}, "full", 24),
+    ({"scheme": "full+SE"}, "full", 24),
+    ({"n_dense_layers": "", "scheme": "interleave+SE"}, "interleave", 12),
+    ({"scheme": "1dense+SE"}, "1dense", 23),
+    ({"n_dense_layers": "", "layout": "D" * 4 + "M" * 20}, "DDDDMMMMMMMMMMMMMMMMMMMM", 20),
+  ],
+)
 def test_the_layout_comes_from_the_columns_that_are_there(cells, layout, moe_layers):
   found = one(MOE | cells)
   assert found["layout"] == layout and found["n_layers"] - found["n_dense_layers"] == moe_layers
@@ -97,9 +113,18 @@ def test_tokens_come_from_steps_before_the_printed_figure():
 
 
 def test_printed_values_are_set_against_ours():
-  found = one(MOE | {"N_params": "6.52e9", "ra_pct": "20.03", "M_flops_per_token": "3.01e9",
-                     "M_kind": "forward", "D_tokens": "1.3e11", "D_unique_tokens": "6.5e10",
-                     "epochs": "2.00"})
+  found = one(
+    MOE
+    | {
+      "N_params": "6.52e9",
+      "ra_pct": "20.03",
+      "M_flops_per_token": "3.01e9",
+      "M_kind": "forward",
+      "D_tokens": "1.3e11",
+      "D_unique_tokens": "6.5e10",
+      "epochs": "2.00",
+    }
+  )
   difference = found["difference_pct"]
   assert difference["N_params"] == pytest.approx(100 * (6_513_770_496 / 6.52e9 - 1))
   assert difference["ra_pct"] == pytest.approx(-0.02, abs=0.01)
@@ -124,30 +149,33 @@ def test_a_file_is_read_with_its_byte_order_mark_and_blank_lines(tmp_path):
   assert [row["layout"] for row in account_file(path, "paper")] == ["1dense", "dense"]
 
 
-@pytest.mark.parametrize("cells, column, words", [
-  ({"K": "79"}, "K", ["K=79", "E=78", "cannot choose more"]),
-  ({"n_layers": ""}, "n_layers", ["empty", "give a number"]),
-  ({"n_layers": None}, "n_layers", ["missing", "give a number"]),
-  ({"d_model": "wide"}, "d_model", ["'wide'", "not a number"]),
-  ({"d_model": "2048.5"}, "d_model", ["2048.5", "not a whole number"]),
-  ({"d_model": "-2048"}, "d_model", ["-2048", "at least 0"]),
-  ({"d_model": "inf"}, "d_model", ["inf", "finite"]),
-  ({"d_model": "0"}, "d_model", ["0 is below 1"]),
-  ({"De": ""}, "De", ["empty"]),
-  ({"d_ffn": ""}, "d_ffn", ["d_ffn=0", "1 dense layer"]),
-  ({"n_dense_layers": "24"}, "n_dense_layers", ["no MoE layer", "E=78"]),
-  ({"scheme": "2dense"}, "n_dense_layers", ["contradicts '2dense'"]),
-  ({"scheme": "1dense+SE", "Dse": "0"}, "Dse", ["shared expert"]),
-  ({"layout": "mixed"}, "layout", ["'mixed' is not known"]),
-  ({"n_kv_heads": "5"}, "n_heads", ["n_heads=16", "n_kv_heads=5"]),
-  ({"n_heads": None, "d_head": None}, "n_heads", ["d_head"]),
-  ({"n_heads": "17", "d_head": None}, "n_heads", ["17 does not divide d_model=2048"]),
-  ({"M_kind": "both"}, "M_kind", ["'both'", "forward or train"]),
-  ({"D_tokens": "many"}, "D_tokens", ["'many'"]),
-  ({"seq_len": "0"}, "seq_len", ["0 is below 1"]),
-  ({"d_ffn": "1e17"}, "d_ffn", ["1e17", "above 2^53"]),
-  ({"D_tokens": "1e9", "D_unique_tokens": "0"}, "D_unique_tokens", ["0 unique tokens"]),
-])
+@pytest.mark.parametrize(
+  "cells, column, words",
+  [
+    ({"K": "79"}, "K", ["K=79", "E=78", "cannot choose more"]),
+    ({"n_layers": ""}, "n_layers", ["empty", "give a number"]),
+    ({"n_layers": None}, "n_layers", ["missing", "give a number"]),
+    ({"d_model": "wide"}, "d_model", ["'wide'", "not a number"]),
+    ({"d_model": "2048.5"}, "d_model", ["2048.5", "not a whole number"]),
+    ({"d_model": "-2048"}, "d_model", ["-2048", "at least 0"]),
+    ({"d_model": "inf"}, "d_model", ["inf", "finite"]),
+    ({"d_model": "0"}, "d_model", ["0 is below 1"]),
+    ({"De": ""}, "De", ["empty"]),
+    ({"d_ffn": ""}, "d_ffn", ["d_ffn=0", "1 dense layer"]),
+    ({"n_dense_layers": "24"}, "n_dense_layers", ["no MoE layer", "E=78"]),
+    ({"scheme": "2dense"}, "n_dense_layers", ["contradicts '2dense'"]),
+    ({"scheme": "1dense+SE", "Dse": "0"}, "Dse", ["shared expert"]),
+    ({"layout": "mixed"}, "layout", ["'mixed' is not known"]),
+    ({"n_kv_heads": "5"}, "n_heads", ["n_heads=16", "n_kv_heads=5"]),
+    ({"n_heads": None, "d_head": None}, "n_heads", ["d_head"]),
+    ({"n_heads": "17", "d_head": None}, "n_heads", ["17 does not divide d_model=2048"]),
+    ({"M_kind": "both"}, "M_kind", ["'both'", "forward or train"]),
+    ({"D_tokens": "many"}, "D_tokens", ["'many'"]),
+    ({"seq_len": "0"}, "seq_len", ["0 is below 1"]),
+    ({"d_ffn": "1e17"}, "d_ffn", ["1e17", "above 2^53"]),
+    ({"D_tokens": "1e9", "D_unique_tokens": "0"}, "D_unique_tokens", ["0 unique tokens"]),
+  ],
+)
 def test_a_bad_cell_is_named_by_file_row_column_rule_and_way_out(tmp_path, cells, column, words):
   bad = {name: text for name, text in (MOE | cells).items() if text is not None}
   path = write(tmp_path / "shapes.csv", [bad])
@@ -164,12 +192,18 @@ def test_the_row_at_fault_is_named_and_not_the_first():
     account_table([MOE, MOE, MOE | {"K": "79"}], "paper")
 
 
-@pytest.mark.parametrize("text, words", [
-  ("", "no header"), ("n_layers,E\n", "no rows"), ("n_layers,E,E\n1,2,2\n", "'E' stands twice"),
-  ("n_layers,E\n1,2,3\n", "row 1 .line 2. has 3 cells under 2 columns"),
-  ("n_layers,E\n1\n", "has 1 cells"), ('n_layers,E\n"1,2\n', "not a CSV file"),
-  (b"n_layers\n\xff\xfe\n", "not a CSV file"),
-])
+@pytest.mark.parametrize(
+  "text, words",
+  [
+    ("", "no header"),
+    ("n_layers,E\n", "no rows"),
+    ("n_layers,E,E\n1,2,2\n", "'E' stands twice"),
+    ("n_layers,E\n1,2,3\n", "row 1 .line 2. has 3 cells under 2 columns"),
+    ("n_layers,E\n1\n", "has 1 cells"),
+    ('n_layers,E\n"1,2\n', "not a CSV file"),
+    (b"n_layers\n\xff\xfe\n", "not a CSV file"),
+  ],
+)
 def test_a_broken_file_is_refused(tmp_path, text, words):
   path = tmp_path / "shapes.csv"
   path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -184,12 +218,28 @@ def test_a_missing_file_and_an_unknown_convention_are_refused(tmp_path):
     account_file(tmp_path / "none.csv", "papers")
 
 
-CELL = st.one_of(st.none(), st.sampled_from(["", "-", "x", "nan", "-1", "0", "1e400", "7", "3.5"]),
-                 st.integers(0, 300).map(str), st.text("0123456789.eE+-DM x", max_size=5))
+CELL = st.one_of(
+  st.none(),
+  st.sampled_from(["", "-", "x", "nan", "-1", "0", "1e400", "7", "3.5"]),
+  st.integers(0, 300).map(str),
+  st.text("0123456789.eE+-DM x", max_size=5),
+)
 
 
-COLUMN = st.sampled_from([*MOE, "scheme", "layout", "iters", "batch_seqs", "D_tokens",
-                          "D_unique_tokens", "M_kind", "n_kv_heads", "N_params"])
+COLUMN = st.sampled_from(
+  [
+    *MOE,
+    "scheme",
+    "layout",
+    "iters",
+    "batch_seqs",
+    "D_tokens",
+    "D_unique_tokens",
+    "M_kind",
+    "n_kv_heads",
+    "N_params",
+  ]
+)
 
 
 @given(changes=st.dictionaries(COLUMN, CELL, max_size=4))

@@ -11,9 +11,20 @@ from moe_parity.errors import UserError
 from moe_parity.resources.accounting import account, compute_ratio
 from moe_parity.resources.architecture import Architecture
 
-SMALL = Architecture(num_layers=5, d_model=7, num_heads=6, num_kv_heads=2, d_head=4,
-                     layout="2dense", d_ffn=11, num_experts=9, experts_per_token=2, d_expert=13,
-                     d_shared=17, vocab_size=31)
+SMALL = Architecture(
+  num_layers=5,
+  d_model=7,
+  num_heads=6,
+  num_kv_heads=2,
+  d_head=4,
+  layout="2dense",
+  d_ffn=11,
+  num_experts=9,
+  experts_per_token=2,
+  d_expert=13,
+  d_shared=17,
+  vocab_size=31,
+)
 
 # N, N_a without router and norms; M train at S = 2048. Rows also in StepLaw's public run list.
 GOLDEN = [
@@ -25,8 +36,18 @@ GOLDEN = [
 
 
 def two_billion(num_experts, experts_per_token, d_expert, d_shared):
-  return Architecture(16, 1408, 11, 128, layout="1dense", d_ffn=3904, num_experts=num_experts,
-                      experts_per_token=experts_per_token, d_expert=d_expert, d_shared=d_shared)
+  return Architecture(
+    16,
+    1408,
+    11,
+    128,
+    layout="1dense",
+    d_ffn=3904,
+    num_experts=num_experts,
+    experts_per_token=experts_per_token,
+    d_expert=d_expert,
+    d_shared=d_shared,
+  )
 
 
 def count_matrices(a, experts):
@@ -46,8 +67,9 @@ def count_matrices(a, experts):
 
 
 @pytest.mark.parametrize("shape, num_params, num_active_params, train_flops", GOLDEN)
-def test_the_golden_rows_of_the_2b_backbone_come_back(shape, num_params, num_active_params,
-                                                      train_flops):
+def test_the_golden_rows_of_the_2b_backbone_come_back(
+  shape, num_params, num_active_params, train_flops
+):
   cost = account(two_billion(*shape), 2048, "paper")
   assert cost.num_params == num_params
   assert cost.num_active_params == num_active_params
@@ -55,8 +77,18 @@ def test_the_golden_rows_of_the_2b_backbone_come_back(shape, num_params, num_act
 
 
 def test_the_router_of_the_7b_row_counts_under_paper_full_only():
-  shape = Architecture(24, 2048, 16, 128, layout="1dense", d_ffn=5464, num_experts=78,
-                       experts_per_token=6, d_expert=512, d_shared=3072)
+  shape = Architecture(
+    24,
+    2048,
+    16,
+    128,
+    layout="1dense",
+    d_ffn=5464,
+    num_experts=78,
+    experts_per_token=6,
+    d_expert=512,
+    d_shared=3072,
+  )
   router, norms = 78 * 2048 * 23, 49 * 2048
   assert account(shape, 2048, "paper").num_params + router == 6_517_444_608
   full = account(shape, 2048, "paper_full")
@@ -84,15 +116,19 @@ def test_flops_of_each_convention_are_the_formulas():
   router = 3 * 9 * 7
   assert account(SMALL, 20, "paper").forward_flops_per_token == 2 * active + scores
   assert account(SMALL, 20, "exact").forward_flops_per_token == 2 * (active + router) + scores
-  assert (account(SMALL, 20, "paper_full").train_flops_per_token
-          == 6 * (active + router) + 3 * scores + 9 * 5 * 6 * 20 + 45 * 5 * 7)
+  assert (
+    account(SMALL, 20, "paper_full").train_flops_per_token
+    == 6 * (active + router) + 3 * scores + 9 * 5 * 6 * 20 + 45 * 5 * 7
+  )
 
 
 def test_parts_add_up_to_the_totals():
   for convention in ("paper", "paper_full", "exact"):
     cost = account(SMALL, 20, convention)
+
     def total(prefix, parts=cost.breakdown):
       return sum(count for name, count in parts.items() if name.startswith(prefix))
+
     assert total("params.") == cost.num_params
     assert total("active.") == cost.num_active_params
     assert total("forward.") == cost.forward_flops_per_token
@@ -108,22 +144,47 @@ def test_every_row_of_the_golden_table_comes_back():
     shape = published.row(row["table"], int(row["row"])).architecture
     seq_len = published.row(row["table"], int(row["row"]))["seq_len"]
     paper, full = (account(shape, seq_len, name) for name in ("paper", "paper_full"))
-    found = (paper.num_params, paper.num_active_params, full.num_params, full.num_active_params,
-             paper.forward_flops_per_token, paper.train_flops_per_token, full.train_flops_per_token)
+    found = (
+      paper.num_params,
+      paper.num_active_params,
+      full.num_params,
+      full.num_active_params,
+      paper.forward_flops_per_token,
+      paper.train_flops_per_token,
+      full.train_flops_per_token,
+    )
     names = "N_eq Na_eq N_full Na_full M_fwd_eq M_train_eq M_train_full".split()
     assert found == tuple(int(row[name]) for name in names), (row["table"], row["row"])
 
 
 @pytest.mark.parametrize("convention", ["paper", "paper_full", "exact"])
-@given(num_layers=st.integers(2, 9), d_model=st.integers(1, 99), heads=st.integers(1, 5),
-       experts=st.integers(1, 40), chosen=st.integers(1, 40), width=st.integers(1, 50),
-       shared=st.integers(0, 50), seq_len=st.integers(1, 5000),
-       layout=st.sampled_from(["full", "interleave", "1dense"]))
-def test_rates_and_ratios_agree_with_each_other(convention, num_layers, d_model, heads, experts,
-                                                chosen, width, shared, seq_len, layout):
-  moe = Architecture(num_layers, d_model, 2 * heads, 3, num_kv_heads=heads, layout=layout, d_ffn=19,
-                     num_experts=max(experts, chosen), experts_per_token=min(experts, chosen),
-                     d_expert=width, d_shared=shared)
+@given(
+  num_layers=st.integers(2, 9),
+  d_model=st.integers(1, 99),
+  heads=st.integers(1, 5),
+  experts=st.integers(1, 40),
+  chosen=st.integers(1, 40),
+  width=st.integers(1, 50),
+  shared=st.integers(0, 50),
+  seq_len=st.integers(1, 5000),
+  layout=st.sampled_from(["full", "interleave", "1dense"]),
+)
+def test_rates_and_ratios_agree_with_each_other(
+  convention, num_layers, d_model, heads, experts, chosen, width, shared, seq_len, layout
+):
+  moe = Architecture(
+    num_layers,
+    d_model,
+    2 * heads,
+    3,
+    num_kv_heads=heads,
+    layout=layout,
+    d_ffn=19,
+    num_experts=max(experts, chosen),
+    experts_per_token=min(experts, chosen),
+    d_expert=width,
+    d_shared=shared,
+  )
   dense = Architecture(num_layers, d_model, 2 * heads, 3, d_ffn=23)
   a, b = account(moe, seq_len, convention), account(dense, seq_len, convention)
   assert 0 < a.activation_rate <= 1 and b.activation_rate == 1
@@ -138,10 +199,14 @@ def test_kappa_is_the_papers_attention_overhead():
   assert cost.kappa == pytest.approx(1 + 4 * 16 * 1408 * 2048 / (2 * 411_000_832), rel=1e-12)
 
 
-@pytest.mark.parametrize("seq_len, convention, words", [
-  (2048, "papr", "'papr' is not known; use paper, paper_full, exact"),
-  (0, "paper", "seq_len=0"), (True, "paper", "seq_len=True"),
-])
+@pytest.mark.parametrize(
+  "seq_len, convention, words",
+  [
+    (2048, "papr", "'papr' is not known; use paper, paper_full, exact"),
+    (0, "paper", "seq_len=0"),
+    (True, "paper", "seq_len=True"),
+  ],
+)
 def test_a_wrong_question_is_refused(seq_len, convention, words):
   with pytest.raises(UserError, match=words):
     account(SMALL, seq_len, convention)

@@ -8,14 +8,31 @@ import pytest
 from moe_parity.errors import UserError
 from moe_parity.resources.architecture import Architecture
 
-MOE = dict(num_layers=5, d_model=48, num_heads=6, d_head=8, layout="1dense", d_ffn=128,
-           num_experts=7, experts_per_token=3, d_expert=16, d_shared=24)
+MOE = dict(
+  num_layers=5,
+  d_model=48,
+  num_heads=6,
+  d_head=8,
+  layout="1dense",
+  d_ffn=128,
+  num_experts=7,
+  experts_per_token=3,
+  d_expert=16,
+  d_shared=24,
+)
 
 
-@pytest.mark.parametrize("layout, pattern", [
-  ("full", "MMMMM"), ("interleave", "DMDMD"), ("1dense", "DMMMM"), ("3dense", "DDDMM"),
-  ("0dense", "MMMMM"), ("DMMDM", "DMMDM"),
-])
+@pytest.mark.parametrize(
+  "layout, pattern",
+  [
+    ("full", "MMMMM"),
+    ("interleave", "DMDMD"),
+    ("1dense", "DMMMM"),
+    ("3dense", "DDDMM"),
+    ("0dense", "MMMMM"),
+    ("DMMDM", "DMMDM"),
+  ],
+)
 def test_each_layout_says_which_layers_are_moe(layout, pattern):
   architecture = Architecture(**(MOE | {"layout": layout}))
   assert architecture.moe_layers == tuple(letter == "M" for letter in pattern)
@@ -31,8 +48,18 @@ def test_a_dense_model_has_no_moe_layer():
 
 
 def test_ratios_are_the_papers():
-  architecture = Architecture(16, 1408, 11, 128, layout="1dense", d_ffn=3904, num_experts=84,
-                              experts_per_token=6, d_expert=352, d_shared=2112)
+  architecture = Architecture(
+    16,
+    1408,
+    11,
+    128,
+    layout="1dense",
+    d_ffn=3904,
+    num_experts=84,
+    experts_per_token=6,
+    d_expert=352,
+    d_shared=2112,
+  )
   assert architecture.ffn_ratio == pytest.approx(2.7727, abs=5e-5)
   assert architecture.aspect_ratio == 88
   assert architecture.total_ffn_ratio == 22.5
@@ -50,21 +77,24 @@ def test_a_shape_survives_its_dictionary():
   assert Architecture.from_dict(architecture.to_dict()) == architecture
 
 
-@pytest.mark.parametrize("change, words", [
-  ({"experts_per_token": 8}, ["experts_per_token=8", "num_experts=7", "at most"]),
-  ({"num_layers": 0}, ["num_layers=0", "at least 1"]),
-  ({"d_model": True}, ["d_model=True", "whole number"]),
-  ({"d_shared": -8}, ["d_shared=-8", "below 0"]),
-  ({"num_kv_heads": 4}, ["num_heads=6", "num_kv_heads=4"]),
-  ({"layout": "5dense"}, ["'5dense'", "no MoE layer"]),
-  ({"layout": "DMM"}, ["'DMM'", "3 layers", "num_layers=5"]),
-  ({"layout": "dense"}, ["num_experts=7", "'dense'"]),
-  ({"layout": "sparse"}, ["'sparse'", "interleave"]),
-  ({"layout": ""}, ["''", "interleave"]),
-  ({"d_ffn": 0}, ["d_ffn=0", "1 dense layer"]),
-  ({"num_experts": 0, "experts_per_token": 0}, ["num_experts=0", "4 MoE layer"]),
-  ({"d_expert": 0}, ["d_expert=0"]),
-])
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    ({"experts_per_token": 8}, ["experts_per_token=8", "num_experts=7", "at most"]),
+    ({"num_layers": 0}, ["num_layers=0", "at least 1"]),
+    ({"d_model": True}, ["d_model=True", "whole number"]),
+    ({"d_shared": -8}, ["d_shared=-8", "below 0"]),
+    ({"num_kv_heads": 4}, ["num_heads=6", "num_kv_heads=4"]),
+    ({"layout": "5dense"}, ["'5dense'", "no MoE layer"]),
+    ({"layout": "DMM"}, ["'DMM'", "3 layers", "num_layers=5"]),
+    ({"layout": "dense"}, ["num_experts=7", "'dense'"]),
+    ({"layout": "sparse"}, ["'sparse'", "interleave"]),
+    ({"layout": ""}, ["''", "interleave"]),
+    ({"d_ffn": 0}, ["d_ffn=0", "1 dense layer"]),
+    ({"num_experts": 0, "experts_per_token": 0}, ["num_experts=0", "4 MoE layer"]),
+    ({"d_expert": 0}, ["d_expert=0"]),
+  ],
+)
 def test_an_impossible_shape_is_refused_with_its_value_and_a_way_out(change, words):
   with pytest.raises(UserError) as error:
     Architecture(**(MOE | change))
@@ -80,9 +110,13 @@ def test_a_dictionary_with_a_foreign_or_a_missing_name_is_refused():
     Architecture.from_dict({"num_layers": 2, "d_model": 48, "num_heads": 6})
 
 
-@pytest.mark.parametrize("change, words", [
-  ("d_model=48.0", "d_model=48.0 is not a whole number"), ("layout=1", "layout=1 is not text"),
-])
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    ("d_model=48.0", "d_model=48.0 is not a whole number"),
+    ("layout=1", "layout=1 is not text"),
+  ],
+)
 def test_a_field_of_another_type_is_refused_without_a_type_checker_too(change, words):
   # In a process of its own: the type checker of this test run would speak first.
   code = f"""from moe_parity.resources.architecture import Architecture

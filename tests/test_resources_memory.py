@@ -9,10 +9,22 @@ from moe_parity.resources.accounting import account
 from moe_parity.resources.architecture import Architecture
 from moe_parity.resources.memory import device_memory, kept_channels
 
-DENSE = Architecture(num_layers=2, d_model=6, num_heads=3, num_kv_heads=1, d_head=4, d_ffn=10,
-                     vocab_size=17)
-MOE = Architecture(num_layers=3, d_model=8, num_heads=2, d_head=4, layout="1dense", d_ffn=20,
-                   num_experts=5, experts_per_token=2, d_expert=12, d_shared=24, vocab_size=32)
+DENSE = Architecture(
+  num_layers=2, d_model=6, num_heads=3, num_kv_heads=1, d_head=4, d_ffn=10, vocab_size=17
+)
+MOE = Architecture(
+  num_layers=3,
+  d_model=8,
+  num_heads=2,
+  d_head=4,
+  layout="1dense",
+  d_ffn=20,
+  num_experts=5,
+  experts_per_token=2,
+  d_expert=12,
+  d_shared=24,
+  vocab_size=32,
+)
 # By hand: attention 2*6*4*(3+1), feed-forward 3*6*10, two norms; vocabulary twice, last norm.
 DENSE_PARAMS = 2 * (192 + 180 + 12) + 2 * 17 * 6 + 6
 
@@ -68,10 +80,16 @@ def test_micro_batches_trade_activations_for_a_second_gradient():
   assert cut.activations == whole.activations // 3 and cut.gradients == 2 * whole.gradients
 
 
-@given(data=st.integers(1, 4), fsdp=st.integers(1, 4), expert=st.integers(1, 5),
-       tensor=st.integers(1, 3), remat=st.sampled_from(["none", "dots", "layer"]))
+@given(
+  data=st.integers(1, 4),
+  fsdp=st.integers(1, 4),
+  expert=st.integers(1, 5),
+  tensor=st.integers(1, 3),
+  remat=st.sampled_from(["none", "dots", "layer"]),
+)
 def test_more_devices_never_need_more_each_and_keeping_less_never_costs_weights(
-    data, fsdp, expert, tensor, remat):
+  data, fsdp, expert, tensor, remat
+):
   batch = 4 * 3 * 5 * 4 * 2
   if batch % (data * fsdp * expert):
     return
@@ -86,21 +104,37 @@ def test_more_devices_never_need_more_each_and_keeping_less_never_costs_weights(
 
 
 def test_the_papers_seven_billion_moe_fits_64_chips_of_95_gigabytes_and_not_one():
-  shape = Architecture(24, 2048, 16, 128, layout="1dense", d_ffn=5464, num_experts=78,
-                       experts_per_token=6, d_expert=512, d_shared=3072, vocab_size=65536)
+  shape = Architecture(
+    24,
+    2048,
+    16,
+    128,
+    layout="1dense",
+    d_ffn=5464,
+    num_experts=78,
+    experts_per_token=6,
+    d_expert=512,
+    d_shared=3072,
+    vocab_size=65536,
+  )
   options = dict(remat="layer", flash_attention=True, most_logits=2**26)
   assert device_memory(shape, 2048, 256, {"fsdp": 8, "expert": 8}, **options).total < 95e9 / 4
   assert device_memory(shape, 2048, 256, **options).total > 95e9
 
 
-@pytest.mark.parametrize("change, words", [
-  ({"mesh": {"model": 2}}, "'model' is not known; use data"),
-  ({"mesh": {"data": 0}}, "data=0 is below 1"),
-  ({"mesh": {"expert": 6}}, "expert=6 exceeds num_experts=5"),
-  ({"mesh": {"data": 5}}, "batch_sequences=12 is not a multiple of 5.*use 10"),
-  ({"remat": "some"}, "remat='some' is not known"), ({"dtype": "int8"}, "dtype='int8'"),
-  ({"micro_batches": 0}, "micro_batches=0"), ({"seq_len": 0}, "seq_len=0"),
-])
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    ({"mesh": {"model": 2}}, "'model' is not known; use data"),
+    ({"mesh": {"data": 0}}, "data=0 is below 1"),
+    ({"mesh": {"expert": 6}}, "expert=6 exceeds num_experts=5"),
+    ({"mesh": {"data": 5}}, "batch_sequences=12 is not a multiple of 5.*use 10"),
+    ({"remat": "some"}, "remat='some' is not known"),
+    ({"dtype": "int8"}, "dtype='int8'"),
+    ({"micro_batches": 0}, "micro_batches=0"),
+    ({"seq_len": 0}, "seq_len=0"),
+  ],
+)
 def test_a_mesh_or_option_that_cannot_be_is_refused(change, words):
   arguments = dict(seq_len=16, batch_sequences=12) | change
   with pytest.raises(UserError, match=words):

@@ -26,8 +26,9 @@ def config(arms, budget=None, **sections):
 
 def toy_arms(rates=TOY_RATES, **fields):
   shape = dict(kind="moe", layout="full", aspect_ratio=24.0, multiple_of=8) | fields
-  return {"dense": DENSE} | {f"moe_{round(100 * rate)}": shape | {"activation_rate": rate}
-                             for rate in rates}
+  return {"dense": DENSE} | {
+    f"moe_{round(100 * rate)}": shape | {"activation_rate": rate} for rate in rates
+  }
 
 
 def by_name(plan):
@@ -47,7 +48,8 @@ def check_arm(arm, budget, train_flops):
   assert arm.peak_learning_rate == pytest.approx(law)
   assert arm.residual_flops_pct == pytest.approx(100 * (arm.train_flops / train_flops - 1))
   assert arm.residual_params_pct == pytest.approx(
-    100 * (cost.num_params / budget["num_params"] - 1))
+    100 * (cost.num_params / budget["num_params"] - 1)
+  )
 
 
 def test_toy_arms_share_parameters_compute_and_unique_tokens():
@@ -72,12 +74,28 @@ def test_a_sparser_arm_sees_one_over_the_compute_ratio_of_the_dense_tokens():
 
 
 def test_the_papers_seven_billion_budget_gives_its_own_tokens_and_steps():
-  budget = dict(num_params=6_494_887_936, train_flops=2.861224e21, dense_tokens=0, seq_len=2048,
-                convention="paper_full", batch_multiple=16)
-  moe = dict(kind="moe", num_layers=24, d_model=2048, d_head=128, d_ffn=5464, num_experts=84,
-             experts_per_token=28, d_expert=384, batch_sequences=640)
-  dense = dict(kind="dense", num_layers=32, d_model=4096, d_head=128, d_ffn=11008,
-               batch_sequences=432)
+  budget = dict(
+    num_params=6_494_887_936,
+    train_flops=2.861224e21,
+    dense_tokens=0,
+    seq_len=2048,
+    convention="paper_full",
+    batch_multiple=16,
+  )
+  moe = dict(
+    kind="moe",
+    num_layers=24,
+    d_model=2048,
+    d_head=128,
+    d_ffn=5464,
+    num_experts=84,
+    experts_per_token=28,
+    d_expert=384,
+    batch_sequences=640,
+  )
+  dense = dict(
+    kind="dense", num_layers=32, d_model=4096, d_head=128, d_ffn=11008, batch_sequences=432
+  )
   plan = make_plan(config({"dense": dense, "moe": moe}, budget | {"params_tolerance": 0.004}))
   assert [arm.num_steps for arm in plan.arms] == [76813, 98816]  # Tables 14 and 11
   assert plan.arms[1].architecture.d_shared == 10752
@@ -123,8 +141,9 @@ def test_a_reference_spends_its_multiple_and_says_it_is_not_at_parity():
   assert any("dense_2c" in note and "not at parity" in note for note in plan.notes)
 
 
-@pytest.mark.parametrize("reuse, moe_epochs, dense_epochs", [
-  ("unique", 1, 1), ("loose", 2, 1), ("epochs", 3.5, 3.5)])
+@pytest.mark.parametrize(
+  "reuse, moe_epochs, dense_epochs", [("unique", 1, 1), ("loose", 2, 1), ("epochs", 3.5, 3.5)]
+)
 def test_schemes_that_fix_the_epochs_say_that_data_differ(reuse, moe_epochs, dense_epochs):
   plan = make_plan(config(toy_arms(), {"reuse": reuse, "epochs": 3.5}))
   for arm in plan.arms:
@@ -154,8 +173,13 @@ def test_arms_that_are_not_at_parity_are_all_listed_with_their_numbers():
   with pytest.raises(UserError) as error:
     make_plan(config(arms))
   message = str(error.value)
-  for word in ("num_params=802,816 within 0.3 %", "dense N=802,816 (+0.000 %)",
-               "wide N=815,104 (+1.531 %)", "narrow N=790,528 (-1.531 %)", "<- N out"):
+  for word in (
+    "num_params=802,816 within 0.3 %",
+    "dense N=802,816 (+0.000 %)",
+    "wide N=815,104 (+1.531 %)",
+    "narrow N=790,528 (-1.531 %)",
+    "<- N out",
+  ):
     assert word in message
   assert message.count("<- N out") == 2 and "\n" not in message
 
@@ -197,43 +221,66 @@ def test_batches_are_multiples_of_what_the_budget_asks_for():
 
 def test_given_batch_steps_and_rate_are_respected():
   steps = 1_500_000 // (256 * 10)
-  arms = {"dense": DENSE | {"batch_sequences": 10, "num_steps": steps, "peak_learning_rate": 1e-3,
-                            "learning_rate_multiplier": 2.0},
-          "again": DENSE | {"num_steps": 293}}
+  arms = {
+    "dense": DENSE
+    | {
+      "batch_sequences": 10,
+      "num_steps": steps,
+      "peak_learning_rate": 1e-3,
+      "learning_rate_multiplier": 2.0,
+    },
+    "again": DENSE | {"num_steps": 293},
+  }
   dense, again = make_plan(config(arms)).arms
   assert (dense.batch_sequences, dense.num_steps) == (10, steps)
   assert dense.peak_learning_rate == 2e-3
   assert (again.num_steps, again.batch_sequences) == (293, 20)
 
 
-@pytest.mark.parametrize("change, words", [
-  ({"budget": {"reuse": "some"}}, "budget.reuse='some' is not known"),
-  ({"budget": {"dense_tokens": 0}}, "give one of them"),
-  ({"budget": {"num_params": 0}}, "budget.num_params=0"),
-  ({"budget": {"seq_len": 0}}, "budget.seq_len=0"),
-  ({"budget": {"convention": "mine"}}, "'mine' is not known"),
-  ({"budget": {"flops_tolerance": 5.0}}, "write 0.005 for 0.5 %"),
-  ({"budget": {"train_flops": 1e10}}, "contradicts budget.dense_tokens=1,500,000"),
-  ({"budget": {"reuse": "loose", "unique_tokens": 5000}}, "which fixes the epochs instead"),
-  ({"budget": {"unique_tokens": 100}}, "below one window"),
-  ({"budget": {"unique_tokens": 2_000_000}}, "cannot see the 1,999,872 unique ones"),
-  ({"budget": {"reuse": "unique", "unique_tokens": 2_000_000}}, "over budget.unique_tokens="),
-  ({"budget": {"dense_tokens": 10}}, "is more than the"),
-  ({"budget": {"dense_tokenz": 10}}, "no field 'dense_tokenz'; did you mean 'dense_tokens'"),
-  ({"budget": {"num_params": 1.5}}, "budget: num_params=1.5 is not a whole number"),
-  ({"arms": {}}, "no arms"), ({"arms": {"moe": toy_arms()["moe_20"]}}, "no arm of kind 'dense'"),
-  ({"arms": {"a": DENSE | {"kind": "thick"}}}, "arm 'a': kind='thick'"),
-  ({"arms": {"a": {"num_layers": 4}}}, "arm 'a' has no kind"),
-  ({"arms": {"a": DENSE | {"d_modle": 4}}}, "arm 'a' has no field 'd_modle'; did you mean"),
-  ({"arms": {"a": DENSE | {"d_model": "4"}}}, "d_model='4' is not a whole number"),
-  ({"arms": {"a": DENSE | {"seeds": (1, 1)}}}, "name one seed twice"),
-  ({"arms": {"a": DENSE | {"compute_multiple": 0.0}}}, "compute_multiple=0.0 is not above 0"),
-  ({"arms": {"a": DENSE | {"peak_learning_rate": 1e-6}}}, "is not above the final 1e-05"),
-  ({"arms": {"a": DENSE | {"d_head": 24}}}, "arm 'a': d_model=128 is not a multiple of 24"),
-  ({"arms": toy_arms((0.2,), num_layers=3, d_model=64, d_head=16, num_experts=8, d_expert=8,
-                     experts_per_token=2)}, "activation_rate=0.2 but the given shape has"),
-  ({"arms": toy_arms((0.01,), d_model=128)}, "arm 'moe_1': no moe shape has 802,816 parameters"),
-])
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    ({"budget": {"reuse": "some"}}, "budget.reuse='some' is not known"),
+    ({"budget": {"dense_tokens": 0}}, "give one of them"),
+    ({"budget": {"num_params": 0}}, "budget.num_params=0"),
+    ({"budget": {"seq_len": 0}}, "budget.seq_len=0"),
+    ({"budget": {"convention": "mine"}}, "'mine' is not known"),
+    ({"budget": {"flops_tolerance": 5.0}}, "write 0.005 for 0.5 %"),
+    ({"budget": {"train_flops": 1e10}}, "contradicts budget.dense_tokens=1,500,000"),
+    ({"budget": {"reuse": "loose", "unique_tokens": 5000}}, "which fixes the epochs instead"),
+    ({"budget": {"unique_tokens": 100}}, "below one window"),
+    ({"budget": {"unique_tokens": 2_000_000}}, "cannot see the 1,999,872 unique ones"),
+    ({"budget": {"reuse": "unique", "unique_tokens": 2_000_000}}, "over budget.unique_tokens="),
+    ({"budget": {"dense_tokens": 10}}, "is more than the"),
+    ({"budget": {"dense_tokenz": 10}}, "no field 'dense_tokenz'; did you mean 'dense_tokens'"),
+    ({"budget": {"num_params": 1.5}}, "budget: num_params=1.5 is not a whole number"),
+    ({"arms": {}}, "no arms"),
+    ({"arms": {"moe": toy_arms()["moe_20"]}}, "no arm of kind 'dense'"),
+    ({"arms": {"a": DENSE | {"kind": "thick"}}}, "arm 'a': kind='thick'"),
+    ({"arms": {"a": {"num_layers": 4}}}, "arm 'a' has no kind"),
+    ({"arms": {"a": DENSE | {"d_modle": 4}}}, "arm 'a' has no field 'd_modle'; did you mean"),
+    ({"arms": {"a": DENSE | {"d_model": "4"}}}, "d_model='4' is not a whole number"),
+    ({"arms": {"a": DENSE | {"seeds": (1, 1)}}}, "name one seed twice"),
+    ({"arms": {"a": DENSE | {"compute_multiple": 0.0}}}, "compute_multiple=0.0 is not above 0"),
+    ({"arms": {"a": DENSE | {"peak_learning_rate": 1e-6}}}, "is not above the final 1e-05"),
+    ({"arms": {"a": DENSE | {"d_head": 24}}}, "arm 'a': d_model=128 is not a multiple of 24"),
+    (
+      {
+        "arms": toy_arms(
+          (0.2,),
+          num_layers=3,
+          d_model=64,
+          d_head=16,
+          num_experts=8,
+          d_expert=8,
+          experts_per_token=2,
+        )
+      },
+      "activation_rate=0.2 but the given shape has",
+    ),
+    ({"arms": toy_arms((0.01,), d_model=128)}, "arm 'moe_1': no moe shape has 802,816 parameters"),
+  ],
+)
 def test_what_cannot_be_meant_is_refused_in_one_line(change, words):
   budget = change.get("budget", {})
   arms = change.get("arms", toy_arms((0.2,)))
@@ -243,18 +290,30 @@ def test_what_cannot_be_meant_is_refused_in_one_line(change, words):
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(exponent=st.floats(5.3, 10.5), tokens_per_param=st.floats(0.5, 100), seq=st.integers(4, 12),
-       rates=st.lists(st.floats(0.06, 0.9), min_size=1, max_size=3, unique=True),
-       layout=st.sampled_from(["full", "1dense", "interleave"]),
-       convention=st.sampled_from(["paper", "paper_full", "exact"]),
-       multiple=st.sampled_from([1, 8, 24]))
-def test_any_budget_gives_equal_arms_or_a_refusal(exponent, tokens_per_param, seq, rates, layout,
-                                                  convention, multiple):
-  budget = dict(num_params=int(10**exponent), seq_len=2**seq, convention=convention,
-                dense_tokens=int(tokens_per_param * 10**exponent), batch_multiple=multiple)
+@given(
+  exponent=st.floats(5.3, 10.5),
+  tokens_per_param=st.floats(0.5, 100),
+  seq=st.integers(4, 12),
+  rates=st.lists(st.floats(0.06, 0.9), min_size=1, max_size=3, unique=True),
+  layout=st.sampled_from(["full", "1dense", "interleave"]),
+  convention=st.sampled_from(["paper", "paper_full", "exact"]),
+  multiple=st.sampled_from([1, 8, 24]),
+)
+def test_any_budget_gives_equal_arms_or_a_refusal(
+  exponent, tokens_per_param, seq, rates, layout, convention, multiple
+):
+  budget = dict(
+    num_params=int(10**exponent),
+    seq_len=2**seq,
+    convention=convention,
+    dense_tokens=int(tokens_per_param * 10**exponent),
+    batch_multiple=multiple,
+  )
   arms = {"dense": {"kind": "dense", "multiple_of": 4}}
-  arms |= {f"moe{index}": {"kind": "moe", "layout": layout, "activation_rate": rate,
-                           "multiple_of": 4} for index, rate in enumerate(rates)}
+  arms |= {
+    f"moe{index}": {"kind": "moe", "layout": layout, "activation_rate": rate, "multiple_of": 4}
+    for index, rate in enumerate(rates)
+  }
   try:
     plan = make_plan(config(arms, budget))
   except UserError as error:

@@ -42,7 +42,7 @@ def run(only: Sequence[str] = ()) -> dict[str, list[dict]]:
 
 def startup(repeats: int = 5) -> list[dict]:
   """Seconds from a command to its answer: 250 arms planned; the first loss of a demo arm."""
-  many = '''
+  many = """
 from moe_parity.defaults import base, dense_arm, moe_arm
 def get_config(arg=None):
   config = base()
@@ -52,7 +52,7 @@ def get_config(arg=None):
   for i in range(249):
     config.arms[f"moe_{i}"] = moe_arm(0.10 + 0.002 * i)
   return config
-'''
+"""
   rows = []
   with tempfile.TemporaryDirectory() as folder:
     config = pathlib.Path(folder) / "many.py"
@@ -138,7 +138,13 @@ def step(repeats: int = 12, dtypes: Sequence[str] = ("float32", "bfloat16")) -> 
       # What the arithmetic units have to do: the plan's M and the head, which N and M leave out.
       cost = account(architecture, 256)
       flops = cost.train_flops_per_token + 3 * 2 * architecture.vocab_size * architecture.d_model
-      arms[name, dtype] = {"step": train_step, "state": state, "flops": flops, "wall": [], "cpu": []}
+      arms[name, dtype] = {
+        "step": train_step,
+        "state": state,
+        "flops": flops,
+        "wall": [],
+        "cpu": [],
+      }
   peaks: dict[str, list[float]] = {dtype: [] for dtype in dtypes}
   for _ in range(repeats):
     for dtype in dtypes:
@@ -205,7 +211,9 @@ def compile_time(repeats: int = 3) -> list[dict]:
   table = []
   for name in common_work():
     shallow, deep = (statistics.median(seconds[name, n]) for n in (6, 24))
-    table.append({"work": name, "layers_6_s": shallow, "layers_24_s": deep, "ratio": deep / shallow})
+    table.append(
+      {"work": name, "layers_6_s": shallow, "layers_24_s": deep, "ratio": deep / shallow}
+    )
   return table
 
 

@@ -115,10 +115,8 @@ class Transformer(nnx.Module):
     self.final_norm = RMSNorm(d)
     self.head = matrix(d, v, axes="DV", scale=0.1)  # the first predictions are almost even
 
-  def hidden(
-    self, inputs_BS: Int[Array, "B S"]
-  ) -> tuple[Float[Array, "T D"], RoutingStats | None]:
-    """Final normed activations, flat, and routing stacked over MoE layers in order (None: dense)."""
+  def hidden(self, inputs_BS: Int[Array, "B S"]) -> tuple[Float[Array, "T D"], RoutingStats | None]:
+    """Final normed activations, flat, and routing stacked over MoE layers (None: all dense)."""
     B, S = inputs_BS.shape
     x_TD = jnp.take(self.embedding[...], inputs_BS.reshape(-1), axis=0)
     x_TD = x_TD.astype(self.options.dtype)
@@ -158,7 +156,7 @@ def _nats(hidden_TD, targets_T, head_DV):
   return jax.nn.logsumexp(logit_TV, axis=-1) - chosen_T
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def abstract_model(architecture: Architecture, options: ModelOptions):
   """(graph, params, buffers) of shapes without arrays: what a jitted step merges.
 

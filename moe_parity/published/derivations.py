@@ -29,22 +29,46 @@ class Formula:
 
 
 PLAIN, FULL = Formula("paper"), Formula("paper_full")
-_COLUMNS = ("N_params", "Na_params", "ra_pct", "M_flops_per_token", "D_tokens", "C_flops",
-            "D_over_N", "epochs", "mu", "zeta_printed")
+_COLUMNS = (
+  "N_params",
+  "Na_params",
+  "ra_pct",
+  "M_flops_per_token",
+  "D_tokens",
+  "C_flops",
+  "D_over_N",
+  "epochs",
+  "mu",
+  "zeta_printed",
+)
 COLUMN_FORMULAS: dict[str, dict[str, Formula]] = {
-  "table05": {}, "table06": {}, "table08": {}, "table09": {},
+  "table05": {},
+  "table06": {},
+  "table08": {},
+  "table09": {},
   "table07": dict.fromkeys(_COLUMNS, FULL),
-  "table10": {"M_flops_per_token": FULL, "C_flops": FULL,
-              "ra_pct": Formula(nominal_params=2.15e9), "D_over_N": Formula(nominal_params=2.15e9)},
-  "table11": {"N_params": FULL, "M_flops_per_token": FULL, "C_flops": FULL,
-              "ra_pct": Formula(nominal_params=6.51e9, printed_active=True),
-              "D_over_N": Formula(nominal_params=6.51e9)},
+  "table10": {
+    "M_flops_per_token": FULL,
+    "C_flops": FULL,
+    "ra_pct": Formula(nominal_params=2.15e9),
+    "D_over_N": Formula(nominal_params=2.15e9),
+  },
+  "table11": {
+    "N_params": FULL,
+    "M_flops_per_token": FULL,
+    "C_flops": FULL,
+    "ra_pct": Formula(nominal_params=6.51e9, printed_active=True),
+    "D_over_N": Formula(nominal_params=6.51e9),
+  },
   "table14": {"M_flops_per_token": FULL, "C_flops": FULL},
   "table16": dict.fromkeys(_COLUMNS, FULL),
 }
 ROW_FORMULAS: dict[tuple[str, int, str], Formula] = {
-  **{("table10", number, column): FULL for number in (3, 4, 5, 7)
-     for column in ("Na_params", "ra_pct", "D_over_N")},
+  **{
+    ("table10", number, column): FULL
+    for number in (3, 4, 5, 7)
+    for column in ("Na_params", "ra_pct", "D_over_N")
+  },
   **{("table11", 4, column): PLAIN for column in ("ra_pct", "D_over_N")},
   **{("table14", number, "D_over_N"): Formula(nominal_params=2.15e9) for number in (1, 2)},
 }
@@ -73,8 +97,13 @@ def formula_of(row: PublishedRow, column: str) -> Formula:
 
 def cells() -> list[Cell]:
   """Every derived cell of every table."""
-  return [Cell(row.table, row.number, column, row.printed[column], derive(row, column))
-          for name in TABLES for row in table(name) for column in _COLUMNS if column in row.printed]
+  return [
+    Cell(row.table, row.number, column, row.printed[column], derive(row, column))
+    for name in TABLES
+    for row in table(name)
+    for column in _COLUMNS
+    if column in row.printed
+  ]
 
 
 def derive(row: PublishedRow, column: str, formula: Formula | None = None) -> int | float:

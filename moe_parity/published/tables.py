@@ -22,8 +22,17 @@ from moe_parity.resources.account_table import tokens_of
 from moe_parity.resources.architecture import Architecture
 from moe_parity.resources.shape_table import ShapeRow, architecture_of, read_table
 
-TABLES = ("table05", "table06", "table07", "table08", "table09", "table10", "table11", "table14",
-          "table16")
+TABLES = (
+  "table05",
+  "table06",
+  "table07",
+  "table08",
+  "table09",
+  "table10",
+  "table11",
+  "table14",
+  "table16",
+)
 TEXT_COLUMNS = ("source", "M_kind", "norm_topk", "scheme")
 
 
@@ -71,8 +80,9 @@ def table(name: str) -> tuple[PublishedRow, ...]:
   if name not in TABLES:
     raise UserError(f"table={name!r} is not held here; use {', '.join(TABLES)}")
   with resources.as_file(resources.files(__package__) / f"{name}.csv") as path:
-    return tuple(PublishedRow(name, number, cells)
-                 for number, cells in enumerate(read_table(path), 1))
+    return tuple(
+      PublishedRow(name, number, cells) for number, cells in enumerate(read_table(path), 1)
+    )
 
 
 def row(name: str, number: int) -> PublishedRow:

@@ -96,7 +96,9 @@ def new_figure(width: int | float, height: int | float, **grid: Any) -> tuple[An
   return figure, figure.subplots(**grid)
 
 
-def rate_colour(rate: int | float, low: int | float, high: int | float) -> tuple[float, float, float, float]:
+def rate_colour(
+  rate: int | float, low: int | float, high: int | float
+) -> tuple[float, float, float, float]:
   """A colour for an activation rate, from dark violet (few experts) to green (many)."""
   import math
 

@@ -23,8 +23,9 @@ def account_file(path: str | pathlib.Path, convention: str) -> list[dict]:
   return account_table(read_table(path), convention, table=str(path))
 
 
-def account_table(rows: Sequence[Mapping[str, str]], convention: str, table: str = "the table"
-                  ) -> list[dict]:
+def account_table(
+  rows: Sequence[Mapping[str, str]], convention: str, table: str = "the table"
+) -> list[dict]:
   """One dictionary a row, in the paper's column names.
 
   A table needs n_layers, d_model, n_heads or d_head, seq_len, d_ffn where a layer is dense, and for
@@ -56,8 +57,13 @@ def printable(accounts: Sequence[Mapping]) -> list[dict]:
   for priced in accounts:
     row = {name: priced.get(name) for name in dict.fromkeys(names)}
     off = priced["difference_pct"]
-    rows.append(row | {f"{name} off %": None if off.get(name) is None else round(off[name], 3)
-                       for name in dict.fromkeys(printed)})
+    rows.append(
+      row
+      | {
+        f"{name} off %": None if off.get(name) is None else round(off[name], 3)
+        for name in dict.fromkeys(printed)
+      }
+    )
   used = [name for name in rows[0] if any(row[name] is not None for row in rows)] if rows else []
   return [{name: row[name] for name in used} for row in rows]
 
@@ -76,19 +82,35 @@ def _account_row(row: ShapeRow, convention: str) -> dict:
   if kind not in M_KINDS:
     raise row.error("M_kind", f"{kind!r} is not known; use {' or '.join(M_KINDS)}")
   cost = account(architecture, seq_len, convention)
-  found = _shape_values(architecture, seq_len) | {
-    "N_params": cost.num_params, "Na_params": cost.num_active_params,
-    "ra_pct": 100 * cost.activation_rate, "M_forward": cost.forward_flops_per_token,
-    "M_train": cost.train_flops_per_token, "M_kind": kind,
-    "M_flops_per_token": (cost.forward_flops_per_token if kind == "forward"
-                          else cost.train_flops_per_token),
-    "kappa": cost.kappa} | _run_values(row, cost, seq_len)
-  printed = {name: row.number_of(name) for name in found
-             if name not in _DECISIONS and row.has(name)}
-  difference = {name: 100 * (found[name] / value - 1) for name, value in printed.items()
-                if value and found[name] is not None}
-  return {"row": row.number, "convention": convention} | found | {
-    "printed": printed, "difference_pct": difference}
+  found = (
+    _shape_values(architecture, seq_len)
+    | {
+      "N_params": cost.num_params,
+      "Na_params": cost.num_active_params,
+      "ra_pct": 100 * cost.activation_rate,
+      "M_forward": cost.forward_flops_per_token,
+      "M_train": cost.train_flops_per_token,
+      "M_kind": kind,
+      "M_flops_per_token": (
+        cost.forward_flops_per_token if kind == "forward" else cost.train_flops_per_token
+      ),
+      "kappa": cost.kappa,
+    }
+    | _run_values(row, cost, seq_len)
+  )
+  printed = {
+    name: row.number_of(name) for name in found if name not in _DECISIONS and row.has(name)
+  }
+  difference = {
+    name: 100 * (found[name] / value - 1)
+    for name, value in printed.items()
+    if value and found[name] is not None
+  }
+  return (
+    {"row": row.number, "convention": convention}
+    | found
+    | {"printed": printed, "difference_pct": difference}
+  )
 
 
 # M_flops_per_token repeats M_forward or M_train; the two dictionaries become columns.
@@ -99,11 +121,16 @@ _DECISIONS = ("layout", "n_layers", "n_dense_layers", "seq_len", "M_kind")
 
 def _shape_values(architecture: Architecture, seq_len: int) -> dict:
   return {
-    "layout": architecture.layout, "n_layers": architecture.num_layers,
-    "n_dense_layers": architecture.num_dense_layers, "seq_len": seq_len,
-    "alpha": architecture.ffn_ratio, "zeta": architecture.aspect_ratio,
-    "gamma": architecture.context_ratio(seq_len), "beta": architecture.active_ffn_ratio,
-    "mu": architecture.total_ffn_ratio}
+    "layout": architecture.layout,
+    "n_layers": architecture.num_layers,
+    "n_dense_layers": architecture.num_dense_layers,
+    "seq_len": seq_len,
+    "alpha": architecture.ffn_ratio,
+    "zeta": architecture.aspect_ratio,
+    "gamma": architecture.context_ratio(seq_len),
+    "beta": architecture.active_ffn_ratio,
+    "mu": architecture.total_ffn_ratio,
+  }
 
 
 def _run_values(row: ShapeRow, cost: Cost, seq_len: int) -> dict:
@@ -118,6 +145,12 @@ def _run_values(row: ShapeRow, cost: Cost, seq_len: int) -> dict:
     if not unique_tokens:
       raise row.error("D_unique_tokens", "0 unique tokens; give the tokens that differ, or none")
     epochs = tokens / unique_tokens
-  values = (tokens, float(cost.train_flops_per_token * tokens), tokens / cost.num_params,
-            law["peak_learning_rate"], law["batch_tokens"] / seq_len, epochs)
+  values = (
+    tokens,
+    float(cost.train_flops_per_token * tokens),
+    tokens / cost.num_params,
+    law["peak_learning_rate"],
+    law["batch_tokens"] / seq_len,
+    epochs,
+  )
   return dict(zip(names, values, strict=True))

@@ -77,9 +77,11 @@ def account(architecture: Architecture, seq_len: int, convention: str = "paper")
   if convention != "paper":
     counted += ("router", "norms")
   flops = _forward_flops(architecture, active_params, seq_len)
-  products = {"paper": ("parameters", "scores"),
-              "paper_full": ("parameters", "scores", "router", "softmax", "elementwise"),
-              "exact": ("parameters", "scores", "router")}[convention]
+  products = {
+    "paper": ("parameters", "scores"),
+    "paper_full": ("parameters", "scores", "router", "softmax", "elementwise"),
+    "exact": ("parameters", "scores", "router"),
+  }[convention]
 
   num_params = sum(all_params[part] for part in counted)
   num_active_params = sum(active_params[part] for part in counted)
@@ -88,15 +90,23 @@ def account(architecture: Architecture, seq_len: int, convention: str = "paper")
   breakdown = {f"params.{part}": all_params[part] for part in counted}
   breakdown |= {f"active.{part}": active_params[part] for part in counted}
   breakdown |= {f"forward.{part}": flops[part] for part in products}
-  breakdown |= {f"outside.params.{part}": count for part, count in all_params.items()
-                if part not in counted}
-  breakdown |= {f"outside.forward.{part}": count for part, count in flops.items()
-                if part not in products}
+  breakdown |= {
+    f"outside.params.{part}": count for part, count in all_params.items() if part not in counted
+  }
+  breakdown |= {
+    f"outside.forward.{part}": count for part, count in flops.items() if part not in products
+  }
   return Cost(
-    convention=convention, num_params=num_params, num_active_params=num_active_params,
-    activation_rate=num_active_params / num_params, forward_flops_per_token=forward,
-    train_flops_per_token=3 * forward, kappa=forward / (2 * num_active_params),
-    vocabulary_params=vocabulary_params, breakdown=breakdown)
+    convention=convention,
+    num_params=num_params,
+    num_active_params=num_active_params,
+    activation_rate=num_active_params / num_params,
+    forward_flops_per_token=forward,
+    train_flops_per_token=3 * forward,
+    kappa=forward / (2 * num_active_params),
+    vocabulary_params=vocabulary_params,
+    breakdown=breakdown,
+  )
 
 
 def compute_ratio(cost: Cost, reference: Cost) -> float:
@@ -106,8 +116,10 @@ def compute_ratio(cost: Cost, reference: Cost) -> float:
   the paper prints its Eq. (10) otherwise, which is off by up to 65 %.
   """
   if cost.convention != reference.convention:
-    raise UserError(f"convention={cost.convention!r} is compared with {reference.convention!r}; "
-                    f"account for both under one convention")
+    raise UserError(
+      f"convention={cost.convention!r} is compared with {reference.convention!r}; "
+      f"account for both under one convention"
+    )
   return cost.forward_flops_per_token / reference.forward_flops_per_token
 
 
@@ -129,8 +141,9 @@ def _parameters(architecture: Architecture) -> tuple[dict[str, int], dict[str, i
   return all_params, active
 
 
-def _forward_flops(architecture: Architecture, active: dict[str, int], seq_len: int
-                   ) -> dict[str, int]:
+def _forward_flops(
+  architecture: Architecture, active: dict[str, int], seq_len: int
+) -> dict[str, int]:
   """Forward FLOPs a token by kind; a multiply and an add count as two."""
   a = architecture
   matrices = ("attention", "dense_ffn", "routed_experts", "shared_expert")

@@ -33,14 +33,18 @@ def layer_pattern(layout: str, num_layers: int) -> tuple[bool, ...]:
     pattern = tuple(layer >= int(leading[1]) for layer in range(num_layers))
   elif layout and set(layout) <= {"D", "M"}:
     if len(layout) != num_layers:
-      raise UserError(f"layout={layout!r} names {len(layout)} layers but num_layers={num_layers}; "
-                      f"give one letter a layer")
+      raise UserError(
+        f"layout={layout!r} names {len(layout)} layers but num_layers={num_layers}; "
+        f"give one letter a layer"
+      )
     return tuple(letter == "M" for letter in layout)
   else:
     raise UserError(f"layout={layout!r} is not known; use {LAYOUTS}")
   if not any(pattern):
-    raise UserError(f"layout={layout!r} leaves no MoE layer in num_layers={num_layers}; "
-                    f"use layout='dense' or more layers")
+    raise UserError(
+      f"layout={layout!r} leaves no MoE layer in num_layers={num_layers}; "
+      f"use layout='dense' or more layers"
+    )
   return pattern
 
 
@@ -89,11 +93,15 @@ class Architecture:
     if self.num_kv_heads == 0:
       object.__setattr__(self, "num_kv_heads", self.num_heads)
     if self.num_heads % self.num_kv_heads:
-      raise UserError(f"num_heads={self.num_heads} is not a multiple of "
-                      f"num_kv_heads={self.num_kv_heads}; let every key head serve as many queries")
+      raise UserError(
+        f"num_heads={self.num_heads} is not a multiple of "
+        f"num_kv_heads={self.num_kv_heads}; let every key head serve as many queries"
+      )
     if self.num_dense_layers and not self.d_ffn:
-      raise UserError(f"d_ffn=0 but layout={self.layout!r} has {self.num_dense_layers} dense "
-                      f"layer(s); give their feed-forward width")
+      raise UserError(
+        f"d_ffn=0 but layout={self.layout!r} has {self.num_dense_layers} dense "
+        f"layer(s); give their feed-forward width"
+      )
     self._check_experts()
 
   def _check_count(self, name: str, least: int) -> None:
@@ -104,21 +112,28 @@ class Architecture:
       raise UserError(f"{name}={value} is below {least}; give an int of at least {least}")
 
   def _check_experts(self) -> None:
-    experts = {name: getattr(self, name)
-               for name in ("num_experts", "experts_per_token", "d_expert")}
+    experts = {
+      name: getattr(self, name) for name in ("num_experts", "experts_per_token", "d_expert")
+    }
     if not self.is_moe:
       for name, value in (experts | {"d_shared": self.d_shared}).items():
         if value:
-          raise UserError(f"{name}={value} but layout={self.layout!r} has no MoE layer; "
-                          f"set it to 0 or use another layout: {LAYOUTS}")
+          raise UserError(
+            f"{name}={value} but layout={self.layout!r} has no MoE layer; "
+            f"set it to 0 or use another layout: {LAYOUTS}"
+          )
       return
     for name, value in experts.items():
       if not value:
-        raise UserError(f"{name}=0 but layout={self.layout!r} has {self.num_moe_layers} MoE "
-                        f"layer(s); give at least 1")
+        raise UserError(
+          f"{name}=0 but layout={self.layout!r} has {self.num_moe_layers} MoE "
+          f"layer(s); give at least 1"
+        )
     if self.experts_per_token > self.num_experts:
-      raise UserError(f"experts_per_token={self.experts_per_token} exceeds "
-                      f"num_experts={self.num_experts}; choose at most as many as there are")
+      raise UserError(
+        f"experts_per_token={self.experts_per_token} exceeds "
+        f"num_experts={self.num_experts}; choose at most as many as there are"
+      )
 
   @functools.cached_property
   def moe_layers(self) -> tuple[bool, ...]:
@@ -175,8 +190,9 @@ class Architecture:
     unknown = sorted(set(values) - set(names))
     if unknown:
       raise UserError(f"{unknown[0]!r} is no field of an architecture; use {', '.join(names)}")
-    required = [field.name for field in dataclasses.fields(cls)
-                if field.default is dataclasses.MISSING]
+    required = [
+      field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING
+    ]
     missing = [name for name in required if name not in values]
     if missing:
       raise UserError(f"{missing[0]} is missing from an architecture; give {', '.join(required)}")

@@ -49,18 +49,25 @@ class Budget:
       raise UserError("budget.train_flops=0 and budget.dense_tokens=0; give one of them")
     for name, least in (("num_params", 1), ("seq_len", 1), ("batch_multiple", 1), ("epochs", 1)):
       if getattr(self, name) < least:
-        raise UserError(f"budget.{name}={getattr(self, name)} is below {least}; give at least "
-                        f"{least}")
+        raise UserError(
+          f"budget.{name}={getattr(self, name)} is below {least}; give at least {least}"
+        )
     for name in ("params_tolerance", "flops_tolerance"):
       if not 0 < getattr(self, name) < 0.5:
-        raise UserError(f"budget.{name}={getattr(self, name)} is not a share between 0 and 0.5; "
-                        f"write 0.005 for 0.5 %")
+        raise UserError(
+          f"budget.{name}={getattr(self, name)} is not a share between 0 and 0.5; "
+          f"write 0.005 for 0.5 %"
+        )
     if self.unique_tokens and self.reuse in ("loose", "epochs"):
-      raise UserError(f"budget.unique_tokens={self.unique_tokens} with reuse={self.reuse!r}, which "
-                      f"fixes the epochs instead; set it to 0 or use reuse='strict'")
+      raise UserError(
+        f"budget.unique_tokens={self.unique_tokens} with reuse={self.reuse!r}, which "
+        f"fixes the epochs instead; set it to 0 or use reuse='strict'"
+      )
     if 0 < self.unique_tokens < self.seq_len:
-      raise UserError(f"budget.unique_tokens={self.unique_tokens} is below one window of "
-                      f"seq_len={self.seq_len}; give more")
+      raise UserError(
+        f"budget.unique_tokens={self.unique_tokens} is below one window of "
+        f"seq_len={self.seq_len}; give more"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +127,16 @@ class ArmSpec:
       UserError: naming the arm.
     """
     try:
-      return self._complete(vocab_size) or solve(Targets(
-        num_params=budget.num_params, convention=budget.convention, vocab_size=vocab_size,
-        params_tolerance=float(budget.params_tolerance),
-        **{name: getattr(self, name) for name in _SOLVED}, layout=self._layout))
+      return self._complete(vocab_size) or solve(
+        Targets(
+          num_params=budget.num_params,
+          convention=budget.convention,
+          vocab_size=vocab_size,
+          params_tolerance=float(budget.params_tolerance),
+          **{name: getattr(self, name) for name in _SOLVED},
+          layout=self._layout,
+        )
+      )
     except UserError as error:
       raise UserError(f"arm {self.name!r}: {error}") from None
 
@@ -145,28 +158,61 @@ class ArmSpec:
     num_heads, d_head = self.num_heads, self.d_head
     if not (num_heads and d_head):
       if self.d_model % (num_heads or d_head):
-        raise UserError(f"d_model={self.d_model} is not a multiple of {num_heads or d_head}; give "
-                        f"both num_heads and d_head")
-      num_heads, d_head = (num_heads or self.d_model // d_head,
-                           d_head or self.d_model // num_heads)
+        raise UserError(
+          f"d_model={self.d_model} is not a multiple of {num_heads or d_head}; give "
+          f"both num_heads and d_head"
+        )
+      num_heads, d_head = (num_heads or self.d_model // d_head, d_head or self.d_model // num_heads)
     shared = self.d_shared
     if self.kind == "moe" and self.shared_expert and not shared:
       shared = self.experts_per_token * self.d_expert
     found = Architecture(
-      num_layers, self.d_model, num_heads, d_head, self.num_kv_heads, self._layout, self.d_ffn,
-      self.num_experts, self.experts_per_token, self.d_expert, shared, vocab_size)
+      num_layers,
+      self.d_model,
+      num_heads,
+      d_head,
+      self.num_kv_heads,
+      self._layout,
+      self.d_ffn,
+      self.num_experts,
+      self.experts_per_token,
+      self.d_expert,
+      shared,
+      vocab_size,
+    )
     rate = account(found, 1).activation_rate
-    if self.kind == "moe" and self.activation_rate and (
-        abs(rate - self.activation_rate) > RATE_TOLERANCE):
-      raise UserError(f"activation_rate={self.activation_rate:g} but the given shape has "
-                      f"{rate:.4f}; set it to 0 or leave a field of the shape open")
+    if (
+      self.kind == "moe"
+      and self.activation_rate
+      and (abs(rate - self.activation_rate) > RATE_TOLERANCE)
+    ):
+      raise UserError(
+        f"activation_rate={self.activation_rate:g} but the given shape has "
+        f"{rate:.4f}; set it to 0 or leave a field of the shape open"
+      )
     return found
 
 
-_SOLVED = ("kind", "num_layers", "d_model", "num_heads", "num_kv_heads", "d_head", "d_ffn",
-           "num_experts", "experts_per_token", "d_expert", "d_shared", "activation_rate",
-           "aspect_ratio", "ffn_ratio", "total_ffn_ratio", "granularity", "shared_expert",
-           "multiple_of")
+_SOLVED = (
+  "kind",
+  "num_layers",
+  "d_model",
+  "num_heads",
+  "num_kv_heads",
+  "d_head",
+  "d_ffn",
+  "num_experts",
+  "experts_per_token",
+  "d_expert",
+  "d_shared",
+  "activation_rate",
+  "aspect_ratio",
+  "ffn_ratio",
+  "total_ffn_ratio",
+  "granularity",
+  "shared_expert",
+  "multiple_of",
+)
 
 
 def read_budget(section: Any) -> Budget:
@@ -189,8 +235,7 @@ def read_arms(section: Any, default_seed: int) -> list[ArmSpec]:
   return arms
 
 
-def _fields(section: Any, kind: type, where: str, without: tuple[str, ...] = ()
-            ) -> dict[str, Any]:
+def _fields(section: Any, kind: type, where: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
   """The named values of a section, with whole floats made whole where a count is meant."""
   known = {field.name: field for field in dataclasses.fields(kind) if field.name not in without}
   found = {}
@@ -209,9 +254,13 @@ def _fields(section: Any, kind: type, where: str, without: tuple[str, ...] = ()
 def _checked(value: Any, kind: str, where: str) -> Any:
   if kind == "int" and isinstance(value, float) and value.is_integer():
     return int(value)  # 2.15e9 is a count
-  wanted = {"int": (int, "a whole number"), "str": (str, "text"), "bool": (bool, "True or False"),
-            "float | int": ((int, float), "a number"),
-            "tuple[int, ...]": ((tuple, list), "a tuple of whole numbers")}[kind]
+  wanted = {
+    "int": (int, "a whole number"),
+    "str": (str, "text"),
+    "bool": (bool, "True or False"),
+    "float | int": ((int, float), "a number"),
+    "tuple[int, ...]": ((tuple, list), "a tuple of whole numbers"),
+  }[kind]
   if not isinstance(value, wanted[0]) or (isinstance(value, bool) and kind != "bool"):
     raise UserError(f"{where}={value!r} is not {wanted[1]}; correct the config")
   if isinstance(value, float) and not math.isfinite(value):

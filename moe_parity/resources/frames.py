@@ -59,10 +59,25 @@ def frames(targets: Targets, wide: bool = False) -> tuple[Frame, ...]:
   multiple. For an MoE the experts take what is left of N, so the total FFN ratio follows.
   """
   t = targets
-  return _frames(FrameKey(
-    t.num_params, t.kind == "dense", t.convention, t.layout, t.depth, t.d_model, t.num_heads,
-    t.num_kv_heads, t.d_head, t.d_ffn, float(t.aspect_ratio), float(t.ffn_ratio),
-    float(t.total_ffn_ratio), t.multiple, wide))
+  return _frames(
+    FrameKey(
+      t.num_params,
+      t.kind == "dense",
+      t.convention,
+      t.layout,
+      t.depth,
+      t.d_model,
+      t.num_heads,
+      t.num_kv_heads,
+      t.d_head,
+      t.d_ffn,
+      float(t.aspect_ratio),
+      float(t.ffn_ratio),
+      float(t.total_ffn_ratio),
+      t.multiple,
+      wide,
+    )
+  )
 
 
 def preferred_aspect_ratio(num_params: int) -> float:
@@ -136,8 +151,9 @@ def _moe_layers(layout: str, num_layers: int) -> int:
   return sum(layer_pattern(layout, num_layers))
 
 
-def _frame(key: FrameKey, num_layers: int, d_model: int, num_heads: int, d_head: int
-           ) -> Frame | None:
+def _frame(
+  key: FrameKey, num_layers: int, d_model: int, num_heads: int, d_head: int
+) -> Frame | None:
   """The frame with its penalty; None where nothing is left for the feed-forward parts, or where a
   ratio is out of bounds."""
   num_moe_layers = 0 if key.dense else _moe_layers(key.layout, num_layers)
@@ -149,8 +165,12 @@ def _frame(key: FrameKey, num_layers: int, d_model: int, num_heads: int, d_head:
     fixed += (2 * num_layers + 1) * d_model
   penalty = 0.0
   if key.aspect_ratio or not (key.depth and key.d_model):
-    penalty += _distance(d_model / num_layers, key.aspect_ratio,
-                         preferred_aspect_ratio(key.num_params), 4 if key.wide else 2)
+    penalty += _distance(
+      d_model / num_layers,
+      key.aspect_ratio,
+      preferred_aspect_ratio(key.num_params),
+      4 if key.wide else 2,
+    )
   if key.dense:
     left = (key.num_params - fixed) / (3 * d_model * num_layers)
     ratio, target, preferred = left / d_model, key.ffn_ratio, FFN_RATIO

@@ -15,6 +15,7 @@ from moe_parity.errors import UserError
 
 Number = int | float
 
+
 class Law(abc.ABC):
   """A formula with its alphabet.
 
@@ -61,8 +62,9 @@ class Law(abc.ABC):
       if name not in self.inputs:
         raise UserError(f"{name!r} is no input of {self.name}; give {', '.join(self.inputs)}")
       if not math.isfinite(value) or value <= 0:
-        raise UserError(f"{name}={value} is not a finite number above 0; {self.name} takes "
-                        f"{self.inputs[name]}")
+        raise UserError(
+          f"{name}={value} is not a finite number above 0; {self.name} takes {self.inputs[name]}"
+        )
 
   @abc.abstractmethod
   def _predict(self, **inputs: Number) -> dict[str, float]:
@@ -81,8 +83,10 @@ class StepLaw(Law):
   rounded: bool = False
   source = "arXiv:2503.04715; unrounded: means of 1000 bootstrap fits in step-law/steplaw"
   inputs = {"num_params": "all parameters without vocabulary matrices", "num_tokens": "tokens seen"}
-  outputs = {"peak_learning_rate": "peak rate of Adam, cosine to a fixed 1e-5",
-             "batch_tokens": "tokens a step"}
+  outputs = {
+    "peak_learning_rate": "peak rate of Adam, cosine to a fixed 1e-5",
+    "batch_tokens": "tokens a step",
+  }
   fitted_on = {"num_params": (6e7, 1.1e9), "num_tokens": (2e9, 1e11)}
   caveat = "Dense grid up to 1B; 708 MoE runs on a 2B backbone, best points within 2.4x of the law"
 
@@ -110,19 +114,27 @@ class DataConstrainedLaw(Law):
 
   name = "Muennighoff"
   source = "arXiv:2305.16264; constants of huggingface/datablations"
-  inputs = {"num_params": "parameters of a dense model", "num_tokens": "tokens seen",
-            "num_unique_tokens": "different tokens among them"}
-  outputs = {"loss": "nats a token (their tokenizer and corpus)",
-             "effective_tokens": "unique tokens worth as much as the tokens seen",
-             "effective_params": "parameters worth as much"}
+  inputs = {
+    "num_params": "parameters of a dense model",
+    "num_tokens": "tokens seen",
+    "num_unique_tokens": "different tokens among them",
+  }
+  outputs = {
+    "loss": "nats a token (their tokenizer and corpus)",
+    "effective_tokens": "unique tokens worth as much as the tokens seen",
+    "effective_params": "parameters worth as much",
+  }
   fitted_on = {"num_params": (1e7, 9e9), "num_tokens": (None, 9e11)}
   caveat = "Dense models only: nobody has published constants for MoE models"
 
-  def _predict(self, num_params: Number, num_tokens: Number, num_unique_tokens: Number
-               ) -> dict[str, float]:
+  def _predict(
+    self, num_params: Number, num_tokens: Number, num_unique_tokens: Number
+  ) -> dict[str, float]:
     if num_unique_tokens > num_tokens:
-      raise UserError(f"num_unique_tokens={num_unique_tokens:.4g} exceeds "
-                      f"num_tokens={num_tokens:.4g}; unique tokens are among those seen")
+      raise UserError(
+        f"num_unique_tokens={num_unique_tokens:.4g} exceeds "
+        f"num_tokens={num_tokens:.4g}; unique tokens are among those seen"
+      )
     a, b, e = math.exp(6.255414), math.exp(7.3049974), math.exp(0.6254804)
     exponent, token_decay, param_decay = 0.3526596, 15.387756, 5.309743
     # alpha = beta, so the optimum for U tokens is U G^2 with G = (A / B)^(1 / 2 alpha).
@@ -143,22 +155,28 @@ class JointMoELaw(Law):
 
   name = "joint MoE law"
   source = "arXiv:2502.05172, Eq. 6, Tables 3 and 4"
-  inputs = {"num_active_params": "active parameters WITH embedding and unembedding",
-            "num_tokens": "tokens seen", "num_experts": "experts a layer, one chosen"}
+  inputs = {
+    "num_active_params": "active parameters WITH embedding and unembedding",
+    "num_tokens": "tokens seen",
+    "num_experts": "experts a layer, one chosen",
+  }
   outputs = {"loss": "nats a token (their tokenizer and corpus)"}
   fitted_on = {"num_active_params": (None, 2.7e9), "num_experts": (1, 32)}
   caveat = "280 runs up to 5B parameters in all; its FLOPs are 6 N_a D"
 
-  def _predict(self, num_active_params: Number, num_tokens: Number, num_experts: Number
-               ) -> dict[str, float]:
+  def _predict(
+    self, num_active_params: Number, num_tokens: Number, num_experts: Number
+  ) -> dict[str, float]:
     if num_experts < 1:
       raise UserError(f"num_experts={num_experts} is below 1; 1 is the dense model")
     start, most = 2.0732, 290.4521
     log_experts = math.log(_saturated(num_experts - 1, start, most))
-    model = (35.91 * math.exp(-0.2285 * log_experts)
-             * num_active_params ** (-0.1889 + 0.0098 * log_experts))
-    data = (35.98 * math.exp(0.5529 * log_experts)
-            * num_tokens ** (-0.1775 - 0.0259 * log_experts))
+    model = (
+      35.91
+      * math.exp(-0.2285 * log_experts)
+      * num_active_params ** (-0.1889 + 0.0098 * log_experts)
+    )
+    data = 35.98 * math.exp(0.5529 * log_experts) * num_tokens ** (-0.1775 - 0.0259 * log_experts)
     return {"loss": model + data + 1.3637}
 
 
@@ -172,20 +190,30 @@ class LeverageLaw(Law):
 
   name = "leverage law"
   source = "arXiv:2507.17702, Eq. 13"
-  inputs = {"activation_ratio": "(active + shared) / (all + shared) experts, 0..1",
-            "granularity": "2 d_model / d_expert", "train_flops": "compute of the MoE, FLOPs"}
+  inputs = {
+    "activation_ratio": "(active + shared) / (all + shared) experts, 0..1",
+    "granularity": "2 d_model / d_expert",
+    "train_flops": "compute of the MoE, FLOPs",
+  }
   outputs = {"leverage": "dense compute over MoE compute at equal loss"}
   fitted_on = {}
-  caveat = ("300 runs up to 28B parameters with one shared expert; checked by its authors at 1e22 "
-            "FLOPs and an activation ratio of 3 %; the range of its fit is not in our notes")
+  caveat = (
+    "300 runs up to 28B parameters with one shared expert; checked by its authors at 1e22 "
+    "FLOPs and an activation ratio of 3 %; the range of its fit is not in our notes"
+  )
 
-  def _predict(self, activation_ratio: Number, granularity: Number, train_flops: Number
-               ) -> dict[str, float]:
+  def _predict(
+    self, activation_ratio: Number, granularity: Number, train_flops: Number
+  ) -> dict[str, float]:
     if activation_ratio > 1:
       raise UserError(f"activation_ratio={activation_ratio} exceeds 1; give a share, 0.03 for 3 %")
     log_granularity = math.log2(granularity)
-    exponent = (1.23 - 7.61e-2 * math.log10(train_flops) + 1.67e-2 * log_granularity**2
-                - 1.17e-1 * log_granularity)
+    exponent = (
+      1.23
+      - 7.61e-2 * math.log10(train_flops)
+      + 1.67e-2 * log_granularity**2
+      - 1.17e-1 * log_granularity
+    )
     return {"leverage": _saturated(activation_ratio, 1.63e-2, 5.28e16) ** exponent}
 
 
@@ -200,5 +228,10 @@ def _saturating(base: Number, value: Number, decay: Number) -> float:
 
 
 STEP_LAW = StepLaw()
-LAWS: tuple[Law, ...] = (STEP_LAW, StepLaw(rounded=True), DataConstrainedLaw(), JointMoELaw(),
-                         LeverageLaw())
+LAWS: tuple[Law, ...] = (
+  STEP_LAW,
+  StepLaw(rounded=True),
+  DataConstrainedLaw(),
+  JointMoELaw(),
+  LeverageLaw(),
+)

@@ -54,10 +54,18 @@ class Memory:
     return dataclasses.asdict(self) | {"total": self.total}
 
 
-def device_memory(architecture: Architecture, seq_len: int, batch_sequences: int,
-                  mesh: Mapping[str, int] | None = None, *, dtype: str = "bfloat16",
-                  remat: str = "layer", micro_batches: int = 1, flash_attention: bool = False,
-                  most_logits: int = 0) -> Memory:
+def device_memory(
+  architecture: Architecture,
+  seq_len: int,
+  batch_sequences: int,
+  mesh: Mapping[str, int] | None = None,
+  *,
+  dtype: str = "bfloat16",
+  remat: str = "layer",
+  micro_batches: int = 1,
+  flash_attention: bool = False,
+  most_logits: int = 0,
+) -> Memory:
   """What one device of `mesh` holds at the peak of a training step.
 
   Args:
@@ -74,8 +82,11 @@ def device_memory(architecture: Architecture, seq_len: int, batch_sequences: int
     raise UserError(f"remat={remat!r} is not known; use {', '.join(REMAT)}")
   if dtype not in DTYPE_BYTES:
     raise UserError(f"dtype={dtype!r} is not known; use {', '.join(DTYPE_BYTES)}")
-  for name, value in (("seq_len", seq_len), ("batch_sequences", batch_sequences),
-                      ("micro_batches", micro_batches)):
+  for name, value in (
+    ("seq_len", seq_len),
+    ("batch_sequences", batch_sequences),
+    ("micro_batches", micro_batches),
+  ):
     if value < 1:
       raise UserError(f"{name}={value} is below 1; give at least 1")
   shards = sizes["data"] * sizes["fsdp"] * sizes["expert"]
@@ -83,7 +94,8 @@ def device_memory(architecture: Architecture, seq_len: int, batch_sequences: int
     raise UserError(
       f"batch_sequences={batch_sequences} is not a multiple of {shards * micro_batches}, the "
       f"{shards} shards of data, fsdp and expert times micro_batches={micro_batches}; use "
-      f"{max(batch_sequences // (shards * micro_batches), 1) * shards * micro_batches}")
+      f"{max(batch_sequences // (shards * micro_batches), 1) * shards * micro_batches}"
+    )
   item = DTYPE_BYTES[dtype]
   tokens = batch_sequences // (shards * micro_batches) * seq_len
   held = _held_params(architecture, sizes)
@@ -93,15 +105,20 @@ def device_memory(architecture: Architecture, seq_len: int, batch_sequences: int
     exchanged = 2 * item * architecture.experts_per_token * tokens * architecture.d_model
   scores = 0 if flash_attention else seq_len
   return Memory(
-    parameters=4 * held, optimizer=8 * held, gradients=4 * held * (2 if micro_batches > 1 else 1),
-    gathered=item * max(_layer_params(architecture, is_moe, sizes)
-                        for is_moe in set(architecture.moe_layers)),
+    parameters=4 * held,
+    optimizer=8 * held,
+    gradients=4 * held * (2 if micro_batches > 1 else 1),
+    gathered=item
+    * max(_layer_params(architecture, is_moe, sizes) for is_moe in set(architecture.moe_layers)),
     activations=item * tokens * _kept(architecture, remat, scores, sizes["tensor"]),
-    logits=8 * (min(logits, most_logits) if most_logits else logits), exchange=exchanged)
+    logits=8 * (min(logits, most_logits) if most_logits else logits),
+    exchange=exchanged,
+  )
 
 
-def kept_channels(architecture: Architecture, is_moe: bool, remat: str, scores: int,
-                  tensor: int = 1) -> int:
+def kept_channels(
+  architecture: Architecture, is_moe: bool, remat: str, scores: int, tensor: int = 1
+) -> int:
   """Values a token leaves in memory after one layer's forward pass.
 
   layer: what enters the layer, D_m.
@@ -139,12 +156,15 @@ def kept_channels(architecture: Architecture, is_moe: bool, remat: str, scores: 
 def _kept(architecture: Architecture, remat: str, scores: int, tensor: int) -> int:
   """Values a token leaves over all layers, and once more those of the largest layer while it is
   computed again."""
-  kept = sum(kept_channels(architecture, is_moe, remat, scores, tensor)
-             for is_moe in architecture.moe_layers)
+  kept = sum(
+    kept_channels(architecture, is_moe, remat, scores, tensor) for is_moe in architecture.moe_layers
+  )
   if remat != "none":
-    kept += max(kept_channels(architecture, is_moe, "none", scores, tensor)
-                - kept_channels(architecture, is_moe, remat, scores, tensor)
-                for is_moe in set(architecture.moe_layers))
+    kept += max(
+      kept_channels(architecture, is_moe, "none", scores, tensor)
+      - kept_channels(architecture, is_moe, remat, scores, tensor)
+      for is_moe in set(architecture.moe_layers)
+    )
   return kept
 
 
@@ -156,8 +176,10 @@ def _axis_sizes(architecture: Architecture, mesh: Mapping[str, int]) -> dict[str
       raise UserError(f"mesh axis {axis}={size} is below 1; give at least 1")
   sizes = dict.fromkeys(AXES, 1) | dict(mesh)
   if sizes["expert"] > max(architecture.num_experts, 1):
-    raise UserError(f"mesh axis expert={sizes['expert']} exceeds num_experts="
-                    f"{architecture.num_experts}; use a smaller axis, or data instead")
+    raise UserError(
+      f"mesh axis expert={sizes['expert']} exceeds num_experts="
+      f"{architecture.num_experts}; use a smaller axis, or data instead"
+    )
   return sizes
 
 
@@ -185,8 +207,10 @@ def _layer_parts(architecture: Architecture, is_moe: bool, expert_axis: int) -> 
   attention = 2 * a.d_model * a.d_head * (a.num_heads + a.num_kv_heads)
   if not is_moe:
     return attention + 3 * a.d_model * a.d_ffn, 0
-  return (attention + 3 * a.d_model * a.d_shared,
-          _cut(a.num_experts, expert_axis) * 3 * a.d_model * a.d_expert)
+  return (
+    attention + 3 * a.d_model * a.d_shared,
+    _cut(a.num_experts, expert_axis) * 3 * a.d_model * a.d_expert,
+  )
 
 
 def _cut(value: int, parts: int) -> int:

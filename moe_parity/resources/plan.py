@@ -86,8 +86,12 @@ class Plan:
 
   def to_dict(self) -> dict[str, Any]:
     """The plan ready for JSON."""
-    return {"name": self.name, "budget": self.budget, "arms": [arm.to_dict() for arm in self.arms],
-            "notes": self.notes}
+    return {
+      "name": self.name,
+      "budget": self.budget,
+      "arms": [arm.to_dict() for arm in self.arms],
+      "notes": self.notes,
+    }
 
   def to_rows(self) -> list[dict[str, Any]]:
     """One flat dictionary an arm, all with the same keys, for a printed table."""
@@ -95,17 +99,31 @@ class Plan:
     for arm in self.arms:
       shape = arm.architecture
       experts = f"{shape.num_experts}/{shape.experts_per_token} x {shape.d_expert}"
-      rows.append({
-        "arm": arm.name, "role": arm.role, "seed": arm.seed,
-        "shape": f"{shape.num_layers} x {shape.d_model}", "layout": shape.layout,
-        "experts": experts if shape.is_moe else "", "shared": shape.d_shared,
-        "N": arm.num_params, "r_a %": round(100 * arm.activation_rate, 2),
-        "M train": arm.train_flops_per_token, "C": float(arm.train_flops),
-        "tokens": arm.num_tokens, "unique": arm.num_unique_tokens, "epochs": round(arm.epochs, 2),
-        "batch": arm.batch_sequences, "steps": arm.num_steps, "warm-up": arm.warmup_steps,
-        "lr": arm.peak_learning_rate, "N off %": round(arm.residual_params_pct, 3),
-        "C off %": round(arm.residual_flops_pct, 3),
-        "D^ off %": round(arm.residual_unique_pct, 3)})
+      rows.append(
+        {
+          "arm": arm.name,
+          "role": arm.role,
+          "seed": arm.seed,
+          "shape": f"{shape.num_layers} x {shape.d_model}",
+          "layout": shape.layout,
+          "experts": experts if shape.is_moe else "",
+          "shared": shape.d_shared,
+          "N": arm.num_params,
+          "r_a %": round(100 * arm.activation_rate, 2),
+          "M train": arm.train_flops_per_token,
+          "C": float(arm.train_flops),
+          "tokens": arm.num_tokens,
+          "unique": arm.num_unique_tokens,
+          "epochs": round(arm.epochs, 2),
+          "batch": arm.batch_sequences,
+          "steps": arm.num_steps,
+          "warm-up": arm.warmup_steps,
+          "lr": arm.peak_learning_rate,
+          "N off %": round(arm.residual_params_pct, 3),
+          "C off %": round(arm.residual_flops_pct, 3),
+          "D^ off %": round(arm.residual_unique_pct, 3),
+        }
+      )
     return rows
 
 
@@ -138,15 +156,19 @@ def make_plan(config: Any, *, available_tokens: int | None = None, vocab_size: i
   drafts = []
   for spec in specs:
     architecture = spec.architecture(budget, vocab_size)
-    drafts.append(_Draft(spec, architecture, account(architecture, budget.seq_len,
-                                                     budget.convention)))
+    drafts.append(
+      _Draft(spec, architecture, account(architecture, budget.seq_len, budget.convention))
+    )
   train_flops = _shared_flops(budget, drafts)
-  drafts = [dataclasses.replace(draft, schedule=_schedule(budget, draft, train_flops))
-            for draft in drafts]
+  drafts = [
+    dataclasses.replace(draft, schedule=_schedule(budget, draft, train_flops)) for draft in drafts
+  ]
   _check_parity(budget, drafts, train_flops)
   unique = unique_tokens(budget, [(draft.spec, draft.schedule.num_tokens) for draft in drafts])
-  drafts = [dataclasses.replace(draft, num_unique_tokens=tokens)
-            for draft, tokens in zip(drafts, unique, strict=True)]
+  drafts = [
+    dataclasses.replace(draft, num_unique_tokens=tokens)
+    for draft, tokens in zip(drafts, unique, strict=True)
+  ]
   of_arms = [draft.num_unique_tokens for draft in drafts if not draft.spec.is_reference]
   shared_unique = max(of_arms or [draft.num_unique_tokens for draft in drafts])
   if available_tokens is not None:
@@ -161,17 +183,27 @@ def make_plan(config: Any, *, available_tokens: int | None = None, vocab_size: i
   for draft in drafts:
     arms += _arm_plans(budget, draft, train_flops, shared_unique, dense, final_rate, warmup_steps)
   equal_data = max(of_arms, default=0) - min(of_arms, default=0) <= (
-    budget.flops_tolerance * shared_unique)
+    budget.flops_tolerance * shared_unique
+  )
   return Plan(
     name=str(_get(config, "name", "")),
     budget={
-      "num_params": budget.num_params, "train_flops": train_flops,
-      "num_unique_tokens": shared_unique, "equal_data": equal_data,
-      "dense_tokens": dense.schedule.num_tokens if dense else 0, "seq_len": budget.seq_len,
-      "reuse": budget.reuse, "epochs": budget.epochs if budget.reuse == "epochs" else None,
-      "convention": budget.convention, "params_tolerance": budget.params_tolerance,
-      "flops_tolerance": budget.flops_tolerance, "batch_multiple": budget.batch_multiple},
-    arms=arms, notes=_notes(budget, drafts, equal_data))
+      "num_params": budget.num_params,
+      "train_flops": train_flops,
+      "num_unique_tokens": shared_unique,
+      "equal_data": equal_data,
+      "dense_tokens": dense.schedule.num_tokens if dense else 0,
+      "seq_len": budget.seq_len,
+      "reuse": budget.reuse,
+      "epochs": budget.epochs if budget.reuse == "epochs" else None,
+      "convention": budget.convention,
+      "params_tolerance": budget.params_tolerance,
+      "flops_tolerance": budget.flops_tolerance,
+      "batch_multiple": budget.batch_multiple,
+    },
+    arms=arms,
+    notes=_notes(budget, drafts, equal_data),
+  )
 
 
 def _shared_flops(budget: Budget, drafts: list[_Draft]) -> float | int:
@@ -180,30 +212,40 @@ def _shared_flops(budget: Budget, drafts: list[_Draft]) -> float | int:
     return budget.train_flops
   dense = _dense(drafts)
   if dense is None:
-    raise UserError(f"budget.dense_tokens={budget.dense_tokens:,} but no arm of kind 'dense' at "
-                    f"compute_multiple=1; add one or give budget.train_flops")
+    raise UserError(
+      f"budget.dense_tokens={budget.dense_tokens:,} but no arm of kind 'dense' at "
+      f"compute_multiple=1; add one or give budget.train_flops"
+    )
   flops = dense.cost.train_flops_per_token * budget.dense_tokens
   if budget.train_flops and abs(flops / budget.train_flops - 1) > budget.flops_tolerance:
-    raise UserError(f"budget.train_flops={budget.train_flops:.4g} contradicts "
-                    f"budget.dense_tokens={budget.dense_tokens:,}, which cost {flops:.4g}; set one "
-                    f"of them to 0")
+    raise UserError(
+      f"budget.train_flops={budget.train_flops:.4g} contradicts "
+      f"budget.dense_tokens={budget.dense_tokens:,}, which cost {flops:.4g}; set one "
+      f"of them to 0"
+    )
   return budget.train_flops or flops
 
 
 def _dense(drafts: list[_Draft]) -> _Draft | None:
   """The first dense arm at the budget's compute."""
-  return next((draft for draft in drafts
-               if draft.spec.kind == "dense" and not draft.spec.is_reference), None)
+  return next(
+    (draft for draft in drafts if draft.spec.kind == "dense" and not draft.spec.is_reference), None
+  )
 
 
 def _schedule(budget: Budget, draft: _Draft, train_flops: float | int) -> Schedule:
   spec = draft.spec
   try:
     return make_schedule(
-      train_flops * spec.compute_multiple, draft.cost.train_flops_per_token, budget.seq_len,
-      batch_sequences=spec.batch_sequences, num_steps=spec.num_steps,
-      batch_multiple=budget.batch_multiple, num_params=draft.cost.num_params,
-      tolerance=budget.flops_tolerance)
+      train_flops * spec.compute_multiple,
+      draft.cost.train_flops_per_token,
+      budget.seq_len,
+      batch_sequences=spec.batch_sequences,
+      num_steps=spec.num_steps,
+      batch_multiple=budget.batch_multiple,
+      num_params=draft.cost.num_params,
+      tolerance=budget.flops_tolerance,
+    )
   except UserError as error:
     raise UserError(f"arm {spec.name!r}: {error}") from None
 
@@ -215,65 +257,109 @@ def _check_parity(budget: Budget, drafts: list[_Draft], train_flops: float | int
     flops = train_flops * draft.spec.compute_multiple
     params_off = draft.cost.num_params / budget.num_params - 1
     flops_off = draft.schedule.train_flops / flops - 1
-    bad = [name for name, off, tolerance in (("N", params_off, budget.params_tolerance),
-                                             ("C", flops_off, budget.flops_tolerance))
-           if abs(off) > tolerance]
+    bad = [
+      name
+      for name, off, tolerance in (
+        ("N", params_off, budget.params_tolerance),
+        ("C", flops_off, budget.flops_tolerance),
+      )
+      if abs(off) > tolerance
+    ]
     failed = failed or bool(bad)
-    told.append(f"{draft.spec.name} N={draft.cost.num_params:,} ({100 * params_off:+.3f} %) "
-                f"C={draft.schedule.train_flops:.4g} ({100 * flops_off:+.3f} %)"
-                + (f" <- {' and '.join(bad)} out" if bad else ""))
+    told.append(
+      f"{draft.spec.name} N={draft.cost.num_params:,} ({100 * params_off:+.3f} %) "
+      f"C={draft.schedule.train_flops:.4g} ({100 * flops_off:+.3f} %)"
+      + (f" <- {' and '.join(bad)} out" if bad else "")
+    )
   if failed:
     raise UserError(
       f"arms are not at parity with num_params={budget.num_params:,} within "
       f"{100 * budget.params_tolerance:g} % and train_flops={train_flops:.4g} (times an arm's "
       f"compute_multiple) within {100 * budget.flops_tolerance:g} %: {'; '.join(told)}; change the "
-      f"shape, batch_sequences or num_steps of those marked, or leave them 0")
+      f"shape, batch_sequences or num_steps of those marked, or leave them 0"
+    )
 
 
-def _arm_plans(budget: Budget, draft: _Draft, train_flops: float | int, shared_unique: int,
-               dense: _Draft | None, final_rate: float, warmup_steps: int) -> list[ArmPlan]:
+def _arm_plans(
+  budget: Budget,
+  draft: _Draft,
+  train_flops: float | int,
+  shared_unique: int,
+  dense: _Draft | None,
+  final_rate: float,
+  warmup_steps: int,
+) -> list[ArmPlan]:
   """The runs of one arm, one a seed."""
   spec, cost, run = draft.spec, draft.cost, draft.schedule
   peak = float(spec.peak_learning_rate) or peak_rate(cost.num_params, run.num_tokens)
   peak *= spec.learning_rate_multiplier
   if peak <= final_rate:
-    raise UserError(f"arm {spec.name!r}: the peak learning rate {peak:.3g} is not above the final "
-                    f"{final_rate:.3g}; raise peak_learning_rate or lower final_learning_rate")
+    raise UserError(
+      f"arm {spec.name!r}: the peak learning rate {peak:.3g} is not above the final "
+      f"{final_rate:.3g}; raise peak_learning_rate or lower final_learning_rate"
+    )
   exact = account(draft.architecture, budget.seq_len, "exact")
   ratio = None
   if dense is not None:
     ratio = cost.train_flops_per_token / dense.cost.train_flops_per_token
-  return [ArmPlan(
-    name=spec.name, kind=spec.kind, role="reference" if spec.is_reference else "arm", seed=seed,
-    architecture=draft.architecture, convention=budget.convention, num_params=cost.num_params,
-    num_active_params=cost.num_active_params, activation_rate=cost.activation_rate,
-    forward_flops_per_token=cost.forward_flops_per_token,
-    train_flops_per_token=cost.train_flops_per_token, train_flops=run.train_flops,
-    num_tokens=run.num_tokens, num_unique_tokens=draft.num_unique_tokens,
-    epochs=run.num_tokens / draft.num_unique_tokens, seq_len=budget.seq_len,
-    batch_sequences=run.batch_sequences, num_steps=run.num_steps, peak_learning_rate=peak,
-    final_learning_rate=final_rate, warmup_steps=warmup(run.num_steps, warmup_steps),
-    compute_multiple=float(spec.compute_multiple), compute_ratio=ratio,
-    residual_params_pct=100 * (cost.num_params / budget.num_params - 1),
-    residual_flops_pct=100 * (run.train_flops / train_flops - 1),
-    residual_unique_pct=100 * (draft.num_unique_tokens / shared_unique - 1),
-    exact_num_params=exact.num_params + exact.vocabulary_params,
-    vocabulary_params=exact.vocabulary_params) for seed in spec.seeds]
+  return [
+    ArmPlan(
+      name=spec.name,
+      kind=spec.kind,
+      role="reference" if spec.is_reference else "arm",
+      seed=seed,
+      architecture=draft.architecture,
+      convention=budget.convention,
+      num_params=cost.num_params,
+      num_active_params=cost.num_active_params,
+      activation_rate=cost.activation_rate,
+      forward_flops_per_token=cost.forward_flops_per_token,
+      train_flops_per_token=cost.train_flops_per_token,
+      train_flops=run.train_flops,
+      num_tokens=run.num_tokens,
+      num_unique_tokens=draft.num_unique_tokens,
+      epochs=run.num_tokens / draft.num_unique_tokens,
+      seq_len=budget.seq_len,
+      batch_sequences=run.batch_sequences,
+      num_steps=run.num_steps,
+      peak_learning_rate=peak,
+      final_learning_rate=final_rate,
+      warmup_steps=warmup(run.num_steps, warmup_steps),
+      compute_multiple=float(spec.compute_multiple),
+      compute_ratio=ratio,
+      residual_params_pct=100 * (cost.num_params / budget.num_params - 1),
+      residual_flops_pct=100 * (run.train_flops / train_flops - 1),
+      residual_unique_pct=100 * (draft.num_unique_tokens / shared_unique - 1),
+      exact_num_params=exact.num_params + exact.vocabulary_params,
+      vocabulary_params=exact.vocabulary_params,
+    )
+    for seed in spec.seeds
+  ]
 
 
 def _notes(budget: Budget, drafts: list[_Draft], equal_data: bool) -> list[str]:
   notes = []
   if not equal_data:
-    notes.append(f"reuse={budget.reuse!r}: the arms see different numbers of unique tokens, so "
-                 f"only N and C are equal; reuse='strict' makes D^ equal too")
+    notes.append(
+      f"reuse={budget.reuse!r}: the arms see different numbers of unique tokens, so "
+      f"only N and C are equal; reuse='strict' makes D^ equal too"
+    )
   for draft in drafts:
     if draft.spec.is_reference:
-      notes.append(f"{draft.spec.name} spends {draft.spec.compute_multiple:g} times the budget's "
-                   f"compute: a reference, not at parity")
-  by_law = [draft for draft in drafts
-            if not (draft.spec.batch_sequences and draft.spec.peak_learning_rate)]
-  outside = {line for draft in by_law for line in STEP_LAW.extrapolates(
-    num_params=budget.num_params, num_tokens=draft.schedule.num_tokens)}
+      notes.append(
+        f"{draft.spec.name} spends {draft.spec.compute_multiple:g} times the budget's "
+        f"compute: a reference, not at parity"
+      )
+  by_law = [
+    draft for draft in drafts if not (draft.spec.batch_sequences and draft.spec.peak_learning_rate)
+  ]
+  outside = {
+    line
+    for draft in by_law
+    for line in STEP_LAW.extrapolates(
+      num_params=budget.num_params, num_tokens=draft.schedule.num_tokens
+    )
+  }
   if outside:
     notes.append(f"learning rates and batches extrapolate: {min(outside)}")
   return notes

@@ -33,28 +33,34 @@ def unique_tokens(budget: Budget, arms: Sequence[tuple[ArmSpec, int]]) -> list[i
   if budget.reuse == "strict" and not shared:
     dense = [tokens for spec, tokens in arms if spec.kind == "dense" and not spec.is_reference]
     if not dense:
-      raise UserError("budget.reuse='strict' takes the dense arm's tokens and there is no arm of "
-                      "kind 'dense' at compute_multiple=1; add one or give budget.unique_tokens")
+      raise UserError(
+        "budget.reuse='strict' takes the dense arm's tokens and there is no arm of "
+        "kind 'dense' at compute_multiple=1; add one or give budget.unique_tokens"
+      )
     shared = min(dense)
   rule = {"unique": _unique, "strict": _strict, "loose": _epochs, "epochs": _epochs}[budget.reuse]
   return [rule(budget, spec, tokens, shared) for spec, tokens in arms]
 
 
-def check_corpus(budget: Budget, spec: ArmSpec, num_unique_tokens: int, available_tokens: int
-                 ) -> None:
+def check_corpus(
+  budget: Budget, spec: ArmSpec, num_unique_tokens: int, available_tokens: int
+) -> None:
   """Refuses a corpus that holds fewer tokens than the arm that needs most."""
   if num_unique_tokens > available_tokens:
     raise UserError(
       f"arm {spec.name!r} needs {num_unique_tokens:,} unique tokens with reuse={budget.reuse!r} "
       f"and the corpus holds {available_tokens:,}; use more text, less compute, or a scheme that "
-      f"repeats more (strict, epochs)")
+      f"repeats more (strict, epochs)"
+    )
 
 
 def _unique(budget: Budget, spec: ArmSpec, tokens: int, shared: int) -> int:
   if shared and tokens > shared:
-    raise UserError(f"arm {spec.name!r} sees {tokens:,} tokens, over budget.unique_tokens="
-                    f"{budget.unique_tokens:,} with reuse='unique'; give more unique tokens, less "
-                    f"compute, or reuse='strict'")
+    raise UserError(
+      f"arm {spec.name!r} sees {tokens:,} tokens, over budget.unique_tokens="
+      f"{budget.unique_tokens:,} with reuse='unique'; give more unique tokens, less "
+      f"compute, or reuse='strict'"
+    )
   return tokens
 
 
@@ -62,8 +68,10 @@ def _strict(budget: Budget, spec: ArmSpec, tokens: int, shared: int) -> int:
   windows = max(int(shared * spec.compute_multiple) // budget.seq_len, 1)
   unique = min(windows * budget.seq_len, tokens)
   if not spec.is_reference and shared - unique > budget.flops_tolerance * shared:
-    raise UserError(f"arm {spec.name!r} sees {tokens:,} tokens and so cannot see the {shared:,} "
-                    f"unique ones of the others; lower budget.unique_tokens or use reuse='unique'")
+    raise UserError(
+      f"arm {spec.name!r} sees {tokens:,} tokens and so cannot see the {shared:,} "
+      f"unique ones of the others; lower budget.unique_tokens or use reuse='unique'"
+    )
   return unique
 
 

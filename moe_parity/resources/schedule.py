@@ -23,9 +23,17 @@ class Schedule:
   train_flops: int
 
 
-def make_schedule(train_flops: float | int, flops_per_token: int, seq_len: int, *,
-                  batch_sequences: int = 0, num_steps: int = 0, batch_multiple: int = 1,
-                  num_params: int, tolerance: float | int) -> Schedule:
+def make_schedule(
+  train_flops: float | int,
+  flops_per_token: int,
+  seq_len: int,
+  *,
+  batch_sequences: int = 0,
+  num_steps: int = 0,
+  batch_multiple: int = 1,
+  num_params: int,
+  tolerance: float | int,
+) -> Schedule:
   """Whole steps of whole sequences whose FLOPs are nearest to `train_flops`.
 
   The batch is the given one; else what StepLaw asks for at these tokens, as the nearest multiple.
@@ -52,15 +60,18 @@ def make_schedule(train_flops: float | int, flops_per_token: int, seq_len: int, 
     batch = _batch(asked, sequences, batch_multiple, float(tolerance))
     steps = round(sequences / batch)
   if steps < 1:
-    raise UserError(f"batch_sequences={batch} of seq_len={seq_len} is more than the "
-                    f"{sequences:.3g} sequences its compute buys; use a larger budget, a smaller "
-                    f"batch or a shorter seq_len")
+    raise UserError(
+      f"batch_sequences={batch} of seq_len={seq_len} is more than the "
+      f"{sequences:.3g} sequences its compute buys; use a larger budget, a smaller "
+      f"batch or a shorter seq_len"
+    )
   tokens = steps * batch * seq_len
   return Schedule(batch, steps, tokens, tokens * flops_per_token)
 
 
 def _batch(asked: float, sequences: float, multiple: int, tolerance: float) -> int:
   """The batch near the law whose whole steps meet the compute."""
+
   def miss(batch: int) -> float:
     return abs(round(sequences / batch) * batch / sequences - 1)
 

@@ -13,9 +13,19 @@ from moe_parity.errors import UserError
 from moe_parity.resources.architecture import Architecture
 
 # Fields of an architecture -> columns of the paper's tables (its H is heads, its d_model is D_m).
-COLUMNS = {"num_layers": "n_layers", "d_model": "d_model", "num_heads": "n_heads",
-           "d_head": "d_head", "num_kv_heads": "n_kv_heads", "layout": "layout", "d_ffn": "d_ffn",
-           "num_experts": "E", "experts_per_token": "K", "d_expert": "De", "d_shared": "Dse"}
+COLUMNS = {
+  "num_layers": "n_layers",
+  "d_model": "d_model",
+  "num_heads": "n_heads",
+  "d_head": "d_head",
+  "num_kv_heads": "n_kv_heads",
+  "layout": "layout",
+  "d_ffn": "d_ffn",
+  "num_experts": "E",
+  "experts_per_token": "K",
+  "d_expert": "De",
+  "d_shared": "Dse",
+}
 _FIELD = re.compile("|".join(sorted(COLUMNS, key=len, reverse=True)))
 _EMPTY = ("", "-", "n/a")
 
@@ -44,8 +54,10 @@ def read_table(path: str | pathlib.Path) -> list[dict[str, str]]:
         if not any(cell.strip() for cell in cells):
           continue
         if len(cells) != len(header):
-          raise UserError(f"{path}: row {len(rows) + 1} (line {reader.line_num}) has {len(cells)} "
-                          f"cells under {len(header)} columns; give one cell a column")
+          raise UserError(
+            f"{path}: row {len(rows) + 1} (line {reader.line_num}) has {len(cells)} "
+            f"cells under {len(header)} columns; give one cell a column"
+          )
         rows.append(dict(zip(header, (cell.strip() for cell in cells), strict=True)))
   except (UnicodeDecodeError, csv.Error) as error:
     raise UserError(f"{path}: not a CSV file in UTF-8 ({error}); save it as one") from None
@@ -79,8 +91,9 @@ class ShapeRow:
     """The cell as a finite number of at least 0."""
     text = self.text(column)
     if text in _EMPTY:
-      raise self.error(column, f"the cell is {'empty' if column in self.cells else 'missing'}; "
-                               f"give a number")
+      raise self.error(
+        column, f"the cell is {'empty' if column in self.cells else 'missing'}; give a number"
+      )
     try:
       value = float(text)
     except ValueError:
@@ -95,8 +108,10 @@ class ShapeRow:
       return default
     value = self.number_of(column)
     if value >= 2**53:
-      raise self.error(column, f"{self.text(column)} is above 2^53, where counts lose their last "
-                               f"digits; correct the cell")
+      raise self.error(
+        column,
+        f"{self.text(column)} is above 2^53, where counts lose their last digits; correct the cell",
+      )
     if value != int(value):
       raise self.error(column, f"{self.text(column)} is not a whole number; round it yourself")
     if value < least:
@@ -122,9 +137,14 @@ def architecture_of(row: ShapeRow) -> Architecture:
   num_layers = row.count("n_layers", least=1)
   d_model = row.count("d_model", least=1)
   num_heads, d_head = _heads(row, d_model)
-  fields = dict(num_layers=num_layers, d_model=d_model, num_heads=num_heads, d_head=d_head,
-                num_kv_heads=row.count("n_kv_heads", default=0),
-                d_ffn=row.count("d_ffn", default=0))
+  fields = dict(
+    num_layers=num_layers,
+    d_model=d_model,
+    num_heads=num_heads,
+    d_head=d_head,
+    num_kv_heads=row.count("n_kv_heads", default=0),
+    d_ffn=row.count("d_ffn", default=0),
+  )
   if row.count("E", default=0):
     fields |= _experts(row) | {"layout": _layout(row, num_layers)}
   try:
@@ -136,38 +156,53 @@ def architecture_of(row: ShapeRow) -> Architecture:
 
 
 def _heads(row: ShapeRow, d_model: int) -> tuple[int, int]:
-  given = {column: row.count(column, least=1) for column in ("n_heads", "d_head")
-           if row.has(column)}
+  given = {
+    column: row.count(column, least=1) for column in ("n_heads", "d_head") if row.has(column)
+  }
   if len(given) == 2:
     return given["n_heads"], given["d_head"]
   if not given:
     raise row.error("n_heads", "the cell is missing, and so is d_head; give at least one of them")
-  (column, value), = given.items()
+  ((column, value),) = given.items()
   if d_model % value:
     raise row.error(column, f"{value} does not divide d_model={d_model}; give n_heads and d_head")
   return (value, d_model // value) if column == "n_heads" else (d_model // value, value)
 
 
 def _experts(row: ShapeRow) -> dict[str, int]:
-  experts = {"num_experts": row.count("E"), "experts_per_token": row.count("K", least=1),
-             "d_expert": row.count("De", least=1), "d_shared": row.count("Dse", default=0)}
+  experts = {
+    "num_experts": row.count("E"),
+    "experts_per_token": row.count("K", least=1),
+    "d_expert": row.count("De", least=1),
+    "d_shared": row.count("Dse", default=0),
+  }
   if experts["experts_per_token"] > experts["num_experts"]:
-    raise row.error("K", f"K={experts['experts_per_token']} exceeds E={experts['num_experts']}; "
-                         f"a token cannot choose more experts than there are")
+    raise row.error(
+      "K",
+      f"K={experts['experts_per_token']} exceeds E={experts['num_experts']}; "
+      f"a token cannot choose more experts than there are",
+    )
   if "SE" in row.text("scheme").split("+")[1:] and not experts["d_shared"]:
-    raise row.error("Dse", f"no width, but scheme={row.text('scheme')!r} has a shared expert; "
-                           f"give its width or take +SE off")
+    raise row.error(
+      "Dse",
+      f"no width, but scheme={row.text('scheme')!r} has a shared expert; "
+      f"give its width or take +SE off",
+    )
   return experts
 
 
 def _layout(row: ShapeRow, num_layers: int) -> str:
-  layout = next((row.text(column).split("+")[0] for column in ("layout", "scheme")
-                 if row.has(column)), "")
+  layout = next(
+    (row.text(column).split("+")[0] for column in ("layout", "scheme") if row.has(column)), ""
+  )
   leading = row.count("n_dense_layers", default=0)
   if not layout:
     if leading >= num_layers:
-      raise row.error("n_dense_layers", f"{leading} of n_layers={num_layers} leaves no MoE layer "
-                                        f"for E={row.text('E')}; give fewer, or E=0")
+      raise row.error(
+        "n_dense_layers",
+        f"{leading} of n_layers={num_layers} leaves no MoE layer "
+        f"for E={row.text('E')}; give fewer, or E=0",
+      )
     return f"{leading}dense" if leading else "full"
   if row.has("n_dense_layers") and layout.endswith("dense") and layout != f"{leading}dense":
     raise row.error("n_dense_layers", f"{leading} contradicts {layout!r}; keep one of them")

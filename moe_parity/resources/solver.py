@@ -77,18 +77,27 @@ def solve(targets: Targets) -> Architecture:
 def _architecture(targets: Targets, choice: Choice) -> Architecture:
   frame = choice.frame
   return Architecture(
-    num_layers=frame.num_layers, d_model=frame.d_model, num_heads=frame.num_heads,
-    d_head=frame.d_head, num_kv_heads=targets.num_kv_heads, layout=targets.layout,
-    d_ffn=choice.d_ffn, num_experts=choice.num_experts, d_expert=choice.d_expert,
-    experts_per_token=choice.experts_per_token, d_shared=choice.d_shared,
-    vocab_size=targets.vocab_size)
+    num_layers=frame.num_layers,
+    d_model=frame.d_model,
+    num_heads=frame.num_heads,
+    d_head=frame.d_head,
+    num_kv_heads=targets.num_kv_heads,
+    layout=targets.layout,
+    d_ffn=choice.d_ffn,
+    num_experts=choice.num_experts,
+    d_expert=choice.d_expert,
+    experts_per_token=choice.experts_per_token,
+    d_shared=choice.d_shared,
+    vocab_size=targets.vocab_size,
+  )
 
 
 @functools.lru_cache(maxsize=4096)
 def _search(targets: Targets) -> Choice | None:
   """The best choice within tolerance, None where there is none."""
-  fine = targets.kind == "moe" and not (targets.granularity or targets.d_expert
-                                        or targets.experts_per_token or targets.num_experts)
+  fine = targets.kind == "moe" and not (
+    targets.granularity or targets.d_expert or targets.experts_per_token or targets.num_experts
+  )
   for window, wide in itertools.product((_FINE, _WIDER, None) if fine else (None,), (False, True)):
     best = None
     for frame in frames(targets, wide):
@@ -109,8 +118,9 @@ def _within(targets: Targets, choice: Choice) -> bool:
   return not targets.activation_rate or abs(rate - targets.activation_rate) <= RATE_TOLERANCE
 
 
-def _choices(targets: Targets, frame: Frame, window: tuple | None, strict: bool = True
-             ) -> Iterator[Choice]:
+def _choices(
+  targets: Targets, frame: Frame, window: tuple | None, strict: bool = True
+) -> Iterator[Choice]:
   """Shapes of one frame, in or out of tolerance.
 
   Args:
@@ -119,8 +129,17 @@ def _choices(targets: Targets, frame: Frame, window: tuple | None, strict: bool 
   """
   if targets.kind == "dense":
     params = frame.fixed_params + 3 * frame.d_model * frame.d_ffn * frame.num_layers
-    yield Choice(_objective(targets, frame, params, params, frame.d_ffn), frame, frame.d_ffn,
-                 0, 0, 0, 0, params, params)
+    yield Choice(
+      _objective(targets, frame, params, params, frame.d_ffn),
+      frame,
+      frame.d_ffn,
+      0,
+      0,
+      0,
+      0,
+      params,
+      params,
+    )
     return
   t = targets
   shares = 1 if t.shared_expert and not t.d_shared else 0
@@ -140,8 +159,9 @@ def _choices(targets: Targets, frame: Frame, window: tuple | None, strict: bool 
       rest = t.num_params - frame.fixed_params - ffn_unit * frame.d_ffn - unit * d_shared
       for experts in _around(t.num_experts, rest / (unit * d_expert + router), chosen):
         params = base + unit * (shares * chosen + experts) * d_expert + router * experts
-        if strict and (abs(t.num_params - params) > reach
-                       or experts > max(_MOST_EXPERTS, t.num_experts)):
+        if strict and (
+          abs(t.num_params - params) > reach or experts > max(_MOST_EXPERTS, t.num_experts)
+        ):
           continue
         unused = unit * (experts - chosen) * d_expert
         for d_ffn in _ffn_widths(t, frame, ffn_unit, params, params - unused, lowest, highest):
@@ -149,12 +169,23 @@ def _choices(targets: Targets, frame: Frame, window: tuple | None, strict: bool 
           yield Choice(
             _objective(t, frame, n, n - unused, d_ffn)
             + _ROUND * (_ROUGHNESS[d_expert % 128] + max(_ROUGHNESS[experts % 128] - 4, 0)),
-            frame, d_ffn, experts, chosen, d_expert, d_shared, n, n - unused)
+            frame,
+            d_ffn,
+            experts,
+            chosen,
+            d_expert,
+            d_shared,
+            n,
+            n - unused,
+          )
 
 
 def _objective(targets: Targets, frame: Frame, params: int, active: int, d_ffn: int) -> float:
-  value = (frame.penalty + _ROUND * _ROUGHNESS[d_ffn % 128]
-           + abs(params / targets.num_params - 1) / targets.params_tolerance)
+  value = (
+    frame.penalty
+    + _ROUND * _ROUGHNESS[d_ffn % 128]
+    + abs(params / targets.num_params - 1) / targets.params_tolerance
+  )
   if targets.activation_rate:
     value += _RATE * abs(active / params - targets.activation_rate) / RATE_TOLERANCE
   if d_ffn != frame.d_ffn:
@@ -163,8 +194,15 @@ def _objective(targets: Targets, frame: Frame, params: int, active: int, d_ffn: 
   return value
 
 
-def _expert_widths(targets: Targets, frame: Frame, window: tuple | None, total: float,
-                   active: float, shares: int, strict: bool) -> list[int]:
+def _expert_widths(
+  targets: Targets,
+  frame: Frame,
+  window: tuple | None,
+  total: float,
+  active: float,
+  shares: int,
+  strict: bool,
+) -> list[int]:
   """Widths of an expert worth trying: the given one, or multiples where the rate can be met."""
   t, multiple = targets, targets.multiple
   if t.d_expert:
@@ -181,8 +219,10 @@ def _expert_widths(targets: Targets, frame: Frame, window: tuple | None, total: 
   else:
     low, high = 1, 2.6 * frame.d_model  # 2.5 d_model: the paper's coarsest experts
     if t.granularity:
-      low, high = (2 * frame.d_model / t.granularity * factor
-                   for factor in (1 / (1 + RATIO_TOLERANCE), 1 + RATIO_TOLERANCE))
+      low, high = (
+        2 * frame.d_model / t.granularity * factor
+        for factor in (1 / (1 + RATIO_TOLERANCE), 1 + RATIO_TOLERANCE)
+      )
     elif window:
       low, high = (max(share * frame.d_model, least) for share, least in window)
     high = min(high, active / (1 + shares) + multiple)  # one expert chosen is the least
@@ -224,12 +264,15 @@ def _ffn_range(targets: Targets, frame: Frame) -> tuple[int, int]:
   if targets.d_ffn:
     return frame.d_ffn, frame.d_ffn
   multiple = targets.multiple
-  return (math.ceil(0.75 * frame.d_ffn / multiple) * multiple,
-          math.floor(1.33 * frame.d_ffn / multiple) * multiple)
+  return (
+    math.ceil(0.75 * frame.d_ffn / multiple) * multiple,
+    math.floor(1.33 * frame.d_ffn / multiple) * multiple,
+  )
 
 
-def _ffn_widths(targets: Targets, frame: Frame, ffn_unit: int, params: int, active: int,
-                lowest: int, highest: int) -> tuple[int, ...]:
+def _ffn_widths(
+  targets: Targets, frame: Frame, ffn_unit: int, params: int, active: int, lowest: int, highest: int
+) -> tuple[int, ...]:
   """Widths of the dense layers that meet N or the rate best, inside their range."""
   if lowest == highest or not ffn_unit:
     return (frame.d_ffn,)
@@ -247,10 +290,24 @@ def _ffn_widths(targets: Targets, frame: Frame, ffn_unit: int, params: int, acti
 
 
 # What is left out, one at a time, to find the target that stands in the way.
-_RELAXED = {"total_ffn_ratio": 0, "ffn_ratio": 0, "aspect_ratio": 0, "granularity": 0,
-            "experts_per_token": 0, "num_experts": 0, "d_expert": 0, "d_shared": 0, "d_ffn": 0,
-            "num_heads": 0, "d_head": 0, "num_kv_heads": 0, "d_model": 0, "num_layers": 0,
-            "layout": "full", "multiple_of": 1}
+_RELAXED = {
+  "total_ffn_ratio": 0,
+  "ffn_ratio": 0,
+  "aspect_ratio": 0,
+  "granularity": 0,
+  "experts_per_token": 0,
+  "num_experts": 0,
+  "d_expert": 0,
+  "d_shared": 0,
+  "d_ffn": 0,
+  "num_heads": 0,
+  "d_head": 0,
+  "num_kv_heads": 0,
+  "d_model": 0,
+  "num_layers": 0,
+  "layout": "full",
+  "multiple_of": 1,
+}
 
 
 def _explain(targets: Targets) -> str:
@@ -288,8 +345,10 @@ def _nearest_shape(targets: Targets) -> str:
     return f"as asked, the nearest is {_told(targets, nearest)}"
   if targets.d_model and targets.depth:
     attention = 4 * targets.d_model**2 * targets.depth
-    return (f"attention of {targets.depth} layers of d_model={targets.d_model} holds about "
-            f"{attention:,} parameters before any feed-forward part")
+    return (
+      f"attention of {targets.depth} layers of d_model={targets.d_model} holds about "
+      f"{attention:,} parameters before any feed-forward part"
+    )
   return "no depth and width keep the other targets"
 
 
@@ -299,8 +358,10 @@ def _told(targets: Targets, choice: Choice) -> str:
   if choice.d_ffn:
     shape += f" d_ffn={choice.d_ffn}"
   if targets.kind == "moe":
-    shape += (f" num_experts={choice.num_experts} experts_per_token={choice.experts_per_token} "
-              f"d_expert={choice.d_expert} d_shared={choice.d_shared}")
+    shape += (
+      f" num_experts={choice.num_experts} experts_per_token={choice.experts_per_token} "
+      f"d_expert={choice.d_expert} d_shared={choice.d_shared}"
+    )
   off = 100 * (choice.num_params / targets.num_params - 1)
   rate = choice.num_active_params / choice.num_params
   return f"{shape} with N={choice.num_params:,} ({off:+.2f} %), r_a={rate:.4f}"

@@ -11,10 +11,29 @@ from moe_parity.resources.architecture import layer_pattern
 
 RATE_TOLERANCE = 0.005  # largest |r_a - target| of a solved shape
 RATIO_TOLERANCE = 0.35  # a given ratio is met within this factor: depth is a whole number of layers
-_WHOLE = ("num_params", "num_layers", "d_model", "num_heads", "num_kv_heads", "d_head", "d_ffn",
-          "num_experts", "experts_per_token", "d_expert", "d_shared", "multiple_of", "vocab_size")
-_REAL = ("activation_rate", "aspect_ratio", "ffn_ratio", "total_ffn_ratio", "granularity",
-         "params_tolerance")
+_WHOLE = (
+  "num_params",
+  "num_layers",
+  "d_model",
+  "num_heads",
+  "num_kv_heads",
+  "d_head",
+  "d_ffn",
+  "num_experts",
+  "experts_per_token",
+  "d_expert",
+  "d_shared",
+  "multiple_of",
+  "vocab_size",
+)
+_REAL = (
+  "activation_rate",
+  "aspect_ratio",
+  "ffn_ratio",
+  "total_ffn_ratio",
+  "granularity",
+  "params_tolerance",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +89,12 @@ class Targets:
         raise UserError(f"{name}={value!r} is not a whole number of at least 0; 0 leaves it open")
     for name in _REAL:
       value = getattr(self, name)
-      if (not isinstance(value, int | float) or isinstance(value, bool)
-          or not math.isfinite(value) or value < 0):
+      if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not math.isfinite(value)
+        or value < 0
+      ):
         raise UserError(f"{name}={value!r} is not a number of at least 0; 0 leaves it open")
     if not self.num_params:
       raise UserError("num_params=0; give the parameters every arm shares, without vocabulary")
@@ -96,14 +119,23 @@ class Targets:
   def _check_dense(self) -> None:
     if self.layout != "dense":
       raise UserError(f"layout={self.layout!r} in a dense arm; use layout='dense' or kind='moe'")
-    for name in ("num_experts", "experts_per_token", "d_expert", "d_shared", "total_ffn_ratio",
-                 "granularity"):
+    for name in (
+      "num_experts",
+      "experts_per_token",
+      "d_expert",
+      "d_shared",
+      "total_ffn_ratio",
+      "granularity",
+    ):
       if getattr(self, name):
-        raise UserError(f"{name}={getattr(self, name)} in a dense arm; set it to 0 or use "
-                        f"kind='moe'")
+        raise UserError(
+          f"{name}={getattr(self, name)} in a dense arm; set it to 0 or use kind='moe'"
+        )
     if self.activation_rate not in (0, 1):
-      raise UserError(f"activation_rate={self.activation_rate} in a dense arm, which uses all its "
-                      f"parameters; set it to 0 or use kind='moe'")
+      raise UserError(
+        f"activation_rate={self.activation_rate} in a dense arm, which uses all its "
+        f"parameters; set it to 0 or use kind='moe'"
+      )
 
   def _check_moe(self) -> None:
     if self.layout == "dense":
@@ -114,11 +146,15 @@ class Targets:
     else:
       layer_pattern(self.layout, 200)  # an unknown name is refused before any search
     if self.activation_rate >= 1:
-      raise UserError(f"activation_rate={self.activation_rate} is not a share below 1; write 0.2 "
-                      f"for 20 %")
+      raise UserError(
+        f"activation_rate={self.activation_rate} is not a share below 1; write 0.2 for 20 %"
+      )
     if not self.activation_rate and not (self.num_experts and self.experts_per_token):
-      raise UserError("activation_rate=0 and no num_experts with experts_per_token; give the rate "
-                      "or both counts")
+      raise UserError(
+        "activation_rate=0 and no num_experts with experts_per_token; give the rate or both counts"
+      )
     if self.num_experts and self.experts_per_token > self.num_experts:
-      raise UserError(f"experts_per_token={self.experts_per_token} exceeds "
-                      f"num_experts={self.num_experts}; choose at most as many as there are")
+      raise UserError(
+        f"experts_per_token={self.experts_per_token} exceeds "
+        f"num_experts={self.num_experts}; choose at most as many as there are"
+      )

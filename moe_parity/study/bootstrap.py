@@ -110,7 +110,9 @@ def pointwise(estimate_A: np.ndarray, deviations_BA: np.ndarray, level: int | fl
   return estimate_A + np.quantile(deviations_BA, [tail, 1 - tail], axis=0)
 
 
-def simultaneous(estimate_A: np.ndarray, deviations_BA: np.ndarray, level: int | float) -> np.ndarray:
+def simultaneous(
+  estimate_A: np.ndarray, deviations_BA: np.ndarray, level: int | float
+) -> np.ndarray:
   """Intervals [2, A] that cover all A values at once with probability `level`.
 
   The pointwise intervals, all stretched by the one factor that makes the largest excursion of a

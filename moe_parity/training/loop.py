@@ -19,10 +19,10 @@ from moe_parity.evaluation import bits
 from moe_parity.evaluation.score import make_scorer
 from moe_parity.model.options import ModelOptions
 from moe_parity.resources.plan import ArmPlan
+from moe_parity.training import run_folder
 from moe_parity.training.checkpoint import Checkpoints, abstract
 from moe_parity.training.optimizer import OptimizerOptions
 from moe_parity.training.step import StepOptions, init_state, make_train_step
-from moe_parity.training import run_folder
 from moe_parity.training.telemetry import (
   Clock,
   Telemetry,
@@ -139,7 +139,9 @@ def train_arm(
   compile_seconds = time.perf_counter() - start
   telemetry = Telemetry(folder, from_step=first)
   peak = measured_peak(config.model.dtype)
-  clock = Clock(plan.batch_sequences * plan.seq_len, plan.train_flops_per_token, peak, folder, first)
+  clock = Clock(
+    plan.batch_sequences * plan.seq_len, plan.train_flops_per_token, peak, folder, first
+  )
 
   def validate(mode: str, max_tokens: int) -> dict:
     return bits.evaluate(
@@ -186,7 +188,9 @@ def train_arm(
         pending = None
         with clock.paused():
           if evaluating and step < plan.num_steps:
-            telemetry.write(validation_line(step, clock, validate("packed", config.train.eval_tokens)))
+            telemetry.write(
+              validation_line(step, clock, validate("packed", config.train.eval_tokens))
+            )
           if saving:
             telemetry.save_routing()
             checkpoints.save(step, state, ledger.state())
