@@ -88,7 +88,7 @@ def fit(
     moved_BA = moved_BA + bootstrap.noise_deviations(noise_sd_A, noise_df, len(moved_BA), rng)
   _, draws_BG, _ = _fit_draws(rate_A, moved_BA, grid_G)
   by_form = {
-    name: int | float(grid_G[_fit_draws(rate_A, bpc_A[None], grid_G, (name,))[1][0].argmin()])
+    name: float(grid_G[_fit_draws(rate_A, bpc_A[None], grid_G, (name,))[1][0].argmin()])
     for name in FORMS
   }
   return Curve(
