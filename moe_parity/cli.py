@@ -134,6 +134,16 @@ def _parser() -> argparse.ArgumentParser:
     default=0,
     help="unreadable records that may be skipped; the manifest counts them",
   )
+  audit = verb(
+    "audit", _audit, "prove what data runs saw, how often, and whether it was the same", json_=True
+  )
+  audit.add_argument("runs", type=pathlib.Path, nargs="+", metavar="RUN")
+  audit.add_argument("--verify", action="store_true", help="also hash the token store's files")
+  overlap = verb(
+    "contamination", _contamination, "find held-out text that training text contains", json_=True
+  )
+  overlap.add_argument("store", type=pathlib.Path, metavar="STORE")
+  overlap.add_argument("--ngram", type=int, default=13, help="words in a row that count as seen")
   bench = verb("bench", _bench, "measure this machine: ratios from one run", json_=True)
   bench.add_argument(
     "--only", default="", metavar="NAME,NAME", help="startup, step, layer, compile, loader"
@@ -354,6 +364,41 @@ def _evaluate(args) -> int:
     print(
       f"all: {result['bpc']:.4f} bits per character, {result['bpb']:.4f} per byte"
       f" ({result['mode']}, S = {result['seq_len']})"
+    )
+  return 0
+
+
+def _audit(args) -> int:
+  from moe_parity.data.audit import audit_run, compare_runs
+
+  audits = [audit_run(run, verify=args.verify) for run in args.runs]
+  pairs = [{"with": str(run)} | compare_runs(args.runs[0], run) for run in args.runs[1:]]
+  if args.json:
+    print(json.dumps({"runs": audits, "against_first": pairs}, indent=2))
+  else:
+    names = ("run", "num_tokens", "num_unique_tokens", "epochs", "passed")
+    print_table([{name: audit[name] for name in names} for audit in audits])
+    for audit in audits:
+      for failed in (check for check in audit["checks"] if not check["passed"]):
+        print(f"{audit['run']}: {failed['name']}: {failed['expected']} expected, {failed['found']}")
+    for pair in pairs:
+      print(f"{args.runs[0]} and {pair['with']}: {pair['verdict']}")
+  return 0 if all(audit["passed"] for audit in audits) else 1
+
+
+def _contamination(args) -> int:
+  from moe_parity.data.contamination import documents_of, overlap
+  from moe_parity.data.token_store import open_store
+
+  store = open_store(args.store)
+  found = overlap(documents_of(store.train), documents_of(store.validation), args.ngram)
+  if args.json:
+    print(json.dumps(found, indent=2))
+  else:
+    print_table([{"domain": name, **row} for name, row in found["by_domain"].items()])
+    print(
+      f"{found['num_contaminated']} of {found['num_documents']} held-out documents share a run"
+      f" of {args.ngram} words with training text; {100 * found['share']:.2f} % of all runs"
     )
   return 0
 

@@ -109,6 +109,19 @@ def test_a_plan_that_is_not_what_happened_fails_its_run_and_the_study(copy, fiel
   assert any("its own certificate" in line["name"] for line in whole["checks"])
 
 
+def test_audit_proves_that_two_arms_saw_the_same_text_and_notices_one_that_did_not(copy, capsys):
+  runs = [str(copy / f"runs/{name}-s0") for name in ("dense", "moe_40")]
+  assert cli.main(["audit", *runs]) == 0
+  assert "the same windows, in the same order over the" in capsys.readouterr().out
+  ledger = Ledger.load(copy / "runs/moe_40-s0/ledger.npz")
+  first, second = np.flatnonzero(ledger.counts)[:2]
+  ledger.counts[first] += 1
+  ledger.counts[second] -= 1
+  ledger.save(copy / "runs/moe_40-s0/ledger.npz")
+  assert cli.main(["audit", *runs]) == 1
+  assert "windows read another number of times than planned" in capsys.readouterr().out
+
+
 def test_a_ledger_with_a_window_too_many_fails(copy):
   run = copy / "runs/moe_40-s0"
   ledger = Ledger.load(run / "ledger.npz")
