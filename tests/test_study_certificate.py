@@ -157,7 +157,7 @@ def test_a_trained_run_is_scored_again_to_the_same_bits(study, capsys, monkeypat
   assert cli.main(["evaluate", str(run), "--mode=strided", "--stride=16", "--max-tokens=500"]) == 0
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(copy, capsys):
+def test_where_no_checkpoint_can_be_read_training_refuses_and_deletes_nothing(copy):
   run = copy / "runs/dense-s0"
   (run / "result.json").unlink()
   steps = sorted(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())
@@ -167,6 +167,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(copy, cap
   assert len(steps) == 1
   with pytest.raises(UserError, match="none of the checkpoints.*can be read"):
     _train(copy, "dense")
+  assert (run / "checkpoints" / str(steps[-1])).exists()
 
 
 def _train(study, name):
