@@ -6,6 +6,8 @@ import sys
 import pytest
 
 from moe_parity import cli
+from moe_parity.verbs import plan
+from moe_parity.verbs.printing import show
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -80,13 +82,13 @@ def test_a_full_disk_is_said_in_one_line_however_deep_it_lies(monkeypatch, capsy
     except OSError as error:
       raise RuntimeError("save failed") from error
 
-  monkeypatch.setattr(cli, "_plan", full)
+  monkeypatch.setattr(plan, "run", full)
   assert cli.main(["plan", "--config=x"]) == 2
   assert "the disk is full" in capsys.readouterr().err
 
 
 def test_numbers_in_tables_read_well():
-  assert cli.show(1234567) == "1,234,567"
-  assert cli.show(2_150_612_992) == "2.151e+09"
-  assert cli.show(0.000123456) == "0.0001235"
-  assert cli.show(True) == "True" and cli.show(None) == ""
+  assert show(1234567) == "1,234,567"
+  assert show(2_150_612_992) == "2.151e+09"
+  assert show(0.000123456) == "0.0001235"
+  assert show(True) == "True" and show(None) == ""

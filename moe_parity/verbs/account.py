@@ -1,0 +1,26 @@
+"""`moe-parity account`."""
+
+import json
+import pathlib
+
+from moe_parity.verbs.common import json_argument
+from moe_parity.verbs.printing import print_table
+
+HELP = "price any table of shapes, row by row"
+
+
+def arguments(parser) -> None:
+  parser.add_argument("table", type=pathlib.Path, metavar="SHAPES.csv")
+  parser.add_argument("--convention", default="paper", help="paper | paper_full | exact")
+  json_argument(parser)
+
+
+def run(args) -> int:
+  from moe_parity.resources.account_table import account_file, printable
+
+  rows = account_file(args.table, args.convention)
+  if args.json:
+    print(json.dumps(rows, indent=2))
+  else:
+    print_table(printable(rows))
+  return 0

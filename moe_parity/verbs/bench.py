@@ -1,0 +1,28 @@
+"""`moe-parity bench`."""
+
+import json
+
+from moe_parity.verbs.common import json_argument
+from moe_parity.verbs.printing import print_table
+
+HELP = "measure this machine: ratios from one run"
+
+
+def arguments(parser) -> None:
+  parser.add_argument(
+    "--only", default="", metavar="NAME,NAME", help="startup, step, layer, compile, loader"
+  )
+  json_argument(parser)
+
+
+def run(args) -> int:
+  from moe_parity.benchmarks import suite
+
+  rows = suite.run([name for name in args.only.split(",") if name])
+  if args.json:
+    print(json.dumps(rows, indent=2))
+  else:
+    for name, table in rows.items():
+      print(f"\n{name}")
+      print_table(table)
+  return 0

@@ -1,0 +1,22 @@
+"""`moe-parity demo`."""
+
+import argparse
+import pathlib
+
+from moe_parity.verbs.common import ROOT, planned
+from moe_parity.verbs.printing import print_table
+from moe_parity.verbs.study import run_and_judge
+
+HELP = "the whole question in a few minutes on a CPU"
+
+
+def arguments(parser) -> None:
+  parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/demo"))
+  parser.add_argument("--config", default=str(ROOT / "configs" / "demo.py"), help=argparse.SUPPRESS)
+  parser.set_defaults(json=False)
+
+
+def run(args) -> int:
+  config, plan, store = planned(args)
+  print_table(plan.to_rows())
+  return run_and_judge(args, config, plan, store, [])

@@ -1,0 +1,38 @@
+"""Tables and verdicts as text."""
+
+import pathlib
+import textwrap
+from collections.abc import Sequence
+
+
+def print_table(rows: Sequence[dict]) -> None:
+  """Rows of equal keys in aligned columns, numbers to the right, as wide as they are."""
+  if not rows:
+    print("(nothing)")
+    return
+  cells = [[name.replace("_", " ") for name in rows[0]]]
+  cells += [[show(value) for value in row.values()] for row in rows]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  right = [isinstance(value, int | float) for value in rows[0].values()]
+  cells.insert(1, ["-" * width for width in widths])
+  for line in cells:
+    columns = zip(line, widths, right, strict=True)
+    print("  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in columns).rstrip())
+
+
+def show(value) -> str:
+  """A cell: integers with separators, other numbers to four digits."""
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return "" if value is None else str(value)
+  if isinstance(value, int):
+    return f"{value:,}" if abs(value) < 10**9 else f"{value:.4g}"
+  return f"{value:.4g}"
+
+
+def print_verdict(analysis: dict, page: pathlib.Path) -> None:
+  """The verdict in words, then where the page is."""
+  verdict = analysis["verdict"]
+  print("\n" + textwrap.fill(verdict["headline"], 96))
+  for sentence in verdict["sentences"]:
+    print(textwrap.fill(sentence, 96, initial_indent="- ", subsequent_indent="  "))
+  print(f"\nreport: {page}")

@@ -1,0 +1,26 @@
+"""`moe-parity report`."""
+
+import json
+import pathlib
+
+from moe_parity.verbs.common import json_argument
+from moe_parity.verbs.printing import print_verdict
+
+HELP = "write a study's page, figures and tables again"
+
+
+def arguments(parser) -> None:
+  parser.add_argument("folder", type=pathlib.Path, metavar="STUDY")
+  json_argument(parser)
+
+
+def run(args) -> int:
+  from moe_parity.report.page import write_report
+
+  page = write_report(args.folder)
+  analysis = json.loads((args.folder / "analysis.json").read_text())
+  if args.json:
+    print(json.dumps(analysis, indent=2))
+  else:
+    print_verdict(analysis, page)
+  return 0

@@ -1,0 +1,19 @@
+"""`moe-parity test`."""
+
+import argparse
+import subprocess
+import sys
+
+from moe_parity.verbs.common import ROOT
+
+HELP = "run the tests; further arguments go to pytest"
+
+
+def arguments(parser) -> None:
+  parser.add_argument("pytest", nargs=argparse.REMAINDER)
+
+
+def run(args) -> int:
+  # A fresh process: the tests check array shapes by a hook that must come before our imports.
+  arguments = args.pytest or ["-n", "2", str(ROOT / "tests")]
+  return subprocess.call([sys.executable, "-m", "pytest", *arguments], cwd=ROOT)

@@ -1,0 +1,42 @@
+"""`moe-parity train`."""
+
+from moe_parity.errors import UserError
+from moe_parity.verbs.common import config_argument, planned, workdir_argument
+
+HELP = "train one arm of a config"
+
+
+def arguments(parser) -> None:
+  config_argument(parser)
+  workdir_argument(parser, "run folder")
+  parser.add_argument("--arm", default="", help="which arm; may be left out where there is one")
+  parser.add_argument("--seed", type=int, default=None, help="which of the arm's seeds")
+
+
+def run(args) -> int:
+  config, plan, store = planned(args)
+  from moe_parity.study.runner import select
+
+  arms = select(plan.arms, [args.arm] if args.arm else [])
+  if args.seed is not None:
+    arms = [arm for arm in arms if arm.seed == args.seed]
+  if len(arms) != 1:
+    choices = ", ".join(f"--arm={arm.name} --seed={arm.seed}" for arm in plan.arms)
+    raise UserError(f"train takes one arm and {len(arms)} fit; choose one of {choices}")
+  from moe_parity.console import TrainingBars
+  from moe_parity.startup import start_jax
+  from moe_parity.study.certificate import certify_run
+  from moe_parity.training.loop import train_arm
+
+  start_jax()
+  with TrainingBars(arms) as bars:
+    result = train_arm(
+      config, arms[0], store, args.workdir, lambda p: bars.update(arms[0], p), bars.print
+    )
+  passed = certify_run(args.workdir)["passed"]
+  validation = result["validation"]
+  print(
+    f"{arms[0].name}: {validation['bpc']:.4f} bits per character, {validation['bpb']:.4f} per"
+    f" byte ({validation['mode']}); certificate {'passed' if passed else 'FAILED'}"
+  )
+  return 0 if passed else 1
