@@ -1,0 +1,128 @@
+"""The padded exchange: `lax.all_to_all` with the same number of slots for every pair of devices.
+
+Runs on every platform. Both directions move rows by gathers: the slot of a row and the row in a
+slot are both known, and sending is the transpose of giving back.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from moe_parity.parallel.grouping import IN_BOUNDS
+from moe_parity.parallel.rows import Rows
+from moe_parity.parallel.swiglu import barrier
+
+
+class Seats(NamedTuple):
+  """Which rows a round carries. G devices, C slots for each.
+
+  slot_TP: g * C + c of each row, G * C if it is not in this round.
+  row_GC: the row in each slot (t * P + p); somebody's, where nobody needs the slot.
+  taken_GC: whether somebody does.
+  """
+
+  slot_TP: Int[Array, "T P"]
+  row_GC: Int[Array, "G C"]
+  taken_GC: Bool[Array, "G C"]
+
+
+def seat(rows: Rows, start, num_slots: int) -> Seats:
+  """Slots of the rows numbered start ... start + num_slots - 1 of every pair."""
+  num_devices, num = rows.groups.count_E.shape[0], rows.device_TP.size
+  at_C = start + jnp.arange(num_slots, dtype=jnp.int32)[None, :]
+  place_GC = jnp.minimum(rows.groups.start_E[:, None] + at_C, num - 1)
+  row_GC = rows.groups.order_A.at[place_GC].get(mode=IN_BOUNDS)
+  slot_TP = rows.rank_TP - start
+  inside_TP = (slot_TP >= 0) & (slot_TP < num_slots) & (rows.device_TP < num_devices)
+  slot_TP = jnp.where(inside_TP, rows.device_TP * num_slots + slot_TP, num_devices * num_slots)
+  return barrier(Seats(slot_TP, row_GC, at_C < rows.groups.count_E[:, None]))
+
+
+def most_replays(rows: Rows, first: int, replay: int, axis_name: str) -> Int[Array, ""]:
+  """Further rounds that the fullest pair of devices needs. One maximum over the axis."""
+  left = jnp.maximum(jnp.max(rows.groups.count_E) - first, 0)
+  return lax.pmax(-(-left // replay), axis_name)
+
+
+def _swap(a, axis_name: str):
+  """[G, ...] by destination to [G, ...] by source, or back: it is its own inverse."""
+  return lax.all_to_all(a, axis_name, 0, 0)
+
+
+def _sent(x_TD, seats: Seats, axis_name: str):
+  token_GC = seats.row_GC // seats.slot_TP.shape[1]
+  return _swap(barrier(x_TD.at[token_GC].get(mode=IN_BOUNDS)), axis_name)
+
+
+def _returned(y_GCD, seats: Seats, axis_name: str):
+  y_GCD = _swap(y_GCD, axis_name)
+  num_slots = y_GCD.shape[0] * y_GCD.shape[1]
+  y_ND = barrier(y_GCD.reshape(num_slots, -1))
+  total_TD = 0.0
+  for slot_T in seats.slot_TP.T:
+    row_TD = y_ND.at[jnp.minimum(slot_T, num_slots - 1)].get(mode=IN_BOUNDS)
+    total_TD += jnp.where((slot_T < num_slots)[:, None], row_TD, 0).astype(jnp.float32)
+  return total_TD
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def send(
+  x_TD: Float[Array, "T D"],
+  gate_TPJ: Float[Array, "T P J"],
+  expert_TPJ: Int[Array, "T P J"],
+  seats: Seats,
+  nobody: int,
+  axis_name: str,
+):
+  """Rows to the devices of their experts: two all-to-alls, of vectors and of what goes with them.
+
+  Returns:
+    x_GCD, gate_GCJ and expert_GCJ by source; a slot nobody needs holds somebody's vector, weight 0
+    and the id `nobody`.
+  """
+  return _send_forward(x_TD, gate_TPJ, expert_TPJ, seats, nobody, axis_name)[0]
+
+
+def _send_forward(x_TD, gate_TPJ, expert_TPJ, seats, nobody, axis_name):
+  def tags(a_TPJ, unused):
+    a_AJ = a_TPJ.reshape(-1, a_TPJ.shape[2])
+    return jnp.where(seats.taken_GC[:, :, None], a_AJ.at[seats.row_GC].get(mode=IN_BOUNDS), unused)
+
+  bits_GCJ = lax.bitcast_convert_type(tags(gate_TPJ, 0), jnp.int32)
+  tags_GCJ = jnp.concatenate([tags(expert_TPJ, nobody), bits_GCJ], axis=2)
+  expert_GCJ, bits_GCJ = jnp.split(_swap(tags_GCJ, axis_name), 2, axis=2)
+  gate_GCJ = lax.bitcast_convert_type(bits_GCJ, jnp.float32)
+  return (_sent(x_TD, seats, axis_name), gate_GCJ, expert_GCJ), seats
+
+
+def _send_backward(nobody, axis_name, seats, gradients):
+  dx_GCD, dgate_GCJ, _ = gradients
+  dx_TD = _returned(dx_GCD, seats, axis_name).astype(dx_GCD.dtype)
+  dgate_GCJ = _swap(dgate_GCJ, axis_name)
+  dgate_NJ = dgate_GCJ.reshape(-1, dgate_GCJ.shape[2])
+  return dx_TD, dgate_NJ.at[seats.slot_TP].get(mode="fill", fill_value=0), None, None
+
+
+send.defvjp(_send_forward, _send_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def give_back(y_GCD: Float[Array, "G C D"], seats: Seats, axis_name: str) -> Float[Array, "T D"]:
+  """Every token's rows back from the devices they went to, summed in float32: one all-to-all."""
+  return _returned(y_GCD, seats, axis_name)
+
+
+def _give_back_forward(y_GCD, seats, axis_name):
+  return _returned(y_GCD, seats, axis_name), (seats, jnp.zeros((), y_GCD.dtype))
+
+
+def _give_back_backward(axis_name, residuals, dy_TD):
+  seats, like = residuals
+  return _sent(dy_TD.astype(like.dtype), seats, axis_name), None
+
+
+give_back.defvjp(_give_back_forward, _give_back_backward)

@@ -1,0 +1,48 @@
+"""Exact whatever the routing: a first round with bounded buffers, and as many more as it takes.
+
+The trip count is known only at run time and mostly zero. Such a loop has no reverse-mode
+derivative, so the rule is written here: the backward pass plays the same rounds again, each through
+its own derivative.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def in_rounds(first: Callable, replay: Callable, operands, routing, num_replays):
+  """first(operands, routing) + the sum over i < num_replays of replay(i, operands, routing).
+
+  Args:
+    first, replay: their results are float32 and of one shape.
+    operands: arrays to differentiate by.
+    routing: a pytree of integers.
+    num_replays: the same on every device that a round's collectives join.
+  """
+  return _forward(first, replay, operands, routing, num_replays)[0]
+
+
+def _forward(first, replay, operands, routing, num_replays):
+  y, pull = jax.vjp(lambda operands: first(operands, routing), operands)
+  y = lax.fori_loop(0, num_replays, lambda i, y: y + replay(i, operands, routing), y)
+  return y, (pull, operands, routing, num_replays)
+
+
+def _backward(first, replay, residuals, dy):
+  pull, operands, routing, num_replays = residuals
+  (gradients,) = pull(dy)
+
+  def step(i, total):
+    _, again = jax.vjp(lambda operands: replay(i, operands, routing), operands)
+    return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, again(dy)[0])
+
+  total = jax.tree.map(lambda a: a.astype(jnp.float32), gradients)
+  total = lax.fori_loop(0, num_replays, step, total)
+  return jax.tree.map(lambda a, b: a.astype(b.dtype), total, operands), None, None
+
+
+in_rounds.defvjp(_forward, _backward)
