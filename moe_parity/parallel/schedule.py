@@ -1,0 +1,253 @@
+"""How long a compiled program takes, by the compiler's own schedule. Estimates, never measurements.
+
+Instructions run in the order of the module's text; loop bodies as often as their conditions say.
+What one takes is known on one of four grounds, and every table says which:
+
+  compiler    the cycles XLA:TPU noted for a fusion, copy or reduction, over the clock
+  kernel      a Pallas kernel: its FLOPs over the peak or its bytes over the HBM's, the slower
+  bytes       no note: the HBM bytes it touches over the HBM's bytes/s. A lower bound; sorts,
+              gathers and what runs on a SparseCore are of this sort
+  collective  bytes over links (`collectives.py`), no latency
+
+An asynchronous one (a collective or copy in two halves) begins when its start is reached and the
+link, copy engine or SparseCore is free; at its done the program waits for what is left of it. That
+wait is *exposed*, the rest was overlapped. Transfers of one sort run one after another.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+from moe_parity.parallel import collectives, hlo
+from moe_parity.parallel.collectives import Collective, Place
+from moe_parity.parallel.flops import instruction_flops
+
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all",
+        "partition-id", "replica-id", "opt-barrier")  # fmt: skip
+BOOKKEEPING = ("AllocateBuffer", "AssumeGatherIndicesInBound", "Sharding", "AsyncCollectiveStart",
+               "AsyncCollectiveDone")  # fmt: skip
+PART_ONLY = ("gather", "dynamic-slice", "slice", "scatter", "dynamic-update-slice")
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+  """One instruction and what it costs.
+
+  Attributes:
+    times: executions a step.
+    seconds: of one execution. For an asynchronous one, of the transfer.
+    exposed: of one execution, how long the program waits for it.
+    basis: "compiler", "kernel", "bytes" or "collective".
+    flops, hbm_bytes: of one execution.
+    asynchronous: whether it has two halves with room for work in between.
+  """
+
+  name: str
+  opcode: str
+  shape: str
+  op_name: str
+  times: int
+  seconds: float
+  exposed: float
+  basis: str
+  flops: float
+  hbm_bytes: int
+  asynchronous: bool
+  collective: Collective | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """A program's instructions with their costs; seconds of one execution of the whole."""
+
+  ops: tuple[Op, ...]
+  seconds: float
+
+  @property
+  def flops(self) -> float:
+    """Of one device and execution: products and kernels, recomputation counted."""
+    return sum(op.flops * op.times for op in self.ops)
+
+  @property
+  def hbm_bytes(self) -> float:
+    """Read and written by one device in one execution."""
+    return sum(op.hbm_bytes * op.times for op in self.ops)
+
+  def exposed(self, basis: str) -> float:
+    """Seconds of an execution that instructions of one basis account for."""
+    return sum(op.exposed * op.times for op in self.ops if op.basis == basis)
+
+
+class _Transfer(NamedTuple):
+  """An asynchronous operation under way."""
+
+  index: int
+  ends: float
+
+
+class _Clock:
+  """Where the program stands, and when links and engines are free again."""
+
+  def __init__(self):
+    self.now = 0.0
+    self.free: dict[str, float] = {}
+    self.transfers: dict[str, _Transfer] = {}
+
+
+def walk(module: hlo.Module, place: Place) -> Schedule:
+  """Prices a module and lets it run once, on paper."""
+  ops: list[Op] = []
+  seconds = _run(module, module.entry, place, 1, ops)
+  return Schedule(tuple(ops), seconds)
+
+
+def _run(module: hlo.Module, name: str, place: Place, times: int, ops: list[Op]) -> float:
+  """Appends the instructions of a computation to `ops`; seconds of one execution."""
+  clock = _Clock()
+  shapes = {i.name: i.shape for i in module.computations[name]}
+  for instruction in module.computations[name]:
+    opcode = instruction.opcode
+    if opcode in FREE:
+      continue
+    if opcode == "while":
+      trips = hlo.trip_count(module, instruction)
+      body = _run(module, instruction.attribute("body"), place, times * trips, ops)
+      clock.now += trips * body
+    elif opcode == "conditional":
+      branches: list[list[Op]] = [[] for _ in hlo.called(instruction)]
+      spent = [_run(module, branch, place, times, into)
+               for branch, into in zip(hlo.called(instruction), branches, strict=True)]  # fmt: skip
+      ops += branches[spent.index(max(spent))]
+      clock.now += max(spent)
+    elif opcode == "call":
+      clock.now += _run(module, instruction.attribute("to_apply"), place, times, ops)
+    else:
+      _step(module, instruction, shapes, place, times, ops, clock)
+  return clock.now
+
+
+def _step(module, instruction, shapes, place, times, ops, clock) -> None:
+  """One instruction that is no control flow: the clock moves on by what it takes or waits for."""
+  half, key = _half(module, instruction)
+  if half == "middle":
+    if key in clock.transfers:
+      clock.transfers[instruction.name] = clock.transfers[key]
+    return
+  if half == "done":
+    transfer = clock.transfers.pop(key, None)
+    if transfer is None:
+      return
+    wait = max(0.0, transfer.ends - clock.now)
+    ops[transfer.index] = dataclasses.replace(ops[transfer.index], exposed=wait)
+    clock.now += wait
+    return
+  op = _priced(module, instruction, shapes, place, times)
+  if op is None:
+    return
+  if half == "start":
+    engine = "link" if op.collective else "sparsecore" if "call" in op.opcode else "copy"
+    begins = max(clock.now, clock.free.get(engine, 0.0))
+    clock.free[engine] = begins + op.seconds
+    clock.transfers[key] = _Transfer(len(ops), begins + op.seconds)
+    ops.append(dataclasses.replace(op, exposed=0.0, asynchronous=True))
+    return
+  ops.append(op)
+  clock.now += op.seconds
+
+
+def _half(module: hlo.Module, instruction: hlo.Instruction) -> tuple[str, str]:
+  """("start" | "middle" | "done" | "", the name its other half goes by)."""
+  if instruction.opcode == "fusion":
+    chain, target = _chain(module, instruction)
+    if target:
+      return ("start" if target == "AsyncCollectiveStart" else "done"), chain
+  elif instruction.opcode.endswith("-start"):
+    return "start", instruction.name
+  elif instruction.opcode.endswith("-update"):
+    return "middle", instruction.operands[0]
+  elif instruction.opcode.endswith("-done"):
+    return "done", instruction.operands[0]
+  return "", ""
+
+
+def _chain(module: hlo.Module, fusion: hlo.Instruction) -> tuple[str, str]:
+  """(name, AsyncCollectiveStart or AsyncCollectiveDone) of a fusion that begins or ends a
+  collective which XLA spread over the fusions in between; ("", "") for any other."""
+  target = channel = ""
+  for _, inner in hlo.inside(module, fusion):
+    if "AsyncCollective" in inner.rest:
+      target = "AsyncCollectiveStart" if "CollectiveStart" in inner.rest else "AsyncCollectiveDone"
+    if collectives.kind_of(inner):
+      channel = f"chain {inner.attribute('channel_id')} {inner.attribute('chain_id')}"
+  return (channel, target) if target else ("", "")
+
+
+def _priced(module, instruction, shapes, place: Place, times: int) -> Op | None:
+  """The cost of an instruction; None if it is only bookkeeping."""
+  if instruction.opcode == "custom-call" and any(t in instruction.rest for t in BOOKKEEPING):
+    return None
+  generation = place.slice.generation
+  found = _collective(module, instruction, shapes, place)
+  flops = instruction_flops(module, instruction, shapes)
+  touched = _hbm_bytes(module, instruction, shapes)
+  config = hlo.backend_config(instruction)
+  cycles = int(config.get("window_config", {}).get("estimated_cycles", 0))
+  estimate = config.get("custom_call_config", {}).get("cost_estimate")
+  if found is not None:
+    basis, seconds = "collective", found.seconds
+  elif cycles > 0:
+    basis, seconds = "compiler", cycles / generation.cycles_per_second
+  elif instruction.opcode == "custom-call" and estimate:
+    touched = int(estimate.get("bytes_accessed", touched))
+    basis = "kernel"
+    seconds = max(flops / generation.flops_per_device, touched / generation.bandwidth_per_device)
+  else:
+    basis, seconds = "bytes", touched / generation.bandwidth_per_device
+  return Op(
+    instruction.name, instruction.opcode, instruction.shape, instruction.op_name, times, seconds,
+    seconds, basis, flops, touched, False, found,
+  )  # fmt: skip
+
+
+def _collective(module, instruction, shapes, place: Place) -> Collective | None:
+  """The collective that an instruction is or holds; None for all others.
+
+  A fusion that cuts an all-reduce's result up is how XLA:TPU writes a reduce-scatter. The fusions
+  between the halves of a spread-out collective hold it too, and are not counted again.
+  """
+  if collectives.kind_of(instruction):
+    return collectives.price(instruction, shapes, place)
+  if instruction.opcode not in ("fusion", "async-start"):
+    return None
+  for name, inner in hlo.inside(module, instruction):
+    if kind := collectives.kind_of(inner):
+      if "chain_id" in inner.rest and _half(module, instruction)[0] != "start":
+        return None
+      found = collectives.price(inner, _shapes(module, name), place)
+      scattered = kind == "all-reduce" and hlo.num_bytes(instruction.shape) < found.payload_bytes
+      if scattered:
+        return dataclasses.replace(
+          found, kind="reduce-scatter", wire_bytes=found.wire_bytes / 2, seconds=found.seconds / 2
+        )
+      return found
+  return None
+
+
+def _shapes(module: hlo.Module, name: str) -> dict[str, str]:
+  return {i.name: i.shape for i in module.computations[name]}
+
+
+def _hbm_bytes(module, instruction, shapes) -> int:
+  """HBM bytes read and written: operands and results, on-chip ones left out, and of what reads or
+  writes a part of an array the part."""
+  results = hlo.num_bytes(instruction.shape, space=0)
+  operands = [hlo.num_bytes(shapes.get(name, ""), space=0) for name in instruction.operands]
+  if instruction.opcode.endswith("-start"):
+    return max([*operands, results // 2])
+  opcodes = {instruction.opcode}
+  if instruction.opcode == "fusion":
+    opcodes |= {inner.opcode for _, inner in hlo.inside(module, instruction)}
+  if opcodes & {"scatter", "dynamic-update-slice"}:
+    return 3 * (sum(operands) - max(operands, default=0)) or results
+  if opcodes & set(PART_ONLY):
+    return 2 * results
+  return sum(operands) + results

@@ -1,0 +1,181 @@
+"""Costs of a hand-written module (`small.hlo`, in XLA:TPU's notation), against sums on paper. In it
+two by two devices talk, a loop runs five times, and a kernel's program has lines and brackets."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from moe_parity.parallel import collectives, hlo, schedule
+from moe_parity.parallel.collectives import Place
+from moe_parity.parallel.flops import convolution_flops
+from moe_parity.resources.slices import named
+
+MODULE = (pathlib.Path(__file__).parent / "small.hlo").read_text()
+COORDINATES = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]])
+PLACE = Place(named("v5p:2x2x1"), {"fsdp": 2, "expert": 2}, COORDINATES)
+LINK, HBM = 100e9, 2765e9
+
+
+@pytest.fixture(scope="module")
+def walked():
+  return schedule.walk(hlo.parse(MODULE), PLACE)
+
+
+def op(walked, name):
+  (found,) = [op for op in walked.ops if op.name == name]
+  return found
+
+
+def test_a_kernels_program_does_not_end_its_instruction():
+  module = hlo.parse(MODULE)
+  assert [i.name for i in module.computations["body"]][-2:] == ["kernel", "pair"]
+  assert module.entry == "main"
+
+
+def test_a_loop_counts_its_body_as_often_as_its_condition_says(walked):
+  assert op(walked, "kernel").times == 5
+
+
+def test_a_kernel_costs_its_flops_over_the_peak(walked):
+  kernel = op(walked, "kernel")
+  assert kernel.basis == "kernel"
+  assert kernel.seconds == pytest.approx(1e-6)  # 459e6 FLOPs of 459e12 a second
+
+
+def test_a_noted_cost_is_cycles_over_the_clock(walked):
+  product = op(walked, "h")
+  assert product.basis == "compiler"
+  assert product.seconds == pytest.approx(17_500 / (459e12 / 2**18))
+
+
+def test_what_nobody_noted_costs_the_bytes_it_touches(walked):
+  copied = op(walked, "copied")
+  assert copied.basis == "bytes"
+  assert copied.seconds == pytest.approx(2 * 64 * 512 * 2 / HBM)
+
+
+def test_flops_of_products_and_of_kernels_in_loops_are_counted(walked):
+  assert walked.flops == 2 * 64 * 256 * 512 + 5 * 459e6
+
+
+def test_a_collective_over_fusions_is_exposed_only_beyond_the_work_between(walked):
+  gather = op(walked, "start")
+  wire = 256 * 512 * 2 / 2
+  assert gather.asynchronous and gather.collective.kind == "all-gather"
+  assert gather.seconds == pytest.approx(wire / LINK)
+  assert gather.exposed == 0  # 1.3 us of transfer under 5 us of kernel
+  assert not [op for op in walked.ops if op.name == "whole_w"]
+
+
+def test_a_collective_without_work_between_is_all_exposed(walked):
+  moved = op(walked, "moved-start")
+  assert moved.seconds == pytest.approx(64 * 512 * 2 / LINK)
+  assert moved.exposed == pytest.approx(moved.seconds)
+
+
+def test_a_fused_slice_of_an_all_reduce_is_a_reduce_scatter(walked):
+  out = op(walked, "out").collective
+  assert out.kind == "reduce-scatter"
+  assert out.wire_bytes == 64 * 512 * 2 / 2
+
+
+def test_collectives_carry_the_names_of_their_mesh_axes(walked):
+  axes = {op.name: op.collective.axes for op in walked.ops if op.collective}
+  assert axes == {"start": ("expert",), "moved-start": ("fsdp",), "out": ("expert",)}
+
+
+def test_the_whole_is_the_sum_of_what_the_program_waits_for(walked):
+  waits = sum(op.exposed * op.times for op in walked.ops)
+  assert walked.seconds == pytest.approx(waits)
+  assert walked.seconds == pytest.approx(
+    sum(walked.exposed(basis) for basis in ("compiler", "kernel", "bytes", "collective"))
+  )
+
+
+@pytest.mark.parametrize(
+  "written",
+  [
+    "replica_groups={{0,4},{1,5},{2,6},{3,7}}",
+    "replica_groups=[4,2]<=[2,4]T(1,0)",
+    "replica_groups=mesh['a'=2,'b'=4] {'a'}",
+  ],
+)
+def test_three_notations_of_the_same_groups_read_the_same(written):
+  assert collectives.replica_groups(written, 8) == [[0, 4], [1, 5], [2, 6], [3, 7]]
+
+
+def test_groups_nobody_named_are_everybody():
+  assert collectives.replica_groups("channel_id=1", 3) == [[0, 1, 2]]
+
+
+def test_a_notation_not_known_is_refused():
+  with pytest.raises(ValueError, match="no known notation"):
+    collectives.replica_groups("replica_groups=<new>", 4)
+
+
+def instruction(opcode, shape, rest=""):
+  return hlo.Instruction("c", shape, opcode, ("x",), "%x", rest)
+
+
+def line_of(size, wraps):
+  """`size` chips along the first axis of a slice in which that axis is a ring or a line."""
+  grid = (16, 2) if wraps else (8, 8)
+  place = Place(named("v5e:16x16" if wraps else "v5e:8x8"), {}, np.zeros((size, 3), int))
+  place.coordinates[:, 0] = np.arange(size)
+  assert grid[0] >= size
+  return place
+
+
+def test_all_to_all_bytes_are_those_that_leave_a_device():
+  place = line_of(8, wraps=False)
+  found = collectives.price(
+    instruction("all-to-all", "f32[8,100]{1,0}"), {"x": "f32[8,100]{1,0}"}, place
+  )
+  assert found.wire_bytes == 8 * 100 * 4 * 7 / 8
+  # Half the line sends half its bytes over the one link in the middle: 4 devices x 1600 bytes.
+  assert found.seconds == pytest.approx(4 * 1600 / 50e9)
+
+
+def test_a_ring_has_two_links_to_send_on():
+  shapes = {"x": "f32[16,100]{1,0}"}
+  ring = collectives.price(instruction("all-to-all", shapes["x"]), shapes, line_of(16, True))
+  assert ring.seconds == pytest.approx(8 * 3200 / (2 * 50e9))
+
+
+def test_an_all_reduce_travels_twice():
+  shapes = {"x": "f32[1000]{0}"}
+  found = collectives.price(instruction("all-reduce", shapes["x"]), shapes, line_of(4, False))
+  assert found.wire_bytes == 2 * 4000 * 3 / 4
+
+
+def test_a_ragged_exchange_is_priced_by_the_rows_there_are_not_by_the_room_for_them():
+  shapes = {"x": "bf16[100,2,8]{2,1,0}"}
+  found = collectives.price(
+    instruction("ragged-all-to-all", "bf16[200,2,8]{2,1,0}"), shapes, line_of(8, False)
+  )
+  assert found.payload_bytes == 100 * 2 * 8 * 2
+
+
+def test_cores_of_one_chip_talk_for_nothing_and_share_its_links():
+  coordinates = np.array([[0, 0, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]])
+  place = Place(named("tpu7x:2x2x1"), {}, coordinates)
+  shapes = {"x": "f32[1000]{0}"}
+  groups = "replica_groups={{0,1},{2,3}}"
+  assert collectives.price(instruction("all-reduce", "f32[1000]{0}", groups), shapes, place
+    ).seconds == 0  # fmt: skip
+  everybody = collectives.price(instruction("all-reduce", "f32[1000]{0}"), shapes, place)
+  assert everybody.seconds == pytest.approx(2 * 2 * 4000 * 3 / 4 / 100e9)
+
+
+def test_a_batch_dimension_written_as_a_window_counts_its_diagonal():
+  shapes = {"x": "bf16[16,64,32]{2,1,0}", "w": "bf16[16,32,48]{2,1,0}"}
+  product = hlo.Instruction(
+    "c", "bf16[16,64,48]{2,1,0}", "convolution", ("x", "w"), "%x, %w",
+    ", window={size=16 stride=15 pad=0_0 lhs_dilate=16}, dim_labels=0bf_0io->0bf",
+  )  # fmt: skip
+  assert convolution_flops(product, shapes) == 2 * 16 * 64 * 32 * 48
+
+
+def test_arrays_on_the_chip_touch_no_hbm():
+  assert hlo.num_bytes("(f32[10]{0:T(128)S(1)}, bf16[3,5]{1,0})", space=0) == 30
