@@ -11,7 +11,7 @@ from moe_parity.errors import UserError
 
 VERBS = (  # each a file of moe_parity/verbs
   *("plan", "account", "train", "study", "report", "evaluate", "prepare", "audit"),
-  *("contamination", "bench", "demo", "test"),
+  *("predict", "contamination", "bench", "demo", "test"),
 )
 
 ABOUT = """\

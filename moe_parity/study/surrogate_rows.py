@@ -1,0 +1,132 @@
+"""Finished runs as rows for a surrogate: the paper's tables, or a user's own folders."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from moe_parity.errors import UserError
+from moe_parity.published import tables
+from moe_parity.resources.accounting import account
+from moe_parity.study import reading
+from moe_parity.study.surrogate_law import Inputs
+
+SAME_SIZE = math.log(1.15)  # a gap in ln N that parts two sizes
+PUBLISHED = ("table09", "table10", "table11", "table14", "table16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """Runs with their score, all on one held-out text.
+
+  Attributes:
+    labels: where each row stands. inputs, bpc: [rows].
+    shape: index of the row's shape (N and r_a): rows of one shape are near-duplicates.
+    size: index of the row's kind and size (dense or MoE; sizes closer than 15 % are one).
+    source: what the rows are, in words.
+  """
+
+  labels: tuple[str, ...]
+  inputs: Inputs
+  bpc: np.ndarray
+  shape: np.ndarray
+  size: np.ndarray
+  source: str
+
+  def __len__(self) -> int:
+    return len(self.bpc)
+
+  def keep(self, chosen: np.ndarray) -> "Rows":
+    """The rows where `chosen` is true; groups keep their numbers."""
+    labels = tuple(label for label, kept in zip(self.labels, chosen, strict=True) if kept)
+    parts = (self.inputs[chosen], self.bpc[chosen], self.shape[chosen], self.size[chosen])
+    return Rows(labels, *parts, self.source)
+
+  def size_name(self, size: int | np.integer) -> str:
+    """Such as "MoE 2.15B"."""
+    rows = self.inputs[self.size == size]
+    millions = float(np.exp(np.log(rows.num_params).mean())) / 1e6
+    number = f"{millions / 1e3:.3g}B" if millions >= 1e3 else f"{millions:.3g}M"
+    return f"{'dense' if rows.dense[0] else 'MoE'} {number}"
+
+
+def make_rows(labels: Sequence[str], inputs: Inputs, bpc: np.ndarray, source: str) -> Rows:
+  """Rows with their groups."""
+  shapes = [(round(float(n)), round(float(r), 6)) for n, r in _pairs(inputs)]
+  shape = np.unique(np.array(shapes), axis=0, return_inverse=True)[1].reshape(-1)
+  return Rows(tuple(labels), inputs, np.asarray(bpc, np.float64), shape, _sizes(inputs), source)
+
+
+def published_rows() -> Rows:
+  """The 46 runs of Tables 9, 10, 11, 14 and 16 that have a BPC; a run printed twice counts once.
+
+  N and r_a by the `paper` convention, tokens from iterations x batch x S, so that no row rests on
+  a printed figure that contradicts another. Only Table 16 repeats tokens.
+  """
+  found: dict[tuple, tuple[str, list, float]] = {}
+  for name in PUBLISHED:
+    for row in tables.table(name):
+      cost = account(row.architecture, row["seq_len"], "paper")
+      tokens = float(row.num_tokens)
+      unique = float(row.printed.get("D_unique_tokens", tokens))
+      inputs = [cost.num_params, cost.activation_rate, tokens, max(1.0, tokens / unique)]
+      label = f"Table {int(name[-2:])} row {row.number}"
+      found.setdefault(tuple(inputs), (label, inputs, row["bpc"]))
+  labels, inputs, bpc = zip(*found.values(), strict=True)
+  arrays = Inputs(*np.array(inputs, np.float64).T)
+  return make_rows(labels, arrays, np.array(bpc), "the tables of arXiv:2506.12119v1")
+
+
+def study_rows(folders: Sequence[str | pathlib.Path]) -> Rows:
+  """Every finished run of study (or run) folders.
+
+  Raises:
+    UserError: no finished run; folders whose scores cannot be compared (other held-out text,
+      another mode or context of evaluation).
+  """
+  labels, inputs, bpc, texts = [], [], [], {}
+  for folder in folders:
+    for run in reading.read_study(folder).runs:
+      validation = run.result.get("validation", {})
+      if not run.done or not run.plan or not math.isfinite(validation.get("bpc", math.nan)):
+        continue
+      plan = run.plan
+      key = (validation["mode"], validation["seq_len"], validation["stride"])
+      documents = tuple((d["source"], d["num_chars"]) for d in validation["documents"])
+      texts.setdefault((*key, validation["num_chars"], documents), []).append(str(folder))
+      labels.append(f"{pathlib.Path(folder).name}/{run.label}")
+      rate = 1.0 if plan["kind"] == "dense" else plan["activation_rate"]
+      inputs.append([plan["num_params"], rate, plan["num_tokens"], max(1.0, plan["epochs"])])
+      bpc.append(validation["bpc"])
+  if not labels:
+    names = ", ".join(str(folder) for folder in folders)
+    raise UserError(f"--runs {names}: no finished run in there; give folders with result.json")
+  if len(texts) > 1:
+    first, second = list(texts.values())[:2]
+    raise UserError(
+      f"{first[0]} and {second[0]} were scored on different held-out text, mode or seq_len, so "
+      "their BPC cannot be compared; give --runs that share them"
+    )
+  arrays = Inputs(*np.array(inputs, np.float64).T)
+  return make_rows(labels, arrays, np.array(bpc), f"{len(labels)} finished runs")
+
+
+def _pairs(inputs: Inputs):
+  return zip(inputs.num_params, inputs.activation_rate, strict=True)
+
+
+def _sizes(inputs: Inputs) -> np.ndarray:
+  """Groups of (dense or MoE) rows whose sorted ln N leave no gap above SAME_SIZE."""
+  size = np.zeros(len(inputs), int)
+  count = 0
+  for dense in (False, True):
+    members = np.flatnonzero(inputs.dense == dense)
+    members = members[np.argsort(inputs.num_params[members], kind="stable")]
+    if not len(members):
+      continue
+    gaps = np.diff(np.log(inputs.num_params[members])) > SAME_SIZE
+    size[members] = count + np.concatenate([[0], np.cumsum(gaps)])
+    count = int(size[members].max()) + 1
+  return size

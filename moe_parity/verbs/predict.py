@@ -1,0 +1,149 @@
+"""`moe-parity predict`."""
+
+import itertools
+import json
+import pathlib
+
+from moe_parity.errors import UserError
+from moe_parity.verbs.common import json_argument, load_config
+from moe_parity.verbs.printing import print_table
+
+HELP = "expected bits per character of an arm before it is trained, with its uncertainty"
+POINT = ("num_params", "activation_rate", "tokens", "epochs")
+
+
+def arguments(parser) -> None:
+  parser.add_argument("--config", default="", metavar="FILE.py[:ARG]", help="predict its arms")
+  parser.add_argument("--num-params", default="", metavar="N,N", help="without vocabulary")
+  parser.add_argument("--activation-rate", default="", metavar="R,R", help="0..1; dense is 1")
+  parser.add_argument("--tokens", default="", metavar="D,D", help="tokens seen")
+  parser.add_argument("--epochs", default="", metavar="X,X", help="D over unique tokens; default 1")
+  parser.add_argument(
+    "--runs",
+    type=pathlib.Path,
+    nargs="+",
+    default=[],
+    metavar="FOLDER",
+    help="your studies or runs to fit instead of the paper's tables, which then lend exponents",
+  )
+  parser.add_argument(
+    "--check", action="store_true", help="also hide every model size in turn and predict its rows"
+  )
+  json_argument(parser)
+
+
+def run(args) -> int:
+  from moe_parity.study import surrogate
+  from moe_parity.study.surrogate_rows import published_rows, study_rows
+
+  names, arms, base = _arms(args)
+  published = published_rows()
+  rows = study_rows(args.runs) if args.runs else published
+  lender = published if args.runs else None
+  fitted = surrogate.fit(rows, lender)
+  predictions = fitted.predict(arms, names)
+  if base is not None:
+    for prediction, versus in zip(predictions, fitted.differences(arms, base), strict=True):
+      prediction["minus_dense"] = versus or None
+  answer = {
+    "fitted_on": rows.source,
+    "num_rows": len(rows),
+    "form": fitted.form.name,
+    "level": surrogate.LEVEL,
+    "arms": predictions,
+    "errors": [vars(error) for error in fitted.errors],
+  }
+  if args.check:
+    answer["hidden_sizes"] = surrogate.hidden_sizes(rows, lender)
+  if args.json:
+    print(json.dumps(answer, indent=2))
+  else:
+    _print(answer, bool(args.runs))
+  return 0
+
+
+def _arms(args):
+  """Names, inputs, and the row of the dense arm at parity (None without one)."""
+  from moe_parity.study.surrogate_law import Inputs
+
+  given = [name for name in POINT if getattr(args, name)]
+  if args.config and given:
+    raise UserError(f"--config and --{given[0].replace('_', '-')} are two ways to ask; give one")
+  if args.overrides and not args.config:
+    raise UserError(f"unknown option {args.overrides[0]!r}; see moe-parity predict --help")
+  if args.config:
+    from moe_parity.resources.plan import make_plan
+
+    plan = make_plan(load_config(args))
+    once = list({arm.name: arm for arm in plan.arms}.values())
+    rows = [
+      (a.num_params, 1.0 if a.kind == "dense" else a.activation_rate, a.num_tokens, a.epochs)
+      for a in once
+    ]
+    dense = (i for i, a in enumerate(once) if a.kind == "dense" and a.role == "arm")
+    base = next(dense, None)
+    names = [arm.name for arm in once]
+  else:
+    lists = [_numbers(args, name) for name in POINT]
+    rows = list(itertools.product(*lists))
+    names, base = [""] * len(rows), None
+  return names, Inputs(*zip(*rows, strict=True)), base
+
+
+def _numbers(args, name: str) -> list[float]:
+  option, text = f"--{name.replace('_', '-')}", getattr(args, name)
+  if not text and name != "epochs":
+    raise UserError(f"{option} is missing; give --config, or --num-params --activation-rate "
+                    "--tokens and, where tokens repeat, --epochs")  # fmt: skip
+  try:
+    return [float(part) for part in (text or "1").split(",")]
+  except ValueError:
+    raise UserError(f"{option}={text}: not numbers parted by commas, such as 2e9,3e9") from None
+
+
+def _print(answer: dict, own_runs: bool) -> None:
+  print_table([_row(prediction) for prediction in answer["arms"]])
+  for prediction in answer["arms"]:
+    name = f"{prediction['name']}: " if prediction["name"] else ""
+    for sentence in prediction["extrapolates"]:
+      print(f"extrapolates: {name}{sentence}")
+  print(f"\nfitted on {answer['fitted_on']} ({answer['num_rows']} rows); errors in BPC on rows"
+        " left out of the fit, root mean square:")  # fmt: skip
+  print_table(
+    [
+      {
+        "form": error["form"],
+        "fitted rows": error["seen"],
+        "left-out shapes": error["shape"],
+        "left-out sizes": error["size"],
+        "": "<- predicts" if error["chosen"] else "",
+      }
+      for error in answer["errors"]
+    ]
+  )
+  if "hidden_sizes" in answer:
+    print("\neach size hidden, the form chosen and fitted without it, then its rows predicted:")
+    print_table(answer["hidden_sizes"])
+  if not own_runs:
+    print("\nnote: BPC of the paper's text and tokenizer; on other text compare arms, not levels")
+
+
+def _row(prediction: dict) -> dict:
+  row = {"arm": prediction["name"]} if prediction["name"] else {}
+  row |= {
+    "N": float(prediction["num_params"]),
+    "r_a %": round(100 * prediction["activation_rate"], 2),
+    "tokens": float(prediction["num_tokens"]),
+    "epochs": round(prediction["epochs"], 2),
+    "BPC": round(prediction["bpc"], 4),
+    "95 % interval": _interval(prediction["interval"]),
+  }
+  if "minus_dense" in prediction:
+    versus = prediction["minus_dense"]
+    row["minus dense"] = f"{versus['difference']:+.4f}" if versus else ""
+    row["interval of that"] = _interval(versus["interval"], "+") if versus else ""
+  return row | {"extrapolates": "yes" if prediction["extrapolates"] else "no"}
+
+
+def _interval(ends: list[float], sign: str = "") -> str:
+  return f"{ends[0]:{sign}.4f} to {ends[1]:{sign}.4f}"

@@ -1,0 +1,210 @@
+"""The surrogate against a law written out by hand, against noise, and against hidden rows."""
+
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from moe_parity import cli
+from moe_parity.errors import UserError
+from moe_parity.study import surrogate, surrogate_law
+from moe_parity.study.surrogate_law import Inputs
+from moe_parity.study.surrogate_rows import make_rows, published_rows, study_rows
+from tests import fake_study
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def law(num_params, rate, tokens, epochs):
+  """A truth in plain arithmetic: not the parametrisation, nor the reference point, of the fit."""
+  repeats = epochs - 1
+  effective = tokens / epochs * (1 + 9.0 * (1 - math.exp(-repeats / 9.0)))
+  dense = 0.9 if rate == 1 else 1.0
+  size = (num_params / 1e9) ** -0.4 * (0.06 + 0.004 * rate**-1.1)
+  return 0.37 + dense * size + 0.5 * rate**0.05 * (effective / 1e9) ** -0.45
+
+
+def draw_arms(rng, count):
+  """Random arms of three sizes, a fifth of them dense."""
+  rate = np.where(
+    rng.random(count) < 0.2, 1.0, np.exp(rng.uniform(np.log(0.06), np.log(0.7), count))
+  )
+  return Inputs(
+    rng.choice([3e8, 1.1e9, 4e9], count),
+    rate,
+    np.exp(rng.uniform(np.log(4e9), np.log(2e11), count)),
+    np.exp(rng.uniform(0, np.log(8), count)),
+  )
+
+
+def truth(arms):
+  parts = (arms.num_params, arms.activation_rate, arms.num_tokens, arms.epochs)
+  return np.array([law(*map(float, row)) for row in zip(*parts, strict=True)])
+
+
+def rows_of(arms, bpc):
+  return make_rows([f"run {i}" for i in range(len(arms))], arms, bpc, "synthetic runs")
+
+
+@pytest.fixture(scope="module")
+def published():
+  rows = published_rows()
+  return rows, surrogate.fit(rows)
+
+
+def test_a_known_law_is_recovered_where_it_was_not_sampled():
+  rng = np.random.default_rng(3)
+  arms = draw_arms(rng, 60)
+  fitted = surrogate.fit(rows_of(arms, truth(arms)))
+  assert fitted.form.name == "saturating law"
+  asked = draw_arms(np.random.default_rng(4), 200)
+  off = np.exp(fitted.log_bpc(asked)) / truth(asked) - 1
+  assert np.sqrt((off**2).mean()) < 1e-3 and np.abs(off).max() < 4e-3
+
+
+def test_the_slopes_of_the_law_are_those_of_small_steps():
+  arms, law_ = draw_arms(np.random.default_rng(5), 23), surrogate_law.SATURATING
+  theta = law_.fit(arms, truth(arms))
+  for index in range(2, len(theta)):
+    up, down = theta.copy(), theta.copy()
+    up[index], down[index] = up[index] + 1e-5, down[index] - 1e-5
+    slope = (law_.log_bpc(up, arms) - law_.log_bpc(down, arms)) / 2e-5
+    assert surrogate_law._slopes(theta, arms)[:, index - 2] == pytest.approx(slope, abs=1e-8)
+
+
+def test_intervals_cover_new_runs_about_as_often_as_they_say():
+  """95 % over 320 runs of 8 studies; runs of one study share a fit, so the margin is wide."""
+  inside = total = 0
+  for seed in range(8):
+    rng = np.random.default_rng(100 + seed)
+    arms, asked = draw_arms(rng, 24), draw_arms(rng, 40)
+    noisy = truth(arms) * np.exp(rng.normal(0, 0.004, len(arms)))
+    fitted = surrogate._fit_form(surrogate_law.SATURATING, rows_of(arms, noisy))
+    scores = truth(asked) * np.exp(rng.normal(0, 0.004, len(asked)))
+    off = np.abs(np.log(scores) - fitted.log_bpc(asked))
+    inside += int((off <= fitted.quantile * fitted.log_sd(asked)).sum())
+    total += len(asked)
+  assert 0.90 <= inside / total <= 0.995
+
+
+def test_differences_are_surer_than_the_levels_they_are_made_of(published):
+  _, fitted = published
+  arms = Inputs([6.5e9, 6.5e9, 6.5e9], [0.2, 0.45, 1.0], [3.2e11, 1.5e11, 6.8e10], [2.1, 1.4, 1.0])
+  versus = fitted.differences(arms, base=2)
+  levels = fitted.predict(arms)
+  assert versus[2] == {}
+  for row, level in zip(versus[:2], levels[:2], strict=True):
+    assert row["difference"] == pytest.approx(level["bpc"] - levels[2]["bpc"])
+    width = lambda ends: ends[1] - ends[0]  # noqa: E731
+    assert width(row["interval"]) < width(level["interval"]) + width(levels[2]["interval"])
+
+
+def test_published_runs_count_once_and_only_table_16_repeats_tokens(published):
+  rows, _ = published
+  assert len(rows) == 46  # 51 printed, five of Table 10 stand in Table 9 as well
+  for label, epochs in zip(rows.labels, rows.inputs.epochs, strict=True):
+    assert (epochs > 1.001) == (label.startswith("Table 16") and not label.endswith("row 9"))
+  sizes = sorted(rows.size_name(size) for size in np.unique(rows.size))
+  expected = ["MoE 2.15B", "MoE 3.29B", "MoE 6.51B", "dense 2.15B", "dense 3.29B", "dense 6.48B"]
+  assert sizes == expected
+
+
+def test_rows_of_one_shape_leave_the_fit_together(published):
+  rows, fitted = published
+  nine, ten = (rows.labels.index(f"Table 9 row {n}") for n in (5, 9))
+  assert rows.shape[nine] == rows.shape[ten]  # 10.81 % at 114B and at 468B tokens
+  folds, error = surrogate._left_out(fitted.form, rows, rows.shape, fitted.theta)
+  without = rows.keep(rows.shape != rows.shape[nine])
+  own = fitted.form.fit(without.inputs, without.bpc)
+  expected = fitted.form.log_bpc(own, rows.inputs[[nine]])[0] - math.log(rows.bpc[nine])
+  assert error[nine] == pytest.approx(expected, abs=1e-5) and len(folds) == 30
+
+
+def test_the_form_with_the_smallest_error_on_left_out_shapes_predicts(published):
+  _, fitted = published
+  best = min(fitted.errors, key=lambda error: error.shape)
+  assert [e for e in fitted.errors if e.chosen] == [best] and best.form == fitted.form.name
+  mean = next(e for e in fitted.errors if e.form == "mean")
+  assert best.shape < mean.shape / 5  # BPC; the mean is what it must beat
+
+
+def test_a_hidden_size_of_the_paper_is_predicted_within_its_intervals(published):
+  rows, _ = published
+  names = {rows.size_name(size): size for size in np.unique(rows.size)}
+  hidden = rows.size == names["MoE 6.51B"]
+  fitted, asked = surrogate.fit(rows.keep(~hidden)), rows.keep(hidden)
+  for predicted, bpc in zip(fitted.predict(asked.inputs), asked.bpc, strict=True):
+    assert predicted["interval"][0] < bpc < predicted["interval"][1]
+    assert abs(predicted["bpc"] - bpc) < 0.006
+    assert predicted["extrapolates"]
+
+
+def test_an_arm_outside_the_rows_is_called_an_extrapolation_by_variable(published):
+  _, fitted = published
+  inside = Inputs([2.15e9], [0.2], [2.4e11], [1.0])
+  assert fitted.predict(inside)[0]["extrapolates"] == []
+  far = Inputs([7.0e10], [0.02], [2.4e11], [9.0])
+  words = " ".join(fitted.predict(far)[0]["extrapolates"])
+  assert "N=7e+10 is 10.7 times the largest MoE" in words
+  assert "r_a=0.02 is" in words and "epochs=9 is" in words and "D=" not in words
+  hole = Inputs([6.5e9], [0.2], [3.3e11], [4.7])  # in range one by one, near no row
+  assert "no fitted row is near" in fitted.predict(hole)[0]["extrapolates"][0]
+  # N, r_a, D and epochs of Table 10 row 3, tokens doubled
+  near = fitted.nearest(Inputs([2.15e9], [0.1505], [3.755e11 * 1.3], [1.0]))
+  assert near["row"] == "Table 10 row 3" and near["times"]["num_tokens"] == pytest.approx(1.3, 0.01)
+
+
+def test_a_user_s_runs_are_fitted_and_another_text_is_refused(tmp_path, published):
+  first = fake_study.write_study(tmp_path / "a", fake_study.Fake(seeds=(0, 1), seed_sd=0.002))
+  rows = study_rows([first])
+  assert len(rows) == 14 and len(np.unique(rows.shape)) == 6  # dense at 2C has dense's shape
+  fitted = surrogate.fit(rows, published[0])
+  assert any("borrowed" in error.form for error in fitted.errors)
+  assert np.sqrt(np.mean((np.exp(fitted.log_bpc(rows.inputs)) - rows.bpc) ** 2)) < 0.02
+  for run in (first / "runs").glob("moe_1*"):
+    result = json.loads((run / "result.json").read_text())
+    result["validation"]["documents"][0]["num_chars"] += 1
+    fake_study.dump(run / "result.json", result)
+  with pytest.raises(UserError, match="different held-out text"):
+    study_rows([first])
+
+
+def test_impossible_arms_and_too_few_runs_are_refused(tmp_path):
+  with pytest.raises(UserError, match="activation_rate=1.2"):
+    Inputs([1e9], [1.2], [1e10], [1.0])
+  with pytest.raises(UserError, match="epochs=0.5"):
+    Inputs([1e9], [0.2], [1e10], [0.5])
+  two = fake_study.write_study(tmp_path, fake_study.Fake(rates=(0.2,), telemetry=False))
+  with pytest.raises(UserError, match="2 different shapes"):
+    surrogate.fit(study_rows([two]))
+
+
+def test_predict_answers_for_a_config_without_loading_jax():
+  code = (
+    "import sys; from moe_parity import cli;"
+    f"cli.main(['predict', '--config={ROOT}/configs/paper_7b.py', '--json']);"
+    "assert not [m for m in sys.modules if m.split('.')[0] in ('jax', 'flax', 'orbax', 'grain')]"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  answer = json.loads(done.stdout)
+  arms = {arm["name"]: arm for arm in answer["arms"]}
+  assert len(arms) == 8 and arms["dense"]["minus_dense"] is None
+  assert arms["moe_20"]["minus_dense"]["interval"][1] < 0
+  # the paper's own dense runs at this size: 0.4736 and, at 130B tokens, 0.4594
+  assert arms["dense"]["bpc"] == pytest.approx(0.4736, abs=0.004)
+  assert arms["dense_2c"]["interval"][0] < 0.4594 < arms["dense_2c"]["interval"][1]
+
+
+def test_predict_prints_a_row_an_arm_and_the_errors_of_every_form(capsys):
+  argv = ["predict", "--num-params=2.15e9", "--activation-rate=0.2,1", "--tokens=3e11"]
+  assert cli.main(argv) == 0
+  out = capsys.readouterr().out
+  assert "D=3e+11 is 2.32 times the largest dense" in out
+  for form in ("mean", "ridge", "additive law", "coupled law", "saturating law"):
+    assert form in out
+  assert cli.main(argv[:3]) == 2 and "--tokens is missing" in capsys.readouterr().err
+  assert cli.main([*argv, "--config=configs/demo.py"]) == 2
