@@ -33,6 +33,7 @@ def base() -> ConfigDict:
   data.source = "builtin"  # builtin | a .jsonl[.gz|.xz] file | a folder of text | a token store
   data.tokenizer = "bytes"  # bytes | bpe:<vocab> | path of a tokenizer.json
   data.store = ""  # folder of the token store; "" is a folder of the cache named by its content
+  data.cross_documents = True  # a window holds several documents: may attention cross their ends?
   data.seed = 0  # which windows make up a unique-token budget, and their order; one for all arms
 
   model = config.model = ConfigDict()

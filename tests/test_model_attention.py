@@ -9,13 +9,13 @@ from tests import reference_transformer
 B, S, H, N, Q = 2, 12, 6, 3, 5
 
 
-def plain(q, k, v, slopes):
+def plain(q, k, v, slopes, visible=True):
   """The same attention with JAX's own derivative and no blocks."""
   k, v = (jnp.repeat(x, H // N, axis=2) for x in (k, v))
   distance = jnp.arange(S)[:, None] - jnp.arange(S)[None]
   scores = jnp.einsum("bshq,bthq->bhst", q, k) / np.sqrt(Q)
   scores -= jnp.asarray(slopes)[None, :, None, None] * distance[None, None]
-  scores = jnp.where((distance >= 0)[None, None], scores, -jnp.inf)
+  scores = jnp.where((distance >= 0)[None, None] & visible, scores, -jnp.inf)
   return jnp.einsum("bhst,bthq->bshq", jax.nn.softmax(scores, -1), v)
 
 
@@ -37,6 +37,26 @@ def test_values_and_gradients_equal_plain_attention_in_any_blocks(size, alibi):
   expected_value, expected = gradients(
     lambda q, k, v: plain(q, k, v, np.zeros(H, np.float32) if slopes is None else slopes)
   )
+  np.testing.assert_allclose(value, expected_value, rtol=1e-5)
+  for a, b in zip(got, expected, strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-6)  # float32, sums of at most 12 terms
+
+
+@pytest.mark.parametrize("size", [12, 4])
+def test_values_and_gradients_within_documents_equal_those_of_a_plain_mask(size):
+  keys = jax.random.split(jax.random.key(1), 4)
+  q = jax.random.normal(keys[0], (B, S, H, Q))
+  k, v = (jax.random.normal(key, (B, S, N, Q)) for key in keys[1:3])
+  dy = jax.random.normal(keys[3], (B, S, H, Q))
+  document = jnp.array([[0, 0, 0, 1, 1, 1, 1, 2, 3, 3, 3, 3], [0] * 9 + [1] * 3])
+  visible = (document[:, :, None] == document[:, None, :])[:, None]
+
+  def gradients(function):
+    return jax.jit(jax.value_and_grad(lambda *qkv: (dy * function(*qkv)).sum(), (0, 1, 2)))(q, k, v)
+
+  slopes = alibi_slopes(H)
+  value, got = gradients(lambda *qkv: causal_attention(*qkv, slopes, size, document))
+  expected_value, expected = gradients(lambda *qkv: plain(*qkv, slopes, visible))
   np.testing.assert_allclose(value, expected_value, rtol=1e-5)
   for a, b in zip(got, expected, strict=True):
     np.testing.assert_allclose(a, b, atol=2e-6)  # float32, sums of at most 12 terms

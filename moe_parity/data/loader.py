@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from moe_parity.data.boundaries import boundaries
 from moe_parity.data.mixture import groups_of, plan_mixture
 from moe_parity.data.order import Order, unique_windows
 from moe_parity.data.token_store import Split
@@ -42,7 +41,6 @@ class Loader:
       limit.
     weights: shares of the store's sources in every stretch of 1000 rows; () is as they come.
     max_epochs: times a weighted source may be read within num_tokens; 0 is no bound.
-    mark_documents: also give the arrays of `boundaries`, for attention that stays in a document.
     prefetch: batches read ahead by one background thread; 0 reads when asked.
   Raises:
     UserError: sizes that do not fit together, or a stream with less data than the budget.
@@ -60,7 +58,6 @@ class Loader:
     num_tokens: int | None = None,
     weights: Sequence[float | int] = (),
     max_epochs: float | int = 0.0,
-    mark_documents: bool = False,
     host_index: int = 0,
     num_hosts: int = 1,
     prefetch: int = 2,
@@ -88,7 +85,6 @@ class Loader:
       self.order = Order(num_windows, num_unique, seed)
     self.start_row, self.num_tokens, self.prefetch = start_row, num_tokens, prefetch
     self.host_index, self.num_hosts = host_index, num_hosts
-    self.mark_documents = mark_documents
     self._block = lru_cache(maxsize=4)(
       lambda block: self.order.windows(block * _ORDER_BLOCK, (block + 1) * _ORDER_BLOCK)
     )
@@ -110,14 +106,11 @@ class Loader:
     first = row + self.host_index * share
     windows = self.windows(first, first + share)
     rows = self.split.rows(windows, self.seq_len)
-    batch = {
+    return {
       "inputs": np.ascontiguousarray(rows[:, :-1]),
       "targets": np.ascontiguousarray(rows[:, 1:]),
       "window": windows.astype(np.int32),
     }
-    if self.mark_documents:
-      batch |= boundaries(batch["inputs"], self.split.tokenizer.eos_id)
-    return batch
 
   def check(self, row: int) -> None:
     """Raises BudgetOverrun if the batch that begins at `row` would pass `num_tokens`."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.weights import matrix
@@ -45,18 +45,23 @@ def attend(
   k_BNTQ: Float[Array, "B N T Q"],
   v_BNTQ: Float[Array, "B N T Q"],
   bias_NRST: Float[Array, "N R S T"],
+  visible_BST: Bool[Array, "B S T"] | None = None,
 ) -> Float[Array, "B N R S Q"]:
   """softmax(q k + bias) v; scores and softmax in float32. The bias gets no gradient.
+
+  Where `visible_BST` is given, a query sees only the keys that it says; at least one each.
 
   The backward pass is written out: left to itself, XLA:CPU computes the gradient of the scores
   twice, once for queries and once, transposed, for keys: a tenth of a small model's step.
   """
-  return _attend(q_BNRSQ, k_BNTQ, v_BNTQ, bias_NRST)[0]
+  return _attend(q_BNRSQ, k_BNTQ, v_BNTQ, bias_NRST, visible_BST)[0]
 
 
-def _attend(q, k, v, bias):
-  scores = jnp.einsum("bnrsq,bntq->bnrst", q, k, preferred_element_type=jnp.float32)
-  weights = jax.nn.softmax(scores + bias[None], axis=-1).astype(v.dtype)
+def _attend(q, k, v, bias, visible):
+  scores = jnp.einsum("bnrsq,bntq->bnrst", q, k, preferred_element_type=jnp.float32) + bias[None]
+  if visible is not None:
+    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
   return jnp.einsum("bnrst,bntq->bnrsq", weights, v), (q, k, v, weights)
 
 
@@ -69,7 +74,7 @@ def _attend_backward(residuals, dy):
   dscores = jax.lax.optimization_barrier(dscores.astype(q.dtype))
   dq = jnp.einsum("bnrst,bntq->bnrsq", dscores, k)
   dk = jnp.einsum("bnrst,bnrsq->bntq", dscores, q)
-  return dq, dk, dv, None
+  return dq, dk, dv, None, None
 
 
 attend.defvjp(_attend, _attend_backward)
@@ -81,8 +86,10 @@ def causal_attention(
   v_BSNQ: Float[Array, "B S N Q"],
   slope_H: np.ndarray | None,
   size: int,
+  document_BS: Int[Array, "B S"] | None = None,
 ) -> Float[Array, "B S H Q"]:
-  """softmax(q k / sqrt(Q) - slope * distance) v over the positions not later than one's own.
+  """softmax(q k / sqrt(Q) - slope * distance) v over the positions not later than one's own, and
+  of one's own document where `document_BS` tells which each position is in.
 
   Queries go through in blocks of `size` (a divisor of S), each against the keys up to its end, so
   that less than the full S*S product is computed.
@@ -99,9 +106,11 @@ def causal_attention(
     distance_ST = jnp.arange(start, stop)[:, None] - jnp.arange(stop)[None, :]
     penalty = -slope_NR[:, :, None, None] * distance_ST.astype(jnp.float32)[None, None]
     bias_NRST = jnp.where((distance_ST >= 0)[None, None], penalty, -jnp.inf)
-    blocks.append(
-      attend(q_BNRSQ[:, :, :, start:stop], k_BNSQ[:, :, :stop], v_BNSQ[:, :, :stop], bias_NRST)
-    )
+    visible_BST = None
+    if document_BS is not None:
+      visible_BST = document_BS[:, start:stop, None] == document_BS[:, None, :stop]
+    q, k, v = q_BNRSQ[:, :, :, start:stop], k_BNSQ[:, :, :stop], v_BNSQ[:, :, :stop]
+    blocks.append(attend(q, k, v, bias_NRST, visible_BST))
   return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, S, H, Q)
 
 
@@ -118,7 +127,9 @@ class Attention(nnx.Module):
     shrink = (2 * architecture.num_layers) ** -0.5  # keeps the residual stream's variance near 1
     self.out = matrix(self.num_heads * q, d, axes="HD", scale=shrink)
 
-  def __call__(self, x_TD: Float[Array, "T D"], batch: int) -> Float[Array, "T D"]:
+  def __call__(
+    self, x_TD: Float[Array, "T D"], batch: int, document_BS: Int[Array, "B S"] | None = None
+  ) -> Float[Array, "T D"]:
     """x_TD holds `batch` sequences end to end. Flat, because XLA:CPU runs the weight gradients of
     [B, S, D] activations three times slower in bfloat16."""
     T, S = x_TD.shape[0], x_TD.shape[0] // batch
@@ -129,5 +140,5 @@ class Attention(nnx.Module):
       q, k = rotate(q), rotate(k)
     slopes = alibi_slopes(self.num_heads) if self.options.position == "alibi" else None
     block = self.options.attention_block
-    y = causal_attention(q, k, v, slopes, block if S % block == 0 else S)
+    y = causal_attention(q, k, v, slopes, block if S % block == 0 else S, document_BS)
     return y.reshape(T, -1) @ self.out.astype(x_TD.dtype)

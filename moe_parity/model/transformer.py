@@ -54,8 +54,10 @@ class Layer(nnx.Module):
     else:
       self.feedforward = FeedForward(d, architecture.d_ffn, architecture.num_layers)
 
-  def __call__(self, x_TD, batch: int) -> tuple[jax.Array, RoutingStats | None]:
-    x_TD = x_TD + self.attention(self.attention_norm(x_TD), batch)
+  def __call__(
+    self, x_TD, batch: int, document_BS: jax.Array | None = None
+  ) -> tuple[jax.Array, RoutingStats | None]:
+    x_TD = x_TD + self.attention(self.attention_norm(x_TD), batch, document_BS)
     y = self.feedforward(self.feedforward_norm(x_TD))
     y_TD, stats = y if isinstance(self.feedforward, MoE) else (y, None)
     return x_TD + y_TD, stats
@@ -73,14 +75,16 @@ class Segment(nnx.Module):
 
     self.layers = stacked()
 
-  def __call__(self, x_TD, batch: int) -> tuple[jax.Array, list[RoutingStats]]:
+  def __call__(
+    self, x_TD, batch: int, document_BS: jax.Array | None = None
+  ) -> tuple[jax.Array, list[RoutingStats]]:
     """The last result has one entry a MoE layer of the pattern, stacked over the repeats."""
     graph, stacked = nnx.split(self.layers)
 
     def copy(x_TD, state):
       stats = []
       for layer in nnx.merge(graph, state):
-        x_TD, layer_stats = layer(x_TD, batch)
+        x_TD, layer_stats = layer(x_TD, batch, document_BS)
         stats += [] if layer_stats is None else [layer_stats]
       return x_TD, stats
 
@@ -115,14 +119,21 @@ class Transformer(nnx.Module):
     self.final_norm = RMSNorm(d)
     self.head = matrix(d, v, axes="DV", scale=0.1)  # the first predictions are almost even
 
-  def hidden(self, inputs_BS: Int[Array, "B S"]) -> tuple[Float[Array, "T D"], RoutingStats | None]:
-    """Final normed activations, flat, and routing stacked over MoE layers (None: all dense)."""
+  def hidden(
+    self, inputs_BS: Int[Array, "B S"], document_BS: Int[Array, "B S"] | None = None
+  ) -> tuple[Float[Array, "T D"], RoutingStats | None]:
+    """Final normed activations, flat, and routing stacked over MoE layers (None: all dense).
+
+    Args:
+      document_BS: which document of its row each position is in, where attention must not cross
+        from one into another; see `documents`.
+    """
     B, S = inputs_BS.shape
     x_TD = jnp.take(self.embedding[...], inputs_BS.reshape(-1), axis=0)
     x_TD = x_TD.astype(self.options.dtype)
     stats = []
     for segment in self.segments:
-      x_TD, segment_stats = segment(x_TD, B)
+      x_TD, segment_stats = segment(x_TD, B, document_BS)
       if segment_stats:  # [repeats] of each layer of the pattern -> [repeats * layers]
         stats.append(
           jax.tree.map(

@@ -17,6 +17,7 @@ from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.evaluation import bits
 from moe_parity.evaluation.score import make_scorer
+from moe_parity.model.documents import Documents, documents_of
 from moe_parity.model.options import ModelOptions
 from moe_parity.resources.plan import ArmPlan
 from moe_parity.training import run_folder
@@ -68,8 +69,10 @@ def optimizer_options(config: ConfigDict, plan: ArmPlan) -> OptimizerOptions:
   )
 
 
-def step_options(config: ConfigDict, plan: ArmPlan) -> StepOptions:
-  """Loss weights and the number of micro-batches.
+def step_options(
+  config: ConfigDict, plan: ArmPlan, documents: Documents | None = None
+) -> StepOptions:
+  """Loss weights, the number of micro-batches, and how documents are kept apart.
 
   Raises:
     UserError: micro-batches that do not divide the batch.
@@ -83,7 +86,11 @@ def step_options(config: ConfigDict, plan: ArmPlan) -> StepOptions:
     )
   m = config.model
   return StepOptions(
-    m.balance_weight, m.z_weight, m.bias_update_rate, accumulation=plan.batch_sequences // micro
+    m.balance_weight,
+    m.z_weight,
+    m.bias_update_rate,
+    accumulation=plan.batch_sequences // micro,
+    documents=documents,
   )
 
 
@@ -107,7 +114,8 @@ def train_arm(
     UserError: the folder holds another run; the data cannot feed the plan.
     NotFiniteError: the loss stopped being a number.
   """
-  options = step_options(config, plan)
+  documents = documents_of(store.tokenizer, config.data.cross_documents)
+  options = step_options(config, plan, documents)
   run_folder.claim(folder, configs.to_json(config), plan.to_dict())
   if (finished := run_folder.read_result(folder)) is not None:
     return finished
@@ -124,7 +132,7 @@ def train_arm(
   )
   ledger = Ledger.for_loader(loader())  # also refuses a budget larger than the corpus, early
   train_step = make_train_step(architecture, model, optimizer, options)
-  scorer = make_scorer(architecture, model)
+  scorer = make_scorer(architecture, model, documents)
   state = init_state(architecture, model, optimizer, plan.seed)
   checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
   first = 0

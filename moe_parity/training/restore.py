@@ -10,6 +10,7 @@ from moe_parity.data.prepare import prepare
 from moe_parity.errors import UserError
 from moe_parity.evaluation import bits
 from moe_parity.evaluation.score import make_scorer
+from moe_parity.model.documents import documents_of
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
 from moe_parity.resources.architecture import Architecture
@@ -57,8 +58,9 @@ def evaluate_run(folder: pathlib.Path, mode: str, stride: int, max_tokens: int) 
   run = load_run(folder)
   data = run.config.data
   store = prepare(data.source, data.tokenizer, data.store)
+  documents = documents_of(store.tokenizer, data.cross_documents)
   return bits.evaluate(
-    make_scorer(run.architecture, run.options)(run.params, run.buffers),
+    make_scorer(run.architecture, run.options, documents)(run.params, run.buffers),
     store.validation,
     mode=mode,
     seq_len=run.plan["seq_len"],

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from moe_parity.model.documents import Documents
 from moe_parity.model.moe import RoutingStats, SelectionBias, balance_loss
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import Transformer, abstract_model, init_model
@@ -41,12 +42,15 @@ class StepOptions:
   bias_update_rate: u of the loss-free balancing b += u sign(mean load - load) (2408.15664), once
     an optimizer step from the whole batch's loads; 0 leaves the biases at zero.
   accumulation: micro-batches a step; must divide the batch.
+  documents: how to tell the documents of a row apart, so that attention stays within each; None
+    lets it cross, and scores every target.
   """
 
   balance_weight: float = 0.01
   z_weight: float = 0.0
   bias_update_rate: float = 0.0
   accumulation: int = 1
+  documents: Documents | None = None
 
 
 def init_state(
@@ -58,16 +62,26 @@ def init_state(
   return TrainState(jnp.zeros((), jnp.int32), params, buffers, opt_state)
 
 
-def objective(model: Transformer, inputs_BS, targets_BS, options: StepOptions, load_LE=None):
-  """Mean cross-entropy plus weighted router losses of one (micro-)batch.
+def objective(
+  model: Transformer, inputs_BS, targets_BS, options: StepOptions, load_LE=None, num_scored=None
+):
+  """Cross-entropy a scored target plus weighted router losses of one (micro-)batch.
 
   Args:
     load_LE: loads of the whole batch for the balance loss; None takes this batch's own.
+    num_scored: targets to divide by where options.documents leaves some out: of the whole batch a
+      micro-batch, so that the mean over micro-batches is the mean over the batch's scored targets.
   Returns:
     the total to minimise, and (cross_entropy, RoutingStats or None).
   """
-  hidden_TD, stats = model.hidden(inputs_BS)
-  cross_entropy = jnp.mean(model.token_nats(hidden_TD, targets_BS.reshape(-1)))
+  documents = options.documents
+  hidden_TD, stats = model.hidden(inputs_BS, documents and documents.number(inputs_BS))
+  nats_T = model.token_nats(hidden_TD, targets_BS.reshape(-1))
+  if documents is None:
+    cross_entropy = jnp.mean(nats_T)
+  else:
+    scored_T = documents.scored(targets_BS).reshape(-1)
+    cross_entropy = jnp.sum(jnp.where(scored_T, nats_T, 0.0)) / num_scored
   total = cross_entropy
   if stats is not None:
     load = stats.load_E if load_LE is None else load_LE
@@ -84,34 +98,39 @@ def make_train_step(
 ) -> Callable:
   """The jitted `(state, inputs_BS, targets_BS) -> (state, scalars)`.
 
-  Scalars are of the whole batch: loss (the total), cross_entropy (nats a token), balance_loss,
-  z_loss, gradient_norm (before clipping), learning_rate; and, per MoE layer, load_LE,
+  Scalars are of the whole batch: loss (the total), cross_entropy (nats a scored target),
+  balance_loss, z_loss, gradient_norm (before clipping), learning_rate; and, per MoE layer, load_LE,
   router_entropy_L, drop_share_L.
   """
   graph, _, _ = abstract_model(architecture, model_options)
   optimizer, schedule = make_optimizer(optimizer_options), learning_rate(optimizer_options)
 
-  def loss_of(params, buffers, inputs, targets, load_LE):
-    return objective(nnx.merge(graph, params, buffers), inputs, targets, options, load_LE)
+  documents = options.documents
+
+  def loss_of(params, buffers, inputs, targets, load_LE, num_scored):
+    model = nnx.merge(graph, params, buffers)
+    return objective(model, inputs, targets, options, load_LE, num_scored)
+
+  def load_of(state, inputs):
+    model = nnx.merge(graph, state.params, state.buffers)
+    return model.hidden(inputs, documents and documents.number(inputs))[1].load_E
 
   @functools.partial(jax.jit, donate_argnums=0)
   def train_step(state: TrainState, inputs_BS, targets_BS):
     gradient = jax.value_and_grad(loss_of, has_aux=True)
+    num_scored = documents and jnp.sum(documents.scored(targets_BS)) / options.accumulation
     if options.accumulation == 1:
       (loss, (cross_entropy, stats)), grads = gradient(
-        state.params, state.buffers, inputs_BS, targets_BS, None
+        state.params, state.buffers, inputs_BS, targets_BS, None, num_scored
       )
     else:
       cut = lambda x: x.reshape(options.accumulation, -1, x.shape[-1])  # noqa: E731
       micro = (cut(inputs_BS), cut(targets_BS))
       load_LE = None
       if architecture.is_moe and options.balance_weight:
-        load_LE = _mean_over(
-          lambda batch: nnx.merge(graph, state.params, state.buffers).hidden(batch[0])[1].load_E,
-          micro,
-        )
+        load_LE = _mean_over(lambda batch: load_of(state, batch[0]), micro)
       (loss, (cross_entropy, stats)), grads = _mean_over(
-        lambda batch: gradient(state.params, state.buffers, *batch, load_LE), micro
+        lambda batch: gradient(state.params, state.buffers, *batch, load_LE, num_scored), micro
       )
     updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
     scalars = {
