@@ -26,8 +26,12 @@ def base() -> ConfigDict:
   budget.params_tolerance = 0.003  # largest |N - budget| / budget of an arm
   budget.flops_tolerance = 0.005  # likewise for C
   budget.batch_multiple = 1  # batches are rounded to a multiple of this many sequences
+  budget.shared = "compute"  # compute (C) | tokens (D: a sweep at fixed data, not at parity)
 
   config.arms = ConfigDict()  # name -> dense_arm() or moe_arm()
+
+  study = config.study = ConfigDict()
+  study.method = "arms"  # the arms as listed; the paper's steps derive theirs from two templates
 
   data = config.data = ConfigDict()
   data.source = "builtin"  # builtin | a .jsonl[.gz|.xz] file | a folder of text | a token store
@@ -119,6 +123,8 @@ def _arm(kind: str, **fields) -> ConfigDict:
   arm.batch_sequences = 0  # 0: StepLaw
   arm.peak_learning_rate = 0.0  # 0: StepLaw
   arm.learning_rate_multiplier = 1.0
+  arm.gates = ""  # raw | normalized; "" follows model.normalize_gates
+  arm.role = ""  # check: at parity, but tried for its learning rate or batch and not compared
   for name, value in fields.items():
     arm[name] = value if name in arm else _unknown(name, arm)
   return arm

@@ -14,6 +14,9 @@ from moe_parity.resources.solver import solve
 from moe_parity.resources.targets import RATE_TOLERANCE, Targets
 
 REUSE = ("unique", "strict", "loose", "epochs")
+SHARED = ("compute", "tokens")
+GATES = ("", "raw", "normalized")
+ROLES = ("", "check")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Budget:
       two epochs, the dense arm one), epochs (every arm `epochs` epochs).
     params_tolerance, flops_tolerance: largest share an arm may differ from N; from C and D^.
     batch_multiple: batches the plan derives are multiples of this many sequences.
+    shared: what the arms share besides N: "compute" (C, and tokens follow) or "tokens" (the dense
+      arm's D, and compute follows: the paper's sweeps at fixed data, which are not at parity).
   """
 
   num_params: int
@@ -40,9 +45,16 @@ class Budget:
   params_tolerance: float | int = 0.003
   flops_tolerance: float | int = 0.005
   batch_multiple: int = 1
+  shared: str = "compute"
 
   def __post_init__(self) -> None:
     check_convention(self.convention)
+    if self.shared not in SHARED:
+      raise UserError(f"budget.shared={self.shared!r} is not known; use {', '.join(SHARED)}")
+    if self.shared == "tokens" and not self.dense_tokens:
+      raise UserError(
+        "budget.shared='tokens' and budget.dense_tokens=0; give the tokens that every arm sees"
+      )
     if self.reuse not in REUSE:
       raise UserError(f"budget.reuse={self.reuse!r} is not known; use {', '.join(REUSE)}")
     if not self.train_flops and not self.dense_tokens:
@@ -72,7 +84,13 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class ArmSpec:
-  """One arm as decided; shape fields and ratios as of `Targets`, 0 means "derive it"."""
+  """One arm as decided; shape fields and ratios as of `Targets`, 0 means "derive it".
+
+  Attributes:
+    gates: raw | normalized (divided by the sum of the chosen ones); "" is the config's model.
+    role: "check" keeps an arm at parity out of the comparison: the same shape tried with another
+      learning rate or batch. "" is an arm, or a reference where compute_multiple is not 1.
+  """
 
   name: str
   kind: str
@@ -100,8 +118,18 @@ class ArmSpec:
   batch_sequences: int = 0
   peak_learning_rate: float | int = 0.0
   learning_rate_multiplier: float | int = 1.0
+  gates: str = ""
+  role: str = ""
 
   def __post_init__(self) -> None:
+    if self.gates not in GATES:
+      raise UserError(
+        f"arm {self.name!r}: gates={self.gates!r} is not one of {', '.join(GATES[1:])}"
+      )
+    if self.gates and self.kind == "dense":
+      raise UserError(f"arm {self.name!r}: gates={self.gates!r} in a dense arm; leave it out")
+    if self.role not in ROLES:
+      raise UserError(f"arm {self.name!r}: role={self.role!r} is not known; use 'check' or ''")
     if self.kind not in ("dense", "moe"):
       raise UserError(f"arm {self.name!r}: kind={self.kind!r} is not known; use 'dense' or 'moe'")
     for name in ("compute_multiple", "learning_rate_multiplier"):

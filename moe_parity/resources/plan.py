@@ -26,7 +26,8 @@ class ArmPlan:
   """One run. Counts without vocabulary unless said; residuals in percent of the budget.
 
   Attributes:
-    role: "arm", or "reference" for one that spends another compute and is not at parity.
+    role: "arm"; "reference" for one that spends another compute and is not at parity; "check" for
+      one at parity that tries another learning rate or batch and is not compared.
     num_unique_tokens: whole windows the run may draw from; epochs = num_tokens / that.
     exact_num_params: every parameter of the built model, vocabulary_params of them embedding and
       head (0 while the tokenizer is not known).
@@ -61,6 +62,7 @@ class ArmPlan:
   residual_unique_pct: float
   exact_num_params: int
   vocabulary_params: int
+  gates: str
 
   def to_dict(self) -> dict[str, Any]:
     """All fields by name, ready for JSON."""
@@ -200,6 +202,7 @@ def make_plan(config: Any, *, available_tokens: int | None = None, vocab_size: i
       "params_tolerance": budget.params_tolerance,
       "flops_tolerance": budget.flops_tolerance,
       "batch_multiple": budget.batch_multiple,
+      "shared": budget.shared,
     },
     arms=arms,
     notes=_notes(budget, drafts, equal_data),
@@ -233,11 +236,18 @@ def _dense(drafts: list[_Draft]) -> _Draft | None:
   )
 
 
+def _flops_of(budget: Budget, draft: _Draft, train_flops: float | int) -> float | int:
+  """What an arm spends: the shared C, or what the shared tokens cost it; times its multiple."""
+  if budget.shared == "tokens":
+    train_flops = draft.cost.train_flops_per_token * budget.dense_tokens
+  return train_flops * draft.spec.compute_multiple
+
+
 def _schedule(budget: Budget, draft: _Draft, train_flops: float | int) -> Schedule:
   spec = draft.spec
   try:
     return make_schedule(
-      train_flops * spec.compute_multiple,
+      _flops_of(budget, draft, train_flops),
       draft.cost.train_flops_per_token,
       budget.seq_len,
       batch_sequences=spec.batch_sequences,
@@ -254,7 +264,7 @@ def _check_parity(budget: Budget, drafts: list[_Draft], train_flops: float | int
   """Refuses arms that differ in N or C, and names every arm with its numbers."""
   told, failed = [], False
   for draft in drafts:
-    flops = train_flops * draft.spec.compute_multiple
+    flops = _flops_of(budget, draft, train_flops)
     params_off = draft.cost.num_params / budget.num_params - 1
     flops_off = draft.schedule.train_flops / flops - 1
     bad = [
@@ -299,6 +309,7 @@ def _arm_plans(
       f"{final_rate:.3g}; raise peak_learning_rate or lower final_learning_rate"
     )
   exact = account(draft.architecture, budget.seq_len, "exact")
+  own_flops = _flops_of(budget, draft, train_flops)
   ratio = None
   if dense is not None:
     ratio = cost.train_flops_per_token / dense.cost.train_flops_per_token
@@ -306,7 +317,7 @@ def _arm_plans(
     ArmPlan(
       name=spec.name,
       kind=spec.kind,
-      role="reference" if spec.is_reference else "arm",
+      role="reference" if spec.is_reference else spec.role or "arm",
       seed=seed,
       architecture=draft.architecture,
       convention=budget.convention,
@@ -328,10 +339,11 @@ def _arm_plans(
       compute_multiple=float(spec.compute_multiple),
       compute_ratio=ratio,
       residual_params_pct=100 * (cost.num_params / budget.num_params - 1),
-      residual_flops_pct=100 * (run.train_flops / train_flops - 1),
+      residual_flops_pct=100 * (run.train_flops / (own_flops / spec.compute_multiple) - 1),
       residual_unique_pct=100 * (draft.num_unique_tokens / shared_unique - 1),
       exact_num_params=exact.num_params + exact.vocabulary_params,
       vocabulary_params=exact.vocabulary_params,
+      gates=spec.gates,
     )
     for seed in spec.seeds
   ]
@@ -339,6 +351,10 @@ def _arm_plans(
 
 def _notes(budget: Budget, drafts: list[_Draft], equal_data: bool) -> list[str]:
   notes = []
+  if budget.shared == "tokens":
+    notes.append(
+      "the arms share N and D and differ in compute: a sweep at fixed data, not at parity"
+    )
   if not equal_data:
     notes.append(
       f"reuse={budget.reuse!r}: the arms see different numbers of unique tokens, so "

@@ -168,9 +168,14 @@ def certify_study(folder: pathlib.Path) -> dict:
   References (dense at twice the compute) are certified as runs and left out of the comparison.
   """
   plan = run_folder.read_json(folder / run_folder.PLAN)
+  places = {}
+  if (folder / "study.json").exists():  # a run may stand in another part of the study
+    listed = run_folder.read_json(folder / "study.json")["arms"]
+    places = {(arm["name"], arm["seed"]): arm["folder"] for arm in listed}
   checks, runs, missing = [], [], []
   for arm in plan["arms"]:
-    path = folder / f"runs/{arm['name']}-s{arm['seed']}" / CERTIFICATE
+    place = places.get((arm["name"], arm["seed"]), f"runs/{arm['name']}-s{arm['seed']}")
+    path = folder / place / CERTIFICATE
     if not path.exists():
       missing.append(f"{arm['name']} (seed {arm['seed']})")
       continue
@@ -181,13 +186,15 @@ def certify_study(folder: pathlib.Path) -> dict:
         {"name": f"{arm['name']}: its own certificate", "planned": "passed", "measured": failed,
          "difference_pct": None, "passed": False, "how": f"{path.parent.name}/{CERTIFICATE}"}
       )  # fmt: skip
-    if arm["role"] == "arm":
+    if arm["role"] != "reference":
       runs.append((arm, certificate["measured"], certificate))
   budget = plan["budget"]
-  tolerances = {
-    "num_params": budget["params_tolerance"],
-    "train_flops": budget["flops_tolerance"],
-  }
+  tolerances = {"num_params": budget["params_tolerance"]}
+  if budget["shared"] == "tokens":
+    tolerances["num_tokens"] = budget["flops_tolerance"]
+    budget = budget | {"num_tokens": budget["dense_tokens"]}
+  else:
+    tolerances["train_flops"] = budget["flops_tolerance"]
   if budget["equal_data"]:  # other schemes give each arm a D^ of its own, which its run certifies
     tolerances["num_unique_tokens"] = budget["flops_tolerance"]
   for name, tolerance in tolerances.items():

@@ -1,15 +1,22 @@
-"""Runs every arm of a study into its folder; goes on where it stopped.
+"""Runs the arms of a study, on one worker or on several; goes on where they stopped.
 
-Arms run one after another in this process. An arm that fails is recorded with its error and the
-others go on; running the study again tries it again. Arms that are done are not touched.
+A worker takes a run by a claim (`claims`), trains it, and asks again what there is to do, until
+nothing is left that it could take. Workers of `--shard=i/n` begin with their own share and then
+help with the rest, so none waits while there is work. An arm that fails is recorded with its error
+and the others go on; the next start tries it again. What is done is not touched. All a study is
+lies in its folder, so a worker may be killed at any moment and started anywhere.
 """
 
 import dataclasses
 import datetime
+import errno
 import importlib.metadata
 import pathlib
 import platform
+import time
+import traceback
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -18,16 +25,28 @@ from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.resources.plan import ArmPlan, Plan
 from moe_parity.study import certificate
+from moe_parity.study.claims import DONE, FAILED, RUNNING, STOPPED, Claims
+from moe_parity.study.parts import Part, Results, from_part, method_of, plan_parts
+from moe_parity.study.shard import Shard
 from moe_parity.training import run_folder
 from moe_parity.training.loop import Progress, train_arm
 
-STUDY, PLAN = "study.json", "plan.json"
+STUDY, PLAN, CLAIMS, TRACE = "study.json", "plan.json", "claims", "failed.txt"
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "moe_parity")
+POLL_SECONDS = 5.0  # between looks at what other workers have finished
+
+
+class Task(NamedTuple):
+  """A run of a study: `run` is its folder, relative to the study folder."""
+
+  part: Part
+  arm: ArmPlan
+  run: str
 
 
 @dataclasses.dataclass
 class Arm:
-  """One run of a study: status is pending, running, done or failed."""
+  """One run as study.json lists it: status is pending, running, done or failed."""
 
   name: str
   seed: int
@@ -36,62 +55,29 @@ class Arm:
   error: str = ""
 
 
-def folder_of(plan: ArmPlan) -> str:
-  """Run folder of an arm inside its study."""
-  return f"runs/{plan.name}-s{plan.seed}"
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+  """What is done with a run; tests put something quicker in its place."""
+
+  train: Callable[..., Any] = train_arm
+  certify: Callable[[pathlib.Path], dict] = certificate.certify_run
 
 
-def open_study(
-  config: ConfigDict, plan: Plan, store: TokenStore, folder: pathlib.Path, command: str
-) -> list[Arm]:
-  """Makes or reopens the study folder and returns its arms with their state.
+def tasks_of(parts: Sequence[Part], only: Sequence[str] = ()) -> list[Task]:
+  """Every run once, in the order of the parts; with `only`, those of the arms named.
 
   Raises:
-    UserError: the folder holds a study with another plan; lists what differs.
+    UserError: a name that is no arm.
   """
-  folder.mkdir(parents=True, exist_ok=True)
-  if (folder / PLAN).exists():
-    changed = configs.differences(run_folder.read_json(folder / PLAN), plan.to_dict())
-    if changed:
-      more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-      raise UserError(
-        f"{folder} holds another study ({'; '.join(changed[:3])}{more}); use another --workdir, or"
-        " remove this one"
-      )
-  elif any(folder.iterdir()):
-    raise UserError(f"{folder} is not empty and holds no study; use another --workdir")
-  run_folder.write_json(folder / PLAN, plan.to_dict())
-  arms = []
-  for arm in plan.arms:
-    done = (folder / folder_of(arm) / run_folder.RESULT).exists()
-    arms.append(Arm(arm.name, arm.seed, folder_of(arm), "done" if done else "pending"))
-  write_study(config, store, folder, arms, command)
-  return arms
-
-
-def write_study(config, store, folder: pathlib.Path, arms: Sequence[Arm], command: str) -> None:
-  """study.json: what was run on what, with which versions, and how far it is."""
-  path = folder / STUDY
-  created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-  if path.exists():
-    created = run_folder.read_json(path).get("created", created)
-  run_folder.write_json(
-    path,
-    {
-      "name": config.name,
-      "created": created,
-      "command": command,
-      "config": configs.to_json(config),
-      "data": {
-        "tokenizer": store.manifest["tokenizer"],
-        "train_sha256": store.train.fingerprint,
-        "validation_sha256": store.validation.fingerprint,
-      },
-      "versions": {name: importlib.metadata.version(name) for name in VERSIONS}
-      | {"python": platform.python_version()},
-      "arms": [dataclasses.asdict(arm) for arm in arms],
-    },
-  )
+  found: dict[str, Task] = {}
+  for part in parts:
+    for arm, run in zip(part.plan.arms, part.runs, strict=True):
+      found.setdefault(run, Task(part, arm, run))
+  names = list(dict.fromkeys(task.arm.name for task in found.values()))
+  for name in only:
+    if name not in names:
+      raise UserError(f"--only={name}: the plan's arms are {', '.join(names)}")
+  return [task for task in found.values() if not only or task.arm.name in only]
 
 
 def select(arms: Sequence[ArmPlan], only: Sequence[str]) -> list[ArmPlan]:
@@ -107,37 +93,253 @@ def select(arms: Sequence[ArmPlan], only: Sequence[str]) -> list[ArmPlan]:
   return [arm for arm in arms if not only or arm.name in only]
 
 
+class Study:
+  """A study and its folder, as one worker holds them."""
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    store: TokenStore,
+    folder: pathlib.Path,
+    *,
+    command: str = "",
+    place: str = "",
+    stale_seconds: int | float = 300,
+  ):
+    """Args:
+    place: where claims are kept; "" is inside the study folder.
+    """
+    self.config, self.store, self.folder, self.command = config, store, folder, command
+    if (
+      folder.exists()
+      and not (folder / PLAN).exists()
+      and any(path.name != CLAIMS for path in folder.iterdir())
+    ):
+      raise UserError(f"{folder} is not empty and holds no study; use another --workdir")
+    stale = {"stale_seconds": stale_seconds, "beat_seconds": min(20, stale_seconds / 4)}
+    self.claims = Claims(place or folder / CLAIMS, **stale)
+    self.parts: list[Part] = []
+
+  @property
+  def staged(self) -> bool:
+    """Whether results decide what else is to be trained."""
+    return self.config.study.method != "arms"
+
+  def derive(self, write: bool = True) -> list[Part]:
+    """Plans all parts by what is known now, and writes what is new into the folder.
+
+    Args:
+      write: False only looks.
+    Raises:
+      UserError: the folder holds a study with another plan; lists what differs.
+    """
+    seq_len = self.config.budget.seq_len
+    parts = plan_parts(
+      self.config,
+      Results(self.folder, self.claims),
+      available_tokens=self.store.train.num_windows(seq_len) * seq_len,
+      vocab_size=self.store.tokenizer.vocab_size,
+    )
+    for part in parts:
+      path = self.folder / part.folder / PLAN
+      grown = not path.exists() or _grown(path, part.plan, self.staged)
+      if grown and write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run_folder.write_json(path, part.plan.to_dict())
+    self.parts = parts
+    return parts
+
+  def status(self, run: str) -> tuple[str, str]:
+    """(status, error) of a run by what its folder and its claim say."""
+    if (self.folder / run / run_folder.RESULT).exists():
+      return "done", ""
+    record = self.claims.look(run)
+    if record.get("state") == RUNNING and not self.claims.dead(record):
+      return "running", ""
+    if record.get("state") == FAILED:
+      return "failed", record.get("error", "")
+    return "pending", ""
+
+  def write(self) -> list[Arm]:
+    """study.json of every part: what was run on what, with which versions, how far it is.
+
+    Returns:
+      every run of the study once.
+    """
+    states = {task.run: self.status(task.run) for task in tasks_of(self.parts)}
+    for part in self.parts:
+      arms = [
+        Arm(arm.name, arm.seed, from_part(part, run), *states[run])
+        for arm, run in zip(part.plan.arms, part.runs, strict=True)
+      ]
+      self._write_part(part, arms)
+    return [
+      Arm(task.arm.name, task.arm.seed, task.run, *states[task.run])
+      for task in tasks_of(self.parts)
+    ]
+
+  def summarise(self) -> dict | None:
+    """Writes what the method makes of its parts, `<method>.json`; None for plain arms."""
+    method = method_of(self.config)
+    if method is None:
+      return None
+    value = method.summarise(self.folder, self.parts)
+    run_folder.write_json(self.folder / f"{self.config.study.method}.json", value)
+    return value
+
+  def _write_part(self, part: Part, arms: list[Arm]) -> None:
+    path = self.folder / part.folder / STUDY
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    if path.exists():
+      created = run_folder.read_json(path).get("created", created)
+    manifest, store = self.store.manifest, self.store
+    run_folder.write_json(
+      path,
+      {
+        "name": f"{self.config.name}/{part.name}" if part.name else self.config.name,
+        "created": created,
+        "command": self.command,
+        "config": configs.to_json(part.config),
+        "data": {
+          "tokenizer": manifest["tokenizer"],
+          "train_sha256": store.train.fingerprint,
+          "validation_sha256": store.validation.fingerprint,
+        },
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS}
+        | {"python": platform.python_version()},
+        "arms": [dataclasses.asdict(arm) for arm in arms],
+      },
+    )
+
+
 def run_study(
-  config: ConfigDict,
-  plan: Plan,
-  store: TokenStore,
-  folder: pathlib.Path,
+  study: Study,
   *,
   only: Sequence[str] = (),
-  command: str = "",
+  shard: Shard = Shard(1, 1),  # noqa: B008 - an immutable tuple
   report: Callable[[ArmPlan, Progress], None] = lambda arm, progress: None,
   warn: Callable[[str], None] = print,
+  trainer: Trainer = Trainer(),  # noqa: B008 - frozen
 ) -> list[Arm]:
-  """Trains what is left of the study, then certifies each finished run and the whole.
+  """Trains what this worker can get of the study, then certifies each finished run and the parts.
+
+  A staged study's worker waits for arms that others train, since they decide what comes next; a
+  plain one's ends when the rest is with other workers.
 
   Returns:
     every arm of the study with its status; a failed one holds its error.
   """
-  arms = {(arm.name, arm.seed): arm for arm in open_study(config, plan, store, folder, command)}
-  for arm_plan in select(plan.arms, only):
-    arm = arms[arm_plan.name, arm_plan.seed]
-    run = folder / arm.folder
-    if arm.status != "done":
-      arm.status = "running"
-      write_study(config, store, folder, list(arms.values()), command)
-      try:
-        train_arm(config, arm_plan, store, run, lambda p, a=arm_plan: report(a, p), warn)
-        arm.status = "done"
-      except UserError as error:
-        arm.status, arm.error = "failed", str(error)
-        warn(f"{arm.name} (seed {arm.seed}) failed: {error}")
-      write_study(config, store, folder, list(arms.values()), command)
-    if arm.status == "done":
-      certificate.certify_run(run)
-  certificate.certify_study(folder)
-  return list(arms.values())
+  while True:
+    study.derive()
+    tasks = tasks_of(study.parts, only)
+    if _train_one(study, shard.order(tasks), report, warn, trainer):
+      continue
+    running = [task.run for task in tasks if study.status(task.run)[0] == "running"]
+    if not (study.staged and running):
+      break
+    time.sleep(POLL_SECONDS)
+  for task in tasks:
+    if study.status(task.run)[0] == "done":
+      _certify(study.folder / task.run, trainer)
+  arms = study.write()
+  for part in study.parts:
+    certificate.certify_study(study.folder / part.folder)
+  return arms
+
+
+def _train_one(study: Study, tasks: list[Task], report, warn, trainer: Trainer) -> bool:
+  """Takes and trains the first run that is to be had; False if there is none."""
+  for task in tasks:
+    folder = study.folder / task.run
+    if (folder / run_folder.RESULT).exists():
+      continue
+    claim = study.claims.take(task.run)
+    if claim is None:
+      continue
+    if (folder / run_folder.RESULT).exists():  # finished by another between the two looks
+      claim.release(DONE)
+      continue
+    if claim.took_over:
+      warn(f"{task.arm.name} (seed {task.arm.seed}): {claim.took_over}; taking its run over")
+    study.write()
+
+    def tell(progress: Progress, claim=claim, arm=task.arm) -> None:
+      claim.check()
+      report(arm, progress)
+
+    state, failure = STOPPED, None
+    try:
+      config = config_of(task)
+      trainer.train(config, task.arm, study.store, folder, tell, warn)
+      state = DONE
+    except Exception as error:
+      if _fatal(error):
+        raise
+      state, failure = FAILED, error
+      if not isinstance(error, UserError):
+        (folder / TRACE).write_text(traceback.format_exc())
+      warn(f"{task.arm.name} (seed {task.arm.seed}) failed: {error}")
+    finally:
+      claim.release(state, failure)
+    if state == DONE:
+      _certify(folder, trainer)
+    study.write()
+    return True
+  return False
+
+
+def config_of(task: Task) -> ConfigDict:
+  """The config an arm trains with: the part's, with what the arm itself decides of the model."""
+  if not task.arm.gates:
+    return task.part.config
+  config = ConfigDict(task.part.config.to_dict())
+  config.model.normalize_gates = task.arm.gates == "normalized"
+  return config.lock()
+
+
+def _certify(folder: pathlib.Path, trainer: Trainer) -> None:
+  """Recounts a run unless that was done since it finished."""
+  told, result = folder / certificate.CERTIFICATE, folder / run_folder.RESULT
+  if not told.exists() or told.stat().st_mtime_ns < result.stat().st_mtime_ns:
+    trainer.certify(folder)
+
+
+def _fatal(error: Exception) -> bool:
+  """A full disk stops the worker: every other arm would fail of it as well."""
+  while error is not None:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+      return True
+    if "No space left on device" in str(error):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def _grown(path: pathlib.Path, plan: Plan, staged: bool) -> bool:
+  """Whether a plan holds more arms than the one on disk, of a staged study.
+
+  Another worker may be a stage ahead, so the one on disk may also hold more.
+
+  Raises:
+    UserError: they differ in anything else.
+  """
+  old, new = run_folder.read_json(path), plan.to_dict()
+  grown = len(new["arms"]) > len(old["arms"])
+  if staged:
+    old, new = _by_arm(old), _by_arm(new)
+    fewer, more = sorted((old["arms"], new["arms"]), key=len)
+    if fewer.keys() <= more.keys():
+      for plan_ in (old, new):
+        plan_["arms"] = {key: plan_["arms"][key] for key in fewer}
+  changed = configs.differences(old, new)
+  if changed:
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    raise UserError(
+      f"{path.parent} holds another study ({'; '.join(changed[:3])}{more}); use another --workdir,"
+      " or remove this one"
+    )
+  return grown
+
+
+def _by_arm(plan: dict) -> dict:
+  return plan | {"arms": {f"{arm['name']}-s{arm['seed']}": arm for arm in plan["arms"]}}

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import secrets
 
 from moe_parity import config as configs
 from moe_parity.errors import UserError
@@ -11,8 +12,11 @@ CONFIG, PLAN, RESULT = "config.json", "plan.json", "result.json"
 
 
 def replace(path: pathlib.Path, content: bytes) -> None:
-  """Puts `content` at `path`: a reader, or a kill at any moment, sees the old file or the new."""
-  temporary = path.with_name(path.name + ".tmp")
+  """Puts `content` at `path`: a reader, or a kill at any moment, sees the old file or the new.
+
+  Workers of a study write the same files, so each writes under a name of its own first.
+  """
+  temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
   with open(temporary, "wb") as file:
     file.write(content)
     file.flush()

@@ -44,12 +44,13 @@ def open_data(config):
 
 def planned(args):
   """(config, plan, store): the plan knows the corpus, so that a budget it cannot feed is refused
-  before JAX is loaded."""
-  from moe_parity.resources.plan import make_plan
+  before JAX is loaded. Of a study in parts it is the plan of the first."""
+  from moe_parity.study.parts import Results, plan_parts
 
   config = load_config(args)
-  make_plan(config)  # what is wrong with the numbers is said before any text is read
+  plan_parts(config, Results(None))  # wrong numbers are named before any text is read
   store = open_data(config)
   available = store.train.num_windows(config.budget.seq_len) * config.budget.seq_len
   vocab_size = store.tokenizer.vocab_size
-  return config, make_plan(config, available_tokens=available, vocab_size=vocab_size), store
+  known = {"available_tokens": available, "vocab_size": vocab_size}
+  return config, plan_parts(config, Results(None), **known)[0].plan, store

@@ -19,4 +19,4 @@ def arguments(parser) -> None:
 def run(args) -> int:
   config, plan, store = planned(args)
   print_table(plan.to_rows())
-  return run_and_judge(args, config, plan, store, [])
+  return run_and_judge(args, config, store, [])

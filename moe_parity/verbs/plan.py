@@ -14,13 +14,21 @@ def arguments(parser) -> None:
 
 
 def run(args) -> int:
-  from moe_parity.resources.plan import make_plan
+  from moe_parity.study.parts import Results, method_of, plan_parts
 
-  plan = make_plan(load_config(args))
+  config = load_config(args)
+  parts = plan_parts(config, Results(None))
   if args.json:
-    print(json.dumps(plan.to_dict(), indent=2))
-  else:
-    print_table(plan.to_rows())
-    for note in plan.notes:
+    plans = {part.name: part.plan.to_dict() for part in parts}
+    print(json.dumps(plans[""] if len(parts) == 1 else plans, indent=2))
+    return 0
+  for part in parts:
+    if part.name:
+      print(f"\npart {part.name}")
+    print_table(part.plan.to_rows())
+    for note in part.plan.notes:
+      print(f"note: {note}")
+  if method := method_of(config):
+    for note in method.still_to_come(config, parts):
       print(f"note: {note}")
   return 0

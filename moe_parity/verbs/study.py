@@ -14,65 +14,86 @@ def arguments(parser) -> None:
   json_argument(parser)
   parser.add_argument("--only", default="", metavar="ARM,ARM", help="train these arms only")
   parser.add_argument("--dry-run", action="store_true", help="print the queue and train nothing")
+  parser.add_argument(
+    "--shard", default="1/1", metavar="I/N", help="this is worker I of N on the same study folder"
+  )
+  parser.add_argument(
+    "--claims", default="", metavar="PLACE", help="where workers note what they train; gs:// too"
+  )
+  parser.add_argument(
+    "--stale-after", type=float, default=300.0, metavar="SECONDS",
+    help="a worker silent for so long is dead, and its arm is taken over (300)",
+  )  # fmt: skip
 
 
 def run(args) -> int:
-  config, plan, store = planned(args)
+  from moe_parity.study.shard import Shard
+
+  args.shard = Shard.parse(args.shard)
+  config, _, store = planned(args)
   only = [name for name in args.only.split(",") if name]
   if args.dry_run:
-    return dry_run(args, plan, only)
-  return run_and_judge(args, config, plan, store, only)
+    return dry_run(args, config, store, only)
+  return run_and_judge(args, config, store, only)
 
 
-def dry_run(args, plan, only) -> int:
-  """Prints the queue."""
-  from moe_parity.study.runner import folder_of, select
-  from moe_parity.training.run_folder import RESULT
+def open_study(args, config, store):
+  """The study of a verb's arguments; those that a verb does not have are left at their defaults."""
+  from moe_parity.study.runner import Study
 
-  rows = []
-  for arm in select(plan.arms, only):
-    done = (args.workdir / folder_of(arm) / RESULT).exists()
-    rows.append(
-      {
-        "arm": arm.name,
-        "seed": arm.seed,
-        "status": "done" if done else "to do",
-        "steps": arm.num_steps,
-        "tokens": arm.num_tokens,
-        "FLOPs": arm.train_flops,
-      }
-    )
+  given = {"place": getattr(args, "claims", ""), "command": args.command}
+  if hasattr(args, "stale_after"):
+    given["stale_seconds"] = args.stale_after
+  return Study(config, store, args.workdir, **given)
+
+
+def dry_run(args, config, store, only) -> int:
+  """Prints the queue, and what it rests on."""
+  from moe_parity.startup import start_jax
+  from moe_parity.study.parts import method_of
+  from moe_parity.study.queue import queue
+  from moe_parity.study.runner import tasks_of
+  from moe_parity.training.telemetry import measured_peak
+
+  start_jax()
+  study = open_study(args, config, store)
+  study.derive(write=False)
+  rows, notes = queue(study, tasks_of(study.parts, only), lambda: measured_peak(config.model.dtype))
+  if method := method_of(config):
+    notes += method.still_to_come(config, study.parts)
   if args.json:
     print(json.dumps(rows, indent=2))
-  else:
-    print_table(rows)
+    return 0
+  print_table(rows)
+  for note in notes:
+    print(f"note: {note}")
   return 0
 
 
-def run_and_judge(args, config, plan, store, only) -> int:
+def run_and_judge(args, config, store, only) -> int:
   """Trains what is not done, then certifies, analyses and writes the page."""
   from moe_parity.console import TrainingBars
   from moe_parity.report.page import write_report
   from moe_parity.startup import start_jax
-  from moe_parity.study.runner import run_study, select
+  from moe_parity.study.runner import run_study, tasks_of
+  from moe_parity.study.shard import Shard
 
+  shard = getattr(args, "shard", Shard(1, 1))
   start_jax()
-  with TrainingBars(select(plan.arms, only)) as bars:
-    arms = run_study(
-      config,
-      plan,
-      store,
-      args.workdir,
-      only=only,
-      command=args.command,
-      report=bars.update,
-      warn=bars.print,
-    )
+  study = open_study(args, config, store)
+  tasks = tasks_of(study.derive(), only)
+  with TrainingBars([task.arm for task in tasks]) as bars:
+    arms = run_study(study, only=only, shard=shard, report=bars.update, warn=bars.print)
+  for part in study.parts[1:]:
+    write_report(study.folder / part.folder)
+  study.summarise()
   page = write_report(args.workdir)
   analysis = json.loads((args.workdir / "analysis.json").read_text())
   if args.json:
     print(json.dumps(analysis, indent=2))
   else:
     print_verdict(analysis, page)
+  if running := [arm.name for arm in arms if arm.status == "running"]:
+    print(f"with other workers still: {', '.join(running)}; the report grows when they are done")
   failed = [arm for arm in arms if arm.status == "failed"]
   return 1 if failed or analysis["certificate"]["passed"] is False else 0

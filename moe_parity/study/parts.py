@@ -1,0 +1,169 @@
+"""What a study consists of: comparisons at one budget each, derived from the config and from what
+is already known.
+
+Most studies are one part: the arms of the config, in the study folder itself. The paper's steps
+(`config.study.method`) derive their arms from two templates, `config.arms.dense` and
+`config.arms.moe`, in stages: what a stage trains depends on the results of the stages before it and
+on nothing else. So deriving again, after a kill or by another worker, gives the same arms.
+Further parts (another N, fixed data, another reuse scheme) have study folders of their own under
+`parts/`; a run that two parts share is trained once, in the folder of the first.
+"""
+
+import dataclasses
+import importlib
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from moe_parity.errors import UserError
+from moe_parity.resources.plan import ArmPlan, Plan, make_plan
+from moe_parity.study.claims import FAILED, Claims
+
+METHODS = ("arms", "activation_rate", "architecture", "data_reuse")
+RESULT = "result.json"
+# Of a plan, all that decides what a run computes; the rest is its name and how it is compared.
+_IDENTITY = (
+  "architecture seed convention num_tokens num_unique_tokens seq_len batch_sequences num_steps"
+  " peak_learning_rate final_learning_rate warmup_steps gates"
+).split()
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One comparison: a complete config, its plan, and where its runs are.
+
+  Attributes:
+    name: "" for the study folder itself, else the folder under parts/.
+    runs: run folder of each arm of the plan, relative to the study folder.
+  """
+
+  name: str
+  config: ConfigDict
+  plan: Plan
+  runs: tuple[str, ...]
+
+  @property
+  def folder(self) -> str:
+    """Relative to the study folder."""
+    return f"parts/{self.name}" if self.name else "."
+
+
+class Results:
+  """What is known of a study's runs by now.
+
+  Args:
+    folder: of the study, or None before there is one.
+    claims: tells which runs diverged.
+  """
+
+  def __init__(self, folder: pathlib.Path | None, claims: Claims | None = None):
+    self._folder, self._claims = folder, claims
+
+  def get(self, name: str, seed: int, part: str = "") -> dict | None:
+    """result.json of an arm that the part trained itself, None while it is not finished."""
+    if self._folder is None:
+      return None
+    path = self._folder / run_folder_of(name, seed, part) / RESULT
+    return json.loads(path.read_text()) if path.exists() else None
+
+  def bpc(self, name: str, seed: int, part: str = "") -> float | None:
+    """Validation bits per character, None while not finished, infinity where the run diverged."""
+    result = self.get(name, seed, part)
+    if result is not None:
+      value = result["validation"]["bpc"]
+      return value if math.isfinite(value) else math.inf
+    if self._claims is not None:
+      record = self._claims.look(run_folder_of(name, seed, part))
+      if record.get("state") == FAILED and record.get("kind") == "NotFiniteError":
+        return math.inf
+    return None
+
+
+def run_folder_of(name: str, seed: int, part: str = "") -> str:
+  """Run folder of an arm, relative to the study folder."""
+  return f"{f'parts/{part}/' if part else ''}runs/{name}-s{seed}"
+
+
+def method_of(config: Any):
+  """The module of a config's method, None for plain arms.
+
+  Raises:
+    UserError: no such method.
+  """
+  method = config.study.method
+  if method not in METHODS:
+    raise UserError(f"study.method={method!r} is not known; use {', '.join(METHODS)}")
+  return None if method == "arms" else importlib.import_module(f"moe_parity.study.{method}")
+
+
+def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
+  """The config of each part, with all arms that can be known by now; "" comes first."""
+  method = method_of(config)
+  return {"": config} if method is None else method.derive(config, results)
+
+
+def plan_parts(
+  config: ConfigDict,
+  results: Results,
+  *,
+  available_tokens: int | None = None,
+  vocab_size: int = 0,
+) -> list[Part]:
+  """Plans every part.
+
+  Raises:
+    UserError: as of `make_plan`, naming the part.
+  """
+  parts, taken = [], {}
+  for name, part_config in derive(config, results).items():
+    try:
+      plan = make_plan(part_config, available_tokens=available_tokens, vocab_size=vocab_size)
+    except UserError as error:
+      raise UserError(f"part {name!r}: {error}" if name else str(error)) from None
+    runs = tuple(
+      taken.setdefault(_identity(arm), run_folder_of(arm.name, arm.seed, name)) for arm in plan.arms
+    )
+    parts.append(Part(name, part_config, plan, runs))
+  return parts
+
+
+def from_part(part: Part, run: str) -> str:
+  """The path of a run folder as the part's own study.json states it."""
+  return os.path.relpath(run, part.folder)
+
+
+def template(config: ConfigDict, kind: str) -> dict[str, Any]:
+  """The fields of the template arm of a kind, without its kind.
+
+  Raises:
+    UserError: the config's arms are not the two templates that methods derive from.
+  """
+  arms = config.arms
+  if sorted(arms) != ["dense", "moe"] or any(arms[k].kind != k for k in ("dense", "moe")):
+    raise UserError(
+      f"study.method={config.study.method!r} derives its arms from config.arms.dense and"
+      f" config.arms.moe; this config has {', '.join(arms) or 'none'}"
+    )
+  fields = {name: value for name, value in arms[kind].items() if name != "kind"}
+  for name in ("seeds", "role"):
+    if fields.pop(name):
+      raise UserError(f"arms.{kind}.{name} is set in a template; use study.seeds, and no role")
+  return fields
+
+
+def with_arms(config: ConfigDict, arms: dict[str, ConfigDict], **budget: Any) -> ConfigDict:
+  """A copy of a config with other arms and some other fields of its budget."""
+  copy = ConfigDict(config.to_dict())
+  copy.arms = ConfigDict(arms)
+  for name, value in budget.items():
+    copy.budget[name] = value
+  return copy.lock()
+
+
+def _identity(arm: ArmPlan) -> str:
+  values = arm.to_dict()
+  return json.dumps([values[name] for name in _IDENTITY], sort_keys=True)

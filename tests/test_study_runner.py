@@ -1,0 +1,125 @@
+"""Workers on one study folder: no arm twice, none forgotten, whatever is killed."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from moe_parity.errors import UserError
+from moe_parity.study.runner import run_study
+from moe_parity.study.shard import Shard
+from tests import fake_training
+
+ARMS = ["dense", "moe_20", "moe_30", "moe_40", "moe_50"]
+
+
+def work(folder, shard, seconds, hanging=()):
+  study = fake_training.open_study(folder)
+  trainer = fake_training.trainer(seconds=seconds, hanging=hanging)
+  run_study(study, shard=Shard.parse(shard), warn=lambda line: None, trainer=trainer)
+
+
+def spawn(*args, **kwargs):
+  process = multiprocessing.get_context("spawn").Process(target=work, args=args, kwargs=kwargs)
+  process.start()
+  return process
+
+
+def wait_for(folder, arm):
+  until = time.monotonic() + 60
+  while arm not in [name for _, name, _ in fake_training.started(folder)]:
+    assert time.monotonic() < until, f"{arm} was not begun"
+    time.sleep(0.05)
+
+
+def final(folder):
+  """Everything of a study that must not depend on how it came about."""
+  info = json.loads((folder / "study.json").read_text())
+  results = {p.parent.name: p.read_text() for p in sorted(folder.glob("runs/*/result.json"))}
+  return info["arms"], (folder / "plan.json").read_text(), results
+
+
+def run(folder, **kwargs):
+  lines = []
+  study = fake_training.open_study(folder, kwargs.pop("config", None))
+  kwargs.setdefault("trainer", fake_training.trainer())
+  arms = run_study(study, warn=lines.append, **kwargs)
+  return {arm.name: (arm.status, arm.error) for arm in arms}, lines
+
+
+def test_two_workers_train_every_arm_once_and_share_the_work(tmp_path):
+  workers = [spawn(tmp_path / "s", f"{i}/2", 0.4) for i in (1, 2)]
+  for worker in workers:
+    worker.join()
+  begun = fake_training.started(tmp_path / "s")
+  assert sorted(name for _, name, _ in begun) == ARMS
+  assert len({pid for pid, _, _ in begun}) == 2
+  run(tmp_path / "alone")
+  assert final(tmp_path / "s") == final(tmp_path / "alone")
+
+
+def test_a_killed_worker_costs_only_the_arm_it_was_at(tmp_path):
+  worker = spawn(tmp_path, "1/1", 0.0, hanging=("moe_30",))
+  wait_for(tmp_path, "moe_30")
+  os.kill(worker.pid, signal.SIGKILL)
+  worker.join()
+  states, lines = run(tmp_path)
+  assert set(states.values()) == {("done", "")}
+  assert [line for line in lines if "moe_30 (seed 0)" in line and "taking its run over" in line]
+  begun = [name for _, name, _ in fake_training.started(tmp_path)]
+  assert sorted(begun) == sorted([*ARMS, "moe_30"])
+
+
+def test_an_arm_that_fails_is_recorded_the_others_go_on_and_the_next_start_tries_again(tmp_path):
+  broken = fake_training.trainer(failing=("moe_20",))
+  states, lines = run(tmp_path, trainer=broken)
+  assert states == dict.fromkeys(ARMS, ("done", "")) | {"moe_20": ("failed", "moe_20 broke")}
+  assert any("moe_20 (seed 0) failed: moe_20 broke" in line for line in lines)
+  assert "RuntimeError" in (tmp_path / "runs/moe_20-s0/failed.txt").read_text()
+  assert len(fake_training.started(tmp_path)) == len(ARMS)
+  assert run(tmp_path)[0]["moe_20"] == ("done", "")
+  assert len(fake_training.started(tmp_path)) == len(ARMS) + 1
+
+
+def test_an_interrupted_arm_is_free_for_the_next_worker(tmp_path):
+  def interrupt(*args):
+    raise KeyboardInterrupt
+
+  trainer = fake_training.trainer()
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path, trainer=trainer.__class__(interrupt, trainer.certify))
+  states, lines = run(tmp_path)
+  assert set(states.values()) == {("done", "")} and not lines
+
+
+def test_only_trains_the_arms_that_were_named(tmp_path):
+  states, _ = run(tmp_path, only=["moe_40", "dense"])
+  assert {name for name, (status, _) in states.items() if status == "done"} == {"moe_40", "dense"}
+  with pytest.raises(UserError, match="--only=moe_4: the plan's arms are dense, moe_20"):
+    run(tmp_path, only=["moe_4"])
+
+
+def test_a_folder_with_another_plan_or_other_files_is_refused(tmp_path):
+  run(tmp_path / "study", only=["dense"])
+  with pytest.raises(UserError, match="holds another study"):
+    run(tmp_path / "study", config=fake_training.config(rates=(0.2, 0.4)))
+  (tmp_path / "other").mkdir()
+  (tmp_path / "other/notes.txt").write_text("mine")
+  with pytest.raises(UserError, match="is not empty"):
+    run(tmp_path / "other")
+
+
+def test_a_shard_begins_with_its_own_arms_and_then_helps_with_the_rest():
+  assert Shard.parse("2/3").order(list("abcdefg")) == list("beacdfg")
+  orders = [Shard(i, 3).order(list("abcdefg")) for i in (1, 2, 3)]
+  assert [sorted(order) for order in orders] == [list("abcdefg")] * 3
+  assert len({order[0] for order in orders}) == 3
+
+
+@pytest.mark.parametrize("text", ["", "2", "0/3", "4/3", "a/b", "1/2/3", "-1/2"])
+def test_a_shard_that_is_none_is_refused(text):
+  with pytest.raises(UserError, match="--shard="):
+    Shard.parse(text)
