@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from moe_parity.errors import UserError
 
 VERBS = (  # each a file of moe_parity/verbs
-  *("plan", "account", "train", "study", "report", "evaluate", "prepare", "audit"),
-  *("predict", "contamination", "bench", "demo", "test"),
+  *("plan", "account", "train", "study", "report", "evaluate", "prepare", "data"),
+  *("predict", "bench", "demo", "test"),
 )
 
 ABOUT = """\

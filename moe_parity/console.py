@@ -28,6 +28,45 @@ def bytes_bar():
     yield progress
 
 
+class Stages:
+  """Wall and CPU seconds and bytes of each stage that a `progress(stage, done, total)` reports.
+
+  CPU seconds are those of all threads of this process, so that bytes over them are a rate per core
+  whatever else the machine does.
+  """
+
+  def __init__(self, show):
+    self._show, self._last = show, (time.monotonic(), time.process_time())
+    self._seconds: dict[str, list[float]] = {}
+    self._bytes: dict[str, tuple[int, int]] = {}
+
+  def progress(self, stage: str, done: int, total: int) -> None:
+    now = time.monotonic(), time.process_time()
+    spent = self._seconds.setdefault(stage, [0.0, 0.0])
+    for kind in (0, 1):
+      spent[kind] += now[kind] - self._last[kind]
+    self._last = now
+    first, _ = self._bytes.get(stage, (done if total else 0, 0))
+    self._bytes[stage] = first, done
+    self._show(stage, done, total)
+
+  def rows(self) -> list[dict]:
+    """A row a stage, in order."""
+    rows = []
+    for stage, (seconds, cpu_seconds) in self._seconds.items():
+      size = self._bytes[stage][1] - self._bytes[stage][0]
+      rows.append(
+        {
+          "stage": stage,
+          "megabytes": size / 1e6,
+          "seconds": seconds,
+          "cpu_seconds": cpu_seconds,
+          "megabytes_per_cpu_second": size / 1e6 / cpu_seconds if cpu_seconds else 0.0,
+        }
+      )
+    return rows
+
+
 class TrainingBars:
   """One bar for all FLOPs of the arms at hand, one for the arm in training."""
 

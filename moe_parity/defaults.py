@@ -34,9 +34,16 @@ def base() -> ConfigDict:
   study.method = "arms"  # the arms as listed; the paper's steps derive theirs from two templates
 
   data = config.data = ConfigDict()
-  data.source = "builtin"  # builtin | a .jsonl[.gz|.xz] file | a folder of text | a token store
-  data.tokenizer = "bytes"  # bytes | bpe:<vocab> | path of a tokenizer.json
+  data.source = "builtin"  # builtin | file | folder | pattern | a finished token store; several
+  # with commas between; name=path says the domain; a path may have a scheme (gs://)
+  data.tokenizer = "bytes"  # bytes | bpe:<vocab> | path of a tokenizer.json | store: the source's
   data.store = ""  # folder of the token store; "" is a folder of the cache named by its content
+  data.held_out = ""  # hash:<share of documents> | works:<name>,<name> | source:<path>; "": the
+  # built-in corpus's own split, hash:0.01 for others
+  data.max_bad_records = 0  # unreadable records that may be skipped; the manifest counts them
+  data.text_key = "text"  # fields of a record in .jsonl, .parquet and the like
+  data.domain_key = "domain"
+  data.source_key = "source"
   data.cross_documents = True  # a window holds several documents: may attention cross their ends?
   data.seed = 0  # which windows make up a unique-token budget, and their order; one for all arms
 

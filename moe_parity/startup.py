@@ -1,6 +1,6 @@
 """What has to be set before JAX makes its first array."""
 
-from moe_parity.data.prepare import cache_folder
+from moe_parity.data.storage import cache_folder
 
 
 def start_jax() -> None:

@@ -33,10 +33,10 @@ def test_the_builtin_corpus_keeps_its_own_held_out_works(tmp_path, monkeypatch):
   assert store.folder.parent == tmp_path / "cache"
   assert store.train.num_tokens == 12_519_582 + 2 * 626
   assert store.validation.num_tokens == 1_128_018 + 2 * 54
-  stamp = os.stat(store.folder / "train.bin").st_mtime_ns
+  stamp = os.stat(store.folder / "train-00000.bin").st_mtime_ns
   again = prepare()
   assert again.folder == store.folder
-  assert os.stat(again.folder / "train.bin").st_mtime_ns == stamp
+  assert os.stat(again.folder / "train-00000.bin").st_mtime_ns == stamp
 
 
 def test_other_inputs_get_another_folder_of_the_cache(tmp_path, monkeypatch):

@@ -4,16 +4,20 @@ import struct
 import numpy as np
 import pytest
 
-from moe_parity.data import token_store
-from moe_parity.data.token_store import open_store, read_index, write_index
+from moe_parity.data import shards, token_store
+from moe_parity.data.shards import read_index, write_index
+from moe_parity.data.token_store import open_store
 from moe_parity.data.tokenizer import byte_tokenizer, train_bpe
 from moe_parity.errors import UserError
 from tests.small_store import records, small_store
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-  return small_store(tmp_path_factory.mktemp("store"))
+@pytest.fixture(scope="module", params=[1 << 27, 701], ids=["one shard", "several shards"])
+def store(request, tmp_path_factory):
+  """The same documents in one shard a split, or in several."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(shards, "SHARD_TOKENS", request.param)
+    return small_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture
@@ -21,7 +25,13 @@ def own_store(tmp_path):
   return small_store(tmp_path)
 
 
-def megatron_documents(prefix):
+def megatron_documents(split):
+  """Documents of all shards of a split, in the order of their names."""
+  prefixes = sorted(path.with_suffix("") for path in split.folder.glob(f"{split.name}-*.idx"))
+  return [document for prefix in prefixes for document in megatron_shard(prefix)]
+
+
+def megatron_shard(prefix):
   """A reader of the format by its published layout, sharing nothing with the code under test."""
   raw = open(f"{prefix}.idx", "rb").read()
   assert raw[:9] == b"MMIDIDX\x00\x00"
@@ -43,16 +53,16 @@ def megatron_documents(prefix):
 
 def test_the_files_are_what_megatron_reads(store):
   for split in (store.train, store.validation):
-    found = megatron_documents(store.folder / split.name)
+    found = megatron_documents(split)
     assert len(found) == split.num_documents
-    assert np.concatenate(found).tolist() == split.tokens.tolist()
+    assert np.concatenate(found).tolist() == split.tokens[:].tolist()
 
 
 def test_a_document_is_bos_text_eos_and_decodes_to_its_text(store):
   texts = {r["text"] for r in records(60)}
   found = []
   for split in (store.train, store.validation):
-    for ids in megatron_documents(store.folder / split.name):
+    for ids in megatron_documents(split):
       assert (ids[0], ids[-1]) == (0, 1)
       found.append(bytes(i - 16 for i in ids[1:-1]).decode())
   assert set(found) == texts and len(found) == len(texts)
@@ -114,7 +124,7 @@ def test_a_store_of_another_tokenizer_is_refused(store):
   assert open_store(store.folder, byte_tokenizer()).train.num_tokens == store.train.num_tokens
 
 
-@pytest.mark.parametrize("name", ["train.bin", "validation.idx", "train.documents.npz"])
+@pytest.mark.parametrize("name", ["train-00000.bin", "validation-00000.idx", "train.documents.npz"])
 def test_a_shortened_or_missing_file_is_refused_at_once(own_store, name):
   path = own_store.folder / name
   path.write_bytes(path.read_bytes()[:-1])
@@ -126,12 +136,12 @@ def test_a_shortened_or_missing_file_is_refused_at_once(own_store, name):
 
 
 def test_a_changed_byte_is_found_by_hash(own_store):
-  path = own_store.folder / "train.bin"
+  path = own_store.folder / "train-00000.bin"
   data = bytearray(path.read_bytes())
   data[len(data) // 2] ^= 1
   path.write_bytes(data)
   open_store(own_store.folder)
-  with pytest.raises(UserError, match="train.bin does not have the sha256"):
+  with pytest.raises(UserError, match="train-00000.bin does not have the sha256"):
     open_store(own_store.folder, verify=True)
 
 

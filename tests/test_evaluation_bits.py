@@ -85,7 +85,7 @@ def test_bits_of_a_bigram_model_are_those_summed_by_hand(fixture, mode, stride, 
 def test_packed_bits_are_those_of_the_stream_summed_by_hand(fixture, request):
   split = request.getfixturevalue(fixture)
   found = bits.evaluate(bigram, split, mode="packed", seq_len=S, batch_sequences=B)
-  stream = [int(t) for t in split.tokens]
+  stream = [int(t) for t in split.tokens[:]]
   last = split.num_windows(S) * S
   scored = [i for i in range(1, last + 1) if stream[i] not in (0, 1)]
   nats = sum(pair_nats(stream[i - 1], stream[i]) for i in scored)

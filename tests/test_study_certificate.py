@@ -111,14 +111,14 @@ def test_a_plan_that_is_not_what_happened_fails_its_run_and_the_study(copy, fiel
 
 def test_audit_proves_that_two_arms_saw_the_same_text_and_notices_one_that_did_not(copy, capsys):
   runs = [str(copy / f"runs/{name}-s0") for name in ("dense", "moe_40")]
-  assert cli.main(["audit", *runs]) == 0
+  assert cli.main(["data", "audit", *runs]) == 0
   assert "the same windows, in the same order over the" in capsys.readouterr().out
   ledger = Ledger.load(copy / "runs/moe_40-s0/ledger.npz")
   first, second = np.flatnonzero(ledger.counts)[:2]
   ledger.counts[first] += 1
   ledger.counts[second] -= 1
   ledger.save(copy / "runs/moe_40-s0/ledger.npz")
-  assert cli.main(["audit", *runs]) == 1
+  assert cli.main(["data", "audit", *runs]) == 1
   assert "windows read another number of times than planned" in capsys.readouterr().out
 
 

@@ -1,12 +1,14 @@
 """Where text comes from: the built-in corpus, files, folders, several of them at once."""
 
+import dataclasses
 import hashlib
 import lzma
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from moe_parity.data import readers, tables
+from moe_parity.data import readers, storage, tables
 from moe_parity.data.readers import BadRecords, Document, Fields
 from moe_parity.errors import UserError
 
@@ -31,8 +33,10 @@ class Source:
   """One place text comes from.
 
   Args:
-    path: 'builtin', a file, or a folder whose files are read in sorted order.
-    domain: for records that name none; empty means the file's name.
+    path: 'builtin', a file, or a folder or pattern whose files are read in sorted order; local or
+      with a scheme such as gs://.
+    domain: of all its documents; empty leaves it to the records, and for those that name none to
+      the name of the folder or file.
     text_key, domain_key, source_key: fields of a record that hold these.
   """
 
@@ -43,10 +47,35 @@ class Source:
   source_key: str = "source"
 
   def fields(self) -> Fields:
-    return Fields(self.text_key, self.domain_key, self.source_key, self.domain)
+    # A pattern has no name of its own, so that each of its files gives its own.
+    default = "" if storage.is_pattern(self.path) else _name(self.path)
+    return Fields(self.text_key, self.domain_key, self.source_key, self.domain, default)
 
   def to_dict(self) -> dict:
     return asdict(self)
+
+
+def parse_sources(text: str, **keys: str) -> list[Source]:
+  """'a.jsonl,code=src/' -> sources in that order; `name=` says what domain all of it is.
+
+  A folder whose own path has an equals sign is written './name=value'. `keys` are fields of
+  `Source`, the same for all.
+  """
+  found = []
+  for part in (part.strip() for part in text.split(",")):
+    named = re.fullmatch(r"([\w.+-]+)=(.+)", part)
+    path, domain = (named[2], named[1]) if named else (part, "")
+    if not path:
+      raise UserError(
+        f"source={text!r} has an empty part; write paths with one comma between two, each with or "
+        f"without a domain: prose=books/,code=src/"
+      )
+    found.append(Source(path, domain, **keys))
+  return found
+
+
+def _name(path: str) -> str:
+  return readers.stem(path if storage.is_remote(path) else str(Path(path).resolve()))
 
 
 def builtin(split: str) -> Iterator[Document]:
@@ -72,7 +101,7 @@ def files(source: Source) -> list[dict]:
     return [
       {"path": f"{BUILTIN}/{split}", "sha256": sha256} for split, sha256 in BUILTIN_SHA256.items()
     ]
-  return [readers.stat_of(path) for path in readers.files_of(source.path)]
+  return [storage.stat_of(path) for path in readers.files_of(source.path)]
 
 
 def documents(source: Source, bad: BadRecords, split: str = "train") -> Iterator[Document]:
@@ -85,7 +114,8 @@ def documents(source: Source, bad: BadRecords, split: str = "train") -> Iterator
     UserError: the source is missing, holds no document, or holds more bad records than allowed.
   """
   if source.path == BUILTIN:
-    yield from builtin(split)
+    for found in builtin(split):
+      yield dataclasses.replace(found, domain=source.domain) if source.domain else found
     return
   num_documents = 0
   for path in readers.files_of(source.path):

@@ -16,7 +16,9 @@ import numpy as np
 from moe_parity.data.corpus import Source
 from moe_parity.data.readers import BadRecords, Document
 from moe_parity.data.scan import DROPPED, TRAIN, VALIDATION, HeldOut, Scan, digest_of, read
-from moe_parity.data.token_store import SPLITS, sha256_of, write_documents, write_index
+from moe_parity.data.shards import write_shards
+from moe_parity.data.storage import sha256_of
+from moe_parity.data.token_store import SPLITS, write_documents
 from moe_parity.data.tokenizer import Tokenizer
 from moe_parity.errors import UserError
 
@@ -88,6 +90,7 @@ def encode(
     part_of[part.rows] = number
   gathered: dict[int, list[str]] = {}
   running: deque[tuple[int, Future]] = deque()
+  report("tokenize", done, total)
   with ThreadPoolExecutor(workers) as pool:
     for row, document in documents.read(part_of >= 0):
       number = int(part_of[row])
@@ -128,17 +131,11 @@ def _encode_part(texts: list[str], path: Path, tokenizer: Tokenizer) -> None:
 def join(
   work: Path, done: Path, name: str, parts: list[Part], table: Scan, tokenizer: Tokenizer
 ) -> dict:
-  """Writes .bin, .idx and .documents.npz of one split; returns its entry in the manifest."""
-  lengths = []
-  dtype = tokenizer.dtype.newbyteorder("<")
-  with open(done / f"{name}.bin", "wb") as file:
-    for part in parts:
-      with np.load(part.path(work)) as data:
-        data["tokens"].astype(dtype).tofile(file)
-        lengths.append(data["lengths"])
+  """Writes the shards and .documents.npz of one split; returns its entry in the manifest."""
+  num_tokens = np.concatenate([_of_part(part, work, "lengths") for part in parts])
+  tokens = (_of_part(part, work, "tokens") for part in parts)
+  stream = write_shards(done, name, num_tokens, tokens, tokenizer.dtype)
   rows = np.concatenate([part.rows for part in parts])
-  num_tokens = np.concatenate(lengths)
-  write_index(done / f"{name}.idx", num_tokens, tokenizer.dtype)
   columns = {
     key: getattr(table, key)[rows]
     for key in ("num_bytes", "num_chars", "domain", "source", "origin")
@@ -146,10 +143,11 @@ def join(
   columns["digest"] = table.digest[rows]
   names = {"domains": list(table.domains), "sources": list(table.sources)}
   write_documents(done / f"{name}.documents.npz", columns, names)
-  files = {
-    file: {"size": (done / file).stat().st_size, "sha256": sha256_of(done / file)}
-    for file in (f"{name}.bin", f"{name}.idx", f"{name}.documents.npz")
-  }
+  files = {}
+  for shard in stream["shards"]:
+    files[f"{shard['name']}.bin"] = shard.pop("sha256")
+    files[f"{shard['name']}.idx"] = sha256_of(done / f"{shard['name']}.idx")
+  files[f"{name}.documents.npz"] = sha256_of(done / f"{name}.documents.npz")
   return {
     **_totals(columns, num_tokens, np.ones(len(rows), bool)),
     "by_domain": {
@@ -162,8 +160,17 @@ def join(
       for index in range(int(table.origin.max()) + 1)
     ],
     "dtype": tokenizer.dtype.name,
-    "files": files,
+    **stream,
+    "files": {
+      file: {"size": (done / file).stat().st_size, "sha256": sha256}
+      for file, sha256 in files.items()
+    },
   }
+
+
+def _of_part(part: Part, work: Path, name: str) -> np.ndarray:
+  with np.load(part.path(work)) as data:
+    return data[name]
 
 
 def _totals(columns: dict[str, np.ndarray], num_tokens: np.ndarray, chosen: np.ndarray) -> dict:

@@ -57,7 +57,7 @@ class Ledger:
     data = {
       "split": loader.split.name,
       "sha256": loader.split.fingerprint,
-      "store": str(loader.split.folder),
+      "store": loader.split.location,
       "order": loader.order.to_dict(),
     }
     return cls(loader.order.num_windows, loader.seq_len, data, loader.host_index, loader.num_hosts)

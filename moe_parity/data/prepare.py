@@ -6,29 +6,30 @@ of unique data is a seeded subset of windows, so nothing is gained by shuffling 
 neighbours in a window stay of one kind.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from moe_parity.data import corpus
+from moe_parity.data import corpus, storage
 from moe_parity.data import tokenizer as tokenizers
-from moe_parity.data.corpus import BUILTIN, Source
+from moe_parity.data.corpus import BUILTIN, Source, parse_sources
 from moe_parity.data.encode import Documents, cut, encode, join
-from moe_parity.data.readers import open_binary
 from moe_parity.data.scan import DROPPED, TRAIN, VALIDATION, HeldOut, Scan, scan
 from moe_parity.data.token_store import (
   FORMAT,
+  MANIFEST,
   SPLITS,
   VERSION,
   TokenStore,
+  is_store,
   open_store,
 )
 from moe_parity.data.tokenizer import Tokenizer
@@ -52,11 +53,15 @@ def prepare(
 ) -> TokenStore:
   """Opens the store of this corpus and tokenizer, making it first where it is not there yet.
 
+  Every file of the store is hashed: what this returns is what its manifest says.
+
   Args:
-    source: 'builtin', a file, a folder, several sources, or a finished store's folder.
+    source: sources, or the text that `corpus.parse_sources` reads ('builtin', a file, a folder, a
+      pattern, several with commas between, 'name=path' for a domain); or a finished store.
     tokenizer: 'bytes', 'bpe:<vocab>' (trained on this corpus's training split), a tokenizer.json,
       or 'store' for the one a finished store has.
-    store: folder to make or reuse; '' is a folder in the cache, named by content.
+    store: folder to make or reuse, local or with a scheme such as gs://; '' is a folder in the
+      cache, named by content.
     held_out: 'hash:<share>', 'works:<name>,<name>' or 'source:<path>'; '' is the built-in corpus's
       own split, or hash:0.01 for others.
     max_bad_records: unreadable records before this stops; the manifest counts them.
@@ -65,57 +70,90 @@ def prepare(
   Raises:
     UserError: bad input, or `store` holds something else.
   """
-  if isinstance(source, str) and (Path(source) / "manifest.json").is_file():
-    return _open_finished(Path(source), tokenizer)
-  sources = [source] if isinstance(source, str | Source) else list(source)
-  sources = [Source(s) if isinstance(s, str) else s for s in sources]
+  if max_bad_records < 0 or workers < 0:
+    raise UserError(f"max_bad_records={max_bad_records} and workers={workers} must be at least 0")
+  if isinstance(source, str):
+    sources = parse_sources(source)
+  else:
+    sources = [source] if isinstance(source, Source) else list(source)
+  stores = [given.path for given in sources if is_store(given.path)]
+  if stores and len(sources) > 1:
+    raise UserError(f"{stores[0]} is a token store: give it alone, or the text it was made from")
+  if stores:
+    return _open_finished(stores[0], tokenizer)
   rule = HeldOut.parse(held_out, sources)
   inputs = _inputs(sources, tokenizer, rule)
-  folder = Path(store) if store else cache_folder() / f"{_label(sources)}-{_key(inputs)[:16]}"
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  with _locked(folder.parent / f".{folder.name}.lock"):
-    if not folder.exists() or not any(folder.iterdir()):
+  label = f"{_label(sources)}-{_key(inputs)[:16]}"
+  location = store or str(storage.cache_folder() / label)
+  folder = storage.cache_folder() / label if storage.is_remote(location) else Path(location)
+  with storage.locked(folder):
+    made = is_store(location) if storage.is_remote(location) else _is_occupied(folder)
+    if not made and not is_store(folder):
       _make(folder, inputs, sources, tokenizer, rule, max_bad_records, workers, progress)
+    if not made and storage.is_remote(location):
+      _publish(folder, location, progress)
     shutil.rmtree(_work(folder), ignore_errors=True)
-    return _reopen(folder, inputs)
+    return _reopen(location, inputs)
 
 
-def cache_folder() -> Path:
-  """Where stores without a name live: $MOE_PARITY_CACHE, or moe_parity in the user's cache."""
-  base = os.environ.get("MOE_PARITY_CACHE")
-  if base:
-    return Path(base)
-  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe_parity"
+def open_data(data: Any, progress: Progress | None = None) -> TokenStore:
+  """The store that a config's `data` section means, made first where it is not there yet."""
+  keys = {name: data[name] for name in ("text_key", "domain_key", "source_key")}
+  return prepare(
+    parse_sources(data.source, **keys),
+    data.tokenizer,
+    data.store,
+    held_out=data.held_out,
+    max_bad_records=data.max_bad_records,
+    progress=progress,
+  )
 
 
-def _open_finished(folder: Path, tokenizer: str) -> TokenStore:
-  opened = open_store(folder)
+def _is_occupied(folder: Path) -> bool:
+  return folder.exists() and any(folder.iterdir())
+
+
+def _publish(folder: Path, location: str, progress: Progress | None) -> None:
+  """A finished local store to a bucket; the manifest goes last, so that half a store is none."""
+  total = sum(path.stat().st_size for path in folder.iterdir())
+  report = progress or (lambda stage, done, total: None)
+  storage.upload(folder, location, MANIFEST, lambda done: report("copy", done, total))
+  shutil.rmtree(folder)
+
+
+def _open_finished(location: str, tokenizer: str) -> TokenStore:
+  opened = open_store(location, verify=True)
   name = opened.tokenizer.name
   if tokenizer == "store" or tokenizer == name:
     return opened
   if Path(tokenizer).is_file():
-    return open_store(folder, tokenizers.load(tokenizer))
-  raise UserError(f"{folder} was made with tokenizer {name}, not {tokenizer}; set tokenizer=store")
+    return open_store(location, tokenizers.load(tokenizer))
+  raise UserError(
+    f"{location} was made with tokenizer {name}, not {tokenizer}; set tokenizer=store"
+  )
 
 
-def _reopen(folder: Path, inputs: dict) -> TokenStore:
+def _reopen(location: str, inputs: dict) -> TokenStore:
   try:
-    found = json.loads((folder / "inputs.json").read_text())
+    found = json.loads(storage.read_text(storage.join(location, "inputs.json")))
   except (FileNotFoundError, NotADirectoryError, ValueError):
     raise UserError(
-      f"{folder} exists and is no finished token store; choose another folder or delete it"
+      f"{location} exists and is no finished token store; choose another folder or delete it"
     ) from None
-  if found != json.loads(json.dumps(inputs)):
-    changed = [name for name in inputs if found.get(name) != json.loads(json.dumps(inputs[name]))]
+  wanted = json.loads(json.dumps(inputs))
+  if found != wanted:
+    changed = [name for name in wanted if found.get(name) != wanted[name]]
     raise UserError(
-      f"{folder} was made from other inputs ({', '.join(changed)}); choose another folder or "
-      f"delete it"
+      f"{location} was made from other inputs ({', '.join(changed)}); choose another folder or "
+      f"delete it, or give it as the source to use it as it is"
     )
-  return open_store(folder)
+  return open_store(location, verify=True)
 
 
 def _inputs(sources: Sequence[Source], tokenizer: str, rule: HeldOut) -> dict:
   """What a store depends on, cheap to gather: files by size and time, not by content."""
+  if tokenizer == "store":
+    raise UserError("tokenizer=store is for a finished store as source; give bytes or bpe:<vocab>")
   described = tokenizer
   if tokenizer not in ("bytes",) and not tokenizer.startswith("bpe:"):
     described = tokenizers.load(tokenizer).fingerprint
@@ -136,19 +174,14 @@ def _key(inputs: dict) -> str:
 
 
 def _label(sources: Sequence[Source]) -> str:
-  return sources[0].path if sources[0].path == BUILTIN else Path(sources[0].path).name.split(".")[0]
+  """A name for people: what the first source is called, in letters that any file system takes."""
+  first = sources[0]
+  name = first.domain or Path(first.path).name.split(".")[0]
+  return re.sub(r"[^\w-]+", "", name) or "corpus"
 
 
 def _work(folder: Path) -> Path:
   return folder.parent / f".{folder.name}.work"
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-  """One process at a time; the others wait and then find the finished store."""
-  with open(path, "w") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    yield
 
 
 def _make(
@@ -179,12 +212,14 @@ def _make(
   shutil.rmtree(done, ignore_errors=True)
   done.mkdir()
   tokenizer.save(done / "tokenizer.json")
+  report("write", 0, kept)
   splits = {
     name: join(work, done, name, [p for p in parts if p.split == split], table, tokenizer)
     for name, split in zip(SPLITS, (TRAIN, VALIDATION), strict=True)
   }
   manifest = _manifest(sources, rule, table, tokenizer, splits)
-  (done / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+  report("write", kept, kept)
+  (done / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
   (done / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n", "utf-8")
   os.rename(done, folder)
 
@@ -209,7 +244,10 @@ def _tokenizer(spec: str, work: Path, documents: Documents, report: Progress) ->
       vocab_size = int(spec.removeprefix("bpe:"))
     except ValueError:
       raise UserError(f"tokenizer={spec!r}: use bpe:<vocab>, such as bpe:32768") from None
-    trained = tokenizers.train_bpe(_sample(documents, report), vocab_size)
+    wanted = _sample(documents.table)
+    total = int(documents.table.num_bytes[wanted].sum())
+    trained = tokenizers.train_bpe(_texts(documents, wanted, total, report), vocab_size)
+    report("train tokenizer", total, total)
     trained.save(saved.with_suffix(".part"))
     saved.with_suffix(".part").replace(saved)
   found = tokenizers.load(saved)
@@ -217,19 +255,20 @@ def _tokenizer(spec: str, work: Path, documents: Documents, report: Progress) ->
   return found
 
 
-def _sample(documents: Documents, report: Progress) -> Iterator[str]:
-  """Training documents chosen by hash, about TOKENIZER_BYTES in all."""
-  table = documents.table
+def _sample(table: Scan) -> np.ndarray:
+  """Training documents chosen by hash, about TOKENIZER_BYTES in all: bool [documents]."""
   train = table.split == TRAIN
   share = TOKENIZER_BYTES / max(1, int(table.num_bytes[train].sum()))
   place = np.ascontiguousarray(table.digest[:, 8:]).view("<u8").ravel() / 2.0**64
   wanted = train & (place < share)
-  if not wanted.any():
-    wanted = train
-  total, done = int(table.num_bytes[wanted].sum()), 0
+  return wanted if wanted.any() else train
+
+
+def _texts(documents: Documents, wanted: np.ndarray, total: int, report: Progress) -> Iterator[str]:
+  done = 0
   for row, document in documents.read(wanted):
     yield document.text
-    done += int(table.num_bytes[row])
+    done += int(documents.table.num_bytes[row])
     report("train tokenizer", done, total)
 
 
@@ -266,7 +305,6 @@ def _hashed(source: Source) -> list[dict]:
     return corpus.files(source)
   found = []
   for file in corpus.files(source):
-    with open_binary(file["path"]) as data:
-      sha256 = hashlib.file_digest(data, "sha256").hexdigest()
+    sha256 = storage.sha256_of(file["path"])
     found.append({"path": file["path"], "bytes": file["bytes"], "sha256": sha256})
   return found

@@ -6,16 +6,15 @@ which stops at the first one over its limit; nothing is skipped without being co
 
 import bz2
 import gzip
-import importlib
 import json
 import lzma
 import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
+from moe_parity.data import storage
+from moe_parity.data.storage import open_binary, optional
 from moe_parity.errors import UserError
 
 COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
@@ -65,35 +64,26 @@ class BadRecords:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-  """Which keys of a record hold what; `domain` and `source` are used where a record has none."""
+  """Which keys of a record hold what.
+
+  `domain`, where it is given, is that of every record; otherwise a record names its own, and
+  `default_domain`, or the file's name, is for those that do not.
+  """
 
   text_key: str = "text"
   domain_key: str = "domain"
   source_key: str = "source"
   domain: str = ""
+  default_domain: str = ""
 
-
-def optional(module: str, package: str, what: str) -> Any:
-  """Imports `module`, or raises UserError naming the package that brings it."""
-  try:
-    return importlib.import_module(module)
-  except ImportError:
-    raise UserError(
-      f"{what} needs the package {package}, which is not installed; pip install {package}"
-    ) from None
+  def of_plain_text(self) -> "Fields":
+    """The same for a record that is {"text": ...} because the file has no fields."""
+    return Fields(domain=self.domain, default_domain=self.default_domain)
 
 
 def stem(path: str) -> str:
   """File name without folder, compression and format: 'a/prose.jsonl.zst' -> 'prose'."""
   return os.path.basename(path.rstrip("/")).split(".")[0]
-
-
-def open_binary(path: str):
-  """A local file, or anything fsspec knows when the path has a scheme (gs://, s3://)."""
-  if "://" not in path:
-    return open(path, "rb")
-  filesystem, root = _filesystem(path)
-  return filesystem.open(root, "rb")
 
 
 def document(record: object, file: str, number: int, fields: Fields, bad: BadRecords):
@@ -114,7 +104,7 @@ def document(record: object, file: str, number: int, fields: Fields, bad: BadRec
   except UnicodeEncodeError as error:
     bad.report(file, number, f"lone surrogate at character {error.start}: not valid Unicode text")
     return None
-  domain = record.get(fields.domain_key) or fields.domain or stem(file)
+  domain = fields.domain or record.get(fields.domain_key) or fields.default_domain or stem(file)
   source = record.get(fields.source_key) or stem(file)
   return Document(text, str(domain), str(source))
 
@@ -198,7 +188,7 @@ def read_text(path: str, fields: Fields, bad: BadRecords) -> Iterator[Document]:
   except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
     bad.report(path, 1, f"the archive is damaged or cut off ({error})")
     return
-  if found := document({"text": text}, path, 1, Fields(domain=fields.domain), bad):
+  if found := document({"text": text}, path, 1, fields.of_plain_text(), bad):
     yield found
 
 
@@ -214,55 +204,20 @@ def format_of(path: str) -> str:
 
 
 def files_of(path: str) -> list[str]:
-  """Files below a folder in sorted order (hidden ones left out), or the file itself.
+  """The file itself; the files of a folder or of a pattern (*, ?, [...]) in sorted order.
 
   A folder that Hugging Face's `save_to_disk` wrote gives its data files in their order.
   """
-  if "://" in path:
-    return _remote_files(path)
-  root = Path(path)
-  if not root.exists():
-    raise UserError(f"{path} does not exist; give a file or a folder of text, or 'builtin'")
-  if root.is_file():
-    return [path]
-  if (root / "dataset_dict.json").is_file():
-    splits = json.loads((root / "dataset_dict.json").read_text()).get("splits", [])
+  if storage.is_file(storage.join(path, "dataset_dict.json")):
+    splits = json.loads(storage.read_text(storage.join(path, "dataset_dict.json")))["splits"]
     raise UserError(f"{path} holds several splits; give one of {', '.join(splits)} below it")
-  if (root / "state.json").is_file() and (root / "dataset_info.json").is_file():
-    listed = json.loads((root / "state.json").read_text())["_data_files"]
-    return [str(root / entry["filename"]) for entry in listed]
-  found = [
-    str(file)
-    for file in sorted(root.rglob("*"))
-    if file.is_file() and not any(p.startswith(".") for p in file.relative_to(root).parts)
-  ]
-  if not found:
+  state, info = storage.join(path, "state.json"), storage.join(path, "dataset_info.json")
+  if storage.is_file(state) and storage.is_file(info):
+    listed = json.loads(storage.read_text(state))["_data_files"]
+    return [storage.join(path, entry["filename"]) for entry in listed]
+  found = storage.find(path)
+  if not found and os.path.isdir(path):
     raise UserError(f"{path} is a folder without files; a corpus needs at least one document")
-  return found
-
-
-def _remote_files(path: str) -> list[str]:
-  filesystem, root = _filesystem(path)
-  if filesystem.isfile(root):
-    return [path]
-  found = [filesystem.unstrip_protocol(name) for name in sorted(filesystem.find(root))]
   if not found:
-    raise UserError(f"{path} does not exist or holds no file; give a file or a folder of text")
+    raise UserError(f"{path} does not exist; give a file, a folder or a pattern, or 'builtin'")
   return found
-
-
-def _filesystem(path: str):
-  fsspec = optional("fsspec", "fsspec", path)
-  try:
-    return fsspec.core.url_to_fs(path)
-  except (ImportError, ValueError) as error:
-    raise UserError(f"{path} cannot be opened: {error}") from None
-
-
-def stat_of(path: str) -> dict:
-  """Path, bytes and what changes when the file does: a cheap stand-in for its hash."""
-  if "://" in path:
-    filesystem, root = _filesystem(path)
-    return {"path": path, "bytes": filesystem.size(root), "modified": filesystem.ukey(root)}
-  stat = os.stat(path)
-  return {"path": path, "bytes": stat.st_size, "modified": stat.st_mtime_ns}

@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from moe_parity.data.readers import BadRecords, Document, Fields, document, open_binary, optional
+from moe_parity.data.readers import BadRecords, Document, Fields, document
+from moe_parity.data.storage import open_binary, optional
 from moe_parity.errors import UserError
 
 _ROWS = 256
@@ -97,7 +98,7 @@ def read_arrayrecord(path: str, fields: Fields, bad: BadRecords) -> Iterator[Doc
     except (RuntimeError, ValueError) as error:
       bad.report(path, number, f"the record is damaged ({_line(error)})")
       continue
-    named = fields if data[:1] == b"{" else Fields(domain=fields.domain)
+    named = fields if data[:1] == b"{" else fields.of_plain_text()
     if found := document(record, path, number, named, bad):
       yield found
 

@@ -1,74 +1,34 @@
-"""Tokens on disk: Megatron's .bin/.idx pair, and a manifest that says what they are.
+"""Tokens on disk: Megatron's .bin/.idx pairs, and a manifest that says what they are.
 
-A store is a folder: train.bin, train.idx, validation.bin, validation.idx, one .documents.npz a
-split (bytes, characters, domain and source of every document), tokenizer.json and manifest.json.
+A store is a folder: train-00000.bin, train-00000.idx and further shards, the same for validation,
+one .documents.npz a split (bytes, characters, domain and source of every document), tokenizer.json
+and manifest.json, which has the sha256 of each. It may lie on a bucket (gs://): then a host copies
+it once and checks every hash.
 
 A document is stored as `bos text eos` (`text eos` where the vocabulary has one separator only), all
 documents of a split one after the other. Row i of a split at seq_len S is tokens i*S ... (i+1)*S,
 one more than S, so that every token but the first is the target of exactly one row.
-
-The .idx is MMapIndexedDataset version 1: b"MMIDIDX\\0\\0", uint64 version, uint8 dtype code (8
-is uint16, 4 is int32), uint64 sequences, uint64 length of the last array; then int32 lengths, int64
-byte offsets, int64 document boundaries. A document is one sequence. All is little endian.
 """
 
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from moe_parity.data import storage
+from moe_parity.data.shards import TokenStream
 from moe_parity.data.tokenizer import Tokenizer, load
 from moe_parity.errors import UserError
 
-MAGIC = b"MMIDIDX\x00\x00"
-DTYPES = {8: np.dtype("<u2"), 4: np.dtype("<i4")}
-_HEADER = struct.Struct("<9sQBQQ")
 FORMAT = "moe_parity token store"
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "validation")
-
-
-def sha256_of(path: str | Path) -> str:
-  """Hex sha256 of a file."""
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_index(path: str | Path, lengths: np.ndarray, dtype: np.dtype) -> None:
-  """The .idx of documents of these lengths, stored back to back."""
-  code = next(code for code, kind in DTYPES.items() if kind == np.dtype(dtype).newbyteorder("<"))
-  lengths = np.asarray(lengths, np.int64)
-  if lengths.size and lengths.max() > np.iinfo(np.int32).max:
-    raise UserError(f"a document of {lengths.max()} tokens is over the format's 2^31 - 1; split it")
-  offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]]) * dtype.itemsize
-  with open(path, "wb") as file:
-    file.write(_HEADER.pack(MAGIC, 1, code, lengths.size, lengths.size + 1))
-    file.write(lengths.astype("<i4").tobytes())
-    file.write(offsets[: lengths.size].astype("<i8").tobytes())
-    file.write(np.arange(lengths.size + 1, dtype="<i8").tobytes())
-
-
-def read_index(path: str | Path) -> tuple[np.ndarray, np.dtype]:
-  """Lengths int64 [documents] and dtype of a .idx; UserError if it is damaged or not contiguous."""
-  data = Path(path).read_bytes()
-  if len(data) < _HEADER.size or data[: len(MAGIC)] != MAGIC:
-    raise UserError(f"{path} is not a Megatron .idx (wrong magic); prepare the store again")
-  _, version, code, num_sequences, num_boundaries = _HEADER.unpack_from(data)
-  if version != 1 or code not in DTYPES:
-    raise UserError(f"{path}: version {version}, dtype code {code}; readable are 1 and {[*DTYPES]}")
-  if len(data) != _HEADER.size + 12 * num_sequences + 8 * num_boundaries:
-    raise UserError(f"{path} has {len(data)} bytes, not what its header says; prepare it again")
-  lengths = np.frombuffer(data, "<i4", num_sequences, _HEADER.size).astype(np.int64)
-  offsets = np.frombuffer(data, "<i8", num_sequences, _HEADER.size + 4 * num_sequences)
-  expected = (np.cumsum(lengths) - lengths) * DTYPES[code].itemsize
-  if not np.array_equal(offsets, expected):
-    raise UserError(f"{path}: documents are not stored back to back; prepare the store again")
-  return lengths, DTYPES[code]
+MANIFEST = "manifest.json"
 
 
 def write_documents(
@@ -102,13 +62,17 @@ class Documents:
 
 
 class Split:
-  """One stream of tokens, mapped from disk and read as rows or as documents."""
+  """One stream of tokens, mapped from disk and read as rows or as documents.
 
-  def __init__(self, folder: Path, name: str, entry: dict, tokenizer: Tokenizer):
-    self.name, self.folder, self.entry, self.tokenizer = name, folder, entry, tokenizer
-    self._lengths, dtype = read_index(folder / f"{name}.idx")
-    self.num_tokens = int(self._lengths.sum())
-    self.tokens = np.memmap(folder / f"{name}.bin", dtype, "r", shape=(self.num_tokens,))
+  `tokens` is sliced as one array, whatever the shards; `location` is the store's path or URL.
+  """
+
+  def __init__(self, folder: Path, location: str, name: str, entry: dict, tokenizer: Tokenizer):
+    self.folder, self.location = folder, location
+    self.name, self.entry, self.tokenizer = name, entry, tokenizer
+    self.tokens = TokenStream(folder, [shard["name"] for shard in entry["shards"]])
+    self.num_tokens = len(self.tokens)
+    self._lengths = self.tokens.lengths
     self._starts = np.concatenate([[0], np.cumsum(self._lengths)])
     self._documents: Documents | None = None
 
@@ -118,8 +82,8 @@ class Split:
 
   @property
   def fingerprint(self) -> str:
-    """sha256 of the token file: two runs with the same one read the same stream."""
-    return self.entry["files"][f"{self.name}.bin"]["sha256"]
+    """sha256 of the stream, however it is cut into shards: equal in runs that read the same."""
+    return self.entry["sha256"]
 
   @property
   def document_starts(self) -> np.ndarray:
@@ -167,9 +131,13 @@ class Split:
 
 @dataclass(frozen=True)
 class TokenStore:
-  """An opened store. Build one with `open_store`, fill a folder with `prepare.prepare`."""
+  """An opened store. Build one with `open_store`, fill a folder with `prepare.prepare`.
+
+  `folder` is local; `location` is where the store was asked for, which may be on a bucket.
+  """
 
   folder: Path
+  location: str
   manifest: dict
   tokenizer: Tokenizer
   train: Split
@@ -177,34 +145,20 @@ class TokenStore:
 
 
 def open_store(
-  folder: str | Path, tokenizer: Tokenizer | None = None, verify: bool = False
+  location: str | Path, tokenizer: Tokenizer | None = None, verify: bool = False
 ) -> TokenStore:
   """Opens a store after checking the size of every file, and with `verify` its sha256.
 
   Args:
+    location: a folder, or one with a scheme such as gs://, which is copied to the cache and
+      verified the first time.
     tokenizer: the one the caller means to use; must be the one the store was made with.
   Raises:
     UserError: no store, a file missing or damaged, or another tokenizer.
   """
-  folder = Path(folder)
-  try:
-    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-  except FileNotFoundError:
-    raise UserError(
-      f"{folder} is no token store (no manifest.json); run `moe-parity prepare`"
-    ) from None
-  except ValueError as error:
-    raise UserError(
-      f"{folder}/manifest.json is damaged ({error}); prepare the store again"
-    ) from None
-  if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-    raise UserError(
-      f"{folder}/manifest.json is {manifest.get('format')!r} version {manifest.get('version')}; "
-      f"this program reads {FORMAT!r} version {VERSION}: prepare the store again"
-    )
-  entries = {name: manifest["splits"][name]["files"] for name in SPLITS}
-  for name, entry in [file for files in entries.values() for file in files.items()]:
-    _check_file(folder / name, entry, verify)
+  folder = _fetch(str(location)) if storage.is_remote(location) else Path(location)
+  manifest = _manifest(folder)
+  check_files(folder, manifest, verify)
   stored = load(folder / "tokenizer.json")
   expected = manifest["tokenizer"]["fingerprint"]
   if stored.fingerprint != expected:
@@ -212,18 +166,69 @@ def open_store(
   stored.name = manifest["tokenizer"]["name"]
   if tokenizer is not None and tokenizer.fingerprint != expected:
     raise UserError(
-      f"{folder} was made with tokenizer {stored.name} ({expected[:12]}), not {tokenizer.name} "
+      f"{location} was made with tokenizer {stored.name} ({expected[:12]}), not {tokenizer.name} "
       f"({tokenizer.fingerprint[:12]}); use the store's own or prepare a new store"
     )
-  train, validation = (Split(folder, name, manifest["splits"][name], stored) for name in SPLITS)
-  return TokenStore(folder, manifest, stored, train, validation)
+  splits = (Split(folder, str(location), name, manifest["splits"][name], stored) for name in SPLITS)
+  return TokenStore(folder, str(location), manifest, stored, *splits)
 
 
-def _check_file(path: Path, entry: dict, verify: bool) -> None:
+def is_store(location: str | Path) -> bool:
+  """Whether there is a finished store: its manifest is written last."""
+  return storage.is_file(storage.join(location, MANIFEST))
+
+
+def check_files(folder: Path, manifest: dict, verify: bool) -> None:
+  """Compares the files with the manifest; hashing reads all of them, on every core."""
+  listed = [file for name in SPLITS for file in manifest["splits"][name]["files"].items()]
+  for name, entry in listed:
+    _check_size(folder / name, entry["size"])
+  if verify:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+      found = pool.map(lambda file: storage.sha256_of(folder / file[0]), listed)
+      for (name, entry), sha256 in zip(listed, found, strict=True):
+        if sha256 != entry["sha256"]:
+          raise UserError(
+            f"{folder / name} does not have the sha256 in its manifest; prepare the store again"
+          )
+
+
+def _check_size(path: Path, expected: int) -> None:
   if not path.is_file():
     raise UserError(f"{path} is missing; prepare the store again")
   size = os.path.getsize(path)
-  if size != entry["size"]:
-    raise UserError(f"{path} has {size} bytes, its manifest says {entry['size']}; prepare it again")
-  if verify and sha256_of(path) != entry["sha256"]:
-    raise UserError(f"{path} does not have the sha256 in its manifest; prepare the store again")
+  if size != expected:
+    raise UserError(f"{path} has {size} bytes, its manifest says {expected}; prepare it again")
+
+
+def _manifest(location: str | Path) -> dict:
+  path = storage.join(location, MANIFEST)
+  try:
+    manifest = json.loads(storage.read_text(path))
+  except (FileNotFoundError, NotADirectoryError):
+    raise UserError(
+      f"{location} is no token store (no {MANIFEST}); run `moe-parity prepare`"
+    ) from None
+  except ValueError as error:
+    raise UserError(f"{path} is damaged ({error}); prepare the store again") from None
+  if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+    raise UserError(
+      f"{path} is {manifest.get('format')!r} version {manifest.get('version')}; "
+      f"this program reads {FORMAT!r} version {VERSION}: prepare the store again"
+    )
+  return manifest
+
+
+def _fetch(location: str) -> Path:
+  """The local copy of a store on a bucket: made and verified once a host, then reused."""
+  manifest = _manifest(location)
+  name = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+  folder = storage.cache_folder() / f"copy-{name[:16]}"
+  with storage.locked(folder):
+    if not folder.exists():
+      part = folder.with_name(f".{folder.name}.part")
+      files = [file for split in SPLITS for file in manifest["splits"][split]["files"]]
+      storage.download(location, [*files, "tokenizer.json", "inputs.json", MANIFEST], part)
+      check_files(part, manifest, verify=True)
+      os.rename(part, folder)
+  return folder

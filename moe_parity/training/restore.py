@@ -6,7 +6,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from moe_parity.data.prepare import prepare
+from moe_parity.data.prepare import open_data
 from moe_parity.errors import UserError
 from moe_parity.evaluation import bits
 from moe_parity.evaluation.score import make_scorer
@@ -56,9 +56,8 @@ def load_run(folder: pathlib.Path) -> TrainedModel:
 def evaluate_run(folder: pathlib.Path, mode: str, stride: int, max_tokens: int) -> dict:
   """Scores a run on the validation split of its own data; see `bits.evaluate`."""
   run = load_run(folder)
-  data = run.config.data
-  store = prepare(data.source, data.tokenizer, data.store)
-  documents = documents_of(store.tokenizer, data.cross_documents)
+  store = open_data(run.config.data)
+  documents = documents_of(store.tokenizer, run.config.data.cross_documents)
   return bits.evaluate(
     make_scorer(run.architecture, run.options, documents)(run.params, run.buffers),
     store.validation,
@@ -67,5 +66,5 @@ def evaluate_run(folder: pathlib.Path, mode: str, stride: int, max_tokens: int) 
     stride=stride,
     max_tokens=max_tokens,
     batch_sequences=run.config.evaluation.batch_sequences,
-    seed=data.seed,
+    seed=run.config.data.seed,
   )

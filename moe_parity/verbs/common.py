@@ -36,10 +36,10 @@ def load_config(args):
 def open_data(config):
   """The config's token store, made first where it is not there yet, with a bar while it is made."""
   from moe_parity.console import bytes_bar
-  from moe_parity.data.prepare import prepare
+  from moe_parity.data import prepare
 
   with bytes_bar() as progress:
-    return prepare(config.data.source, config.data.tokenizer, config.data.store, progress=progress)
+    return prepare.open_data(config.data, progress)
 
 
 def planned(args):

@@ -3,17 +3,37 @@
 import json
 
 from moe_parity.verbs.common import json_argument
+from moe_parity.verbs.data.show import print_store
 from moe_parity.verbs.printing import print_table
 
 HELP = "turn text into a token store with a manifest"
+EXAMPLE = """\
+moe-parity prepare --source prose=books/ code=src/ 'web=crawl/*.jsonl.zst' \\
+                   --tokenizer bpe:65536 --held-out hash:0.01 --store stores/mine
+
+The same command goes on after a kill, and opens the store once it is there. Paths may have a scheme
+(gs://bucket/folder). The same sources in a config: data.source = "prose=books/,code=src/"
+"""
 
 
 def arguments(parser) -> None:
-  parser.add_argument("--source", default="builtin", help="builtin | file | folder")
+  import argparse
+
+  parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLE
+  parser.add_argument(
+    "--source",
+    nargs="+",
+    default=["builtin"],
+    metavar="[DOMAIN=]PATH",
+    help="files, folders, patterns; text, .jsonl, .parquet, .arrayrecord, .arrow, or builtin."
+    " A domain named here is that of every document; otherwise records or file names say it",
+  )
   parser.add_argument("--tokenizer", default="bytes", help="bytes | bpe:<vocab> | a tokenizer.json")
   parser.add_argument("--store", default="", help="folder to make; default: one in the cache")
   parser.add_argument(
-    "--held-out", default="", help="hash:<share> | works:<name>,<name> | source:<path>"
+    "--held-out",
+    default="",
+    help="hash:<share> | works:<name>,<name> | source:<path>; default hash:0.01",
   )
   parser.add_argument(
     "--max-bad-records",
@@ -21,34 +41,35 @@ def arguments(parser) -> None:
     default=0,
     help="unreadable records that may be skipped; the manifest counts them",
   )
+  for name in ("text", "domain", "source"):
+    parser.add_argument(f"--{name}-key", default=name, help=f"field of a record; default {name}")
+  parser.add_argument("--workers", type=int, default=0, help="threads; default: one a core")
   json_argument(parser)
 
 
 def run(args) -> int:
-  from moe_parity.console import bytes_bar
+  from moe_parity.console import Stages, bytes_bar
+  from moe_parity.data.corpus import parse_sources
   from moe_parity.data.prepare import prepare
 
-  with bytes_bar() as progress:
+  keys = {f"{name}_key": getattr(args, f"{name}_key") for name in ("text", "domain", "source")}
+  sources = parse_sources(",".join(args.source), **keys)
+  with bytes_bar() as show:
+    stages = Stages(show)
     store = prepare(
-      args.source,
+      sources,
       args.tokenizer,
       args.store,
       held_out=args.held_out,
       max_bad_records=args.max_bad_records,
-      progress=progress,
+      workers=args.workers,
+      progress=stages.progress,
     )
   if args.json:
-    print(json.dumps(store.manifest, indent=2))
+    print(json.dumps({"stages": stages.rows(), **store.manifest}, indent=2))
   else:
-    print_table(store_rows(store))
-    print(f"token store: {store.folder}")
+    if rows := stages.rows():
+      print_table(rows)
+      print()
+    print_store(store)
   return 0
-
-
-def store_rows(store) -> list[dict]:
-  """What a store holds, a row a split and domain."""
-  rows = []
-  for name in ("train", "validation"):
-    for domain, totals in store.manifest["splits"][name]["by_domain"].items():
-      rows.append({"split": name, "domain": domain, **totals})
-  return rows

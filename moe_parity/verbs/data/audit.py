@@ -1,4 +1,4 @@
-"""`moe-parity audit`."""
+"""`moe-parity data audit`."""
 
 import json
 import pathlib

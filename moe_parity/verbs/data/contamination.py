@@ -1,4 +1,4 @@
-"""`moe-parity contamination`."""
+"""`moe-parity data contamination`."""
 
 import json
 import pathlib

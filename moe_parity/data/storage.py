@@ -1,0 +1,163 @@
+"""Where bytes lie: local paths, and gs:// or any other scheme that fsspec knows, by the same calls.
+
+A path with a scheme is remote. Its library is imported when it is used; a missing one is named.
+"""
+
+import contextlib
+import fcntl
+import glob
+import hashlib
+import importlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from moe_parity.errors import UserError
+
+
+def optional(module: str, package: str, what: str) -> Any:
+  """Imports `module`, or raises UserError naming the package that brings it."""
+  try:
+    return importlib.import_module(module)
+  except ImportError:
+    raise UserError(
+      f"{what} needs the package {package}, which is not installed; pip install {package}"
+    ) from None
+
+
+def is_remote(path: str | Path) -> bool:
+  return "://" in str(path)
+
+
+def filesystem(path: str) -> tuple[Any, str]:
+  """(file system, path in it) of a remote path.
+
+  Raises:
+    UserError: the scheme is unknown, or its library (gcsfs for gs://) is not installed.
+  """
+  fsspec = optional("fsspec", "fsspec", path)
+  try:
+    return fsspec.core.url_to_fs(path)
+  except (ImportError, ValueError) as error:
+    raise UserError(f"{path} cannot be opened: {error}") from None
+
+
+def open_binary(path: str) -> Any:
+  """A file to read bytes from, local or remote."""
+  if not is_remote(path):
+    return open(path, "rb")
+  files, root = filesystem(path)
+  return files.open(root, "rb")
+
+
+def is_file(path: str | Path) -> bool:
+  if not is_remote(path):
+    return Path(path).is_file()
+  files, root = filesystem(str(path))
+  return files.isfile(root)
+
+
+def read_text(path: str | Path) -> str:
+  """The whole of a small UTF-8 file."""
+  with open_binary(str(path)) as file:
+    return file.read().decode("utf-8")
+
+
+def join(folder: str | Path, name: str) -> str:
+  return f"{str(folder).rstrip('/')}/{name}"
+
+
+def find(path: str) -> list[str]:
+  """The file itself, the files below a folder, or those that a pattern with *, ? or [ names.
+
+  Sorted by name; of a local folder, what begins with a dot is left out. Empty where nothing is.
+  """
+  if is_remote(path):
+    return _find_remote(path)
+  root = Path(path)
+  if root.is_file():
+    return [path]
+  if root.is_dir():
+    found = (file for file in sorted(root.rglob("*")) if file.is_file())
+    return [str(file) for file in found if not _is_hidden(file.relative_to(root))]
+  if not is_pattern(path):
+    return []
+  return [name for name in sorted(glob.glob(path, recursive=True)) if os.path.isfile(name)]
+
+
+def _is_hidden(path: Path) -> bool:
+  return any(part.startswith(".") for part in path.parts)
+
+
+def is_pattern(path: str) -> bool:
+  return any(letter in path for letter in "*?[")
+
+
+def _find_remote(path: str) -> list[str]:
+  files, root = filesystem(path)
+  if files.isfile(root):
+    return [path]
+  names = files.find(root)
+  if not names and is_pattern(root):
+    names = [name for name in files.glob(root) if files.isfile(name)]
+  return [files.unstrip_protocol(name) for name in sorted(names)]
+
+
+def stat_of(path: str) -> dict:
+  """Path, bytes and what changes when the file does: a cheap stand-in for its hash."""
+  if is_remote(path):
+    files, root = filesystem(path)
+    return {"path": path, "bytes": files.size(root), "modified": files.ukey(root)}
+  stat = os.stat(path)
+  return {"path": path, "bytes": stat.st_size, "modified": stat.st_mtime_ns}
+
+
+def sha256_of(path: str | Path) -> str:
+  """Hex sha256 of a file, local or remote."""
+  with open_binary(str(path)) as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+  """Where stores without a name live: $MOE_PARITY_CACHE, or moe_parity in the user's cache."""
+  base = os.environ.get("MOE_PARITY_CACHE")
+  if base:
+    return Path(base)
+  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe_parity"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+  """One process at a time makes this folder; the others wait and then find it finished."""
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with open(folder.parent / f".{folder.name}.lock", "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def upload(folder: Path, target: str, last: str, progress: Callable[[int], None]) -> None:
+  """Copies a flat local folder to a remote one; the file `last` comes last and means: complete.
+
+  Args:
+    progress: called with the bytes copied so far.
+  """
+  files, root = filesystem(target)
+  done = 0
+  for path in sorted(folder.iterdir(), key=lambda path: (path.name == last, path.name)):
+    files.put_file(str(path), join(root, path.name))
+    done += path.stat().st_size
+    progress(done)
+
+
+def download(source: str, names: list[str], folder: Path) -> None:
+  """Copies files of a remote folder into a new local one."""
+  shutil.rmtree(folder, ignore_errors=True)
+  folder.mkdir(parents=True)
+  files, root = filesystem(source)
+  for name in names:
+    try:
+      files.get_file(join(root, name), str(folder / name))
+    except FileNotFoundError:
+      raise UserError(f"{join(source, name)} is missing; prepare the store again") from None

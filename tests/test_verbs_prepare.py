@@ -1,0 +1,132 @@
+import json
+
+import pytest
+
+from moe_parity import cli
+from moe_parity.data.corpus import parse_sources
+from moe_parity.defaults import base
+from moe_parity.errors import UserError
+from moe_parity.verbs.common import open_data
+from tests.small_store import records, write_jsonl
+
+
+@pytest.fixture
+def mixture(tmp_path):
+  """Two domains: a file whose records name other domains, and a folder of text."""
+  first = write_jsonl(tmp_path / "a.jsonl", records(40))
+  (tmp_path / "src").mkdir()
+  for number in range(11):
+    (tmp_path / "src" / f"{number}.py").write_text(f"print({number})\n" * (number + 2))
+  return [f"prose={first}", f"code={tmp_path}/src"]
+
+
+def test_one_command_makes_a_store_of_a_mixture_and_show_says_what_it_holds(
+  tmp_path, mixture, capsys
+):
+  store = str(tmp_path / "s")
+  arguments = ["--source", *mixture, "--held-out=hash:0.25", f"--store={store}"]
+  assert cli.main(["prepare", *arguments, "--json"]) == 0
+  made = json.loads(capsys.readouterr().out)
+  stages = {row["stage"]: row["megabytes"] for row in made.pop("stages")}
+  assert list(stages) == ["read", "tokenize", "write"]
+  whole = sum(split["num_bytes"] for split in made["splits"].values())
+  assert stages["tokenize"] == whole / 1e6
+  assert cli.main(["data", "show", store, "--verify"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  train = made["splits"]["train"]
+  for domain, totals in train["by_domain"].items():
+    (line,) = [line for line in lines if line.split()[:2] == ["train", domain]]
+    counts = [totals[f"num_{key}"] for key in ("documents", "bytes", "chars", "tokens")]
+    assert line.split()[2:6] == [f"{count:,}" for count in counts]
+  assert set(train["by_domain"]) == {"prose", "code"}
+  assert f"train stream sha256 {train['sha256']}" in lines
+  assert cli.main(["data", "show", store, "--json"]) == 0
+  assert json.loads(capsys.readouterr().out) == made
+
+
+def test_a_store_that_is_there_is_opened_and_has_no_stages(tmp_path, mixture, capsys):
+  arguments = ["prepare", "--source", *mixture, f"--store={tmp_path}/s", "--held-out=hash:0.25"]
+  assert cli.main(arguments) == 0
+  capsys.readouterr()
+  assert cli.main([*arguments, "--json"]) == 0
+  assert json.loads(capsys.readouterr().out)["stages"] == []
+
+
+def test_a_config_names_all_that_prepare_takes(tmp_path):
+  path = tmp_path / "a.jsonl"
+  lines = [{"body": f"{i} text", "kind": "xy"[i % 2], "work": f"w{i}"} for i in range(30)]
+  write_jsonl(path, lines)
+  path.write_text(path.read_text() + "broken\n")
+  config = base()
+  config.data.source = f"{path},extra={write_jsonl(tmp_path / 'b.jsonl', lines[:3])}"
+  config.data.update(text_key="body", domain_key="kind", source_key="work")
+  config.data.update(store=str(tmp_path / "s"), held_out="works:w7,w2?", tokenizer="bytes")
+  with pytest.raises(UserError, match="raise max_bad_records"):
+    open_data(config)
+  config.data.max_bad_records = 1
+  store = open_data(config)
+  assert store.validation.num_documents == 11
+  assert store.manifest["bad_records"]["count"] == 1
+  assert set(store.train.documents.domains) == {"x", "y", "extra"}
+  config.data.update(source=str(tmp_path / "s"), tokenizer="store", store="")
+  path.unlink()
+  assert open_data(config).train.fingerprint == store.train.fingerprint
+
+
+@pytest.mark.parametrize("field, value, words", [
+  ("held_out", "hash:2", "held_out='hash:2' is not a rule"),
+  ("source", "a,,b", "has an empty part"),
+  ("source", "nowhere/at/all", "nowhere/at/all does not exist"),
+  ("source", "nowhere/*.txt", r"nowhere/\*.txt does not exist"),
+  ("max_bad_records", -1, "max_bad_records=-1"),
+  ("tokenizer", "store", "tokenizer=store is for a finished store"),
+])  # fmt: skip
+def test_data_that_a_config_cannot_mean_is_refused_by_name(tmp_path, field, value, words):
+  config = base()
+  config.data.source = write_jsonl(tmp_path / "a.jsonl", records(9))
+  config.data.store = str(tmp_path / "s")
+  config.data[field] = value
+  with pytest.raises(UserError, match=words):
+    open_data(config)
+  assert not (tmp_path / "s").exists()
+
+
+def test_a_store_is_not_mixed_with_text(tmp_path, mixture):
+  config = base()
+  config.data.source, config.data.store = ",".join(mixture), str(tmp_path / "s")
+  config.data.held_out = "hash:0.25"
+  open_data(config)
+  config.data.source += f",{tmp_path}/s"
+  with pytest.raises(UserError, match="is a token store: give it alone"):
+    open_data(config)
+
+
+def test_sources_are_written_with_commas_and_names():
+  found = parse_sources("a/b.jsonl, code=src/,./year=2020/x,gs://b/y=1.txt", text_key="body")
+  assert [(s.path, s.domain, s.text_key) for s in found] == [
+    ("a/b.jsonl", "", "body"),
+    ("src/", "code", "body"),
+    ("./year=2020/x", "", "body"),
+    ("gs://b/y=1.txt", "", "body"),
+  ]
+
+
+def test_documents_without_a_domain_get_the_name_of_what_was_given(tmp_path):
+  (tmp_path / "talks").mkdir()
+  for name in ("one", "two", "three"):
+    (tmp_path / "talks" / f"{name}.txt").write_text(f"{name} is a text of its own\n")
+  config = base()
+  for source, domains in (
+    ("talks", {"talks"}),
+    ("talks/*.txt", {"one", "two", "three"}),
+    ("talks/t*.txt", {"two", "three"}),
+    ("spoken=talks", {"spoken"}),
+  ):
+    name, _, path = source.rpartition("=")
+    path = tmp_path / path
+    config.data.source = f"{name}={path}" if name else str(path)
+    config.data.held_out = f"source:{write_jsonl(tmp_path / 'held.jsonl', records(3))}"
+    config.data.store = str(tmp_path / f"s-{len(list(tmp_path.iterdir()))}")
+    store = open_data(config)
+    table = store.train.documents
+    assert {table.domains[i] for i in table.domain} == domains
