@@ -54,9 +54,20 @@ def base() -> ConfigDict:
   model.dtype = "float32"  # arithmetic of matrix products: float32 | bfloat16
   model.attention_block = 512  # queries at a time; a block skips the keys after its end
   model.embedding_std = 0.02
+  model.capacity_factor = (
+    0.0  # 0 drops nothing; else assignments beyond this x mean load are dropped
+  )
   model.balance_weight = 0.01  # times a loss that is 1 at perfect balance
   model.z_weight = 0.0  # times mean(logsumexp(router logits)^2)
   model.bias_update_rate = 0.0  # loss-free balancing step; 0 is off
+
+  # Devices along each axis (resources/mesh.py); one may be -1, the rest. All 1 is one device. Where
+  # a run is trained is no part of what it is: it may go on, or be scored, on another mesh.
+  mesh = config.mesh = ConfigDict()
+  mesh.data = 1  # copies of the weights
+  mesh.fsdp = 1  # weights and optimizer state cut over these devices
+  mesh.expert = 1  # experts cut over these devices; batch, where a layer has none
+  mesh.exchange = ""  # padded | ragged | gathered: how tokens reach experts; "" is the platform's
 
   optimizer = config.optimizer = ConfigDict()
   optimizer.b1 = 0.9

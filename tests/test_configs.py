@@ -11,7 +11,7 @@ from moe_parity.errors import UserError
 from moe_parity.model.transformer import abstract_model
 from moe_parity.resources.accounting import account
 from moe_parity.resources.plan import make_plan
-from moe_parity.training.loop import model_options
+from moe_parity.training.program import model_options
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.name != "paper.py")

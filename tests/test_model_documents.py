@@ -14,7 +14,8 @@ from moe_parity.model.documents import Documents, documents_of
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
 from moe_parity.training.optimizer import OptimizerOptions
-from moe_parity.training.step import StepOptions, init_state, make_train_step
+from moe_parity.training.state import init_state
+from moe_parity.training.step import StepOptions, make_train_step
 from tests import reference_transformer, small_model
 from tests.small_store import small_store
 

@@ -12,7 +12,8 @@ from moe_parity.training.optimizer import (
   learning_rate,
   make_optimizer,
 )
-from moe_parity.training.step import StepOptions, init_state, make_train_step
+from moe_parity.training.state import init_state
+from moe_parity.training.step import StepOptions, make_train_step
 from tests import small_model
 
 OPTIMIZER = OptimizerOptions(0.01, 1e-5, num_steps=40, warmup_steps=4)

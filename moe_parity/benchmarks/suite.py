@@ -119,7 +119,8 @@ def step(repeats: int = 12, dtypes: Sequence[str] = ("float32", "bfloat16")) -> 
   from moe_parity.resources.accounting import account
   from moe_parity.startup import start_jax
   from moe_parity.training.optimizer import OptimizerOptions
-  from moe_parity.training.step import StepOptions, init_state, make_train_step
+  from moe_parity.training.state import init_state
+  from moe_parity.training.step import StepOptions, make_train_step
   from moe_parity.training.telemetry import measured_peak
 
   start_jax()
@@ -190,7 +191,8 @@ def compile_time(repeats: int = 3) -> list[dict]:
 
   from moe_parity.model.options import ModelOptions
   from moe_parity.training.optimizer import OptimizerOptions
-  from moe_parity.training.step import StepOptions, init_state, make_train_step
+  from moe_parity.training.state import init_state
+  from moe_parity.training.step import StepOptions, make_train_step
 
   jax.config.update("jax_enable_compilation_cache", False)
   tokens = np.zeros((4, 64), np.int32)

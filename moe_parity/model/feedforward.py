@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from moe_parity.model.weights import matrix
+from moe_parity.model.weights import matrix, ready
 
 
 class FeedForward(nnx.Module):
@@ -17,5 +17,5 @@ class FeedForward(nnx.Module):
 
   def __call__(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T D"]:
     dtype = x_TD.dtype
-    hidden_TF = jax.nn.silu(x_TD @ self.gate.astype(dtype)) * (x_TD @ self.up.astype(dtype))
-    return hidden_TF @ self.down.astype(dtype)
+    hidden_TF = jax.nn.silu(x_TD @ ready(self.gate, dtype)) * (x_TD @ ready(self.up, dtype))
+    return hidden_TF @ ready(self.down, dtype)

@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int
 from moe_parity.model.feedforward import FeedForward
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.weights import matrix
-from moe_parity.parallel.experts import expert_ffn
+from moe_parity.parallel import mesh
+from moe_parity.parallel.experts import expert_ffn, implementation_for
 from moe_parity.resources.architecture import Architecture
 
 
@@ -78,8 +79,8 @@ class MoE(nnx.Module):
     self.experts_per_token, self.options = architecture.experts_per_token, options
     shrink = (2 * architecture.num_layers) ** -0.5
     # A tenth of the usual spread: the first steps route almost evenly.
-    self.router = matrix(d, e, axes="DE", scale=0.1)
-    self.selection_bias = SelectionBias(jnp.zeros((e,), jnp.float32), axes="E")
+    self.router = matrix(d, e, axes="--", scale=0.1)  # whole everywhere: E columns, no phantoms
+    self.selection_bias = SelectionBias(jnp.zeros((e,), jnp.float32), axes="-")
     self.experts_in = matrix(e, 2, i, d, axes="E2ID", fan_in=d)
     self.experts_out = matrix(e, i, d, axes="EID", scale=shrink)
     self.shared = (
@@ -89,18 +90,49 @@ class MoE(nnx.Module):
     )
 
   def __call__(self, x_TD: Float[Array, "T D"]) -> tuple[Float[Array, "T D"], RoutingStats]:
-    logit_TE = jnp.matmul(
-      x_TD.astype(jnp.float32), self.router[...], precision=jax.lax.Precision.HIGHEST
-    )
-    expert_TK, gate_TK, probability_TE = route(
-      logit_TE, self.selection_bias[...], self.experts_per_token, self.options.normalize_gates
-    )
-    y_TD = expert_ffn(
-      x_TD, expert_TK, gate_TK, self.experts_in.astype(x_TD.dtype),
-      self.experts_out.astype(x_TD.dtype),
-    )  # fmt: skip
+    dtype = x_TD.dtype
+    weights = (self.router[...], self.selection_bias[...],
+               self.experts_in.astype(dtype), self.experts_out.astype(dtype))  # fmt: skip
+    if mesh.current() is None:
+      y_TD, stats = self.routed_local(x_TD, *weights)
+    else:
+      y_TD, stats = self.routed_on_mesh(x_TD, *weights)
     if self.shared is not None:
       y_TD = y_TD + self.shared(x_TD)
+    return y_TD, stats
+
+  def routed_on_mesh(self, x_TD, router_DE, bias_E, w_in_E2ID, w_down_EID):
+    """`routed_local` on every device's tokens. Expert weights are collected over `fsdp` (their
+    gradients scattered back), never over `expert`; what comes back is of the whole batch."""
+
+    def local(x_TD, router_DE, bias_E, w_in_L2ID, w_down_LID):
+      w_in_L2ID, w_down_LID = (
+        jax.lax.all_gather(w, "fsdp", axis=w.ndim - 1, tiled=True) for w in (w_in_L2ID, w_down_LID)
+      )
+      y_TD, stats = self.routed_local(x_TD, router_DE, bias_E, w_in_L2ID, w_down_LID)
+      return y_TD, jax.tree.map(lambda of_device: of_device[None], stats)
+
+    tokens = mesh.spec("TD", mesh.ACTIVATIONS)
+    w_in, w_down = mesh.spec("E2ID", mesh.WEIGHTS), mesh.spec("EID", mesh.WEIGHTS)
+    y_TD, stats = jax.shard_map(
+      local,
+      in_specs=(tokens, mesh.P(), mesh.P(), w_in, w_down),
+      out_specs=(tokens, mesh.P(mesh.AXES)),
+      check_vma=False,  # kernels do not say over which axes their results vary
+    )(x_TD, router_DE, bias_E, w_in_E2ID, w_down_EID)
+    # Devices hold equally many tokens, so the batch's averages are the averages of theirs.
+    return y_TD, jax.tree.map(lambda of_devices: jnp.mean(of_devices, axis=0), stats)
+
+  def routed_local(self, x_TD, router_DE, bias_E, w_in_L2ID, w_down_LID):
+    """The routed experts' sum for this device's tokens, and what the router did with them."""
+    logit_TE = jnp.matmul(x_TD.astype(jnp.float32), router_DE, precision=jax.lax.Precision.HIGHEST)
+    expert_TK, gate_TK, probability_TE = route(
+      logit_TE, bias_E, self.experts_per_token, self.options.normalize_gates
+    )
+    implementation = implementation_for(self.options.platform or jax.default_backend())
+    y_TD = expert_ffn(
+      x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, implementation=implementation
+    )
     return y_TD, routing_stats(logit_TE, probability_TE, expert_TK)
 
 

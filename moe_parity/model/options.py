@@ -37,6 +37,11 @@ class ModelOptions:
       blocks a causal mask costs (n+1)/2n of the full product. A sequence it does not divide is one
       block. Blocks are unrolled, so many of them cost compile time.
     embedding_std: standard deviation of the initial embedding.
+    exchange: how tokens travel to experts on other devices: "padded", "ragged", "gathered", or ""
+      for the platform's own (`parallel/dispatch.py`). All give the same numbers.
+    capacity_factor: rows a pair of devices may exchange, times the mean; what is beyond is dropped
+      and counted. 0 drops nothing.
+    platform: what the program is compiled for ("cpu", "gpu", "tpu"); "" is what it runs on.
   """
 
   position: str = "alibi"
@@ -45,11 +50,19 @@ class ModelOptions:
   dtype: str = "float32"
   attention_block: int = 512
   embedding_std: float = 0.02
+  exchange: str = ""
+  capacity_factor: float | int = 0.0
+  platform: str = ""
 
   def __post_init__(self):
     one_of("model.position", self.position, POSITIONS)
     one_of("model.remat", self.remat, REMAT_POLICIES)
     one_of("model.dtype", self.dtype, DTYPES)
+    if self.capacity_factor < 0:
+      raise UserError(
+        f"model.capacity_factor={self.capacity_factor} is negative; use 0 (nothing is dropped) or"
+        " more than 1"
+      )
     if self.attention_block < 1:
       raise UserError(
         f"model.attention_block={self.attention_block} must be at least 1; 512 is a good choice"

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -19,7 +18,8 @@ from moe_parity.model.attention import Attention
 from moe_parity.model.feedforward import FeedForward
 from moe_parity.model.moe import MoE, RoutingStats
 from moe_parity.model.options import ModelOptions
-from moe_parity.model.weights import RMSNorm, draw, matrix
+from moe_parity.model.weights import RMSNorm, matrix, ready
+from moe_parity.parallel import mesh
 from moe_parity.resources.architecture import Architecture
 
 LOGITS_AT_ONCE = 2**26
@@ -60,7 +60,7 @@ class Layer(nnx.Module):
     x_TD = x_TD + self.attention(self.attention_norm(x_TD), batch, document_BS)
     y = self.feedforward(self.feedforward_norm(x_TD))
     y_TD, stats = y if isinstance(self.feedforward, MoE) else (y, None)
-    return x_TD + y_TD, stats
+    return mesh.constrain(x_TD + y_TD, "TD"), stats
 
 
 class Segment(nnx.Module):
@@ -104,7 +104,7 @@ def rematerialize(function, policy: str):
 class Transformer(nnx.Module):
   """Decoder-only language model of the paper. No biases, no dropout, head not tied.
 
-  Its weights are zero until `init_model` or a checkpoint fills them in.
+  Its weights are zero until `training.state.init_state` or a checkpoint fills them in.
   """
 
   def __init__(self, architecture: Architecture, options: ModelOptions):
@@ -129,8 +129,9 @@ class Transformer(nnx.Module):
         from one into another; see `documents`.
     """
     B, S = inputs_BS.shape
-    x_TD = jnp.take(self.embedding[...], inputs_BS.reshape(-1), axis=0)
-    x_TD = x_TD.astype(self.options.dtype)
+    table_VD = mesh.gathered(self.embedding[...], self.embedding.axes)
+    x_TD = jnp.take(table_VD, inputs_BS.reshape(-1), axis=0)
+    x_TD = mesh.constrain(x_TD.astype(self.options.dtype), "TD")
     stats = []
     for segment in self.segments:
       x_TD, segment_stats = segment(x_TD, B, document_BS)
@@ -146,19 +147,26 @@ class Transformer(nnx.Module):
   def token_nats(
     self, hidden_TD: Float[Array, "T D"], targets_T: Int[Array, " T"]
   ) -> Float[Array, " T"]:
-    """-ln p(target), float32. At most LOGITS_AT_ONCE logits exist at a time, made again in the
-    backward pass, so that a vocabulary of 65,536 does not decide the memory of a step."""
-    T, V = hidden_TD.shape[0], self.head.shape[1]
-    divisors = (n for n in range(1, T + 1) if T % n == 0)
-    num_chunks = next(n for n in divisors if T // n * V <= LOGITS_AT_ONCE or n == T)
-    head = self.head.astype(hidden_TD.dtype)
+    """-ln p(target), float32. At most LOGITS_AT_ONCE logits exist at a time on a device, made again
+    in the backward pass, so that a vocabulary of 65,536 does not decide the memory of a step."""
+    T, V, shards = hidden_TD.shape[0], self.head.shape[1], mesh.num_shards()
+    head_DV = ready(self.head, hidden_TD.dtype)
+    on_device = T // shards
+    divisors = (n for n in range(1, on_device + 1) if on_device % n == 0)
+    num_chunks = next(n for n in divisors if on_device // n * V <= LOGITS_AT_ONCE or n == on_device)
     if num_chunks == 1:
-      return _nats(hidden_TD, targets_T, head)
-    chunked = jax.lax.map(
-      jax.checkpoint(lambda xy: _nats(*xy, head)),
-      (hidden_TD.reshape(num_chunks, T // num_chunks, -1), targets_T.reshape(num_chunks, -1)),
-    )
-    return chunked.reshape(T)
+      return _nats(hidden_TD, targets_T, head_DV)
+
+    def chunks(x):  # a chunk takes as much from every device, so that all work on each
+      x = x.reshape(shards, num_chunks, -1, *x.shape[1:])
+      return x.swapaxes(0, 1)
+
+    def nats(chunk):
+      hidden, targets = (x.reshape(-1, *x.shape[2:]) for x in chunk)
+      return _nats(mesh.constrain(hidden, "TD"), targets, head_DV).reshape(shards, -1)
+
+    chunked = jax.lax.map(jax.checkpoint(nats), (chunks(hidden_TD), chunks(targets_T)))
+    return chunked.swapaxes(0, 1).reshape(T)
 
 
 def _nats(hidden_TD, targets_T, head_DV):
@@ -174,10 +182,3 @@ def abstract_model(architecture: Architecture, options: ModelOptions):
   `params` are the trained `nnx.Param`s; `buffers` everything else (selection biases).
   """
   return nnx.split(nnx.eval_shape(lambda: Transformer(architecture, options)), nnx.Param, ...)
-
-
-def init_model(architecture: Architecture, options: ModelOptions, seed: int):
-  """(params, buffers) as NumPy arrays: drawn weights, selection biases of zero."""
-  _, params, buffers = abstract_model(architecture, options)
-  zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), buffers)
-  return draw(params, seed), zeros

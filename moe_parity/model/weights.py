@@ -2,15 +2,24 @@
 
 A module is built with weights that are all zero, and costs nothing; `draw` fills them in. Drawing
 is left to NumPy's counter-based Philox: the same seed gives the same weights on every platform and
-mesh, and nothing is compiled for it (XLA:CPU takes ten seconds over the same job).
+mesh, a device's part is drawn without the rest, and nothing is compiled for it (XLA:CPU takes ten
+seconds over the same job).
 """
 
+import functools
+import itertools
 import zlib
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from moe_parity.parallel import mesh
+
+BLOCK = 2**18  # numbers drawn at a time: a megabyte
+Draw = Callable[[Sequence[slice]], np.ndarray]
 
 
 def matrix(*shape: int, axes: str, scale: float = 1.0, fan_in: int = 0) -> nnx.Param:
@@ -18,8 +27,8 @@ def matrix(*shape: int, axes: str, scale: float = 1.0, fan_in: int = 0) -> nnx.P
 
   Args:
     shape: [..., fan_in, fan_out]; leading axes are stacked copies (experts).
-    axes: one letter an axis (legend in STYLE: D d_model, H heads, F d_ffn, E experts, I d_expert),
-      kept with the parameter for the table that maps letters to mesh axes.
+    axes: one letter an axis (legend in parallel/mesh.py; "-" is whole everywhere), kept with the
+      parameter for the table that maps letters to mesh axes. Stacking layers puts an axis in front.
     scale: 1 / sqrt(2 * num_layers) for what writes into the residual stream.
     fan_in: where it is not the last axis but one.
   """
@@ -27,30 +36,78 @@ def matrix(*shape: int, axes: str, scale: float = 1.0, fan_in: int = 0) -> nnx.P
   return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes, std=std)
 
 
-def draw(abstract: nnx.State, seed: int) -> nnx.State:
+def ready(weight: nnx.Param, dtype) -> jax.Array:
+  """A weight as it is computed with: in `dtype`, and whole on every device of a mesh."""
+  return mesh.gathered(weight[...].astype(dtype), weight.axes)
+
+
+def draw(
+  abstract: nnx.State, seed: int, place: Callable[[nnx.Variable, Draw], jax.Array] | None = None
+) -> nnx.State:
   """Initial values of an abstract state: normal where a `std` is noted, else one (norm scales).
 
   Every leaf has a stream of its own, named by the seed and the leaf's path.
+
+  Args:
+    place: makes an array of a leaf from the function that draws any part of it; None draws the
+      whole leaf as a NumPy array.
   """
 
   def leaf(path, variable: nnx.Variable):
-    std = variable.get_metadata().get("std")
-    shape = variable.get_value().shape
-    if std is None:
-      return variable.replace(np.ones(shape, np.float32))
+    std, shape = variable.get_metadata().get("std"), variable.get_value().shape
     stream = zlib.crc32("/".join(map(str, path)).encode())
-    normal = np.random.Generator(np.random.Philox(key=[seed, stream]))
-    return variable.replace(normal.standard_normal(shape, np.float32) * np.float32(std))
+    part = functools.partial(draw_part, shape, std, (seed, stream))
+    whole = tuple(slice(0, size) for size in shape)
+    return variable.replace(place(variable, part) if place else part(whole))
 
   flat = nnx.to_flat_state(abstract)
   return nnx.from_flat_state([(path, leaf(path, variable)) for path, variable in flat])
+
+
+def draw_part(
+  shape: Sequence[int], std: float | None, key: tuple[int, int], index: Sequence[slice]
+) -> np.ndarray:
+  """The part `index` of a leaf of this shape, float32, without drawing or holding the rest.
+
+  A leaf is a stack of matrices and a matrix a pile of BLOCK numbers or so; Philox counts, so every
+  block begins at a place of its own in the leaf's stream.
+
+  Args:
+    index: may reach past the shape: zeros lie there (experts that do not exist).
+  """
+  ranges = [range(part.start or 0, size if part.stop is None else part.stop)
+            for part, size in zip(index, shape, strict=True)]  # fmt: skip
+  out = np.zeros([len(r) for r in ranges], np.float32)
+  real = [range(r.start, min(r.stop, size)) for r, size in zip(ranges, shape, strict=True)]
+  inside = tuple(slice(0, len(r)) for r in real)
+  if std is None:
+    out[inside] = 1
+    return out
+  *stack, rows, columns = shape
+  *places, real_rows, real_columns = real
+  height = max(1, BLOCK // columns)
+  blocks = -(-rows // height)
+  for place in itertools.product(*places):
+    matrix_number = int(np.ravel_multi_index(place, stack)) if stack else 0
+    target = out[tuple(p - r.start for p, r in zip(place, ranges, strict=False))]
+    for block in range(real_rows.start // height, -(-real_rows.stop // height)):
+      top = block * height
+      generator = np.random.Philox(key=key, counter=[0, 0, matrix_number * blocks + block, 0])
+      values = np.random.Generator(generator).standard_normal(
+        (min(height, rows - top), columns), np.float32
+      )
+      first, last = max(top, real_rows.start), min(top + height, real_rows.stop)
+      target[first - real_rows.start : last - real_rows.start, : len(real_columns)] = values[
+        first - top : last - top, real_columns.start : real_columns.stop
+      ] * np.float32(std)
+  return out
 
 
 class RMSNorm(nnx.Module):
   """x / rms(x) * scale over the last axis, computed in float32 (Zhang and Sennrich 1910.07467)."""
 
   def __init__(self, width: int):
-    self.scale = nnx.Param(jnp.ones((width,), jnp.float32), axes="D")
+    self.scale = nnx.Param(jnp.ones((width,), jnp.float32), axes="-")
 
   def __call__(self, x):
     x32 = x.astype(jnp.float32)

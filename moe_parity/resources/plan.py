@@ -15,6 +15,7 @@ from moe_parity.resources.accounting import Cost, account
 from moe_parity.resources.architecture import Architecture
 from moe_parity.resources.budget import ArmSpec, Budget, read_arms, read_budget
 from moe_parity.resources.laws import STEP_LAW
+from moe_parity.resources.mesh import check_arms, read_mesh
 from moe_parity.resources.reuse import check_corpus, unique_tokens
 from moe_parity.resources.schedule import Schedule, make_schedule, peak_rate, warmup
 
@@ -184,6 +185,9 @@ def make_plan(config: Any, *, available_tokens: int | None = None, vocab_size: i
   arms = []
   for draft in drafts:
     arms += _arm_plans(budget, draft, train_flops, shared_unique, dense, final_rate, warmup_steps)
+  if mesh := _get(config, "mesh", None):
+    train = _get(config, "train", {})
+    check_arms(read_mesh(mesh), arms, _get(train, "micro_batch_sequences", 0))
   equal_data = max(of_arms, default=0) - min(of_arms, default=0) <= (
     budget.flops_tolerance * shared_unique
   )

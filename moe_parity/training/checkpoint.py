@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from moe_parity.errors import UserError
-from moe_parity.training.step import TrainState
+from moe_parity.training.state import TrainState
 
 MODEL, TRAINER, LEDGER = "model", "trainer", "ledger"  # parts that can be read by themselves
 

@@ -17,13 +17,13 @@ from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.evaluation import bits
 from moe_parity.evaluation.score import make_scorer
-from moe_parity.model.documents import Documents, documents_of
-from moe_parity.model.options import ModelOptions
+from moe_parity.model.documents import documents_of
 from moe_parity.resources.plan import ArmPlan
 from moe_parity.training import run_folder
 from moe_parity.training.checkpoint import Checkpoints, abstract
-from moe_parity.training.optimizer import OptimizerOptions
-from moe_parity.training.step import StepOptions, init_state, make_train_step
+from moe_parity.training.program import model_options, optimizer_options, step_options
+from moe_parity.training.state import init_state
+from moe_parity.training.step import make_train_step
 from moe_parity.training.telemetry import (
   Clock,
   Telemetry,
@@ -45,53 +45,6 @@ class Progress:
   step: int
   num_steps: int
   line: dict
-
-
-def model_options(config: ConfigDict) -> ModelOptions:
-  """The model's part of a config."""
-  names = [field.name for field in dataclasses.fields(ModelOptions)]
-  return ModelOptions(**{name: config.model[name] for name in names})
-
-
-def optimizer_options(config: ConfigDict, plan: ArmPlan) -> OptimizerOptions:
-  """The optimizer's part of a config and what the plan derived for this arm."""
-  o = config.optimizer
-  return OptimizerOptions(
-    peak_learning_rate=plan.peak_learning_rate,
-    final_learning_rate=plan.final_learning_rate,
-    num_steps=plan.num_steps,
-    warmup_steps=plan.warmup_steps,
-    b1=o.b1,
-    b2=o.b2,
-    epsilon=o.epsilon,
-    weight_decay=o.weight_decay,
-    clip_norm=o.clip_norm,
-  )
-
-
-def step_options(
-  config: ConfigDict, plan: ArmPlan, documents: Documents | None = None
-) -> StepOptions:
-  """Loss weights, the number of micro-batches, and how documents are kept apart.
-
-  Raises:
-    UserError: micro-batches that do not divide the batch.
-  """
-  micro = config.train.micro_batch_sequences or plan.batch_sequences
-  if plan.batch_sequences % micro:
-    divisors = [n for n in range(1, micro + 1) if plan.batch_sequences % n == 0]
-    raise UserError(
-      f"train.micro_batch_sequences={micro} does not divide the batch of {plan.batch_sequences}"
-      f" sequences of arm {plan.name!r}; use {divisors[-1]}, or set budget.batch_multiple={micro}"
-    )
-  m = config.model
-  return StepOptions(
-    m.balance_weight,
-    m.z_weight,
-    m.bias_update_rate,
-    accumulation=plan.batch_sequences // micro,
-    documents=documents,
-  )
 
 
 def train_arm(

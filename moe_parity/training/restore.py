@@ -16,6 +16,7 @@ from moe_parity.model.transformer import abstract_model
 from moe_parity.resources.architecture import Architecture
 from moe_parity.training import run_folder
 from moe_parity.training.checkpoint import load_model
+from moe_parity.training.program import model_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,7 @@ def load_run(folder: pathlib.Path) -> TrainedModel:
   plan = run_folder.read_json(folder / run_folder.PLAN)
   config = ConfigDict(run_folder.read_json(folder / run_folder.CONFIG))
   architecture = Architecture.from_dict(plan["architecture"])
-  names = [field.name for field in dataclasses.fields(ModelOptions)]
-  options = ModelOptions(**{name: config.model[name] for name in names})
+  options = model_options(config)
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   shapes = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),

@@ -8,30 +8,22 @@ micro-batch.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from moe_parity.model.documents import Documents
 from moe_parity.model.moe import RoutingStats, SelectionBias, balance_loss
 from moe_parity.model.options import ModelOptions
-from moe_parity.model.transformer import Transformer, abstract_model, init_model
+from moe_parity.model.transformer import Transformer, abstract_model
+from moe_parity.parallel import mesh as meshes
 from moe_parity.resources.architecture import Architecture
 from moe_parity.training.optimizer import OptimizerOptions, learning_rate, make_optimizer
-
-
-class TrainState(NamedTuple):
-  """Everything a step changes. `step` counts finished optimizer steps."""
-
-  step: jax.Array
-  params: nnx.State
-  buffers: nnx.State
-  optimizer: optax.OptState
+from moe_parity.training.state import TrainState, abstract_state, shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +43,6 @@ class StepOptions:
   bias_update_rate: float = 0.0
   accumulation: int = 1
   documents: Documents | None = None
-
-
-def init_state(
-  architecture: Architecture, model: ModelOptions, optimizer: OptimizerOptions, seed: int
-) -> TrainState:
-  """A fresh state: weights drawn on the host and moved to the device, optimizer at zero."""
-  params, buffers = jax.device_put(init_model(architecture, model, seed))
-  opt_state = jax.jit(make_optimizer(optimizer).init)(params)
-  return TrainState(jnp.zeros((), jnp.int32), params, buffers, opt_state)
 
 
 def objective(
@@ -95,8 +78,9 @@ def make_train_step(
   model_options: ModelOptions,
   optimizer_options: OptimizerOptions,
   options: StepOptions,
+  mesh: Mesh | None = None,
 ) -> Callable:
-  """The jitted `(state, inputs_BS, targets_BS) -> (state, scalars)`.
+  """The jitted `(state, inputs_BS, targets_BS) -> (state, scalars)`, for one device or a mesh.
 
   Scalars are of the whole batch: loss (the total), cross_entropy (nats a scored target),
   balance_loss, z_loss, gradient_norm (before clipping), learning_rate; and, per MoE layer, load_LE,
@@ -115,7 +99,6 @@ def make_train_step(
     model = nnx.merge(graph, state.params, state.buffers)
     return model.hidden(inputs, documents and documents.number(inputs))[1].load_E
 
-  @functools.partial(jax.jit, donate_argnums=0)
   def train_step(state: TrainState, inputs_BS, targets_BS):
     gradient = jax.value_and_grad(loss_of, has_aux=True)
     num_scored = documents and jnp.sum(documents.scored(targets_BS)) / options.accumulation
@@ -124,8 +107,7 @@ def make_train_step(
         state.params, state.buffers, inputs_BS, targets_BS, None, num_scored
       )
     else:
-      cut = lambda x: x.reshape(options.accumulation, -1, x.shape[-1])  # noqa: E731
-      micro = (cut(inputs_BS), cut(targets_BS))
+      micro = tuple(micro_batches(x, options.accumulation) for x in (inputs_BS, targets_BS))
       load_LE = None
       if architecture.is_moe and options.balance_weight:
         load_LE = _mean_over(lambda batch: load_of(state, batch[0]), micro)
@@ -147,7 +129,23 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, buffers, opt_state), scalars
 
-  return train_step
+  if mesh is None:
+    return jax.jit(train_step, donate_argnums=0)
+
+  def on_mesh(state, inputs_BS, targets_BS):
+    with meshes.use(mesh):
+      return train_step(state, inputs_BS, targets_BS)
+
+  state = shardings(abstract_state(architecture, model_options, optimizer_options, mesh), mesh)
+  batch, whole = meshes.batch_sharding(mesh), NamedSharding(mesh, meshes.P())
+  return jax.jit(
+    on_mesh, donate_argnums=0, in_shardings=(state, batch, batch), out_shardings=(state, whole)
+  )
+
+
+def micro_batches(x_BS, number: int):
+  """[number, B / number, S]: on a mesh every micro-batch is spread over all devices."""
+  return meshes.constrain(x_BS.reshape(number, -1, x_BS.shape[-1]), "-BS")
 
 
 def _mean_over(function, micro_batches):

@@ -1,0 +1,147 @@
+"""How many devices lie along each axis of the mesh, and which arms such a mesh can train.
+
+Three axes, and every one of them carries a part of the batch:
+
+  data    copies of the weights; gradients are summed over it
+  fsdp    weights, gradients and optimizer state are cut over it and collected where they are used
+  expert  the experts of an MoE layer are cut over it and tokens travel to them; a dense layer sees
+          one more part of the batch
+
+There is no axis that cuts a matrix product (`tensor`): at the sizes of the paper a device's share
+of weights fits with `fsdp` and `expert`, and StepLaw's batch of the 7B, about 440 sequences, feeds
+as many devices. It would pay only beyond that, and would touch every product of the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from moe_parity.errors import UserError
+from moe_parity.resources.architecture import Architecture
+
+AXES = ("data", "fsdp", "expert")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSizes:
+  """Devices along each axis; one of them may be -1, what the others leave."""
+
+  data: int = 1
+  fsdp: int = 1
+  expert: int = 1
+
+  @property
+  def known(self) -> bool:
+    """Whether no size is left open."""
+    return -1 not in dataclasses.astuple(self)
+
+  @property
+  def num_devices(self) -> int:
+    """Devices of the whole mesh, which are also the parts a batch is cut into."""
+    return math.prod(dataclasses.astuple(self))
+
+  def __str__(self) -> str:
+    return " x ".join(f"{axis}={getattr(self, axis)}" for axis in AXES)
+
+
+def read_mesh(section: Any) -> MeshSizes:
+  """The sizes in a config's `mesh`.
+
+  Raises:
+    UserError: a size that is no positive number (or -1), or more than one -1.
+  """
+  sizes = MeshSizes(*(getattr(section, axis) for axis in AXES))
+  for axis in AXES:
+    size = getattr(sizes, axis)
+    if size < 1 and size != -1:
+      raise UserError(
+        f"mesh.{axis}={size} is no number of devices; use 1 or more, or -1 for the rest"
+      )
+  if dataclasses.astuple(sizes).count(-1) > 1:
+    raise UserError(f"mesh {sizes}: only one axis can take the rest; set the other -1 to 1")
+  return sizes
+
+
+def resolve(sizes: MeshSizes, num_devices: int) -> MeshSizes:
+  """The sizes on a machine: -1 replaced by what is left of its devices.
+
+  All sizes 1 is one device, however many there are.
+
+  Raises:
+    UserError: the sizes do not multiply to the number of devices.
+  """
+  if sizes == MeshSizes():
+    return sizes
+  if not sizes.known:
+    given = -sizes.num_devices
+    if num_devices % given:
+      raise UserError(
+        f"mesh {sizes}: the {num_devices} devices here are no multiple of {given}; change the given"
+        f" sizes to divide {num_devices}"
+      )
+    rest = num_devices // given
+    sizes = MeshSizes(*(rest if n == -1 else n for n in dataclasses.astuple(sizes)))
+  if sizes.num_devices != num_devices:
+    raise UserError(
+      f"mesh {sizes} is {sizes.num_devices} devices and {num_devices} are here; give one axis -1"
+      f" to take the rest, or set all to 1 for a single device"
+    )
+  return sizes
+
+
+def check_arms(sizes: MeshSizes, arms: Sequence[Any], micro: int = 0) -> None:
+  """Refuses arms (`ArmPlan`s) that a mesh cannot train; sizes still open pass.
+
+  Dense arms of a study with MoE arms train on the same mesh: its expert axis then carries batch.
+
+  Args:
+    micro: sequences in memory at a time, `train.micro_batch_sequences`; 0 is the whole batch.
+  Raises:
+    UserError: an expert axis that no arm uses or that is larger than an arm's E, a width that
+      `fsdp` does not divide, a batch that cannot be cut for the devices.
+  """
+  if not sizes.known:
+    return
+  if sizes.expert > 1 and not any(arm.architecture.is_moe for arm in arms):
+    raise UserError(
+      f"mesh.expert={sizes.expert} but no arm has experts; set mesh.expert=1 and"
+      f" mesh.data={sizes.data * sizes.expert}"
+    )
+  for check in (_check_experts, _check_width):
+    for arm in arms:
+      check(sizes, arm.name, arm.architecture)
+  for arm in arms:
+    _check_batch(sizes, arm.name, arm.batch_sequences, micro)
+
+
+def _check_experts(sizes: MeshSizes, name: str, architecture: Architecture) -> None:
+  if architecture.is_moe and sizes.expert > architecture.num_experts:
+    most = architecture.num_experts
+    raise UserError(
+      f"arm {name!r}: mesh.expert={sizes.expert} exceeds its {most} experts; use at most {most} and"
+      f" put the other devices on mesh.fsdp or mesh.data"
+    )
+
+
+def _check_width(sizes: MeshSizes, name: str, architecture: Architecture) -> None:
+  width = architecture.d_model
+  if width % sizes.fsdp:
+    raise UserError(
+      f"arm {name!r}: d_model={width} is no multiple of mesh.fsdp={sizes.fsdp}; use"
+      f" mesh.fsdp={math.gcd(width, sizes.fsdp)}, or arms with multiple_of={sizes.fsdp}"
+    )
+
+
+def _check_batch(sizes: MeshSizes, name: str, batch_sequences: int, micro: int) -> None:
+  rows, devices = micro or batch_sequences, sizes.num_devices
+  if rows % devices:
+    what = f"train.micro_batch_sequences={rows}" if micro else f"a batch of {rows} sequences"
+    way = (
+      f"use a multiple of {devices}"
+      if micro
+      else f"set budget.batch_multiple={devices}, or use fewer devices"
+    )
+    raise UserError(f"arm {name!r}: {what} cannot be cut for {devices} devices ({sizes}); {way}")

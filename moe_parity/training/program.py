@@ -1,0 +1,83 @@
+"""From a config and an arm's plan to the program that trains it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from moe_parity.errors import UserError
+from moe_parity.model.documents import Documents
+from moe_parity.model.options import ModelOptions
+from moe_parity.parallel.mesh import batch_sharding
+from moe_parity.resources.plan import ArmPlan
+from moe_parity.training.optimizer import OptimizerOptions
+from moe_parity.training.state import abstract_state
+from moe_parity.training.step import StepOptions, make_train_step
+
+
+def model_options(config: ConfigDict) -> ModelOptions:
+  """The model's part of a config."""
+  fields = {field.name for field in dataclasses.fields(ModelOptions)}
+  chosen = {name: value for name, value in config.model.items() if name in fields}
+  exchange = config.mesh.exchange if "mesh" in config else ""  # runs older than the mesh have none
+  return ModelOptions(**chosen, exchange=exchange)
+
+
+def optimizer_options(config: ConfigDict, plan: ArmPlan) -> OptimizerOptions:
+  """The optimizer's part of a config and what the plan derived for this arm."""
+  o = config.optimizer
+  return OptimizerOptions(
+    peak_learning_rate=plan.peak_learning_rate,
+    final_learning_rate=plan.final_learning_rate,
+    num_steps=plan.num_steps,
+    warmup_steps=plan.warmup_steps,
+    b1=o.b1,
+    b2=o.b2,
+    epsilon=o.epsilon,
+    weight_decay=o.weight_decay,
+    clip_norm=o.clip_norm,
+  )
+
+
+def step_options(
+  config: ConfigDict, plan: ArmPlan, documents: Documents | None = None
+) -> StepOptions:
+  """Loss weights, the number of micro-batches, and how documents are kept apart.
+
+  Raises:
+    UserError: micro-batches that do not divide the batch.
+  """
+  micro = config.train.micro_batch_sequences or plan.batch_sequences
+  if plan.batch_sequences % micro:
+    divisors = [n for n in range(1, micro + 1) if plan.batch_sequences % n == 0]
+    raise UserError(
+      f"train.micro_batch_sequences={micro} does not divide the batch of {plan.batch_sequences}"
+      f" sequences of arm {plan.name!r}; use {divisors[-1]}, or set budget.batch_multiple={micro}"
+    )
+  m = config.model
+  return StepOptions(
+    m.balance_weight,
+    m.z_weight,
+    m.bias_update_rate,
+    accumulation=plan.batch_sequences // micro,
+    documents=documents,
+  )
+
+
+def sharded_step(config: ConfigDict, plan: ArmPlan, mesh: Mesh) -> tuple[Callable, tuple[Any, ...]]:
+  """An arm's jitted train step and its abstract arguments, for `step.lower(*arguments)`.
+
+  Args:
+    mesh: of this machine's devices, or of another's: nothing is run or allocated.
+  """
+  platform = mesh.devices.flat[0].platform
+  model = dataclasses.replace(model_options(config), platform=platform)
+  optimizer = optimizer_options(config, plan)
+  step = make_train_step(plan.architecture, model, optimizer, step_options(config, plan), mesh)
+  shape = (plan.batch_sequences, plan.seq_len)
+  tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
+  return step, (abstract_state(plan.architecture, model, optimizer, mesh), tokens, tokens)
