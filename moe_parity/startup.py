@@ -8,6 +8,9 @@ def start_jax() -> None:
   on a CPU also keeps memory between steps instead of giving it back and faulting it in again."""
   import jax
 
+  from moe_parity.parallel import libtpu
+
+  libtpu.quiet()
   if jax.default_backend() == "cpu":
     from moe_parity.parallel.host_memory import keep_large_buffers
 

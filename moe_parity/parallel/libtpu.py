@@ -1,0 +1,30 @@
+"""The TPU compiler: whether it is here, and how it keeps quiet where there is no TPU."""
+
+import glob
+import importlib.util
+import os
+
+from moe_parity.errors import UserError
+
+
+def quiet() -> None:
+  """On a machine without a TPU: tells libtpu what it would otherwise look for on a TPU host and,
+  finding nothing, complain about at length. Any names do; JAX goes on to the next platform.
+
+  Call before JAX looks for devices.
+  """
+  if not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/[0-9]*"):
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+
+
+def require() -> None:
+  """
+  Raises:
+    UserError: libtpu is not installed.
+  """
+  if importlib.util.find_spec("libtpu") is None:
+    raise UserError(
+      "compiling for a TPU needs libtpu, which is not installed (Linux on x86-64 only); run"
+      " pip install 'moe_parity[tpu]', or EXTRA=tpu bash launch/local.sh compile ..."
+    )
