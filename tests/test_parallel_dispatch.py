@@ -15,7 +15,8 @@ from moe_parity.parallel.dispatch import expert_ffn_local
 from moe_parity.resources.exchange import Shape
 from tests import reference
 
-D, D_EXPERT = 7, 5
+T, D, D_EXPERT = 80, 7, 5  # T tokens on each device
+FAST_COMPILE = {"xla_backend_optimization_level": 0}  # half the time to compile, same arithmetic
 
 # Sums of at most a few hundred float32 terms near 1, relative to the largest.
 FLOAT32_ERROR = 2e-5
@@ -29,8 +30,9 @@ def strict_promotion():
 
 
 def pad_experts(w, num_devices):
-  """Phantom experts that would spoil everything if they were chosen or computed with."""
-  return jnp.pad(w, [(0, -w.shape[0] % num_devices)] + [(0, 0)] * (w.ndim - 1))
+  """Phantom experts, of weights that would spoil whatever they touched."""
+  padding = [(0, -w.shape[0] % num_devices)] + [(0, 0)] * (w.ndim - 1)
+  return jnp.pad(w, padding, constant_values=100)
 
 
 def sharded(num_data, num_devices, num_experts, *, check_vma=False, **options):
@@ -51,22 +53,23 @@ def sharded(num_data, num_devices, num_experts, *, check_vma=False, **options):
     local, mesh=mesh, in_specs=(tokens, tokens, tokens, experts, experts),
     out_specs=(tokens, tokens), check_vma=check_vma,
   )  # fmt: skip
-  return lambda x, expert, gate, w_in, w_down: mapped(
-    x, expert, gate, pad_experts(w_in, num_devices), pad_experts(w_down, num_devices)
-  )
+  return mapped
 
 
 @functools.cache
 def value_and_gradients(num_data, num_devices, num_experts, **options):
   ffn = sharded(num_data, num_devices, num_experts, **options)
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
   def both(x, expert, gate, w_in, w_down, dy):
     y, vjp, num_dropped = jax.vjp(
       lambda x, gate, w_in, w_down: ffn(x, expert, gate, w_in, w_down),
-      x, gate, w_in, w_down, has_aux=True,
+      x, gate, *(pad_experts(w, num_devices) for w in (w_in, w_down)), has_aux=True,
     )  # fmt: skip
-    return (y, *vjp(dy)), num_dropped
+    dx, dgate, *dweights = vjp(dy)
+    phantom = sum(jnp.abs(dw[num_experts:]).sum() for dw in dweights)
+    dw_in, dw_down = (dw[:num_experts] for dw in dweights)
+    return (y, dx, dgate, dw_in, dw_down), (num_dropped, phantom)
 
   return both
 
@@ -105,32 +108,150 @@ def assert_equals_reference(actual, arguments, error=FLOAT32_ERROR):
                                err_msg=name)  # fmt: skip
 
 
-MESHES = [(1, 8, 81, 3), (2, 4, 13, 5), (3, 2, 6, 2)]  # data, expert, E, K
+# data x expert devices, E, K, exchange, formulation, check_vma. Meshes of 1, 2, 4 and 8; K from 1
+# to 8; E that divide by nothing, one that leaves devices with phantoms only (9 over 8).
+CASES = [
+  (3, 1, 6, 2, "padded", "slotted", False),
+  (3, 2, 11, 8, "padded", "slotted", False),
+  (2, 4, 83, 3, "padded", "slotted", True),
+  (1, 8, 9, 2, "padded", "slotted", False),
+  (1, 8, 81, 1, "gathered", "slotted", False),
+  (2, 4, 89, 6, "gathered", "slotted", True),
+  (1, 8, 78, 5, "ragged", "slotted", False),
+  (2, 4, 13, 4, "ragged", "ragged", True),
+]
 
 
-@pytest.mark.parametrize("exchange", ["padded", "gathered"])
-@pytest.mark.parametrize("mesh", MESHES, ids=lambda m: f"{m[0]}x{m[1]} E={m[2]} K={m[3]}")
-def test_values_and_gradients_equal_the_loop_over_tokens(mesh, exchange):
-  num_data, num_devices, e, k = mesh
-  both = value_and_gradients(num_data, num_devices, e, exchange=exchange, implementation="slotted")
+@pytest.mark.parametrize(
+  "case", CASES, ids=[f"{d}x{g} E={e} K={k} {x} {f}" for d, g, e, k, x, f, _ in CASES]
+)
+def test_values_and_gradients_equal_the_loop_over_tokens(case):
+  num_data, num_devices, e, k, exchange, implementation, check_vma = case
+  both = value_and_gradients(
+    num_data, num_devices, e,
+    exchange=exchange, implementation=implementation, check_vma=check_vma,
+  )  # fmt: skip
 
   @hypothesis.given(seed=st.integers(0, 2**32 - 1), routing=st.sampled_from(ROUTINGS))
-  @hypothesis.settings(max_examples=6, deadline=None)
+  @hypothesis.settings(max_examples=8, deadline=None)
+  @hypothesis.example(seed=0, routing="all to one")
+  @hypothesis.example(seed=0, routing="few experts")
   def check(seed, routing):
-    arguments = draw(np.random.default_rng(seed), routing, 48 * num_data * num_devices, e, k)
-    actual, num_dropped = both(*arguments)
-    assert not num_dropped.any()
+    arguments = draw(np.random.default_rng(seed), routing, T * num_data * num_devices, e, k)
+    actual, (num_dropped, phantom_gradient) = both(*arguments)
+    assert not num_dropped.any() and phantom_gradient == 0
     assert_equals_reference(actual, arguments)
 
   check()
 
 
-def test_all_tokens_to_one_expert_take_further_rounds():
-  shape = Shape(48, 3, 81, 8)
-  assert shape.first_rows + 2 * shape.replay_rows < shape.most_rows
+def test_skewed_routing_takes_several_further_rounds_in_these_tests():
+  """Or the tests above would not see them."""
+  for num_devices, e, k in ((8, 9, 2), (8, 78, 5), (4, 13, 4)):
+    shape = Shape(T, k, e, num_devices)
+    assert shape.replay_rows and shape.first_rows + shape.replay_rows < shape.most_rows
 
 
-def test_an_unknown_exchange_is_refused():
-  *arguments, _ = draw(np.random.default_rng(0), "fair", 48, 8, 2)
+TIGHT = (2, 4, 13, 3, 0.6)  # data, expert, E, K, capacity factor
+
+
+def keep_first(expert, num_local, num_experts, capacity):
+  """Which assignments a loop over each device's tokens keeps."""
+  kept = np.zeros(expert.shape, bool)
+  for first in range(0, len(expert), num_local):
+    taken = np.zeros(num_experts, int)
+    for t in range(first, first + num_local):
+      for k, e in enumerate(expert[t]):
+        if e < num_experts:
+          kept[t, k] = taken[e] < capacity
+          taken[e] += 1
+  return kept
+
+
+@pytest.mark.parametrize("exchange", ["padded", "ragged"])
+def test_tight_capacity_equals_the_loop_with_the_dropped_weights_at_zero(exchange):
+  num_data, num_devices, e, k, factor = TIGHT
+  both = value_and_gradients(
+    num_data, num_devices, e,
+    exchange=exchange, implementation="slotted", capacity_factor=factor,
+  )  # fmt: skip
+
+  @hypothesis.given(seed=st.integers(0, 2**32 - 1), routing=st.sampled_from(ROUTINGS))
+  @hypothesis.settings(max_examples=8, deadline=None)
+  @hypothesis.example(seed=0, routing="all to one")
+  def check(seed, routing):
+    x, expert, gate, *weights = draw(
+      np.random.default_rng(seed), routing, T * num_data * num_devices, e, k
+    )
+    capacity = -(-factor * T * k // e)
+    kept = keep_first(expert, T, e, capacity)
+    (y, dx, dgate, *dweights), (num_dropped, _) = both(x, expert, gate, *weights)
+    dropped = (~kept & (expert < e)).reshape(-1, T * k).sum(1)
+    assert num_dropped.tolist() == dropped.tolist()
+    assert (np.asarray(dgate)[~kept] == 0).all()
+    assert_equals_reference(
+      (y, dx, dgate, *dweights), (x, np.where(kept, expert, e), gate, *weights)
+    )
+    assert dropped.sum() + kept.sum() == (expert < e).sum()
+
+  check()
+
+
+def test_relabelling_experts_changes_nothing():
+  num_data, num_devices, e, k, *_ = CASES[3]
+  both = value_and_gradients(
+    num_data, num_devices, e, exchange="padded", implementation="slotted", check_vma=False
+  )
+  rng = np.random.default_rng(5)
+  x, expert, gate, w_in, w_down, dy = draw(rng, "skewed", T * 8, e, k)
+  new_of_old = rng.permutation(e).astype(np.int32)
+  old_of_new = np.argsort(new_of_old)
+  (y, dx, dgate, dw_in, dw_down), _ = both(x, expert, gate, w_in, w_down, dy)
+  relabelled, _ = both(x, new_of_old[expert], gate, w_in[old_of_new], w_down[old_of_new], dy)
+  expected = y, dx, dgate, dw_in[old_of_new], dw_down[old_of_new]
+  for a, b in zip(relabelled, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
+def test_a_scan_over_checkpointed_layers_has_the_gradients_of_the_loop():
+  num_layers, (e, k) = 2, (9, 2)
+  rng = np.random.default_rng(11)
+  x, expert, gate, w_in, w_down, dy = draw(rng, "skewed", T * 4, e, k)
+  ffn = sharded(1, 4, e, exchange="padded", implementation="slotted")
+
+  @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+  def gradients(x, expert, gate, w_in, w_down, dy):
+    def scanned(x, gate, w_in, w_down):
+      weights = pad_experts(w_in, 4), pad_experts(w_down, 4)
+      step = jax.checkpoint(lambda x, _: (ffn(x, expert, gate, *weights)[0], None))
+      return (jax.lax.scan(step, x, None, length=num_layers)[0] * dy).sum()
+
+    return jax.grad(scanned, argnums=(0, 1, 2, 3))(x, gate, w_in, w_down)
+
+  hidden = reference.expert_ffn(x, expert, gate, w_in, w_down)
+  dhidden, *last = reference.expert_ffn_gradients(hidden, expert, gate, w_in, w_down, dy)
+  dx, *first = reference.expert_ffn_gradients(x, expert, gate, w_in, w_down, dhidden)
+  expected = dx, *(a + b for a, b in zip(first, last, strict=True))
+  actual = gradients(x, expert, gate, w_in, w_down, dy)
+  for a, b in zip(actual, expected, strict=True):
+    np.testing.assert_allclose(a / np.abs(b).max(), b / np.abs(b).max(), atol=FLOAT32_ERROR)
+
+
+def test_what_uninitialised_buffers_hold_reaches_no_result(monkeypatch):
+  monkeypatch.setattr(
+    jax.lax, "empty", lambda shape, dtype: jnp.full(shape, -1 if dtype == jnp.int32 else jnp.nan)
+  )
+  e, k = 7, 3
+  both = value_and_gradients.__wrapped__(1, 2, e, exchange="ragged", implementation="slotted")
+  arguments = draw(np.random.default_rng(2), "half to nobody", T * 2, e, k)
+  assert_equals_reference(both(*arguments)[0], arguments)
+
+
+def test_an_unknown_exchange_and_weights_of_another_mesh_are_refused():
+  *arguments, _ = draw(np.random.default_rng(0), "fair", T, 8, 2)
   with pytest.raises(UserError, match="exchange='ring' is not one of"):
     sharded(1, 2, 8, exchange="ring", implementation="slotted")(*arguments)
+  with pytest.raises(UserError, match="5 experts lie on this device .* make 4"):
+    sharded(1, 2, 8, implementation="slotted")(
+      *draw(np.random.default_rng(0), "fair", T, 10, 2)[:5]
+    )

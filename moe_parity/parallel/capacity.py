@@ -3,8 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from moe_parity.parallel.grouping import group_by_expert
-from moe_parity.parallel.rows import rank_in_group
+from moe_parity.parallel.grouping import group_by_expert, rank_in_group
 
 
 def drop_beyond_capacity(

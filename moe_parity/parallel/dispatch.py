@@ -6,21 +6,23 @@ says which exchange suits which platform and what each sends.
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from moe_parity.errors import UserError
-from moe_parity.parallel import exchange_padded
+from moe_parity.parallel import exchange_padded, exchange_ragged
 from moe_parity.parallel.capacity import drop_beyond_capacity
 from moe_parity.parallel.exchange_gathered import gathered
 from moe_parity.parallel.experts import expert_ffn, slots_for
 from moe_parity.parallel.rounds import in_rounds
 from moe_parity.parallel.rows import Rows, gates_of_rows, gather_into_rows
-from moe_parity.resources.exchange import Shape, check_exchange, default_exchange
+from moe_parity.parallel.varying import equally_varying
+from moe_parity.resources.exchange import EXCHANGES, Shape, check_exchange, default_exchange
 
 __all__ = ["check_exchange", "default_exchange", "expert_ffn_local"]
+
+BY_ROWS = {"padded": exchange_padded, "ragged": exchange_ragged}
 
 
 def expert_ffn_local(
@@ -52,7 +54,7 @@ def expert_ffn_local(
     x_TD: finite.
     expert_TK: int32, distinct within a row; num_experts means nobody.
     gate_TK: float32 routing weights, normalised or not.
-    exchange: "padded" or "gathered"; the same on every device.
+    exchange: "padded", "ragged" or "gathered"; the same on every device.
     implementation: as for `expert_ffn`, on the rows that arrive.
     num_slots: slots per expert of the slotted formulation, for the tokens of all G devices; only
       speed depends on it.
@@ -70,11 +72,11 @@ def expert_ffn_local(
       f"{w_in_L2ID.shape[0]} experts lie on this device where {num_experts} over"
       f" {shape.num_devices} devices make {shape.experts_per_device}; pad the last with phantoms"
     )
-  if exchange not in ("padded", "gathered"):
-    raise UserError(f"exchange={exchange!r} is not one of padded, gathered")
+  if exchange not in EXCHANGES:
+    raise UserError(f"exchange={exchange!r} is not one of {', '.join(EXCHANGES)}")
   if num_slots is None:
     num_slots = slots_for(num_tokens * shape.num_devices, experts_per_token, num_experts)
-  x_TD, gate_TK, w_in_L2ID, w_down_LID = _equally_varying(x_TD, gate_TK, w_in_L2ID, w_down_LID)
+  x_TD, gate_TK, w_in_L2ID, w_down_LID = equally_varying(x_TD, gate_TK, w_in_L2ID, w_down_LID)
   num_dropped = jnp.zeros((), jnp.int32)
   if capacity_factor:
     expert_TK, num_dropped = drop_beyond_capacity(expert_TK, num_experts, shape.capacity)
@@ -88,52 +90,34 @@ def expert_ffn_local(
   else:
     rows = gather_into_rows(expert_TK, shape)
     operands = x_TD, gates_of_rows(gate_TK, rows), w_in_L2ID, w_down_LID
-    y_TD = padded(operands, rows, shape, axis_name, **how).astype(x_TD.dtype)
+    y_TD = by_rows(BY_ROWS[exchange], operands, rows, shape, axis_name, how).astype(x_TD.dtype)
   return y_TD, num_dropped
 
 
-def _varying(a) -> frozenset[str]:
-  """Mesh axes over which a varies; none where check_vma is off."""
-  kind = jax.typeof(a)
-  return kind.mat.varying if hasattr(kind, "mat") else kind.vma  # jax 0.12, jax 0.11
+def by_rows(exchange, operands, rows: Rows, shape: Shape, axis_name: str, how: dict):
+  """Rounds of an exchange that sends rows; operands are x_TD, gate_TPJ, w_in_L2ID, w_down_LID."""
 
-
-def _equally_varying(*arrays):
-  """The arrays as varying over every mesh axis that one of them varies over, so that what derives
-  from them agrees in type; transposed, a weight's gradient is summed over the data axes."""
-  axes = frozenset().union(*map(_varying, arrays))
-
-  def vary(a):
-    missing = tuple(sorted(axes - _varying(a)))
-    return lax.pcast(a, missing, to="varying") if missing else a
-
-  return tuple(map(vary, arrays))
-
-
-def padded(operands, rows: Rows, shape: Shape, axis_name: str, *, implementation, num_slots):
-  """Rounds of the padded exchange; operands are x_TD, gate_TPJ, w_in_L2ID and w_down_LID."""
-
-  def one_round(start, rows_per_pair, slots, operands, rows: Rows):
-    x_TD, gate_TPJ, w_in_L2ID, w_down_LID = operands
-    seats = exchange_padded.seat(rows, start, rows_per_pair)
-    x_GCD, gate_GCJ, expert_GCJ = exchange_padded.send(
+  def one_round(start, rows_per_pair, num_slots, operands, routing):
+    (x_TD, gate_TPJ, *weights), (rows, survey) = operands, routing
+    seats = exchange.seat(rows, survey, start, rows_per_pair, axis_name)
+    x_RD, gate_RJ, expert_RJ = exchange.send(
       x_TD, gate_TPJ, rows.expert_TPJ, seats, shape.experts_per_device, axis_name
     )
-    x_RD, gate_RJ, expert_RJ = (a.reshape(-1, a.shape[2]) for a in (x_GCD, gate_GCJ, expert_GCJ))
     y_RD = expert_ffn(
-      x_RD, expert_RJ, gate_RJ, w_in_L2ID, w_down_LID,
-      implementation=implementation, num_slots=slots,
-    )  # fmt: skip
-    return exchange_padded.give_back(y_RD.reshape(x_GCD.shape), seats, axis_name)
+      x_RD, expert_RJ, gate_RJ, *weights, implementation=how["implementation"], num_slots=num_slots
+    )
+    return exchange.give_back(y_RD, seats, axis_name)
 
   first_rows, replay_rows = shape.first_rows, shape.replay_rows
-  first = functools.partial(one_round, 0, first_rows, num_slots)
+  first = functools.partial(one_round, 0, first_rows, how["num_slots"])
+  survey = exchange.survey(rows, axis_name)
   if not replay_rows:
-    return first(operands, rows)
-  slots = slots_for(replay_rows * shape.num_devices, 1, shape.experts_per_device)
+    return first(operands, (rows, survey))
+  few_slots = slots_for(replay_rows * shape.num_devices, 1, shape.experts_per_device)
 
-  def replay(index, operands, rows):
-    return one_round(first_rows + index * replay_rows, replay_rows, slots, operands, rows)
+  def replay(index, operands, routing):
+    start = first_rows + index * replay_rows
+    return one_round(start, replay_rows, few_slots, operands, routing)
 
-  num_replays = exchange_padded.most_replays(rows, first_rows, replay_rows, axis_name)
-  return in_rounds(first, replay, operands, rows, num_replays)
+  num_replays = exchange.num_replays(survey, first_rows, replay_rows)
+  return in_rounds(first, replay, operands, (rows, survey), num_replays)

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from moe_parity.parallel.gathers import barrier, rows_at, sum_of_rows
 from moe_parity.parallel.grouping import IN_BOUNDS
 from moe_parity.parallel.rows import Rows
-from moe_parity.parallel.swiglu import barrier
 
 
 class Seats(NamedTuple):
@@ -30,7 +30,7 @@ class Seats(NamedTuple):
   taken_GC: Bool[Array, "G C"]
 
 
-def seat(rows: Rows, start, num_slots: int) -> Seats:
+def seat(rows: Rows, most, start, num_slots: int, axis_name: str) -> Seats:
   """Slots of the rows numbered start ... start + num_slots - 1 of every pair."""
   num_devices, num = rows.groups.count_E.shape[0], rows.device_TP.size
   at_C = start + jnp.arange(num_slots, dtype=jnp.int32)[None, :]
@@ -42,10 +42,14 @@ def seat(rows: Rows, start, num_slots: int) -> Seats:
   return barrier(Seats(slot_TP, row_GC, at_C < rows.groups.count_E[:, None]))
 
 
-def most_replays(rows: Rows, first: int, replay: int, axis_name: str) -> Int[Array, ""]:
-  """Further rounds that the fullest pair of devices needs. One maximum over the axis."""
-  left = jnp.maximum(jnp.max(rows.groups.count_E) - first, 0)
-  return lax.pmax(-(-left // replay), axis_name)
+def survey(rows: Rows, axis_name: str) -> Int[Array, ""]:
+  """The most rows that a device has for another. One maximum over the axis."""
+  return lax.pmax(jnp.max(rows.groups.count_E), axis_name)
+
+
+def num_replays(most, first: int, replay: int) -> Int[Array, ""]:
+  """Further rounds that the fullest pair of devices needs; sizes are per pair."""
+  return -(-jnp.maximum(most - first, 0) // replay)
 
 
 def _swap(a, axis_name: str):
@@ -53,20 +57,21 @@ def _swap(a, axis_name: str):
   return lax.all_to_all(a, axis_name, 0, 0)
 
 
+def _split(a_RD, seats: Seats):
+  return a_RD.reshape(*seats.row_GC.shape, a_RD.shape[1])
+
+
+def _merged(a_GCD):
+  return a_GCD.reshape(-1, a_GCD.shape[2])
+
+
 def _sent(x_TD, seats: Seats, axis_name: str):
   token_GC = seats.row_GC // seats.slot_TP.shape[1]
-  return _swap(barrier(x_TD.at[token_GC].get(mode=IN_BOUNDS)), axis_name)
+  return _merged(_swap(rows_at(x_TD, token_GC), axis_name))
 
 
-def _returned(y_GCD, seats: Seats, axis_name: str):
-  y_GCD = _swap(y_GCD, axis_name)
-  num_slots = y_GCD.shape[0] * y_GCD.shape[1]
-  y_ND = barrier(y_GCD.reshape(num_slots, -1))
-  total_TD = 0.0
-  for slot_T in seats.slot_TP.T:
-    row_TD = y_ND.at[jnp.minimum(slot_T, num_slots - 1)].get(mode=IN_BOUNDS)
-    total_TD += jnp.where((slot_T < num_slots)[:, None], row_TD, 0).astype(jnp.float32)
-  return total_TD
+def _returned(y_RD, seats: Seats, axis_name: str):
+  return sum_of_rows(_merged(_swap(_split(y_RD, seats), axis_name)), seats.slot_TP)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -81,8 +86,8 @@ def send(
   """Rows to the devices of their experts: two all-to-alls, of vectors and of what goes with them.
 
   Returns:
-    x_GCD, gate_GCJ and expert_GCJ by source; a slot nobody needs holds somebody's vector, weight 0
-    and the id `nobody`.
+    x_RD, gate_RJ and expert_RJ, R = G * C by source; a slot nobody needs holds somebody's vector,
+    weight 0 and the id `nobody`.
   """
   return _send_forward(x_TD, gate_TPJ, expert_TPJ, seats, nobody, axis_name)[0]
 
@@ -94,16 +99,16 @@ def _send_forward(x_TD, gate_TPJ, expert_TPJ, seats, nobody, axis_name):
 
   bits_GCJ = lax.bitcast_convert_type(tags(gate_TPJ, 0), jnp.int32)
   tags_GCJ = jnp.concatenate([tags(expert_TPJ, nobody), bits_GCJ], axis=2)
-  expert_GCJ, bits_GCJ = jnp.split(_swap(tags_GCJ, axis_name), 2, axis=2)
-  gate_GCJ = lax.bitcast_convert_type(bits_GCJ, jnp.float32)
-  return (_sent(x_TD, seats, axis_name), gate_GCJ, expert_GCJ), seats
+  tags_RJ = _merged(_swap(tags_GCJ, axis_name))
+  expert_RJ, bits_RJ = jnp.split(tags_RJ, 2, axis=1)
+  gate_RJ = lax.bitcast_convert_type(bits_RJ, jnp.float32)
+  return (_sent(x_TD, seats, axis_name), gate_RJ, expert_RJ), seats
 
 
 def _send_backward(nobody, axis_name, seats, gradients):
-  dx_GCD, dgate_GCJ, _ = gradients
-  dx_TD = _returned(dx_GCD, seats, axis_name).astype(dx_GCD.dtype)
-  dgate_GCJ = _swap(dgate_GCJ, axis_name)
-  dgate_NJ = dgate_GCJ.reshape(-1, dgate_GCJ.shape[2])
+  dx_RD, dgate_RJ, _ = gradients
+  dx_TD = _returned(dx_RD, seats, axis_name).astype(dx_RD.dtype)
+  dgate_NJ = _merged(_swap(_split(dgate_RJ, seats), axis_name))
   return dx_TD, dgate_NJ.at[seats.slot_TP].get(mode="fill", fill_value=0), None, None
 
 
@@ -111,13 +116,13 @@ send.defvjp(_send_forward, _send_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def give_back(y_GCD: Float[Array, "G C D"], seats: Seats, axis_name: str) -> Float[Array, "T D"]:
+def give_back(y_RD: Float[Array, "R D"], seats: Seats, axis_name: str) -> Float[Array, "T D"]:
   """Every token's rows back from the devices they went to, summed in float32: one all-to-all."""
-  return _returned(y_GCD, seats, axis_name)
+  return _returned(y_RD, seats, axis_name)
 
 
-def _give_back_forward(y_GCD, seats, axis_name):
-  return _returned(y_GCD, seats, axis_name), (seats, jnp.zeros((), y_GCD.dtype))
+def _give_back_forward(y_RD, seats, axis_name):
+  return give_back(y_RD, seats, axis_name), (seats, jnp.zeros((), y_RD.dtype))
 
 
 def _give_back_backward(axis_name, residuals, dy_TD):

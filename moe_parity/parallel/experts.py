@@ -40,24 +40,27 @@ def expert_ffn(
   and weights; sums over tokens are kept in float32.
 
   Args:
-    x_TD: finite, also in rows that nobody computes (a row may fill a slot at weight 0).
+    x_TD: finite, also in rows that nobody computes (such a row may fill a slot at weight 0).
     expert_TK: int32 in [0, E]; E itself means nobody and adds zero.
     gate_TK: float32 routing weights.
     w_in_E2ID: each expert's gate matrix, then its up matrix, both by output; dtype of x.
     implementation: "slotted" or "ragged"; None takes `implementation_for(jax.default_backend())`,
       so a program compiled for a platform it does not run on has to name it.
-    num_slots: slots per expert of the slotted formulation. Only speed depends on it.
+    num_slots: slots per expert of the slotted formulation, or rows computed at once, in all as
+      many, of the ragged one. Only speed depends on it.
   Returns:
     [T, D] in the dtype of x.
   Raises:
     UserError: an implementation that does not exist.
   """
   implementation = implementation or implementation_for(jax.default_backend())
+  num_experts = w_in_E2ID.shape[0]
+  if num_slots is None:
+    num_slots = slots_for(*expert_TK.shape, num_experts)
   if implementation == "ragged":
-    return ragged_ffn(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID)
+    num_rows = num_slots * num_experts
+    return ragged_ffn(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID, num_rows)
   if implementation == "slotted":
-    if num_slots is None:
-      num_slots = slots_for(*expert_TK.shape, w_in_E2ID.shape[0])
     return slotted_ffn(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID, num_slots)
   raise UserError(
     f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}; leave it out"

@@ -42,6 +42,20 @@ def group_by_expert(expert_TK: Int[Array, "T K"], num_experts: int) -> Groups:
   return Groups(order_A, count_E, jnp.cumsum(count_E, dtype=jnp.int32) - count_E)
 
 
+def places(groups: Groups) -> Int[Array, " A"]:
+  """Where each assignment lies in `order_A`: its inverse."""
+  number_A = jnp.arange(groups.order_A.size, dtype=jnp.int32)
+  return jnp.zeros_like(number_A).at[groups.order_A].set(
+    number_A, mode=IN_BOUNDS, unique_indices=True
+  )  # fmt: skip
+
+
+def rank_in_group(expert_TK: Int[Array, "T K"], groups: Groups) -> Int[Array, "T K"]:
+  """How many earlier assignments its expert has; of no meaning for nobody's."""
+  start_TK = groups.start_E.at[expert_TK].get(mode="clip")
+  return places(groups).reshape(expert_TK.shape) - start_TK
+
+
 def expert_loads(expert_TK: Int[Array, "T K"], num_experts: int) -> Int[Array, " E"]:
   """Assignments of each expert, counted; their sum is T * K less those of nobody."""
   one = jnp.ones(expert_TK.size, jnp.int32)

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from moe_parity.parallel import swiglu
+from moe_parity.parallel.gathers import barrier
 from moe_parity.parallel.grouping import IN_BOUNDS, Groups
 
 TILES_PER_STEP = 8
@@ -74,7 +75,7 @@ def forward(y_TD, x_TD, gate_TK, w_in_E2ID, w_down_EID, groups: Groups, num_slot
   def step(index, y_TD):
     tiles = _tiles(index, plan, groups, num_slots)
     token_GB = tiles.assignment_GB // experts_per_token
-    x_GBD = swiglu.barrier(x_TD.at[token_GB].get(mode=IN_BOUNDS))
+    x_GBD = barrier(x_TD.at[token_GB].get(mode=IN_BOUNDS))
     w_in, w_down = w_in_E2ID[tiles.expert_G], w_down_EID[tiles.expert_G]
     y_GBD, _ = swiglu.forward(x_GBD, _weights(gate_A, tiles), w_in, w_down)
     return y_TD.at[token_GB].add(y_GBD.astype(jnp.float32), mode=IN_BOUNDS)
@@ -91,9 +92,9 @@ def backward(gradients, dy_TD, x_TD, gate_TK, w_in_E2ID, w_down_EID, groups, num
     dx_TD, dgate_A, dw_in_E2ID, dw_down_EID = carry
     tiles = _tiles(index, plan, groups, num_slots)
     token_GB = tiles.assignment_GB // experts_per_token
-    x_GBD, dy_GBD = swiglu.barrier(tuple(a.at[token_GB].get(mode=IN_BOUNDS) for a in (x_TD, dy_TD)))
+    x_GBD, dy_GBD = barrier(tuple(a.at[token_GB].get(mode=IN_BOUNDS) for a in (x_TD, dy_TD)))
     weight_GB = _weights(gate_A, tiles)
-    w_in, w_down = swiglu.barrier((w_in_E2ID[tiles.expert_G], w_down_EID[tiles.expert_G]))
+    w_in, w_down = barrier((w_in_E2ID[tiles.expert_G], w_down_EID[tiles.expert_G]))
     _, hidden = swiglu.forward(x_GBD, weight_GB, w_in, w_down)
     dx_GBD, dweight_GB, dw_in, dw_down = swiglu.backward(
       dy_GBD, x_GBD, weight_GB, w_in, w_down, hidden

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_parity.parallel.grouping import IN_BOUNDS, Groups, group_by_expert
+from moe_parity.parallel.grouping import Groups, group_by_expert, rank_in_group
 from moe_parity.resources.exchange import Shape
 
 
@@ -74,13 +74,3 @@ def gates_of_rows(gate_TK: Float[Array, "T K"], rows: Rows) -> Float[Array, "T P
   a comparison and a sum like itself, never a scatter."""
   at_TPJK = _at(rows.slot_TK, *rows.expert_TPJ.shape[1:])
   return jnp.where(at_TPJK, gate_TK[:, None, None, :], 0).sum(3)
-
-
-def rank_in_group(group_TK: Int[Array, "T K"], groups: Groups) -> Int[Array, "T K"]:
-  """How many earlier members of its own group each has; of no meaning where it has no group."""
-  num = group_TK.size
-  place_A = jnp.zeros(num, jnp.int32).at[groups.order_A].set(
-    jnp.arange(num, dtype=jnp.int32), mode=IN_BOUNDS, unique_indices=True
-  )  # fmt: skip
-  start_A = groups.start_E.at[group_TK.reshape(-1)].get(mode="clip")
-  return (place_A - start_A).reshape(group_TK.shape)

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moe_parity.parallel import overflow, swiglu
-from moe_parity.parallel.grouping import IN_BOUNDS, Groups, group_by_expert
+from moe_parity.parallel.gathers import barrier, rows_at, sum_of_rows
+from moe_parity.parallel.grouping import IN_BOUNDS, Groups, group_by_expert, rank_in_group
 
 
 class Slots(NamedTuple):
@@ -46,31 +47,14 @@ def seat(
     gate_TK.reshape(-1).at[assignment_EC].get(mode=IN_BOUNDS),
     0,
   )
-  number_A = jnp.arange(num, dtype=jnp.int32)
-  place_A = jnp.zeros(num, jnp.int32).at[groups.order_A].set(
-    number_A, mode=IN_BOUNDS, unique_indices=True
-  )  # fmt: skip
-  expert_A = expert_TK.reshape(-1)
-  rank_A = place_A - groups.start_E.at[expert_A].get(mode="clip")
-  slot_A = jnp.where(rank_A < num_slots, expert_A * num_slots + rank_A, num_experts * num_slots)
+  rank_TK = rank_in_group(expert_TK, groups)
+  slot_TK = jnp.where(rank_TK < num_slots, expert_TK * num_slots + rank_TK, num_experts * num_slots)
   token_EC = assignment_EC // expert_TK.shape[1]
-  return swiglu.barrier(Slots(slot_A.reshape(expert_TK.shape), token_EC, weight_EC))
+  return barrier(Slots(slot_TK, token_EC, weight_EC))
 
 
-def rows(x_TD, token_EC):
-  """The row of every slot: [E, C, D]."""
-  return swiglu.barrier(x_TD.at[token_EC].get(mode=IN_BOUNDS))
-
-
-def sum_of_slots(y_ECD, slot_TK):
-  """For every token the sum over its slots, in float32: [T, D]."""
-  num_slots = y_ECD.shape[0] * y_ECD.shape[1]
-  y_ND = swiglu.barrier(y_ECD.reshape(num_slots, -1))
-  total_TD = 0.0
-  for slot_T in slot_TK.T:
-    row_TD = y_ND.at[jnp.minimum(slot_T, num_slots - 1)].get(mode=IN_BOUNDS)
-    total_TD += jnp.where((slot_T < num_slots)[:, None], row_TD, 0).astype(jnp.float32)
-  return total_TD
+def _merged(a_ECD):
+  return a_ECD.reshape(-1, a_ECD.shape[2])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -82,9 +66,9 @@ def slotted_ffn(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID, num_slots: int)
 def _forward(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID, num_slots):
   groups = group_by_expert(expert_TK, w_in_E2ID.shape[0])
   slots = seat(expert_TK, gate_TK, groups, num_slots)
-  x_ECD = rows(x_TD, slots.token_EC)
+  x_ECD = rows_at(x_TD, slots.token_EC)
   y_ECD, hidden = swiglu.forward(x_ECD, slots.weight_EC, w_in_E2ID, w_down_EID)
-  y_TD = sum_of_slots(y_ECD, slots.slot_TK)
+  y_TD = sum_of_rows(_merged(y_ECD), slots.slot_TK)
   y_TD = overflow.forward(y_TD, x_TD, gate_TK, w_in_E2ID, w_down_EID, groups, num_slots)
   residuals = x_TD, gate_TK, w_in_E2ID, w_down_EID, groups, slots, x_ECD, hidden
   return y_TD.astype(x_TD.dtype), residuals
@@ -93,9 +77,9 @@ def _forward(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID, num_slots):
 def _backward(num_slots, residuals, dy_TD):
   x_TD, gate_TK, w_in_E2ID, w_down_EID, groups, slots, x_ECD, hidden = residuals
   dx_ECD, dweight_EC, dw_in_E2ID, dw_down_EID = swiglu.backward(
-    rows(dy_TD, slots.token_EC), x_ECD, slots.weight_EC, w_in_E2ID, w_down_EID, hidden
+    rows_at(dy_TD, slots.token_EC), x_ECD, slots.weight_EC, w_in_E2ID, w_down_EID, hidden
   )
-  dx_TD = sum_of_slots(dx_ECD, slots.slot_TK)
+  dx_TD = sum_of_rows(_merged(dx_ECD), slots.slot_TK)
   dgate_TK = dweight_EC.reshape(-1).at[slots.slot_TK].get(mode="fill", fill_value=0)
   dx_TD, dgate_TK, dw_in_E2ID, dw_down_EID = overflow.backward(
     (dx_TD, dgate_TK, dw_in_E2ID, dw_down_EID),
