@@ -11,7 +11,7 @@ from moe_parity.errors import UserError
 
 VERBS = (  # each a file of moe_parity/verbs
   *("plan", "account", "train", "study", "report", "evaluate", "prepare", "data"),
-  *("predict", "bench", "demo", "test"),
+  *("predict", "compile", "bench", "demo", "test"),
 )
 
 ABOUT = """\
@@ -20,6 +20,7 @@ data D (arXiv 2506.12119), which wins, and at which activation rate N_a / N?
 
   moe-parity demo                                            the whole question, small, on this CPU
   moe-parity plan    --config=configs/paper_7b.py            what every arm would cost, in a second
+  moe-parity compile --config=configs/paper_7b.py:arms=moe_20 --topology=v5p-128    a pod's step
   moe-parity study   --config=configs/demo.py --workdir=runs/mine      train, certify, judge
   moe-parity report  runs/mine                               one HTML page
 

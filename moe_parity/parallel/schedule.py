@@ -68,7 +68,7 @@ class Schedule:
     return sum(op.flops * op.times for op in self.ops)
 
   @property
-  def hbm_bytes(self) -> float:
+  def hbm_bytes(self) -> int:
     """Read and written by one device in one execution."""
     return sum(op.hbm_bytes * op.times for op in self.ops)
 

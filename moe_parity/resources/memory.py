@@ -7,15 +7,17 @@ micro-batch, b the bytes of the compute dtype:
   optimizer   8 W, two float32 moments of Adam
   gradients   4 W, and 4 W more to accumulate where the batch is cut into micro-batches
   gathered    b x the largest layer's parameters as computed with: cast, and collected over `fsdp`
-  activations what the forward pass keeps for the backward pass, by remat policy (`kept_channels`),
-              and, where a layer is computed again, the whole of the largest layer once
-  logits      8 t V / tensor: float32 logits and their gradient, at most `most_logits` at a time
+  activations what the forward pass keeps for the backward pass, by remat policy (`kept_channels`)
+  working     of the largest layer, while its backward pass runs: what is computed again, and the
+              gradients of its experts' rows
+  logits      8 t V: float32 logits and their gradient, at most `most_logits` at a time
   exchange    2 b x K t D_m, rows on their way to the experts and back; 0 without an `expert` axis
 
-Weights: an expert lies on its part of `expert`, cut further over `fsdp` and `tensor`; other
-matrices and the vocabulary are cut over `fsdp` and `tensor`; router and norms are whole
-everywhere. Experts are filled up to a multiple of `expert` (the phantom ones hold memory and are in
-no other count). What a compiler adds (temporaries, fragmentation) is not in here: allow a fifth.
+Weights: an expert lies on its part of `expert`, cut further over `fsdp`; other matrices and the
+vocabulary are cut over `fsdp`; router and norms are whole everywhere. Experts are filled up to a
+multiple of `expert` (the phantom ones hold memory and are in no other count). What a compiler adds
+(temporaries, fragmentation) is not in here: allow a quarter, and on a CPU a half for experts.
+XLA's own bytes stand beside these in `moe-parity compile` and in a test.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from collections.abc import Mapping
 from moe_parity.errors import UserError
 from moe_parity.resources.architecture import Architecture
 
-AXES = ("data", "fsdp", "expert", "tensor")
+AXES = ("data", "fsdp", "expert")
 REMAT = ("none", "dots", "layer")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -41,6 +43,7 @@ class Memory:
   gradients: int
   gathered: int
   activations: int
+  working: int
   logits: int
   exchange: int
 
@@ -99,73 +102,84 @@ def device_memory(
   item = DTYPE_BYTES[dtype]
   tokens = batch_sequences // (shards * micro_batches) * seq_len
   held = _held_params(architecture, sizes)
-  logits = tokens * _cut(architecture.vocab_size, sizes["tensor"])
+  logits = tokens * architecture.vocab_size
   exchanged = 0
   if sizes["expert"] > 1:
     exchanged = 2 * item * architecture.experts_per_token * tokens * architecture.d_model
   scores = 0 if flash_attention else seq_len
+  kept, working = _kept(architecture, remat, scores, 4 // item)
   return Memory(
     parameters=4 * held,
     optimizer=8 * held,
     gradients=4 * held * (2 if micro_batches > 1 else 1),
     gathered=item
     * max(_layer_params(architecture, is_moe, sizes) for is_moe in set(architecture.moe_layers)),
-    activations=item * tokens * _kept(architecture, remat, scores, sizes["tensor"]),
+    activations=item * tokens * kept,
+    working=item * tokens * working,
     logits=8 * (min(logits, most_logits) if most_logits else logits),
     exchange=exchanged,
   )
 
 
 def kept_channels(
-  architecture: Architecture, is_moe: bool, remat: str, scores: int, tensor: int = 1
+  architecture: Architecture,
+  is_moe: bool,
+  remat: str,
+  scores: int,
+  wide: int = 1,
 ) -> int:
-  """Values a token leaves in memory after one layer's forward pass.
+  """Values of the compute dtype that a token leaves in memory after one layer's forward pass.
 
   layer: what enters the layer, D_m.
   dots:  also every product with a weight: q, k, v, attention's output, and gate, up and down of
          the feed-forward part (of an MoE: of the shared expert, and K times of the routed ones).
-  none:  also both normed inputs, what attention mixes, the product gate * up, the softmax of the
-         scores (`scores` a head), the router's E probabilities and the K gathered rows.
+  none:  what JAX keeps when nothing is said: of each norm three float32 values a channel and its
+         result; q, k, v, what attention mixes, and the softmax of the scores (`scores` a head);
+         of a SwiGLU six values a hidden channel, since silu's derivative brings three; of an MoE
+         the router's E probabilities and float32 input, and of the routed experts the K gathered
+         rows and 3 values a hidden channel.
 
   Args:
     scores: keys whose weights are kept a head, 0 where attention never stores them.
+    wide: values of the compute dtype that a float32 takes, 2 for bfloat16.
   """
   a = architecture
   if remat == "layer":
     return a.d_model
-  heads = _cut(a.num_heads, tensor) * a.d_head
-  keys = 2 * _cut(a.num_kv_heads, tensor) * a.d_head
-  kept = a.d_model + heads + keys + a.d_model
+  heads = a.num_heads * a.d_head
+  keys = 2 * a.num_kv_heads * a.d_head
   chosen = a.experts_per_token
-  if is_moe:
-    kept += chosen * (2 * _cut(a.d_expert, tensor) + a.d_model)
-    if a.d_shared:
-      kept += 2 * _cut(a.d_shared, tensor) + a.d_model
-  else:
-    kept += 2 * _cut(a.d_ffn, tensor) + a.d_model
-  if remat == "none":
-    kept += 2 * a.d_model + heads + _cut(a.num_heads, tensor) * scores
-    if is_moe:
-      kept += a.num_experts + chosen * (a.d_model + _cut(a.d_expert, tensor))
-      kept += _cut(a.d_shared, tensor)
-    else:
-      kept += _cut(a.d_ffn, tensor)
-  return kept
+  if remat == "dots":
+    kept = a.d_model + heads + keys + a.d_model
+    if not is_moe:
+      return kept + 2 * a.d_ffn + a.d_model
+    kept += chosen * (2 * a.d_expert + a.d_model)
+    return kept + (2 * a.d_shared + a.d_model if a.d_shared else 0)
+  kept = 2 * (3 * wide + 1) * a.d_model + 2 * heads + keys
+  kept += a.num_heads * scores
+  if not is_moe:
+    return kept + 6 * a.d_ffn
+  kept += wide * (a.num_experts + a.d_model) + chosen * (a.d_model + 3 * a.d_expert)
+  return kept + 6 * a.d_shared
 
 
-def _kept(architecture: Architecture, remat: str, scores: int, tensor: int) -> int:
-  """Values a token leaves over all layers, and once more those of the largest layer while it is
-  computed again."""
+def _kept(architecture: Architecture, remat: str, scores: int, wide: int) -> tuple[int, int]:
+  """Values a token leaves over all layers, and what the largest layer holds beyond that while its
+  backward pass runs: all of its own, where it is computed again, and the gradients of its experts'
+  rows and hidden values."""
   kept = sum(
-    kept_channels(architecture, is_moe, remat, scores, tensor) for is_moe in architecture.moe_layers
+    kept_channels(architecture, is_moe, remat, scores, wide=wide)
+    for is_moe in architecture.moe_layers
   )
-  if remat != "none":
-    kept += max(
-      kept_channels(architecture, is_moe, "none", scores, tensor)
-      - kept_channels(architecture, is_moe, remat, scores, tensor)
-      for is_moe in set(architecture.moe_layers)
-    )
-  return kept
+  working = 0
+  for is_moe in set(architecture.moe_layers):
+    again = kept_channels(architecture, is_moe, "none", scores, wide=wide)
+    again -= kept_channels(architecture, is_moe, remat, scores, wide=wide)
+    if is_moe:
+      rows = 2 * architecture.d_model + (2 + wide) * architecture.d_expert
+      again += architecture.experts_per_token * rows
+    working = max(working, again)
+  return kept, working
 
 
 def _axis_sizes(architecture: Architecture, mesh: Mapping[str, int]) -> dict[str, int]:
@@ -175,7 +189,7 @@ def _axis_sizes(architecture: Architecture, mesh: Mapping[str, int]) -> dict[str
     if size < 1:
       raise UserError(f"mesh axis {axis}={size} is below 1; give at least 1")
   sizes = dict.fromkeys(AXES, 1) | dict(mesh)
-  if sizes["expert"] > max(architecture.num_experts, 1):
+  if architecture.is_moe and sizes["expert"] > architecture.num_experts:
     raise UserError(
       f"mesh axis expert={sizes['expert']} exceeds num_experts="
       f"{architecture.num_experts}; use a smaller axis, or data instead"
@@ -186,7 +200,7 @@ def _axis_sizes(architecture: Architecture, mesh: Mapping[str, int]) -> dict[str
 def _held_params(architecture: Architecture, sizes: Mapping[str, int]) -> int:
   """Parameters one device stores."""
   a = architecture
-  cut = sizes["fsdp"] * sizes["tensor"]
+  cut = sizes["fsdp"]
   held = 2 * _cut(a.vocab_size * a.d_model, cut) + a.d_model
   for is_moe in a.moe_layers:
     whole, experts = _layer_parts(a, is_moe, sizes["expert"])
@@ -198,7 +212,7 @@ def _held_params(architecture: Architecture, sizes: Mapping[str, int]) -> int:
 def _layer_params(architecture: Architecture, is_moe: bool, sizes: Mapping[str, int]) -> int:
   """Parameters of a layer as one device computes with them: collected over `fsdp`."""
   whole, experts = _layer_parts(architecture, is_moe, sizes["expert"])
-  return _cut(whole + experts, sizes["tensor"])
+  return whole + experts
 
 
 def _layer_parts(architecture: Architecture, is_moe: bool, expert_axis: int) -> tuple[int, int]:

@@ -1,0 +1,37 @@
+"""The devices of a TPU slice that is not here: enough to compile for it with libtpu on any Linux
+machine, nothing to run on."""
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from moe_parity.errors import UserError
+from moe_parity.parallel import libtpu
+from moe_parity.parallel.collectives import Place
+from moe_parity.parallel.mesh import make_mesh
+from moe_parity.resources.mesh import MeshSizes
+from moe_parity.resources.slices import Slice
+
+
+def slice_mesh(slice_: Slice, sizes: MeshSizes) -> Mesh:
+  """A mesh of a slice's devices, in the order that suits its links.
+
+  Raises:
+    UserError: libtpu is not installed, or does not know the slice.
+  """
+  libtpu.require()
+  libtpu.quiet()
+  try:
+    described = topologies.get_topology_desc(platform="tpu", topology_name=slice_.compiler_name)
+  except jax.errors.JaxRuntimeError as error:
+    raise UserError(
+      f"topology {slice_.compiler_name!r} is not known to this libtpu: {error}; use another size"
+    ) from None
+  return make_mesh(sizes, described.devices)
+
+
+def place_of(slice_: Slice, mesh: Mesh) -> Place:
+  """Where on the slice's grid of chips each device of a mesh stands."""
+  coordinates = np.array([device.coords for device in mesh.devices.flat])
+  return Place(slice_, dict(mesh.shape), coordinates)

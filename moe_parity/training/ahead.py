@@ -1,0 +1,196 @@
+"""An arm's train step compiled for a TPU slice that is not here, and what the compiler says of it.
+
+Every number is compiler-estimated: nothing has run. Time comes from XLA's own schedule and cost
+notes (`parallel/schedule.py`), memory from its buffer assignment.
+"""
+
+import dataclasses
+import math
+import re
+import time
+from importlib import metadata
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from moe_parity.model.transformer import LOGITS_AT_ONCE
+from moe_parity.parallel import hlo
+from moe_parity.parallel.schedule import Schedule, walk
+from moe_parity.parallel.topology import place_of, slice_mesh
+from moe_parity.resources.memory import device_memory
+from moe_parity.resources.mesh import MeshSizes, check_arms
+from moe_parity.resources.plan import ArmPlan
+from moe_parity.resources.slices import Slice
+from moe_parity.training.program import sharded_step
+
+RANKED = 20  # operations a report lists
+
+
+def compile_arm(config: ConfigDict, plan: ArmPlan, slice_: Slice, sizes: MeshSizes) -> dict:
+  """Compiles one arm's step for a mesh on a slice; a report of plain values.
+
+  Bytes and FLOPs are of one device and one optimizer step, seconds of a step. `fits` says whether
+  the compiler could place the program in the HBM; where not, `compiler` quotes it and the parts
+  that need a finished program are left out.
+
+  Raises:
+    UserError: the mesh cannot train the arm; libtpu is not installed.
+  """
+  plain = MeshSizes(sizes.data * sizes.expert, sizes.fsdp)  # in a dense arm `expert` carries batch
+  micro = config.train.micro_batch_sequences
+  check_arms(sizes if plan.architecture.is_moe else plain, [plan], micro)
+  mesh = slice_mesh(slice_, sizes)
+  step, arguments = sharded_step(config, plan, mesh)
+  start = time.perf_counter()
+  lowered = step.lower(*arguments)
+  traced = time.perf_counter()
+  report = _header(config, plan, slice_, sizes) | {"lower_seconds": traced - start}
+  held = _held(arguments)
+  planned = _planned(config, plan, sizes)
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    memory = {"hbm": slice_.generation.hbm_bytes, **held, "planned": planned}
+    return report | {"fits": False, "memory": memory, "compiler": _quoted(str(error))}
+  report["compile_seconds"] = time.perf_counter() - traced
+  schedule = walk(hlo.parse(compiled.as_text()), place_of(slice_, mesh))
+  memory = _memory(compiled.memory_analysis(), slice_, held, planned)
+  return (
+    report
+    | {"fits": memory["total"] <= memory["hbm"], "memory": memory}
+    | _work(plan, slice_, schedule)
+    | {"collectives": _collectives(schedule), "operations": _operations(schedule)}
+  )
+
+
+def _header(config, plan: ArmPlan, slice_: Slice, sizes: MeshSizes) -> dict:
+  """What was compiled, for what, with what."""
+  return {
+    "figures": "compiler-estimated",
+    "config": config.name,
+    "arm": plan.name,
+    "topology": slice_.name,
+    "chips": slice_.num_chips,
+    "devices": slice_.num_devices,
+    "mesh": dataclasses.asdict(sizes),
+    "exchange": config.mesh.exchange or "the platform's own",
+    "batch_sequences": plan.batch_sequences,
+    "micro_batch_sequences": config.train.micro_batch_sequences or plan.batch_sequences,
+    "tokens_per_device": plan.batch_sequences * plan.seq_len // slice_.num_devices,
+    "remat": config.model.remat,
+    "dtype": config.model.dtype,
+    "versions": {name: metadata.version(name) for name in ("jax", "libtpu")},
+  }
+
+
+def _held(arguments: tuple[Any, ...]) -> dict[str, int]:
+  """Bytes of one device's part of the state and batch, by kind."""
+
+  def part(tree) -> int:
+    return sum(
+      math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+      for leaf in jax.tree.leaves(tree)
+    )
+
+  state, *batch = arguments
+  return {
+    "parameters": part(state.params),
+    "optimizer": part(state.optimizer),
+    "batch": part((batch, state.buffers, state.step)),
+  }
+
+
+def _planned(config, plan: ArmPlan, sizes: MeshSizes) -> dict[str, int]:
+  """What `resources/memory.py` expected."""
+  micro = config.train.micro_batch_sequences or plan.batch_sequences
+  return device_memory(
+    plan.architecture,
+    plan.seq_len,
+    plan.batch_sequences,
+    dataclasses.asdict(sizes),
+    dtype=config.model.dtype,
+    remat=config.model.remat,
+    micro_batches=plan.batch_sequences // micro,
+    most_logits=LOGITS_AT_ONCE,
+  ).to_dict()
+
+
+def _memory(analysis, slice_: Slice, held: dict[str, int], planned: dict[str, int]) -> dict:
+  """HBM by kind. Padding is what tiles add to the state; temporaries are gradients, activations
+  and all else that lives within a step; the program's own code counts too."""
+  padding = analysis.argument_size_in_bytes - sum(held.values())
+  code = analysis.generated_code_size_in_bytes
+  extra = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+  parts = held | {
+    "padding": padding,
+    "results": extra,
+    "temporaries": analysis.temp_size_in_bytes,
+    "code": code,
+  }
+  total = sum(parts.values())
+  return {"hbm": slice_.generation.hbm_bytes, **parts, "total": total, "planned": planned}
+
+
+def _work(plan: ArmPlan, slice_: Slice, schedule: Schedule) -> dict:
+  """FLOPs, bytes and seconds against the plan and the chip."""
+  generation = slice_.generation
+  tokens = plan.batch_sequences * plan.seq_len / slice_.num_devices
+  model_flops = plan.train_flops_per_token * tokens
+  roofline = model_flops / generation.flops_per_device
+  bases = ("compiler", "kernel", "bytes", "collective")
+  return {
+    "flops": {"compiled": schedule.flops, "plan": model_flops},
+    "hbm_bytes": schedule.hbm_bytes,
+    "seconds": {
+      "step": schedule.seconds,
+      **{basis: schedule.exposed(basis) for basis in bases},
+      "roofline": roofline,
+    },
+    "share_of_peak": roofline / schedule.seconds,
+    "days": plan.num_steps * schedule.seconds / 86400,
+  }
+
+
+def _collectives(schedule: Schedule) -> list[dict]:
+  """One row a kind and mesh axes, costliest first; bytes and seconds over the step."""
+  rows: dict[tuple, dict] = {}
+  for op in schedule.ops:
+    if op.collective is None:
+      continue
+    c = op.collective
+    row = rows.setdefault(
+      (c.kind, c.axes),
+      {"collective": c.kind, "axes": "+".join(c.axes), "count": 0, "payload_bytes": 0,
+       "wire_bytes": 0.0, "seconds": 0.0, "exposed_seconds": 0.0, "asynchronous": 0},
+    )  # fmt: skip
+    row["count"] += op.times
+    row["payload_bytes"] += c.payload_bytes * op.times
+    row["wire_bytes"] += c.wire_bytes * op.times
+    row["seconds"] += c.seconds * op.times
+    row["exposed_seconds"] += op.exposed * op.times
+    row["asynchronous"] += op.times * op.asynchronous
+  return sorted(rows.values(), key=lambda row: -row["seconds"])
+
+
+def _operations(schedule: Schedule) -> list[dict]:
+  """Where the time goes: instructions by what they add to a step."""
+  longest = sorted(schedule.ops, key=lambda op: -op.exposed * op.times)[:RANKED]
+  return [
+    {
+      "seconds": op.exposed * op.times,
+      "times": op.times,
+      "basis": op.basis,
+      "opcode": op.opcode,
+      "shape": re.sub(r"\{[^}]*\}", "", op.shape),
+      "from": op.op_name,
+    }
+    for op in longest
+  ]
+
+
+def _quoted(message: str) -> str:
+  """The compiler's words on memory, in one line."""
+  return " ".join(message.split("\nSee ")[0].split())[:600]

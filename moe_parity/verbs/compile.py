@@ -1,0 +1,191 @@
+"""`moe-parity compile`."""
+
+import json
+import os
+import sys
+
+from moe_parity.errors import UserError
+from moe_parity.verbs.common import config_argument, json_argument, load_config
+from moe_parity.verbs.printing import print_table
+
+HELP = "compile an arm's step for a TPU slice that is not here: does it fit, what would it take"
+GIB = 2**30
+
+
+def arguments(parser) -> None:
+  config_argument(parser)
+  parser.add_argument(
+    "--topology", required=True, metavar="SLICE", help="v5p-128, v6e-64, v5p:4x4x4, ..."
+  )
+  parser.add_argument("--arm", default="", help="which arm; may be left out where there is one")
+  parser.add_argument(
+    "--mesh",
+    default="",
+    metavar="AXIS=N,AXIS=N",
+    help="sizes of data, fsdp and expert; default: the config's, or the best planned",
+  )
+  parser.add_argument(
+    "--search", nargs="?", type=int, const=6, default=0, metavar="N",
+    help="compile the N best planned meshes (6) and report the fastest",
+  )  # fmt: skip
+  json_argument(parser)
+
+
+def run(args) -> int:
+  from moe_parity.resources.plan import make_plan
+  from moe_parity.resources.slices import named
+
+  slice_ = named(args.topology)
+  config = load_config(args)
+  arm = select_arm(make_plan(config).arms, args.arm)
+  meshes = choose_meshes(args, config, arm, slice_)
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, so nothing else is looked for
+  from moe_parity.training.ahead import compile_arm
+
+  reports = []
+  for sizes in meshes:
+    if len(meshes) > 1:
+      print(f"compiling for {sizes} ...", file=sys.stderr, flush=True)
+    reports.append(compile_arm(config, arm, slice_, sizes))
+  best = min(reports, key=lambda r: (not r["fits"], r.get("seconds", {}).get("step", 0)))
+  if args.json:
+    found = best if len(reports) == 1 else best | {"searched": [summary(r) for r in reports]}
+    print(json.dumps(found, indent=2))
+  else:
+    if len(reports) > 1:
+      print_table([summary(report) for report in reports])
+      print()
+    print_report(best)
+  return 0 if best["fits"] else 1
+
+
+def select_arm(arms, name: str):
+  """The arm of a name, or the only one.
+
+  Raises:
+    UserError: no such arm, or several and no name.
+  """
+  fit = [arm for arm in arms if name in ("", arm.name)]
+  if len({arm.name for arm in fit}) != 1:
+    names = ", ".join(dict.fromkeys(f"--arm={arm.name}" for arm in arms))
+    raise UserError(f"compile takes one arm and {len(fit)} fit; choose one of {names}")
+  return fit[0]
+
+
+def choose_meshes(args, config, arm, slice_) -> list:
+  """The meshes to compile for: the one given, or the best planned.
+
+  Raises:
+    UserError: sizes that are no mesh of the slice; a slice on which no mesh trains the arm.
+  """
+  from moe_parity.resources.mesh import MeshSizes, read_mesh, resolve
+  from moe_parity.resources.mesh_choice import candidates
+
+  given = read_mesh(config.mesh)
+  if args.mesh:
+    given = parse_mesh(args.mesh)
+  if given != MeshSizes() or slice_.num_devices == 1:
+    if args.search:
+      raise UserError(f"--search looks for a mesh and mesh {given} is given; leave one out")
+    return [resolve(given, slice_.num_devices)]
+  ordered = candidates(
+    arm,
+    slice_.num_devices,
+    slice_.generation.hbm_bytes,
+    micro_batch_sequences=config.train.micro_batch_sequences,
+    dtype=config.model.dtype,
+    remat=config.model.remat,
+  )
+  return [candidate.sizes for candidate in ordered[: args.search or 1]]
+
+
+def parse_mesh(text: str):
+  """`data=4,expert=16`; what is left out is 1, -1 takes the rest.
+
+  Raises:
+    UserError: an axis that does not exist or a size that is no number.
+  """
+  from moe_parity.resources.mesh import AXES, MeshSizes, read_mesh
+
+  sizes = {}
+  for part in text.split(","):
+    axis, _, size = part.partition("=")
+    if axis not in AXES or not size.lstrip("-").isdigit():
+      raise UserError(f"--mesh={text}: {part!r} is not one of {', '.join(AXES)} and its size; use"
+                      " for example --mesh=data=4,expert=16")  # fmt: skip
+    sizes[axis] = int(size)
+  return read_mesh(MeshSizes(**sizes))
+
+
+def summary(report: dict) -> dict:
+  """One line of a search."""
+  row = dict(report["mesh"]) | {"fits": "yes" if report["fits"] else "no"}
+  seconds = report.get("seconds", {})
+  row["GiB"] = round(report["memory"].get("total", 0) / GIB, 2)
+  row["step_s"] = seconds.get("step", 0.0)
+  row["collectives_s"] = seconds.get("collective", 0.0)
+  row["share_of_peak_%"] = 100 * report.get("share_of_peak", 0.0)
+  return row | {"days": report.get("days", 0.0)}
+
+
+def print_report(report: dict) -> None:
+  """Memory, work, collectives, operations."""
+  mesh = " x ".join(f"{axis}={size}" for axis, size in report["mesh"].items())
+  print(f"{report['arm']} of {report['config']} on {report['topology']}: {report['chips']} chips, "
+        f"{report['devices']} devices, mesh {mesh}")  # fmt: skip
+  print(f"{report['batch_sequences']} sequences a step, {report['tokens_per_device']:,} tokens a "
+        f"device; all figures compiler-estimated, nothing ran\n")  # fmt: skip
+  memory = dict(report["memory"])
+  planned, hbm = memory.pop("planned"), memory.pop("hbm")
+  print_table([{"HBM a device": k, "GiB": round(v / GIB, 3)} for k, v in memory.items()])
+  print(f"of {hbm / GIB:.2f} GiB: {'fits' if report['fits'] else 'DOES NOT FIT'}; planned "
+        f"{planned['total'] / GIB:.2f} GiB")  # fmt: skip
+  if not report["fits"]:
+    print(report.get("compiler", ""))
+  if "seconds" not in report:
+    return
+  seconds, flops = report["seconds"], report["flops"]
+  print()
+  print_table(
+    [
+      {"of a step, s": "by the compiler's cycles", "value": seconds["compiler"]},
+      {"of a step, s": "kernels, FLOPs over peak", "value": seconds["kernel"]},
+      {"of a step, s": "bytes over HBM rate", "value": seconds["bytes"]},
+      {"of a step, s": "collectives not overlapped", "value": seconds["collective"]},
+      {"of a step, s": "step", "value": seconds["step"]},
+      {"of a step, s": "roofline of the plan's FLOPs", "value": seconds["roofline"]},
+    ]
+  )
+  print(
+    f"{100 * report['share_of_peak']:.1f} % of peak; {report['days']:.1f} days for the run; "
+    f"FLOPs {flops['compiled']:.4g} a device, {flops['compiled'] / flops['plan']:.2f} x the plan's;"
+    f" {report['hbm_bytes'] / GIB:.1f} GiB of HBM read and written\n"
+  )
+  print_table(
+    [
+      {
+        "collective": row["collective"],
+        "axes": row["axes"],
+        "count": row["count"],
+        "of_them_async": row["asynchronous"],
+        "sent_MiB": row["wire_bytes"] / 2**20,
+        "ms": 1e3 * row["seconds"],
+        "not_overlapped_ms": 1e3 * row["exposed_seconds"],
+      }
+      for row in report["collectives"]
+    ]
+  )
+  print()
+  print_table(
+    [
+      {
+        "ms": 1e3 * row["seconds"],
+        "times": row["times"],
+        "basis": row["basis"],
+        "opcode": row["opcode"],
+        "shape": row["shape"][:40],
+        "from": row["from"][-60:],
+      }
+      for row in report["operations"]
+    ]
+  )

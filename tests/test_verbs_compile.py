@@ -1,0 +1,99 @@
+"""`moe-parity compile`: real compiles for TPU slices, small ones, on this CPU."""
+
+import json
+import time
+
+import pytest
+
+from moe_parity.cli import main
+from moe_parity.parallel import libtpu
+from moe_parity.parallel.topology import place_of, slice_mesh
+from moe_parity.resources.mesh import MeshSizes
+from moe_parity.resources.slices import named
+
+TINY = (
+  *("--config=configs/paper_7b.py:activation_rate=0.2,tiny", "--config.budget.batch_multiple=8"),
+  *("--config.model.dtype=bfloat16", "--config.model.remat=layer", "--arm=moe_20"),
+  "--config.arms.moe_20.multiple_of=8",
+)
+
+
+def compiled(capsys, *arguments) -> tuple[int, dict]:
+  status = main(["compile", *arguments, "--json"])
+  return status, json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def report():
+  with pytest.MonkeyPatch.context() as patch:
+    printed = []
+    patch.setattr("builtins.print", lambda text="", **kw: printed.append(text))
+    start = time.process_time()
+    assert main(["compile", *TINY, "--topology=v5e-4", "--mesh=fsdp=2,expert=2", "--json"]) == 0
+    seconds = time.process_time() - start
+  return json.loads(printed[-1]) | {"cpu_seconds": seconds}
+
+
+def test_a_small_step_compiles_for_a_slice_in_under_a_minute_and_fits(report):
+  """A minute of all cores together: wall time would test who else is on the machine."""
+  assert report["fits"] and report["figures"] == "compiler-estimated"
+  assert report["cpu_seconds"] < 60
+
+
+def test_memory_is_reported_by_kind_and_adds_up(report):
+  memory = dict(report["memory"])
+  hbm, total, _ = memory.pop("hbm"), memory.pop("total"), memory.pop("planned")
+  assert hbm == 15.75 * 2**30 and sum(memory.values()) == total
+  assert memory["optimizer"] >= 2 * memory["parameters"] > 0
+
+
+def test_the_step_does_the_plans_flops_and_those_of_a_second_forward_pass(report):
+  """remat="layer" computes each layer twice forward; attention's causal half is skipped nowhere."""
+  assert 1.0 < report["flops"]["compiled"] / report["flops"]["plan"] < 1.7
+
+
+def test_seconds_of_a_step_are_those_of_its_parts(report):
+  seconds = dict(report["seconds"])
+  step, roofline = seconds.pop("step"), seconds.pop("roofline")
+  assert step == pytest.approx(sum(seconds.values()))
+  assert report["share_of_peak"] == pytest.approx(roofline / step)
+
+
+def test_a_model_that_does_not_fit_says_so_and_exits_with_1(capsys):
+  status, report = compiled(
+    capsys, "--config=configs/paper_2b.py:arms=dense", "--topology=v5e-1",
+    "--config.train.micro_batch_sequences=1",
+  )  # fmt: skip
+  assert status == 1 and not report["fits"]
+  assert report["memory"]["parameters"] + report["memory"]["optimizer"] > report["memory"]["hbm"]
+  assert "exceeds available HBM" in report["compiler"]
+
+
+@pytest.mark.parametrize(
+  "arguments, words",
+  [
+    (["--topology=v5p-100"], "v5p-64, v5p-128"),
+    (["--topology=v5e-4", "--mesh=expert=3"], "is 3 devices and 4 are here"),
+    (["--topology=v5e-4", "--mesh=tensor=4"], "'tensor=4' is not one of data, fsdp, expert"),
+    (["--topology=v5e-4", "--mesh=expert=4", "--search"], "leave one out"),
+    (["--topology=v5e-64"], "cannot be cut for 64 devices"),
+    (["--topology=v5e-4", "--arm=moe_21"], "--arm=dense, --arm=moe_20"),
+  ],
+)
+def test_what_cannot_be_compiled_is_refused_before_any_compile(capsys, arguments, words):
+  assert main(["compile", *TINY, *arguments]) == 2
+  assert words in capsys.readouterr().err
+
+
+def test_without_libtpu_the_message_says_how_to_get_it(monkeypatch, capsys):
+  monkeypatch.setattr(libtpu.importlib.util, "find_spec", lambda name: None)
+  assert main(["compile", *TINY, "--topology=v5e-4", "--mesh=data=4"]) == 2
+  assert "EXTRA=tpu" in capsys.readouterr().err
+
+
+def test_a_mesh_axis_may_take_a_part_of_a_torus_axis():
+  slice_ = named("v5p-128")
+  mesh = slice_mesh(slice_, MeshSizes(2, 4, 8))
+  place = place_of(slice_, mesh)
+  assert place.axes == {"data": 2, "fsdp": 4, "expert": 8}
+  assert len({tuple(c) for c in place.coordinates.tolist()}) == 64
