@@ -1,16 +1,16 @@
 """The report of whole, partial and single-run folders: self-contained, complete, escaped."""
 
-import base64
 import html.parser
 import json
 import re
 import shutil
 import subprocess
+import urllib.parse
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from moe_parity.report import page
+from moe_parity.report import page, tables
 from tests import fake_study
 
 VOID = {"meta", "img", "source", "br"}
@@ -61,7 +61,11 @@ def whole(tmp_path_factory):
 def partial(tmp_path_factory):
   folder = tmp_path_factory.mktemp("partial")
   statuses = {"moe_55": "failed", "moe_10": "running", "dense_2c": "pending"}
-  page.write_report(fake_study.write_study(folder, fake_study.Fake(passed=None, statuses=statuses)))
+  fake_study.write_study(folder, fake_study.Fake(passed=None, statuses=statuses))
+  (folder / "report").mkdir()
+  (folder / "report/old.png").write_bytes(b"x")
+  (folder / "report/notes.txt").write_text("mine")
+  page.write_report(folder)
   return folder
 
 
@@ -70,12 +74,12 @@ def test_the_page_needs_no_network_and_no_script(whole):
   assert not {"script", "link", "iframe", "object"} & set(reader.tags)
   for name, value in reader.attributes:
     if name in ("src", "href", "srcset"):
-      assert value.startswith(("data:image/svg+xml;base64,", "#"))
+      assert value.startswith(("data:image/svg+xml,", "#"))
   assert "@import" not in (whole / "report/index.html").read_text()
 
 
 def test_the_verdict_comes_before_the_first_figure_and_every_section_is_linked(whole):
-  text = (whole / "report/index.html").read_text()
+  text = (whole / "report/index.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
   headline = json.loads((whole / "analysis.json").read_text())["verdict"]["headline"]
   assert text.index(headline) < text.index("<figure>") < text.index("Certificate</h2>")
   for target in re.findall(r'href="#(\w+)"', text):
@@ -99,15 +103,14 @@ def test_scores_on_the_page_are_those_of_result_json(whole):
 
 def test_every_inline_figure_is_well_formed_and_comes_for_desk_and_phone(whole):
   reader, _ = read(whole / "report/index.html")
-  images = {}
+  widths = []
   for name, value in reader.attributes:
-    if name in ("src", "srcset"):
-      root = ElementTree.fromstring(base64.b64decode(value.split(",", 1)[1]))
-      images.setdefault(name, []).append(float(root.get("width").removesuffix("pt")))
-  assert len(images["src"]) == len(images["srcset"]) == 6
-  assert set(images["src"]) == {6.6 * 72} and set(images["srcset"]) == {3.75 * 72}
+    if name == "src":
+      root = ElementTree.fromstring(urllib.parse.unquote(value.split(",", 1)[1]))
+      widths.append(float(root.get("width").removesuffix("pt")))
+  assert widths == [6.6 * 72, 3.75 * 72] * 7
   alts = [value for name, value in reader.attributes if name == "alt"]
-  assert len(alts) == 6 and all(len(alt) > 40 for alt in alts)
+  assert len(alts) == 14 and all(len(alt) > 40 for alt in alts)
 
 
 def test_how_to_reproduce_holds_command_versions_hashes_and_config(whole):
@@ -116,6 +119,28 @@ def test_how_to_reproduce_holds_command_versions_hashes_and_config(whole):
   for value in (info["command"], info["data"]["train_sha256"], info["versions"]["jax"]):
     assert value in words
   assert f'"num_params": {fake_study.NUM_PARAMS}' in words
+  assert "What each side got" in words
+
+
+def test_each_side_s_arms_runs_and_compute_are_counted(whole):
+  report = json.loads((whole / "analysis.json").read_text())
+  moe, dense, reference = tables.effort(report).rows
+  assert (moe["side"], moe["num_arms"], moe["num_runs"], moe["num_done"]) == ("MoE", 3, 6, 6)
+  assert (dense["side"], dense["num_arms"], dense["num_runs"]) == ("dense", 1, 2)
+  assert reference["side"] == "dense, reference"
+  spent = [r["train_flops"] for r in report["arms"] if r["kind"] == "moe"]
+  assert moe["train_flops"] == sum(spent) and moe["hours"] == pytest.approx(6 * 61.5 / 3600)
+
+
+def test_a_figure_or_table_of_an_older_report_does_not_stay(partial):
+  left = {path.name for path in (partial / "report").iterdir()}
+  assert "old.png" not in left and "notes.txt" in left and "arms.csv" in left
+
+
+def test_a_study_without_the_paper_s_steps_has_no_section_of_theirs(whole):
+  _, words = read(whole / "report/index.html")
+  for title in ("Architecture search", "Activation rate over budgets", "Data reuse"):
+    assert title not in words
 
 
 def test_figures_and_tables_also_lie_as_plain_files(whole):

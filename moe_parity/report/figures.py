@@ -11,7 +11,7 @@ import numpy as np
 from moe_parity.report import style
 from moe_parity.study import reading
 
-MAX_POINTS = 240  # of a loss curve: more cannot be seen and make the page heavy
+MAX_POINTS = 160  # of a loss curve: more cannot be seen and make the page heavy
 
 
 def activation_rate(report: dict) -> style.Drawing | None:
@@ -108,10 +108,10 @@ def _difference_panel(axis: Any, report: dict) -> None:
       color=style.FIT,
       alpha=0.12,
       linewidth=0,
-      label="fit minus dense, 95 % band",
+      label="fit minus dense (95 %)",
     )
   axis.axhline(0, color=style.DENSE, linewidth=1.3)
-  colours = {"MoE better": "#1a7f4b", "dense better": "#b3362b"}
+  colours = {"MoE better": style.BETTER, "dense better": style.WORSE}
   for row in rows:
     colour = colours.get(row["verdict"], style.REFERENCE)
     rate, difference = row["activation_rate"], row["difference"]
@@ -155,10 +155,10 @@ def loss_curves(study: reading.Study) -> style.Drawing | None:
       axes[1].plot(tokens * run.plan["train_flops_per_token"], loss, **look)
       floor, top = min(floor, loss.min()), max(top, loss[len(loss) // 10])
       first = min(first, tokens[-1] / 30)
-    for axis in axes:
-      axis.set_xscale("log")
-    axes[0].set_xlim(left=first)
-    axes[1].set_xlim(left=min(run.plan["train_flops"] for run, _ in lines) / 30)
+    last = max(run.plan["num_tokens"] for run, _ in lines)
+    spent = [run.plan["train_flops"] for run, _ in lines]
+    style.log_ticks(axes[0].xaxis, (first, last), style.tokens)
+    style.log_ticks(axes[1].xaxis, (min(spent) / 30, max(spent)), style.power)
     axes[0].set_ylim(floor - 0.04 * (top - floor), top + 0.04 * (top - floor))
     axes[0].set_xlabel("training tokens")
     axes[1].set_xlabel("training FLOPs")

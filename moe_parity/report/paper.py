@@ -19,7 +19,7 @@ class Sweep:
   """A published sweep over activation rate at fixed N and C.
 
   Attributes:
-    label: size and table.
+    label: size and table. reuse: what its tokens were, in words.
     rates: activation rates, 0..1.
     excess_pct: BPC over that of the dense run at about the same C, minus 1, in percent.
     compute_ratio: training FLOPs a token over those of the dense run.
@@ -28,6 +28,7 @@ class Sweep:
   """
 
   label: str
+  reuse: str
   rates: list[float]
   excess_pct: list[float]
   compute_ratio: list[float]
@@ -38,13 +39,17 @@ class Sweep:
 def published_sweeps() -> list[Sweep]:
   """Table 10 (2B, every token new) and Table 16 (3B, 114B unique tokens) against Table 14."""
   sweeps = []
-  for size, name, row in (("2B", "table10", 1), ("3B", "table16", 3)):
+  for size, name, row, reuse in (
+    ("2B", "table10", 1, "unique"),
+    ("3B", "table16", 3, "114B unique"),
+  ):
     label = f"paper {size} (Table {name[-2:]})"
     dense, larger = tables.row("table14", row), tables.row("table14", row + 1)
     rows = tables.table(name)
     sweeps.append(
       Sweep(
         label,
+        reuse,
         [float(r["ra_pct"]) / 100 for r in rows],
         [_excess(r["bpc"], dense["bpc"]) for r in rows],
         [r["M_flops_per_token"] / dense["M_flops_per_token"] for r in rows],
@@ -155,6 +160,58 @@ def compute_ratio(study: reading.Study) -> style.Drawing | None:
     "Training FLOPs a token over those of the dense arm (R_c), both axes logarithmic. An arm above "
     "the line pays for attention scores beyond its share of parameters; at fixed C an arm sees "
     "1 / R_c times the tokens of dense.",
+    draw,
+  )
+
+
+def loss_over_data(study: reading.Study) -> style.Drawing | None:
+  """Figure 3 of the paper: loss over tokens for each activation rate, this study and Table 9."""
+  runs: dict[str, tuple[float, list[dict]]] = {}
+  for run in study.runs:
+    _, lines, _ = reading.read_metrics(run.folder)
+    if run.plan and run.plan["role"] == "arm" and len(lines) > 1 and run.name not in runs:
+      runs[run.name] = (run.plan["activation_rate"], lines)
+  if not runs or all(rate == 1 for rate, _ in runs.values()):
+    return None
+
+  def draw(width: int | float) -> Any:
+    narrow = width < 5
+    shape = {"nrows": 2} if narrow else {"ncols": 2}
+    figure, (own, other) = style.new_figure(width, 6.4 if narrow else 3.6, **shape)
+    rates = [rate for rate, _ in runs.values() if rate < 1]
+    for name, (rate, lines) in runs.items():
+      tokens, bpc = [line["num_tokens"] for line in lines], [line["bpc"] for line in lines]
+      colour = style.rate_colour(rate, min(rates), max(rates)) if rate < 1 else style.DENSE
+      own.plot(tokens, bpc, color=colour, linewidth=1.2)
+      own.plot(tokens[-1], bpc[-1], "o", color=colour, markersize=3.5, label=name)
+    rows = tables.table("table09")
+    printed = sorted({row["ra_pct"] for row in rows})
+    for rate in printed:
+      line = [(row["D_tokens"], row["bpc"]) for row in rows if row["ra_pct"] == rate]
+      colour = style.rate_colour(rate, printed[0], printed[-1])
+      other.plot(*zip(*line, strict=True), "o-", color=colour, markersize=3.5, linewidth=1)
+      other.annotate(f"{rate:.3g} %", line[-1], xytext=(4, 0), textcoords="offset points",
+                     fontsize=7.5, color=style.MUTED, va="center")  # fmt: skip
+    seen = [line["num_tokens"] for _, lines in runs.values() for line in lines]
+    for axis, title, ends in (
+      (own, "this study", (min(seen), max(seen))),
+      (other, "paper 2B (Table 9)", (1e11, 7e11)),
+    ):
+      style.log_ticks(axis.xaxis, ends, style.tokens)
+      axis.set_title(title)
+      axis.set_xlabel("training tokens D, logarithmic")
+    own.set_ylabel("validation BPC during training")
+    other.set_ylabel("validation BPC at the end")
+    figure.legend(loc="outside lower center", ncols=2 if narrow else 4)
+    return figure
+
+  return style.Drawing(
+    "loss_over_data",
+    "Loss over data for each activation rate",
+    "Left: bits per character of a sample of held-out text while each arm trains (packed windows, "
+    "so not the reported scores); one seed an arm, the dot is its last check. Right: separate runs "
+    "of the paper, each trained to its end, labelled with r_a. A line within a run is not a line "
+    "over runs: the learning rate has not yet decayed.",
     draw,
   )
 

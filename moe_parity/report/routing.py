@@ -7,7 +7,8 @@ import numpy as np
 from moe_parity.report import style
 from moe_parity.study import reading
 
-MAX_STEPS = 160
+MAX_STEPS = 100
+LOG_SPAN = 3  # colours reach from an eighth of the even load to eight times it
 
 
 def health(study: reading.Study) -> style.Drawing | None:
@@ -78,8 +79,6 @@ def loads(runs: list[reading.Run]) -> style.Drawing | None:
     figure, axes = style.new_figure(
       width, sum(heights) + 0.7, nrows=len(maps), ncols=2, squeeze=False, height_ratios=heights
     )
-    largest = max(max(final.max(), np.quantile(fullest, 0.99)) for _, _, final, fullest in maps)
-    top = max(2.0, float(np.ceil(largest)))
     for (left, right), (label, steps, final, fullest) in zip(axes, maps, strict=True):
       layers = len(final) + 0.5
       for axis, image, ends in (
@@ -87,11 +86,11 @@ def loads(runs: list[reading.Run]) -> style.Drawing | None:
         (right, fullest, (float(steps[0]), float(steps[-1]) + 1e-9)),
       ):
         drawn = axis.imshow(
-          image,
+          np.log2(np.maximum(image, 2.0**-LOG_SPAN)),
           aspect="auto",
-          cmap="cividis",
-          vmin=0,
-          vmax=top,
+          cmap="PuOr_r",
+          vmin=-LOG_SPAN,
+          vmax=LOG_SPAN,
           extent=(*ends, layers, 0.5),
           interpolation="nearest",
         )
@@ -101,8 +100,13 @@ def loads(runs: list[reading.Run]) -> style.Drawing | None:
       left.set_ylabel("MoE layer")
     axes[-1, 0].set_xlabel("expert, by load")
     axes[-1, 1].set_xlabel("step")
-    figure.colorbar(
+    bar = figure.colorbar(
       drawn, ax=axes, label="load / even load", location="bottom", aspect=40, shrink=0.6, pad=0.02
+    )
+    bar.set_ticks(range(-LOG_SPAN, LOG_SPAN + 1))
+    ends = {-LOG_SPAN: f"≤1/{2**LOG_SPAN}", LOG_SPAN: f"≥{2**LOG_SPAN}"}
+    bar.set_ticklabels(
+      [ends.get(p, f"{2**p}" if p >= 0 else f"1/{2**-p}") for p in range(-LOG_SPAN, LOG_SPAN + 1)]
     )
     return figure
 
@@ -110,7 +114,7 @@ def loads(runs: list[reading.Run]) -> style.Drawing | None:
     "expert_loads",
     "Expert loads",
     "Load is an expert's share of the assignments times the number of experts: 1 is even, 0 is "
-    "unused. Left: experts of each layer, ordered by load, mean over the last 5 % of the logged "
-    "steps. Right: the fullest expert of each layer over training.",
+    "unused; the colours are logarithmic. Left: experts of each layer, ordered by load, mean over "
+    "the last 5 % of the logged steps. Right: the fullest expert of each layer over training.",
     draw,
   )

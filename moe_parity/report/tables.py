@@ -1,90 +1,17 @@
-"""Tables of a study as Markdown, CSV, LaTeX and HTML: one object, four spellings.
+"""The tables every study has: arms, plan, scores, comparisons, certificates."""
 
-CSV carries full precision; the other three carry the formatted cells.
-"""
-
-import csv
-import dataclasses
-import html
-import io
-import re
-from collections.abc import Callable
-from typing import Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-  """`key` looks the value up in a row, `show` formats it; None is shown as an empty cell.
-
-  `number` aligns to the right; `wrap` lets long text break in HTML.
-  """
-
-  key: str
-  header: str
-  show: Callable[[Any], str] = str
-  number: bool = True
-  wrap: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-  name: str
-  title: str
-  columns: tuple[Column, ...]
-  rows: list[dict]
-
-  def cells(self) -> list[list[str]]:
-    return [
-      ["" if row.get(c.key) is None else c.show(row[c.key]) for c in self.columns]
-      for row in self.rows
-    ]
-
-  def markdown(self) -> str:
-    def line(cells: list[str]) -> str:
-      return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
-
-    rule = ["---:" if c.number else "---" for c in self.columns]
-    head = [c.header for c in self.columns]
-    return line(head) + line(rule) + "".join(line(cells) for cells in self.cells())
-
-  def csv(self) -> str:
-    target = io.StringIO()
-    writer = csv.writer(target, lineterminator="\n")
-    writer.writerow([name for c in self.columns for name in _names(c)])
-    for row in self.rows:
-      writer.writerow([value for c in self.columns for value in _values(c, row.get(c.key))])
-    return target.getvalue()
-
-  def latex(self) -> str:
-    """A booktabs tabular inside a table float; needs \\usepackage{booktabs}."""
-    align = "".join("r" if c.number else "l" for c in self.columns)
-    lines = [
-      "\\begin{table}",
-      "\\centering",
-      f"\\caption{{{_tex(self.title)}}}",
-      f"\\label{{tab:{self.name}}}",
-      f"\\begin{{tabular}}{{{align}}}",
-      "\\toprule",
-      " & ".join(_tex(c.header) for c in self.columns) + " \\\\",
-      "\\midrule",
-      *(" & ".join(_tex(cell) for cell in cells) + " \\\\" for cells in self.cells()),
-      "\\bottomrule",
-      "\\end{tabular}",
-      "\\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-  def html(self) -> str:
-    looks = [" class=n" if c.number else " class=w" if c.wrap else "" for c in self.columns]
-
-    def row(tag: str, cells: list[str]) -> str:
-      return "".join(
-        f"<{tag}{look}>{html.escape(cell)}</{tag}>" for look, cell in zip(looks, cells, strict=True)
-      )
-
-    head = f"<thead><tr>{row('th', [c.header for c in self.columns])}</tr></thead>"
-    body = "".join(f"<tr>{row('td', cells)}</tr>\n" for cells in self.cells())
-    return f'<div class="scroll"><table>{head}<tbody>\n{body}</tbody></table></div>'
+from moe_parity.report.table import (
+  Column,
+  Table,
+  count,
+  fixed,
+  interval,
+  percent,
+  quantity,
+  scientific,
+  signed,
+  signed_percent,
+)
 
 
 def arms(report: dict) -> Table:
@@ -282,62 +209,53 @@ def certificate(name: str, parts: list[tuple[str, dict]]) -> Table:
   )
 
 
-def fixed(digits: int) -> Callable[[float], str]:
-  return lambda x: f"{x:.{digits}f}"
-
-
-def percent(x: int | float) -> str:
-  return f"{100 * x:.2f}"
-
-
-def signed(x: int | float) -> str:
-  return f"{x:+.4f}".replace("-", "\N{MINUS SIGN}")
-
-
-def signed_percent(x: int | float) -> str:
-  return f"{x:+.3f}".replace("-", "\N{MINUS SIGN}")
-
-
-def interval(ends: list[float]) -> str:
-  return f"{signed(ends[0])} to {signed(ends[1])}"
-
-
-def scientific(x: int | float) -> str:
-  return f"{x:.3g}" if 0.01 <= abs(x) < 1e4 else f"{x:.3e}".replace("e+", "e")
-
-
-def count(x: int | float) -> str:
-  """1,234 below a million, then 1.234M, 1.234B, 1.234T: four digits."""
-  for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
-    if abs(x) >= size:
-      return f"{x / size:.4g}{unit}"
-  return f"{x:,.0f}"
-
-
-def quantity(x: Any) -> str:
-  if isinstance(x, bool) or not isinstance(x, int | float):
-    return str(x)
-  if float(x).is_integer() and abs(x) < 1e12:
-    return f"{x:,.0f}"
-  return f"{x:.6g}"
-
-
-def _names(column: Column) -> list[str]:
-  return (
-    [f"{column.key}_{end}" for end in ("low", "high")] if _is_interval(column) else [column.key]
+def effort(report: dict) -> Table:
+  """How many arms, runs and FLOPs each side of the comparison was given."""
+  rows = []
+  sides = dict.fromkeys((run["kind"], run["role"]) for run in report["arms"] if run["kind"])
+  for kind, role in sorted(sides, key=lambda side: (side[1], side[0] == "dense")):
+    runs = [run for run in report["arms"] if (run["kind"], run["role"]) == (kind, role)]
+    done = [run for run in runs if run["status"] == "done"]
+    rows.append({
+      "side": {"moe": "MoE"}.get(kind, kind) + (f", {role}" if role != "arm" else ""),
+      "num_arms": len({run["name"] for run in runs}),
+      "num_runs": len(runs),
+      "num_done": len(done),
+      "train_flops": sum(run["train_flops"] for run in done),
+      "hours": sum(run["seconds"] or 0 for run in done) / 3600,
+    })  # fmt: skip
+  return Table(
+    "effort",
+    "What each side got",
+    (
+      Column("side", "side", number=False),
+      Column("num_arms", "arms"),
+      Column("num_runs", "runs planned"),
+      Column("num_done", "runs done"),
+      Column("train_flops", "FLOPs spent", scientific),
+      Column("hours", "hours", fixed(2)),
+    ),
+    rows,
   )
 
 
-def _values(column: Column, value: Any) -> list:
-  return list(value or (None, None)) if _is_interval(column) else [value]
+def versions(info: dict) -> Table:
+  rows = [{"name": name, "version": str(v)} for name, v in info.get("versions", {}).items()]
+  columns = (
+    Column("name", "package", number=False),
+    Column("version", "version", number=False),
+  )
+  return Table("versions", "Versions", columns, rows)
 
 
-def _is_interval(column: Column) -> bool:
-  return column.show is interval
-
-
-def _tex(text: str) -> str:
-  text = re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", r"\textbackslash "))
-  text = text.replace("^", r"\textasciicircum{}").replace("~", r"\textasciitilde{}")
-  text = text.replace("<", r"\textless{}").replace(">", r"\textgreater{}")
-  return text.replace("\N{MINUS SIGN}", "$-$")
+def data(info: dict) -> Table:
+  """Tokenizer and content hashes of the token store, one fact a row."""
+  rows = []
+  for name, value in info.get("data", {}).items():
+    parts = value.items() if isinstance(value, dict) else [("", value)]
+    rows += [{"name": f"{name} {key}".strip(), "value": str(part)} for key, part in parts]
+  columns = (
+    Column("name", "what", number=False),
+    Column("value", "value", number=False, wrap=True),
+  )
+  return Table("data", "Data", columns, rows)

@@ -1,0 +1,75 @@
+"""Pieces of HTML: figures, tables, folds, sentences. Everything that comes in is escaped here."""
+
+import dataclasses
+import html
+import re
+import urllib.parse
+from collections.abc import Iterable
+
+from moe_parity.report import style
+from moe_parity.report.table import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A heading and HTML that is already escaped."""
+
+  title: str
+  body: str
+
+
+def figure(drawing: style.Drawing | None, missing: str = "") -> str:
+  """The drawing twice, for desk and phone, of which the stylesheet shows one.
+
+  Args:
+    missing: said where there is no drawing; "" says nothing.
+  """
+  if drawing is None:
+    return absent(missing) if missing else ""
+  alt = html.escape(f"{drawing.title}. {drawing.caption}", quote=True)
+  images = "\n".join(
+    f'<img class="{name}" src="{data_uri(drawing.svg(width))}" alt="{alt}">'
+    for name, width in (("desk", style.DESK), ("phone", style.PHONE))
+  )
+  return f"""<figure>
+{images}
+<figcaption><b>{html.escape(drawing.title)}.</b> {words(drawing.caption)}</figcaption>
+</figure>
+"""
+
+
+def data_uri(svg: str) -> str:
+  """An SVG as a data URI for a double-quoted attribute; a third shorter than base64."""
+  svg = " ".join(svg.split())
+  return "data:image/svg+xml," + urllib.parse.quote(svg, safe=" /:=;,.()<>!?+*@[]|'^{}$~")
+
+
+def table(content: Table, missing: str = "") -> str:
+  """A table with its caption and the names of its files."""
+  if not content.rows:
+    return absent(missing) if missing else ""
+  files = html.escape(f"{content.name}.csv, .md, .tex")
+  title = html.escape(content.title)
+  return f'<p class="caption"><b>{title}</b> ({files})</p>\n{content.html()}\n'
+
+
+def absent(what: str) -> str:
+  return f'<p class="absent">Not here: {html.escape(what)}.</p>\n'
+
+
+def fold(summary: str, body: str) -> str:
+  return f"<details><summary>{html.escape(summary)}</summary>\n{body}</details>\n"
+
+
+def words(line: str) -> str:
+  """Escaped text in which a number does not part from its percent sign."""
+  return re.sub(r"(\d) %", "\\1\N{NO-BREAK SPACE}%", html.escape(line))
+
+
+def paragraphs(lines: Iterable[str]) -> str:
+  return "".join(f"<p>{words(line)}</p>\n" for line in lines)
+
+
+def bullets(lines: Iterable[str]) -> str:
+  items = "".join(f"<li>{words(line)}</li>\n" for line in lines)
+  return f"<ul>\n{items}</ul>\n" if items else ""

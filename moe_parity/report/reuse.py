@@ -1,0 +1,152 @@
+"""Step 3, data reuse: the paper's Figures 5 to 7 from data_reuse.json."""
+
+from typing import Any
+
+from moe_parity.report import paper, style
+from moe_parity.report.table import Column, Table, count, fixed, interval, percent, signed
+
+
+def schemes(step: dict) -> Table:
+  """Every arm under every scheme, with its difference to dense."""
+  rows = []
+  for scheme in step.get("schemes", []):
+    versus = {row["name"]: row for row in scheme["comparisons"]}
+    for arm in scheme["arms"]:
+      row = {k: versus.get(arm["name"], {}).get(k) for k in ("difference", "simultaneous")}
+      verdict = versus.get(arm["name"], {}).get("verdict")
+      rows.append({**arm, **row, "verdict": verdict, "scheme": scheme_name(scheme)})
+  return Table(
+    "data_reuse",
+    "Data reuse: every arm under every scheme",
+    (
+      Column("scheme", "scheme", number=False),
+      Column("name", "arm", number=False),
+      Column("activation_rate", "r_a %", percent),
+      Column("num_tokens", "D", count),
+      Column("num_unique_tokens", "D^", count),
+      Column("epochs", "epochs", fixed(2)),
+      Column("num_seeds", "seeds"),
+      Column("bpc", "BPC", fixed(4)),
+      Column("difference", "minus dense", signed),
+      Column("simultaneous", "95 % interval", interval),
+      Column("verdict", "verdict", number=False),
+    ),
+    rows,
+  )
+
+
+def scheme_name(scheme: dict) -> str:
+  """Such as "strict" or "4 epochs"."""
+  if scheme["reuse"] == "epochs" and scheme.get("epochs"):
+    return f"{scheme['epochs']:g} epochs"
+  return scheme["reuse"]
+
+
+def by_scheme(step: dict) -> style.Drawing | None:
+  """Excess over dense against r_a, a line a scheme, with the published sweeps beside them."""
+  lines = []
+  for scheme in step.get("schemes", []):
+    arms = [a for a in scheme["arms"] if a["kind"] == "moe" and a["bpc"] is not None]
+    if arms and scheme.get("baseline") and scheme["baseline"].get("bpc"):
+      lines.append((scheme, sorted(arms, key=lambda arm: arm["activation_rate"])))
+  if not lines:
+    return None
+
+  def draw(width: int | float) -> Any:
+    narrow = width < 5
+    figure, axes = style.new_figure(
+      width,
+      6.8 if narrow else 3.9,
+      nrows=2 if narrow else 1,
+      ncols=1 if narrow else 2,
+      sharey=True,
+    )
+    own, other = axes
+    every = []
+    for (scheme, arms), (colour, marker) in zip(lines, style.series(len(lines)), strict=True):
+      dense = scheme["baseline"]["bpc"]
+      rates = [arm["activation_rate"] for arm in arms]
+      every += rates
+      errors = {row["name"]: row for row in scheme["comparisons"]}
+      values = [100 * (arm["bpc"] / dense - 1) for arm in arms]
+      own.plot(rates, values, "-", color=colour, linewidth=1)
+      for arm, rate, value in zip(arms, rates, values, strict=True):
+        ends = (errors.get(arm["name"]) or {}).get("simultaneous")
+        bars = [[value - 100 * ends[0] / dense], [100 * ends[1] / dense - value]] if ends else None
+        own.errorbar(rate, value, bars, fmt=marker, color=colour, capsize=2.5, markersize=4.5)
+      epochs = [arm["epochs"] for arm in arms]
+      passes = f"{min(epochs):.2g} to {max(epochs):.2g}"
+      own.plot([], [], marker + "-", color=colour, label=f"{scheme_name(scheme)} ({passes} epochs)")
+    published = []
+    for sweep, colour in zip(paper.published_sweeps(), paper.COLOURS, strict=True):
+      other.plot(sweep.rates, sweep.excess_pct, "o-", color=colour, markersize=3.5, linewidth=1,
+                 label=f"{sweep.label}, {sweep.reuse}")  # fmt: skip
+      published += sweep.rates
+    for axis, rates, title in ((own, every, "this study"), (other, published, "the paper")):
+      axis.axhline(0, color=style.DENSE, linewidth=1.3)
+      style.rate_axis(axis, rates, round_ticks=True)
+      axis.set_title(title)
+    own.set_ylabel("BPC over dense at the same C (%)")
+    if narrow:
+      other.set_ylabel("BPC over dense at the same C (%)")
+    figure.legend(loc="outside lower center", ncols=1 if narrow else 2)
+    return figure
+
+  return style.Drawing(
+    "reuse_by_scheme",
+    "Data reuse: excess over dense",
+    "BPC over that of the dense arm of the same scheme, in percent; below zero MoE is better. "
+    "Strict: every arm draws from the tokens dense reads once. Loose: MoE makes two epochs. "
+    "Unique: nothing repeats, so a smaller r_a has seen more different text. Intervals hold for "
+    "all arms of a scheme at once, where the study has them; the paper has none.",
+    draw,
+  )
+
+
+def decay(step: dict) -> style.Drawing | None:
+  """Cross-entropy over epochs with Muennighoff's law, fitted here and as published (Fig. 7)."""
+  law = step.get("law")
+  if not law or not law.get("points"):
+    return None
+
+  def draw(width: int | float) -> Any:
+    narrow = width < 5
+    figure, axis = style.new_figure(width, 4.6 if narrow else 3.8)
+    rates = [point["activation_rate"] for point in law["points"]]
+    shown = set()
+    moe = [rate for rate in rates if rate < 1] or [1.0]
+
+    def look(rate):
+      return style.DENSE if rate == 1 else style.rate_colour(rate, min(moe), max(moe))
+
+    for curve in law["curves"]:
+      colour = look(curve["activation_rate"])
+      axis.plot(curve["epochs"], curve["cross_entropy"], color=colour, linewidth=1.3)
+      axis.plot(curve["epochs"], curve["cross_entropy_published"], color=colour, linewidth=1,
+                linestyle=(0, (2, 2)))  # fmt: skip
+    for point in law["points"]:
+      rate = point["activation_rate"]
+      label = "" if rate in shown else ("dense" if rate == 1 else f"$r_a$ {100 * rate:.3g} %")
+      shown.add(rate)
+      axis.plot(point["epochs"], point["cross_entropy"], "o", markersize=5.5, label=label,
+                color=look(rate))  # fmt: skip
+    axis.plot([], [], color=style.INK, label=f"R* = {law['token_decay']:.3g}, fitted here")
+    axis.plot([], [], color=style.INK, linestyle=(0, (2, 2)),
+              label=f"R* = {law['token_decay_published']:.4g}, published")  # fmt: skip
+    style.log_ticks(axis.xaxis, [point["epochs"] for point in law["points"]])
+    axis.set_xlabel("epochs over the unique tokens, logarithmic")
+    axis.set_ylabel("cross-entropy (nats per token)")
+    figure.legend(loc="outside lower center", ncols=2 if narrow else 4)
+    return figure
+
+  ends = law.get("interval")
+  sure = f" (95 % interval {ends[0]:.3g} to {ends[1]:.3g})" if ends else ""
+  return style.Drawing(
+    "reuse_decay",
+    "What a repeated token is worth",
+    f"Points are runs. Lines: the law of Muennighoff et al. (2305.16264), in which D tokens of U "
+    f"unique ones count as U (1 + R* (1 - exp(-(epochs - 1) / R*))); solid with R* = "
+    f"{law['token_decay']:.3g} fitted to {law['num_runs']} runs{sure}, dotted with their "
+    f"{law['token_decay_published']:.4g} for dense models.",
+    draw,
+  )

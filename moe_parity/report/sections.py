@@ -1,0 +1,162 @@
+"""The sections of the page, from the figures and tables there are.
+
+A section of an ordinary study names what is not there yet; one of a step that was not run is left
+out.
+"""
+
+import html
+import json
+
+from moe_parity.report import sweeps
+from moe_parity.report.markup import (
+  Section,
+  absent,
+  bullets,
+  figure,
+  fold,
+  paragraphs,
+  table,
+  words,
+)
+from moe_parity.report.style import Drawing
+from moe_parity.report.table import Table
+from moe_parity.study import reading
+
+Drawings = dict[str, Drawing]
+Tables = dict[str, Table]
+
+
+def verdict(report: dict) -> str:
+  found = report["verdict"]
+  failed = report["certificate"]["passed"] is False
+  tone = "bad" if failed else "good" if found["conclusive"] else "open"
+  warnings = bullets(report["warnings"])
+  notes = f'<div class="warn"><h2>Read with care</h2>{warnings}</div>' if warnings else ""
+  return f"""<section class="verdict {tone}">
+<p class="headline">{words(found["headline"])}</p>
+{bullets(found["sentences"])}</section>
+{notes}"""
+
+
+def architecture(step: dict, drawings: Drawings, tables: Tables) -> list[Section]:
+  """Step 1; nothing where it was not run."""
+  if not step:
+    return []
+  body = bullets(step.get("sentences", []))
+  if step.get("rule"):
+    body += paragraphs([f"How a choice is made: {step['rule']}"])
+  body += table(tables["backbones"]) + figure(drawings.get("shape_scatter"))
+  for stage in step.get("stages", []):
+    state = "" if stage["complete"] else " (not complete)"
+    chosen = stage["chosen"] or "nothing yet"
+    tie = "; the runner-up is inside the noise" if stage.get("tie") else ""
+    body += f"<h3>{html.escape(str(stage.get('question') or stage['name']))}</h3>\n"
+    body += paragraphs([f"Chosen: {chosen}{tie}{state}."])
+    body += table(tables[f"architecture_{stage['name']}"])
+    body += bullets(f"left out: {s['label']}, {s['why']}" for s in stage.get("skipped", []))
+  return [Section("Architecture search", body)]
+
+
+def activation_rate(step: dict, drawings: Drawings, tables: Tables) -> list[Section]:
+  """Step 2 beyond the main sweep."""
+  if not step:
+    return []
+  body = bullets(step.get("sentences", []))
+  for name in ("sweeps", "fixed_data", "transfer"):
+    body += figure(drawings.get(name))
+  tuning = table(tables["tuning"])
+  body += (bullets(sweeps.tuning_words(step)) + tuning) if tuning else ""
+  body += fold("Every arm of every sweep", table(tables["activation_rate"]))
+  return [Section("Activation rate over budgets", body)]
+
+
+def data_reuse(step: dict, drawings: Drawings, tables: Tables) -> list[Section]:
+  """Step 3."""
+  if not step:
+    return []
+  body = bullets(step.get("sentences", []))
+  body += figure(drawings.get("reuse_by_scheme")) + figure(drawings.get("reuse_decay"))
+  body += fold("Every arm under every scheme", table(tables["data_reuse"]))
+  return [Section("Data reuse", body)]
+
+
+def certificate(study: reading.Study, report: dict, tables: Tables) -> Section:
+  """Outcome, the checks across arms, and (folded) those of every run."""
+  found = report["certificate"]
+  if found["passed"]:
+    body = "<p>Passed: measured resources are equal within the stated tolerances.</p>\n"
+  elif found["passed"] is None:
+    body = absent(f"a certificate for {', '.join(found['missing']) or 'this study'}")
+  else:
+    body = f'<div class="verdict bad"><p>Did not pass:</p>{bullets(found["failures"])}</div>\n'
+  body += table(tables["certificate"])
+  if tables["certificates"].rows:
+    body += fold("Checks of every run", table(tables["certificates"]))
+  return Section("Certificate", body)
+
+
+def routing(drawings: Drawings, tables: Tables, report: dict) -> Section:
+  body = figure(
+    drawings.get("routing_health"), "no MoE run has logged a step yet; dense arms have no router"
+  )
+  body += figure(drawings.get("expert_loads"), "routing.npz of an MoE run, for maps of loads")
+  if any(group["num_seeds"] > 1 for group in report["groups"]):
+    body += "<p>Expert loads are shown for the first seed of each arm.</p>\n"
+  return Section("Routing", body)
+
+
+def beside_paper(drawings: Drawings, tables: Tables) -> Section:
+  missing = "a figure beside the paper's, which takes a dense arm and an MoE arm"
+  body = "".join(figure(drawings.get(name), missing) for name in ("beside_paper", "compute_ratio"))
+  body += figure(drawings.get("loss_over_data"))
+  columns = tables["paper_columns"]
+  return Section("Beside the paper", body + fold(columns.title, table(columns, "plan.json")))
+
+
+def method(report: dict) -> Section:
+  title = "How the intervals are made"
+  documents = report["documents"]
+  if not documents or not documents["num_documents"]:
+    return Section(title, absent("validation documents, and so intervals"))
+  domains = ", ".join(f"{d} {n}" for d, n in documents["per_domain"].items())
+  noise = report["noise"]
+  training = (
+    f"Training noise is the spread between seeds, pooled over arms (standard deviation "
+    f"{noise['sd']:.4f} BPC, {noise['df']} degrees of freedom), taken as independent between arms."
+    if noise["df"]
+    else "Training noise is in no interval of a difference: no arm has a second seed."
+  )
+  lines = [
+    "BPC is a ratio of sums: nats over all validation documents, by their characters and by ln 2.",
+    f"The {documents['num_documents']} validation documents ({domains}) are resampled "
+    f"{report['num_draws']} times within their domains, the same resample for every arm, with the "
+    "rescaling of Rao and Wu (1988) for few documents and the tails of Student's t for "
+    f"{documents['df']:.0f} degrees of freedom. The longest document holds "
+    f"{100 * documents['largest_share']:.0f} % of the text.",
+    training,
+    "Intervals marked all together are stretched until the whole set of arms is covered with 95 % "
+    "probability (max-t); verdicts go by them. A difference counts as better or worse only if its "
+    "interval leaves out zero.",
+    "The curve has three coefficients, either in log r_a and its square or in 1 / r_a and log r_a, "
+    "whichever fits better, chosen anew in every draw; its interval also holds the arms' scatter "
+    "about it.",
+  ]
+  return Section(title, paragraphs(lines))
+
+
+def reproduce(study: reading.Study, tables: Tables) -> Section:
+  """Command, versions, data hashes, config, and what each side of the comparison was given."""
+  info = study.info
+  if info.get("command"):
+    body = f"<pre>{html.escape(str(info['command']))}</pre>\n"
+  else:
+    body = absent("the command, for study.json does not hold it")
+  body += table(tables["effort"])
+  body += table(tables["versions"], "versions, for study.json does not hold it")
+  body += table(tables["data"], "data, for study.json does not hold it")
+  if info.get("config"):
+    text = json.dumps(info["config"], indent=1, ensure_ascii=False)
+    body += fold("Config, as resolved", f'<pre class="long">{html.escape(text)}</pre>')
+  else:
+    body += absent("config, for study.json does not hold it")
+  return Section("How to reproduce", body)

@@ -1,0 +1,120 @@
+"""Figures and tables of the paper's three steps: what they show is what the files hold."""
+
+import csv
+import io
+import math
+
+import pytest
+
+from moe_parity.errors import UserError
+from moe_parity.published import tables as published
+from moe_parity.report import architecture, page, reuse, steps, style, sweeps
+from tests import fake_steps, fake_study
+from tests.test_report_page import read
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  fake = fake_study.Fake(rates=(0.17, 0.26, 0.38), telemetry=False)
+  folder = fake_study.write_study(tmp_path_factory.mktemp("steps"), fake)
+  fake_steps.write_steps(folder)
+  page.write_report(folder)
+  return folder
+
+
+def draw(drawing):
+  with style.settings():
+    return drawing.draw(style.DESK)
+
+
+def test_the_page_holds_the_sentences_tables_and_figures_of_every_step(folder):
+  _, words = read(folder / "report/index.html")
+  for step in (fake_steps.architecture(), fake_steps.activation_rate(), fake_steps.data_reuse()):
+    for sentence in step["sentences"]:
+      assert sentence in words
+  assert "left out: E 7, no <shape> at this budget" in words
+  assert "runner-up is inside the noise (not complete)" in words
+  assert "moe: the best setting is moe_26_lr2, +0.0030 BPC better than the law's" in words
+  names = {path.name for path in (folder / "report").iterdir()}
+  figures = ("shape_scatter", "sweeps", "fixed_data", "transfer", "reuse_by_scheme", "reuse_decay")
+  tables = ("architecture_layout", "architecture_shape", "backbones", "activation_rate", "tuning")
+  assert {f"{f}.png" for f in figures} <= names
+  assert {f"{t}.{e}" for t in (*tables, "data_reuse") for e in ("csv", "md", "tex")} <= names
+  assert (folder / "report/index.html").stat().st_size < 1.5e6
+
+
+def test_without_a_step_s_file_there_is_no_figure_of_it():
+  for drawn in (architecture.shape_scatter, sweeps.panels, sweeps.fixed_data, sweeps.transfer):
+    assert drawn({}) is None
+  assert reuse.by_scheme({}) is None and reuse.decay({}) is None
+
+
+def test_a_damaged_step_file_is_named(tmp_path):
+  (tmp_path / "data_reuse.json").write_text("{")
+  with pytest.raises(UserError, match="data_reuse.json is not JSON"):
+    steps.read_steps(tmp_path)
+  (tmp_path / "data_reuse.json").write_text("[]")
+  with pytest.raises(UserError, match="no JSON object"):
+    steps.read_steps(tmp_path)
+
+
+def test_stage_tables_have_the_paper_s_columns_and_full_precision_in_csv(folder):
+  layout, shape, dense = architecture.stage_tables(fake_steps.architecture())
+  heads = [column.header for column in layout.columns]
+  for head in ("N", "N_a", "M train", "H", "D_h", "L", "E", "K", "D_e", "D_se", "loss"):
+    assert head in heads
+  assert {"mu", "zeta", "loss"} <= {column.header for column in shape.columns}
+  assert "E" not in {column.header for column in dense.columns}
+  rows = list(csv.DictReader(io.StringIO(layout.csv())))
+  full = next(row for row in rows if row["label"] == "full")
+  assert float(full["simultaneous_low"]) == 0.01 and float(full["loss"]) == 1.93
+  assert rows[-1]["loss"] == "" and rows[-1]["verdict"] == "not done"
+
+
+def test_the_shape_scatter_puts_table_8_at_d_model_over_layers(folder):
+  own, other, _ = draw(architecture.shape_scatter(fake_steps.architecture())).axes
+  (points,) = other.collections
+  first = published.table("table08")[0]  # d 640, 34 layers, mu 51.30, loss 1.694; best 1.674
+  assert list(points.get_offsets()[0]) == pytest.approx([640 / 34, 51.30])
+  assert points.get_array()[0] == pytest.approx(100 * (1.694 / 1.674 - 1))
+  assert first["zeta_printed"] == pytest.approx(640 / 33 + 1, abs=0.01)
+  assert len(own.collections[0].get_offsets()) == 4
+
+
+def test_published_rows_at_fixed_data_are_set_against_dense_at_the_same_tokens():
+  two, seven = sweeps.published_fixed_data()
+  # Table 9 at 114B: 0.5235 at 8.74 %; dense 2B at 114B: 0.4808. Table 11: 0.4664; dense 7B 0.4594
+  assert two[1][0] == pytest.approx(0.0874) and two[2][0] == pytest.approx(0.5235 / 0.4808)
+  assert seven[2][-1] == pytest.approx(0.4664 / 0.4594)
+  assert len(two[1]) == 5 and len(seven[1]) == 6
+
+
+def test_fixed_data_shows_only_sweeps_that_held_tokens(folder):
+  step = fake_steps.activation_rate()
+  (axis,) = draw(sweeps.fixed_data(step)).axes
+  (own,) = [line for line in axis.lines if str(line.get_label()).startswith("this study")]
+  assert list(own.get_ydata()) == pytest.approx([rate**-0.03 for rate in fake_steps.RATES])
+  assert "slope -0.030" in own.get_label()
+  compute_only = step | {"sweeps": step["sweeps"][:2]}
+  assert sweeps.fixed_data(compute_only) is None
+  assert sweeps.panels(step | {"sweeps": step["sweeps"][:1]}) is None
+
+
+def test_reuse_is_in_percent_of_the_dense_arm_of_its_own_scheme(folder):
+  own, other = draw(reuse.by_scheme(fake_steps.data_reuse())).axes
+  strict = own.lines[0]
+  expected = [100 * ((1.9 + 0.05 * math.log(r / 0.25) ** 2) / 1.95 - 1) for r in fake_steps.RATES]
+  assert list(strict.get_ydata()) == pytest.approx(expected)
+  assert len(other.lines) == 3 and own.get_ylim() == other.get_ylim()
+
+
+@pytest.mark.parametrize(
+  "values, low, high", [((1, 8), 4, 8), ((1.9, 1.95), 3, 7), ((2e3, 3e7), 3, 6), ((3, 40), 3, 6)]
+)
+def test_a_logarithmic_axis_has_a_few_labels_inside_its_range(values, low, high):
+  with style.settings():
+    _, axis = style.new_figure(5, 3)
+    style.log_ticks(axis.xaxis, values)
+    ticks = axis.get_xticks()
+  assert low <= len(ticks) <= high
+  assert values[0] / 1.2 <= ticks[0] and ticks[-1] <= values[1] * 2.3
