@@ -1,11 +1,12 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_parity.data.ledger import Ledger, merge, order_digest
+from moe_parity.data.ledger import BudgetOverrun, Ledger, order_digest
 from moe_parity.data.loader import Loader
 from moe_parity.errors import UserError
 from tests.small_store import small_store
@@ -58,14 +59,71 @@ def test_another_order_has_another_digest(windows, data):
   assert same == (windows == other)
 
 
-@pytest.mark.parametrize("hosts", [2, 3])
-def test_ledgers_of_all_hosts_merge_to_that_of_one(train, hosts):
-  one = consume(Loader(train, 6, S, seed=1), 9)
-  parts = [
-    consume(Loader(train, 6, S, seed=1, host_index=h, num_hosts=hosts), 9) for h in range(hosts)
-  ]
-  assert merge(parts[::-1]).summary() == one.summary()
-  assert merge(parts).counts.tolist() == one.counts.tolist()
+@given(
+  hosts=st.sampled_from([2, 3]),
+  hosts_after=st.sampled_from([1, 2, 6]),
+  stops=st.lists(st.integers(0, 9), max_size=3),
+)
+@settings(max_examples=15, deadline=None)
+def test_every_host_collects_the_ledger_of_one_also_when_their_number_changes(
+  train, hosts, hosts_after, stops
+):
+  """Hosts run one after another here, so what each is to gather is gathered beforehand."""
+  one = consume(Loader(train, 6, S, seed=1, prefetch=0), 9)
+  state = Ledger.for_loader(Loader(train, 6, S, seed=1)).state()
+  edges = [0, *sorted(stops), 9]
+  for part, (first, last) in enumerate(itertools.pairwise(edges)):
+    count = hosts if part % 2 == 0 else hosts_after
+    parts = [
+      Loader(train, 6, S, seed=1, start_row=6 * first, host_index=h, num_hosts=count, prefetch=0)
+      for h in range(count)
+    ]
+    of_all = np.array(
+      [[b["window"] for b in itertools.islice(iter(loader), last - first)] for loader in parts]
+    )
+    ledgers = []
+    for host, loader in enumerate(parts):
+      ledgers.append(Ledger.for_loader(loader))
+      ledgers[-1].restore(state)
+      consume(loader, last - first, ledgers[-1])
+
+      def gather(mine, host=host, of_all=of_all):
+        assert np.array_equal(mine, of_all[host])
+        return of_all
+
+      ledgers[-1].collect(gather)
+    assert len({json.dumps(ledger.summary()) for ledger in ledgers}) == 1
+    state = ledgers[0].state()
+  assert ledgers[0].summary() == one.summary()
+  assert ledgers[0].counts.tolist() == one.counts.tolist()
+
+
+def test_a_ledger_that_was_not_collected_is_not_saved(train):
+  ledger = consume(Loader(train, 6, S, host_index=1, num_hosts=2), 3)
+  with pytest.raises(AssertionError, match="rows of other hosts are missing"):
+    ledger.state()
+
+
+def test_a_step_over_the_tokens_of_the_plan_is_refused_and_not_recorded(train):
+  ledger = Ledger.for_loader(Loader(train, 4, S, num_tokens=10 * S))
+  ledger.update(np.arange(4)), ledger.update(np.arange(4))
+  before = ledger.summary()
+  with pytest.raises(BudgetOverrun, match=f"make {12 * S} tokens seen, the plan allows {10 * S}"):
+    ledger.update(np.arange(4))
+  assert ledger.summary() == before
+
+
+def test_windows_beyond_the_unique_budget_are_refused_whatever_loader_brought_them(train):
+  ledger = Ledger.for_loader(Loader(train, 4, S, num_unique_tokens=5 * S))
+  ledger.update(np.array([7, 8, 9, 7]))
+  resumed = Ledger.for_loader(Loader(train, 4, S, num_unique_tokens=5 * S))
+  resumed.restore(ledger.state())
+  for here in (ledger, resumed):
+    before = here.summary()
+    with pytest.raises(BudgetOverrun, match=f"{6 * S} unique tokens seen, the plan allows {5 * S}"):
+      here.update(np.array([1, 2, 3, 3]))
+    assert here.summary() == before
+    here.update(np.array([1, 2, 2, 9]))
 
 
 def test_a_ledger_goes_through_a_file_and_continues(train, tmp_path):
@@ -92,14 +150,8 @@ def test_saved_arrays_do_not_see_later_updates(train):
 
 
 def test_ledgers_that_do_not_belong_together_are_refused(train, tmp_path):
-  part = consume(Loader(train, 6, S, host_index=0, num_hosts=2), 3)
-  late = consume(Loader(train, 6, S, host_index=1, num_hosts=2), 4)
-  with pytest.raises(UserError, match="of hosts \\[0\\] given, 2 hosts"):
-    merge([part])
-  with pytest.raises(UserError, match="rows 18 and 24"):
-    merge([part, late])
   with pytest.raises(UserError, match="covers 3 windows"):
-    part.restore(Ledger(3, S).state())
+    Ledger.for_loader(Loader(train, 6, S)).restore(Ledger(3, S).state())
   (tmp_path / "ledger.npz").write_bytes(b"PK\x03\x04 not a ledger")
   with pytest.raises(UserError, match="not a readable ledger"):
     Ledger.load(tmp_path / "ledger.npz")

@@ -119,3 +119,21 @@ def test_prefetch_puts_ahead_and_loses_nothing():
   moved = prefetch(range(7), lambda x: (started.append(x), x * 10)[1], depth=2)
   assert next(moved) == 0 and started == [0, 1, 2]
   assert list(moved) == [10, 20, 30, 40, 50, 60]
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_what_ends_the_data_is_raised_only_after_the_batches_before_it(train, depth):
+  loader = Loader(train, 4, S, num_tokens=5 * 4 * S, prefetch=0)
+  moved = prefetch(loader, lambda batch: batch, depth)
+  assert len([next(moved) for _ in range(5)]) == 5
+  with pytest.raises(BudgetOverrun):
+    next(moved)
+
+
+def test_a_batch_moves_to_the_cpu_device_without_a_copy(train):
+  import jax
+
+  batch = Loader(train, 5, S).batch(0)
+  for name in ("inputs", "targets"):
+    moved = jax.device_put(batch[name], jax.devices("cpu")[0])
+    assert moved.unsafe_buffer_pointer() == batch[name].ctypes.data

@@ -4,100 +4,107 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_parity.data.corpus import Source
+from moe_parity.data.ledger import Ledger
 from moe_parity.data.loader import Loader
-from moe_parity.data.mixture import CYCLE, groups_of, order_from, plan_mixture, shares_of
+from moe_parity.data.mixture import Mixture, available_tokens, order_from, window_labels
 from moe_parity.data.prepare import prepare
 from moe_parity.errors import UserError
+from moe_parity.resources.mixture import Shares, plan_mixture, read_shares
 from tests.small_store import records, write_jsonl
 
-GROUPS = [(0, 40), (40, 700), (740, 130)]
+S = 24
 
 
-def owner(windows):
-  return np.searchsorted([40, 740], windows, side="right")
+def mixture(seed=5, counts=(1, 7, 2), unique=(35, 245, 70), runs=9):
+  """Three groups whose windows lie scattered in `runs` runs of neighbours."""
+  labels = np.repeat(np.random.default_rng(runs).integers(0, 3, runs), 100).astype(np.uint8)
+  labels[:3] = (0, 1, 2)
+  sizes = np.bincount(labels, minlength=3).tolist()
+  unique = [min(n, size) for n, size in zip(unique, sizes, strict=True)]
+  return Mixture(labels, Shares(("a", "b", "c"), tuple(counts)), unique, seed)
 
 
-@given(weights=st.tuples(*[st.floats(0.01, 9)] * 3), seed=st.integers(0, 2**40))
-@settings(max_examples=20, deadline=None)
-def test_every_cycle_holds_each_source_by_its_share(weights, seed):
-  order = plan_mixture(GROUPS, weights, seed, num_windows=870)
-  cycles = owner(order.windows(0, 4 * CYCLE)).reshape(4, CYCLE)
-  for cycle in cycles:
-    assert np.bincount(cycle, minlength=3).tolist() == shares_of(weights)
-  assert not np.array_equal(cycles[0], cycles[1])
-  for share, weight in zip(shares_of(weights), weights, strict=True):
-    assert abs(share - weight / sum(weights) * CYCLE) < 1
+@given(runs=st.integers(3, 12), seed=st.integers(0, 2**40))
+@settings(max_examples=25, deadline=None)
+def test_each_group_is_read_by_its_share_in_epochs_of_its_own(runs, seed):
+  order = mixture(seed, runs=runs)
+  windows = order.windows(0, 1000)
+  assert order.labels[windows].tolist() == [order.shares.pattern[i % 10] for i in range(1000)]
+  for number, unique in enumerate(order.unique_by_group):
+    mine = windows[order.labels[windows] == number]
+    whole = mine[: mine.size // unique * unique].reshape(-1, unique)
+    assert all(sorted(epoch) == sorted(whole[0].tolist()) for epoch in whole.tolist())
+    assert len(set(mine.tolist())) == min(unique, mine.size)
 
 
-def test_each_source_has_its_own_epochs_over_its_own_budget():
-  order = plan_mixture(GROUPS, (0.1, 0.7, 0.2), 5, num_windows=870, num_unique=350)
-  windows = order.windows(0, 3000)
-  for number, (share, unique) in enumerate(((100, 35), (700, 245), (200, 70))):
-    mine = windows[owner(windows) == number]
-    assert mine.size == 3 * share
-    epochs = mine[: mine.size // unique * unique].reshape(-1, unique)
-    assert all(sorted(epoch) == sorted(epochs[0].tolist()) for epoch in epochs.tolist())
-    assert len(set(mine.tolist())) == unique
-  assert order.num_unique == 350
+@given(start=st.integers(0, 900), size=st.integers(1, 400))
+@settings(max_examples=25, deadline=None)
+def test_a_mixture_is_read_the_same_from_anywhere(start, size):
+  order = mixture()
+  again = order_from(order.to_dict(), order.labels)
+  whole = order.windows(0, start + size)
+  assert np.array_equal(again.windows(start, start + size), whole[start:])
 
 
-def test_a_mixture_is_read_the_same_from_anywhere():
-  order = plan_mixture(GROUPS, (1, 2, 3), 8, num_windows=870)
-  again = order_from(order.to_dict())
-  whole = order.windows(0, 2500)
-  assert np.array_equal(again.windows(0, 2500), whole)
-  assert np.array_equal(order.windows(777, 1444), whole[777:1444])
+def test_a_smaller_budget_of_a_group_is_a_prefix_of_a_larger_one():
+  small, large = (mixture(counts=(1, 1, 1), unique=(n, n, n)) for n in (20, 60))
+  assert np.array_equal(small.windows(0, 60), large.windows(0, 60))
+  assert set(small.windows(0, 600)) < set(large.windows(0, 600))
 
 
-def test_a_source_of_weight_zero_is_never_read():
-  order = plan_mixture(GROUPS, (0, 1, 1), 8, num_windows=870)
-  assert set(owner(order.windows(0, 2000)).tolist()) == {1, 2}
+def test_a_group_of_share_zero_is_never_read_and_may_be_empty():
+  labels = np.repeat(np.array([0, 2], np.uint8), 50)
+  order = Mixture(labels, Shares(("a", "b", "c"), (3, 0, 1)), (30, 0, 10), 1)
+  assert set(labels[order.windows(0, 400)]) == {0, 2}
 
 
-@pytest.mark.parametrize(
-  "weights, arguments, words",
-  [
-    ((1, 1), {}, "for 3 sources"),
-    ((0, 0, 0), {}, "not all of them 0"),
-    ((1, -1, 1), {}, "at least 0"),
-    ((8, 1, 1), {"num_unique": 100}, "source 0 has 40 windows, its share 0.800 .* is 80"),
-    ((1, 1, 1), {"num_rows": 1000, "max_epochs": 4}, "source 0 would be read 8.35 times"),
-  ],
-)
-def test_a_mixture_that_cannot_keep_its_promise_is_refused(weights, arguments, words):
-  with pytest.raises(UserError, match=words):
-    plan_mixture(GROUPS, weights, 0, num_windows=870, **arguments)
+def test_a_plan_that_the_store_cannot_feed_is_refused():
+  labels = np.repeat(np.array([0, 1], np.uint8), 50)
+  with pytest.raises(UserError, match="51 unique windows of 'b' do not fit the 50 there are"):
+    Mixture(labels, Shares(("a", "b"), (1, 1)), (30, 51), 1)
 
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
+  """Documents of two sources; the first holds two domains that alternate."""
   folder = tmp_path_factory.mktemp("mixture")
-  sources = [
-    Source(write_jsonl(folder / f"{n}.jsonl", records(30 + 9 * n, seed=n))) for n in range(3)
-  ]
-  return prepare(sources, store=str(folder / "s"), held_out="hash:0.2").train
+  first = write_jsonl(folder / "x.jsonl", records(60, seed=1, domains=("prose", "code")))
+  second = write_jsonl(folder / "y.jsonl", records(30, seed=2, domains=("math",)))
+  return prepare(
+    [Source(first), Source(second)], store=str(folder / "s"), held_out="hash:0.2"
+  ).train
 
 
 @pytest.mark.parametrize("seq_len", [7, 24, 61])
-def test_windows_belong_to_the_source_of_their_first_target(train, seq_len):
-  starts, origin = train.document_starts, train.documents.origin
-  groups = groups_of(train, seq_len)
-  found = [number for number, (_, count) in enumerate(groups) for _ in range(count)]
-  expected = []
-  for window in range(train.num_windows(seq_len)):
-    place = window * seq_len + 1
-    document = max(i for i in range(train.num_documents) if starts[i] <= place)
-    expected.append(int(origin[document]))
-  assert found == expected
-  assert [first for first, _ in groups] == [expected.index(n) for n in range(3)]
+def test_windows_belong_to_the_domain_of_their_first_target(train, seq_len):
+  names = ("math", "code", "prose")
+  found = window_labels(train, seq_len, names)
+  owner = np.repeat(train.documents.domain, train.documents.num_tokens)
+  for window, label in enumerate(found):
+    assert names[label] == train.documents.domains[owner[window * seq_len + 1]]
+  assert len(found) == train.num_windows(seq_len)
+  tokens = available_tokens(train, seq_len, names)
+  assert [tokens[name] // seq_len for name in names] == np.bincount(found).tolist()
 
 
-def test_a_loader_mixes_the_sources_of_a_store(train):
-  groups = groups_of(train, 24)
-  loader = Loader(train, 10, 24, seed=3, weights=(2, 1, 1), prefetch=0)
-  batches = iter(loader)
-  windows = np.concatenate([next(batches)["window"] for _ in range(100)])
-  shares = [np.sum((windows >= first) & (windows < first + count)) for first, count in groups]
-  assert shares == [500, 250, 250]
-  with pytest.raises(UserError, match="would be read"):
-    Loader(train, 10, 24, weights=(2, 1, 1), max_epochs=1, num_tokens=24 * 3000)
+@pytest.mark.parametrize("names", [("math", "code"), ("math", "code", "prose", "poems")])
+def test_weights_must_name_every_domain_and_no_other(train, names):
+  with pytest.raises(UserError, match="the store has the domains .*: name each"):
+    window_labels(train, S, names)
+
+
+@pytest.mark.parametrize("weights", ["prose=2,code=1,math=1", "math=5,prose=3,code=0"])
+def test_what_a_run_reads_of_each_domain_is_what_was_planned(train, weights):
+  shares = read_shares(weights)
+  available = available_tokens(train, S, shares.names)
+  rows, unique = 5 * 60, 240
+  planned = plan_mixture("arm", "strict", shares, rows * S, unique * S, S, available, 20)
+  loader = Loader(train, 5, S, seed=3, mixture=planned, num_tokens=rows * S, prefetch=0)
+  ledger = Ledger.for_loader(loader)
+  for row in range(0, rows, 5):
+    ledger.update(loader.batch(row)["window"])
+  found = ledger.by_domain()
+  for name, entry in planned.items():
+    assert found[name] == {k: pytest.approx(entry[k]) for k in found[name]}
+  assert ledger.num_unique_tokens == loader.num_unique_tokens
+  assert any(e["num_unique_tokens"] == available[name] for name, e in planned.items()), available

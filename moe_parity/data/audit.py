@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from moe_parity.data.ledger import Ledger, order_digest
-from moe_parity.data.mixture import order_from
+from moe_parity.data.mixture import Mixture, order_from
+from moe_parity.data.order import Order
 from moe_parity.data.token_store import Split, open_store
 from moe_parity.errors import UserError
 
@@ -25,8 +26,10 @@ def audit_run(run: str | Path, store: str | Path | None = None, verify: bool = F
   Returns:
     {"run", "passed", "checks": [{"name", "expected", "found", "passed"}], "num_tokens",
     "num_unique_tokens", "epochs", "by_domain" and "by_origin": {name: {"num_tokens" seen,
-    "num_unique_tokens", "epochs"}}, "ledger": its summary}. Tokens per domain are those scored as
-    targets, separators included; they add up to the totals.
+    "num_unique_tokens", "epochs"}}, "ledger": its summary}. Tokens per domain are those read as
+    targets, separators included, each counted for the domain it is of; they add up to the totals.
+    A mixture deals out whole windows, each counted for the domain of its first target: "ledger"
+    has those counts, and they are what its plan is checked by.
   Raises:
     UserError: no ledger, no store, or a store with another token stream.
   """
@@ -73,7 +76,7 @@ def compare_runs(a: str | Path, b: str | Path) -> dict:
     return result | {"verdict": "the runs read different token streams or windows"}
   seen = [ledger.counts > 0 for ledger in (first, second)]
   rows = min(first.row, second.row)
-  planned = [order_from(ledger.data["order"]).windows(0, rows) for ledger in (first, second)]
+  planned = [_order(ledger).windows(0, rows) for ledger in (first, second)]
   differing = np.flatnonzero(planned[0] != planned[1])
   faithful = [_is_planned_order(ledger) for ledger in (first, second)]
   result |= {
@@ -111,13 +114,16 @@ def _store_of(ledger: Ledger, run: Path) -> str:
   return ledger.data["store"]
 
 
+def _order(ledger: Ledger) -> Order | Mixture:
+  return order_from(ledger.data["order"], ledger.labels)
+
+
 def _is_planned_order(ledger: Ledger) -> bool:
-  windows = order_from(ledger.data["order"]).windows(0, ledger.row)
-  return order_digest(windows) == ledger.digest
+  return order_digest(_order(ledger).windows(0, ledger.row)) == ledger.digest
 
 
 def _order_checks(ledger: Ledger) -> list[dict]:
-  order = order_from(ledger.data["order"])
+  order = _order(ledger)
   windows = order.windows(0, ledger.row)
   expected = np.bincount(windows, minlength=ledger.counts.size)
   wrong = int(np.sum(expected != ledger.counts))
@@ -147,6 +153,11 @@ def _plan_checks(ledger: Ledger, run: Path) -> list[dict]:
     checks.append(
       _check("unique tokens seen", f"at most {unique}", ledger.num_unique_tokens, allowed)
     )
+  found = ledger.by_domain()
+  for domain, planned in plan.get("mixture", {}).items():
+    for field in ("num_tokens", "num_unique_tokens"):
+      here = found[domain][field] if domain in found else None
+      checks.append(_check(f"{domain}: {field} of its windows", planned[field], here))
   return checks
 
 

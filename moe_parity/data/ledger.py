@@ -3,12 +3,16 @@
 The loader says what should be read; the ledger records what the train step was given. Its counts
 are one number a window, its order a sum over rows of sha256(row, window) modulo 2^256: independent
 of batch size, number of hosts and interruptions, different as soon as one row holds another window.
+
+On many hosts each notes the rows of its own part of a batch; `collect` brings the notes together,
+so that every host has the ledger of the whole run before it is saved.
 """
 
 import hashlib
 import json
 import struct
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +31,20 @@ def order_digest(windows: np.ndarray, first_row: int = 0) -> int:
   return total % _MODULUS
 
 
+class BudgetOverrun(UserError):
+  """A run was about to see data beyond what it was planned to see."""
+
+
 class Ledger:
-  """Counts of a run, or of one host's part of it.
+  """Counts of a run.
 
   Args:
     num_windows: windows in the stream, `loader.order.num_windows`.
     seq_len: tokens in a window.
     data: what the counts refer to (token file's sha256, order); kept with them.
+    labels: the group of each window, in a mixture; data["order"]["groups"] names them.
+    unique_budget: windows of each group (of all, without labels) the run may see; None: no bound.
+    max_tokens: tokens the run may see; None is no bound.
     host_index, num_hosts: which part of each global batch `update` is given.
   """
 
@@ -42,33 +53,97 @@ class Ledger:
     num_windows: int,
     seq_len: int,
     data: dict | None = None,
+    *,
+    labels: np.ndarray | None = None,
+    unique_budget: Sequence[int] | None = None,
+    max_tokens: int | None = None,
     host_index: int = 0,
     num_hosts: int = 1,
   ):
     self.counts = np.zeros(num_windows, np.uint32)
-    self.seq_len, self.data = seq_len, dict(data or {})
+    self.seq_len, self.data, self.labels = seq_len, dict(data or {}), labels
     self.host_index, self.num_hosts = host_index, num_hosts
-    self.row = 0  # rows of the run recorded by all hosts together
+    self.row = 0  # rows of the run given to `update` by all hosts together
     self.digest = 0
+    self._budget = None if unique_budget is None else np.asarray(unique_budget)
+    self._max_tokens = max_tokens
+    self._unique = np.zeros(1 if labels is None else len(self.data["order"]["groups"]), np.int64)
+    self._notes: list[np.ndarray] = []  # of this host, not yet collected
 
   @classmethod
   def for_loader(cls, loader) -> "Ledger":
-    """An empty ledger that remembers the loader's stream and order."""
+    """An empty ledger that remembers the loader's stream and order, and holds it to its budget."""
+    order = loader.order
     data = {
       "split": loader.split.name,
       "sha256": loader.split.fingerprint,
       "store": loader.split.location,
-      "order": loader.order.to_dict(),
+      "order": order.to_dict(),
     }
-    return cls(loader.order.num_windows, loader.seq_len, data, loader.host_index, loader.num_hosts)
+    labels = getattr(order, "labels", None)
+    return cls(
+      order.num_windows,
+      loader.seq_len,
+      data,
+      labels=labels,
+      unique_budget=[order.num_unique] if labels is None else order.unique_by_group,
+      max_tokens=loader.num_tokens,
+      host_index=loader.host_index,
+      num_hosts=loader.num_hosts,
+    )
 
   def update(self, window: np.ndarray) -> None:
-    """Records one batch: this host's windows of the next global batch, in their order."""
+    """Records one batch: this host's windows of the next global batch, in their order.
+
+    Call it before the step that trains on them.
+
+    Raises:
+      BudgetOverrun: with them the run has seen more tokens than it may, or more unique ones; the
+        ledger is as before. Unique tokens of many hosts are checked when they are collected.
+    """
     window = np.asarray(window)
-    np.add.at(self.counts, window, 1)
-    self.digest += order_digest(window, self.row + self.host_index * window.size)
-    self.digest %= _MODULUS
+    after = (self.row + window.size * self.num_hosts) * self.seq_len
+    if self._max_tokens is not None and after > self._max_tokens:
+      raise BudgetOverrun(
+        f"the next step would make {after:,} tokens seen, the plan allows {self._max_tokens:,};"
+        " its batch or its steps are not as planned"
+      )
+    if self.num_hosts == 1:
+      self._record(window, self.row)
+    else:
+      self._notes.append(window)
     self.row += window.size * self.num_hosts
+
+  def collect(self, gather: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Brings what all hosts noted since the last time into the ledger of each of them.
+
+    Call it on every host after the same step, before `state`, `summary` or `save`.
+
+    Args:
+      gather: an array of this host -> those of all hosts, in their order on a new first axis, such
+        as `jax.experimental.multihost_utils.process_allgather`. It is given int32 [steps, b].
+    """
+    if self._notes:
+      notes = np.asarray(gather(np.stack(self._notes).astype(np.int32)))  # [hosts, steps, b]
+      window = notes.transpose(1, 0, 2).reshape(-1)
+      self._record(window, self.row - window.size)
+      self._notes = []
+
+  def _record(self, window: np.ndarray, first_row: int) -> None:
+    new = np.unique(window[self.counts[window] == 0])
+    groups = np.zeros(new.size, np.int64) if self.labels is None else self.labels[new]
+    unique = self._unique + np.bincount(groups, minlength=self._unique.size)
+    if self._budget is not None and (unique > self._budget).any():
+      group = int(np.argmax(unique - self._budget))
+      name = "" if self.labels is None else f" of {self.data['order']['groups'][group]!r}"
+      raise BudgetOverrun(
+        f"the next step would make {unique[group] * self.seq_len:,} unique tokens{name} seen, the"
+        f" plan allows {self._budget[group] * self.seq_len:,}; the order of the data is not as"
+        " planned"
+      )
+    self._unique = unique
+    np.add.at(self.counts, window, 1)
+    self.digest = (self.digest + order_digest(window, first_row)) % _MODULUS
 
   @property
   def num_tokens(self) -> int:
@@ -79,6 +154,22 @@ class Ledger:
   def num_unique_tokens(self) -> int:
     """Tokens of the windows seen at least once."""
     return int(np.count_nonzero(self.counts)) * self.seq_len
+
+  def by_domain(self) -> dict[str, dict]:
+    """Seen and unique tokens of the windows of each domain of a mixture; {} without one."""
+    if self.labels is None:
+      return {}
+    names = self.data["order"]["groups"]
+    seen = np.bincount(self.labels, weights=self.counts, minlength=len(names))
+    unique = np.bincount(self.labels[self.counts > 0], minlength=len(names))
+    return {
+      name: {
+        "num_tokens": int(seen[i]) * self.seq_len,
+        "num_unique_tokens": int(unique[i]) * self.seq_len,
+        "epochs": float(seen[i] / unique[i]) if unique[i] else 0.0,
+      }
+      for i, name in enumerate(names)
+    }
 
   def summary(self) -> dict:
     """Counts for people and for the certificate."""
@@ -92,6 +183,7 @@ class Ledger:
       "max_epochs": int(seen.max()) if seen.size else 0,
       "num_rows": self.row,
       "order_sha256": f"{self.digest:064x}",
+      "by_domain": self.by_domain(),
       **self.data,
     }
 
@@ -100,11 +192,16 @@ class Ledger:
 
     They are copies: a checkpoint written in the background does not see later updates.
     """
+    assert not self._notes, "collect before saving: the rows of other hosts are missing"
     digest = np.frombuffer(self.digest.to_bytes(32, "little"), np.uint8)
     return {"counts": self.counts.copy(), "row": np.array(self.row, np.int64), "digest": digest}
 
   def restore(self, state: dict[str, np.ndarray]) -> None:
-    """Takes over a saved `state`. Raises UserError if it is of another stream."""
+    """Takes over a saved `state`, on any number of hosts.
+
+    Raises:
+      UserError: it is of another stream.
+    """
     counts = np.asarray(state["counts"])
     if counts.shape != self.counts.shape:
       raise UserError(
@@ -114,57 +211,32 @@ class Ledger:
     self.counts = counts.astype(np.uint32)
     self.row = int(state["row"])
     self.digest = int.from_bytes(np.asarray(state["digest"], np.uint8).tobytes(), "little")
+    seen = np.flatnonzero(self.counts)
+    groups = np.zeros(seen.size, np.int64) if self.labels is None else self.labels[seen]
+    self._unique = np.bincount(groups, minlength=self._unique.size)
 
   def save(self, path: str | Path) -> None:
     """Writes the ledger as .npz, replacing an older one atomically."""
     path = Path(path)
-    meta = {"seq_len": self.seq_len, "data": self.data, "hosts": [self.host_index, self.num_hosts]}
+    meta = {"seq_len": self.seq_len, "data": self.data}
+    arrays = self.state() | ({} if self.labels is None else {"labels": self.labels})
     part = path.with_name(path.name + ".part")
     with open(part, "wb") as file:
       text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-      np.savez_compressed(file, meta=text, **self.state())
+      np.savez_compressed(file, meta=text, **arrays)
     part.replace(path)
 
   @classmethod
   def load(cls, path: str | Path) -> "Ledger":
+    """A saved ledger, to read: it is held to no budget."""
     try:
       with np.load(path) as data:
         meta = json.loads(data["meta"].tobytes())
-        ledger = cls(data["counts"].size, meta["seq_len"], meta["data"], *meta["hosts"])
+        labels = data["labels"] if "labels" in data else None
+        ledger = cls(data["counts"].size, meta["seq_len"], meta["data"], labels=labels)
         ledger.restore({name: data[name] for name in ("counts", "row", "digest")})
     except FileNotFoundError:
       raise UserError(f"{path} does not exist; a run writes its ledger when it ends") from None
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
       raise UserError(f"{path} is not a readable ledger ({error}); run the arm again") from None
     return ledger
-
-
-def merge(ledgers: list[Ledger]) -> Ledger:
-  """The ledger of a run from those of all its hosts.
-
-  Raises:
-    UserError: a host is missing or twice there, or they are not of one run at one step.
-  """
-  first = ledgers[0]
-  hosts = sorted(ledger.host_index for ledger in ledgers)
-  if hosts != list(range(first.num_hosts)):
-    raise UserError(
-      f"ledgers of hosts {hosts} given, {first.num_hosts} hosts took part; give each once"
-    )
-  for other in ledgers[1:]:
-    if (other.row, other.seq_len, _stream(other)) != (first.row, first.seq_len, _stream(first)):
-      raise UserError(
-        f"ledgers of hosts {first.host_index} and {other.host_index} are not of one run at one "
-        f"step (rows {first.row} and {other.row}); collect them at the same step"
-      )
-  merged = Ledger(first.counts.size, first.seq_len, first.data)
-  for ledger in ledgers:
-    merged.counts += ledger.counts
-    merged.digest = (merged.digest + ledger.digest) % _MODULUS
-  merged.row = first.row
-  return merged
-
-
-def _stream(ledger: Ledger) -> dict:
-  """What the counts refer to, wherever each host keeps its copy."""
-  return {name: value for name, value in ledger.data.items() if name != "store"}

@@ -5,23 +5,20 @@ follows from it, so a run resumes exactly, on any number of hosts.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from moe_parity.data.mixture import groups_of, plan_mixture
+from moe_parity.data.ledger import BudgetOverrun
+from moe_parity.data.mixture import mixture_of
 from moe_parity.data.order import Order, unique_windows
 from moe_parity.data.token_store import Split
 from moe_parity.errors import UserError
 
 _ORDER_BLOCK = 4096  # positions whose windows are computed at once
 _ENDLESS = 1 << 40  # steps of a run whose number of tokens is not limited
-
-
-class BudgetOverrun(UserError):
-  """A run asked for tokens beyond those it was planned to see."""
 
 
 class Loader:
@@ -35,12 +32,13 @@ class Loader:
     split: the stream, usually `store.train`.
     batch_sequences: rows in a global batch.
     num_unique_tokens: budget of unique data, rounded down to whole windows; 0 is all of the stream.
+      With a mixture it is what the mixture says.
     seed: names the order and the subset; the same for all arms that are compared.
     start_row: rows already handed out by all hosts, the saved state.
     num_tokens: tokens the run may see; a batch that would pass it is not handed out. None is no
       limit.
-    weights: shares of the store's sources in every stretch of 1000 rows; () is as they come.
-    max_epochs: times a weighted source may be read within num_tokens; 0 is no bound.
+    mixture: share and unique tokens of each domain, as `ArmPlan.mixture` has them; {} takes
+      documents as they come.
     prefetch: batches read ahead by one background thread; 0 reads when asked.
   Raises:
     UserError: sizes that do not fit together, or a stream with less data than the budget.
@@ -56,8 +54,7 @@ class Loader:
     *,
     start_row: int = 0,
     num_tokens: int | None = None,
-    weights: Sequence[float | int] = (),
-    max_epochs: float | int = 0.0,
+    mixture: Mapping[str, Mapping] | None = None,
     host_index: int = 0,
     num_hosts: int = 1,
     prefetch: int = 2,
@@ -73,15 +70,11 @@ class Loader:
     if start_row < 0:
       raise UserError(f"start_row={start_row} must not be negative")
     num_windows = split.num_windows(seq_len)
-    num_unique = unique_windows(num_unique_tokens, num_windows, seq_len)
     self.split, self.batch_sequences, self.seq_len = split, batch_sequences, seq_len
-    if weights:
-      self.order = plan_mixture(
-        groups_of(split, seq_len), weights, seed, num_windows=num_windows,
-        num_unique=num_unique if num_unique_tokens else 0,
-        num_rows=(num_tokens or 0) // seq_len, max_epochs=max_epochs,
-      )  # fmt: skip
+    if mixture:
+      self.order = mixture_of(split, seq_len, mixture, seed)
     else:
+      num_unique = unique_windows(num_unique_tokens, num_windows, seq_len)
       self.order = Order(num_windows, num_unique, seed)
     self.start_row, self.num_tokens, self.prefetch = start_row, num_tokens, prefetch
     self.host_index, self.num_hosts = host_index, num_hosts
@@ -105,12 +98,12 @@ class Loader:
     share = self.batch_sequences // self.num_hosts
     first = row + self.host_index * share
     windows = self.windows(first, first + share)
-    rows = self.split.rows(windows, self.seq_len)
-    return {
-      "inputs": np.ascontiguousarray(rows[:, :-1]),
-      "targets": np.ascontiguousarray(rows[:, 1:]),
-      "window": windows.astype(np.int32),
-    }
+    inputs, targets = _aligned(share, self.seq_len), _aligned(share, self.seq_len)
+    for row, window in enumerate(windows):
+      start = int(window) * self.seq_len
+      inputs[row] = self.split.tokens[start : start + self.seq_len]
+      targets[row] = self.split.tokens[start + 1 : start + self.seq_len + 1]
+    return {"inputs": inputs, "targets": targets, "window": windows.astype(np.int32)}
 
   def check(self, row: int) -> None:
     """Raises BudgetOverrun if the batch that begins at `row` would pass `num_tokens`."""
@@ -125,6 +118,14 @@ class Loader:
 
   def __iter__(self) -> "Batches":
     return Batches(self)
+
+
+def _aligned(rows: int, columns: int) -> np.ndarray:
+  """An int32 array at an address that XLA:CPU takes for its own buffer, without a copy."""
+  size = 4 * rows * columns
+  memory = np.empty(size + 64, np.uint8)
+  start = -memory.ctypes.data % 64
+  return memory[start : start + size].view(np.int32).reshape(rows, columns)
 
 
 class Batches:
@@ -171,15 +172,24 @@ def _read(loader: Loader) -> Iterator[dict[str, np.ndarray]]:
   return iter(grain.MapDataset.source(_Steps(loader)).to_iter_dataset(options))
 
 
-def prefetch(batches: Iterable[Any], put: Callable[[Any], Any], depth: int = 2) -> Iterator[Any]:
-  """Keeps `depth` batches on the way to the device.
+def prefetch(batches: Iterable[Any], put: Callable[[Any], Any], depth: int = 1) -> Iterator[Any]:
+  """Keeps `depth` batches on the way to the device while the one before them is in use.
 
   Args:
     put: starts the transfer of one batch and returns at once, such as `jax.device_put`.
+  Raises:
+    what `batches` raises, once the batches before it are handed out: a budget that ends does not
+    cost the steps it still allows.
   """
   waiting: deque = deque()
-  for batch in batches:
-    waiting.append(put(batch))
-    if len(waiting) > depth:
+  source, ended = iter(batches), None
+  while ended is None or waiting:
+    while ended is None and len(waiting) <= depth:
+      try:
+        waiting.append(put(next(source)))
+      except Exception as error:  # noqa: BLE001 - raised below, in its turn
+        ended = error
+    if waiting:
       yield waiting.popleft()
-  yield from waiting
+  if not isinstance(ended, StopIteration):
+    raise ended

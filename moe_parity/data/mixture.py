@@ -1,159 +1,142 @@
-"""Several sources in fixed shares: an order over windows with a budget and epochs for each."""
+"""Several domains in fixed shares: an order over windows with a budget and epochs for each.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+Which domain a row is of and how many windows of each a run draws from is planned (see
+`resources.mixture`); here the rows get windows.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from moe_parity.data.order import Order, key, permute, splitmix64
-from moe_parity.data.token_store import Split
+from moe_parity.data.order import Order, key
+from moe_parity.data.token_store import Split, TokenStore
 from moe_parity.errors import UserError
+from moe_parity.resources.mixture import Shares, read_shares
 
-CYCLE = 1000  # positions in which a mixture meets its shares exactly
-_ARRANGEMENT, _GROUP = 3, 4  # what a key is for
-
-
-@dataclass(frozen=True)
-class Group:
-  """Windows first ... first + count - 1, of which `num_unique` are read, `share` times a cycle."""
-
-  first: int
-  count: int
-  share: int
-  num_unique: int
+_GROUP = 4  # what a key is for
 
 
 class Mixture:
-  """Groups of windows in exact shares: a pure function of (seed, position), like `Order`.
+  """Windows of several groups in exact shares: a pure function of (seed, position), like `Order`.
 
-  Every cycle of 1000 positions holds each group `share` times, in an arrangement of its own; within
-  a group the order is that of `Order`, so each group has its own epochs and nested budgets.
+  Within a group the order is that of `Order`, so each group has its own epochs, and a smaller
+  budget of a group is a prefix of a larger one.
+
+  Args:
+    labels: the group of each window, in [0, groups).
+    num_unique: windows of each group that a run draws from.
   """
 
-  def __init__(self, num_windows: int, groups: Sequence[Group], seed: int):
-    assert sum(group.share for group in groups) == CYCLE
-    self.num_windows, self.groups, self.seed = num_windows, tuple(groups), seed
-    self.num_unique = sum(group.num_unique for group in groups)
-
-  @cached_property
-  def _orders(self) -> list[Order | None]:
-    return [
-      Order(group.count, group.num_unique, key(self.seed, _GROUP, number)) if group.share else None
-      for number, group in enumerate(self.groups)
-    ]
+  def __init__(self, labels: np.ndarray, shares: Shares, num_unique: Sequence[int], seed: int):
+    self.num_windows, self.labels, self.shares, self.seed = labels.size, labels, shares, seed
+    self.unique_by_group = tuple(int(n) for n in num_unique)
+    self.num_unique = sum(self.unique_by_group)
+    pattern = np.array(shares.pattern)
+    self._pattern, self._rank = pattern, np.zeros(pattern.size, np.int64)
+    self._groups = []
+    for number, (name, count) in enumerate(zip(shares.names, shares.counts, strict=True)):
+      self._rank[pattern == number] = np.arange(count)
+      members, unique = _Members(labels == number), self.unique_by_group[number]
+      if count and not 1 <= unique <= members.count:
+        raise UserError(
+          f"{unique} unique windows of {name!r} do not fit the {members.count} there are; plan"
+          " again with the store the run is to read"
+        )
+      order = Order(members.count, unique, key(seed, _GROUP, number)) if count else None
+      self._groups.append((order, members))
 
   def windows(self, start: int, stop: int) -> np.ndarray:
     """int64 [stop - start]: the windows at these positions, counted from the start of the run."""
-    cycles = np.arange(start // CYCLE, -(-stop // CYCLE), dtype=np.int64)
-    noise = splitmix64(cycles.astype(np.uint64))
-    keys = splitmix64(np.uint64(key(self.seed, _ARRANGEMENT)) ^ noise)
-    places = np.tile(np.arange(CYCLE), (cycles.size, 1))
-    places = permute(places, CYCLE, np.repeat(keys, CYCLE))
-    edges = np.cumsum([group.share for group in self.groups])
-    chosen = np.searchsorted(edges, places, side="right")
+    cycles, places = np.divmod(np.arange(start, stop, dtype=np.int64), self._pattern.size)
+    chosen = self._pattern[places]
     out = np.empty_like(places)
-    for group, order, number in zip(self.groups, self._orders, range(len(edges)), strict=True):
-      if order is not None:
-        here = chosen == number
-        turn = cycles[:, None] * group.share + np.cumsum(here, axis=1) - 1
-        out[here] = group.first + order.at(turn[here])
-    return out.reshape(-1)[start - start // CYCLE * CYCLE :][: stop - start]
+    for number, (order, members) in enumerate(self._groups):
+      here = chosen == number
+      if here.any():
+        turn = cycles[here] * self.shares.counts[number] + self._rank[places[here]]
+        out[here] = members.window(order.at(turn))
+    return out
 
   def to_dict(self) -> dict:
-    """What names this order; two runs with equal dicts over one stream have the same order."""
-    groups = [[g.first, g.count, g.share, g.num_unique] for g in self.groups]
+    """What names this order, labels apart; equal dicts and labels have the same order."""
     return {
       "num_windows": self.num_windows,
       "num_unique": self.num_unique,
       "seed": self.seed,
-      "groups": groups,
+      "groups": list(self.shares.names),
+      "shares": list(self.shares.counts),
+      "unique_by_group": list(self.unique_by_group),
     }
 
 
-def order_from(named: dict) -> Order | Mixture:
+class _Members:
+  """The windows of a group, kept as runs of neighbours."""
+
+  def __init__(self, mask: np.ndarray):
+    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
+    self._first, lengths = edges[0::2], edges[1::2] - edges[0::2]
+    self._before = np.cumsum(lengths) - lengths
+    self.count = int(lengths.sum())
+
+  def window(self, index: np.ndarray) -> np.ndarray:
+    """The windows that are `index` in the group's order in the stream."""
+    run = np.searchsorted(self._before, index, side="right") - 1
+    return self._first[run] + index - self._before[run]
+
+
+def order_from(named: dict, labels: np.ndarray | None = None) -> Order | Mixture:
   """The order that `to_dict` described."""
   if "groups" in named:
-    groups = [Group(*numbers) for numbers in named["groups"]]
-    return Mixture(named["num_windows"], groups, named["seed"])
+    shares = Shares(tuple(named["groups"]), tuple(named["shares"]))
+    return Mixture(labels, shares, named["unique_by_group"], named["seed"])
   return Order(named["num_windows"], named["num_unique"], named["seed"])
 
 
-def groups_of(split: Split, seq_len: int) -> list[tuple[int, int]]:
-  """(first window, windows) of each source of a store, in the manifest's order of sources.
-
-  A window at the border belongs to the source of its first target, so a group may hold up to
-  seq_len - 1 tokens of the next; `audit` counts tokens, not windows.
-  """
-  starts = split.document_starts[:-1]
-  origin = split.documents.origin
-  num_windows = split.num_windows(seq_len)
-  groups = []
-  for number in range(len(split.entry["by_origin"])):
-    tokens = starts[origin == number]
-    if tokens.size == 0:
-      groups.append((0, 0))
-      continue
-    after = starts[origin > number]
-    end = int(after[0]) if after.size else split.num_tokens
-    # Window i is of the source that holds token i * seq_len + 1.
-    first = max(0, -(-(int(tokens[0]) - 1) // seq_len))
-    last = min(num_windows, -(-(end - 1) // seq_len))
-    groups.append((first, max(0, last - first)))
-  return groups
+def mixture_of(split: Split, seq_len: int, planned: Mapping[str, Mapping], seed: int) -> Mixture:
+  """The order of an arm's plan (`ArmPlan.mixture`) over a stream."""
+  shares = Shares(tuple(planned), tuple(entry["share"] for entry in planned.values()))
+  unique = [entry["num_unique_tokens"] // seq_len for entry in planned.values()]
+  return Mixture(window_labels(split, seq_len, shares.names), shares, unique, seed)
 
 
-def plan_mixture(
-  groups: Sequence[tuple[int, int]],
-  weights: Sequence[float | int],
-  seed: int,
-  *,
-  num_windows: int,
-  num_unique: int = 0,
-  num_rows: int = 0,
-  max_epochs: float | int = 0.0,
-) -> Mixture:
-  """A mixture that keeps its promises, or a refusal before training.
+def facts(store: TokenStore, config: Any) -> dict[str, Any]:
+  """What a store tells the planner of a config: arguments of `make_plan`.
 
-  Args:
-    groups: (first window, windows) of each source.
-    weights: one a source, at least 0; rounded to thousandths of their sum by largest remainder.
-    num_unique: budget of unique windows, given to the sources by share; 0 is all they have.
-    num_rows: rows of the run, to bound reuse; 0 is not known.
-    max_epochs: times a source may be read; 0 is no bound.
   Raises:
-    UserError: weights that name no shares, a source too small for its share of the budget, or one
-      that would be read too often.
+    UserError: data.weights does not name the store's domains.
   """
-  if len(weights) != len(groups) or min(weights) < 0 or sum(weights) <= 0:
+  seq_len, shares = config.budget.seq_len, read_shares(config.data.weights)
+  return {
+    "available_tokens": store.train.num_windows(seq_len) * seq_len,
+    "available_by_domain": shares and available_tokens(store.train, seq_len, shares.names),
+    "vocab_size": store.tokenizer.vocab_size,
+  }
+
+
+def available_tokens(split: Split, seq_len: int, names: Sequence[str]) -> dict[str, int]:
+  """Tokens in whole windows of each of these domains; see `window_labels`."""
+  counts = np.bincount(window_labels(split, seq_len, names), minlength=len(names))
+  return {name: int(count) * seq_len for name, count in zip(names, counts, strict=True)}
+
+
+def window_labels(split: Split, seq_len: int, names: Sequence[str]) -> np.ndarray:
+  """Which of these domains each window is of: that of the document its first target is in.
+
+  A window at a border may hold up to seq_len - 1 tokens of the next; `audit` counts tokens.
+
+  Raises:
+    UserError: a name is no domain of the store, or a domain that has windows is not named.
+  """
+  domains, names = split.documents.domains, list(names)
+  position = np.arange(split.num_windows(seq_len), dtype=np.int64) * seq_len + 1
+  document = np.searchsorted(split.document_starts, position, side="right") - 1
+  domain = split.documents.domain[document]
+  present = [domains[number] for number in np.unique(domain)]
+  if not set(present) <= set(names) <= set(domains):
     raise UserError(
-      f"weights={list(weights)} for {len(groups)} sources; give each a weight of at least 0, not "
-      f"all of them 0"
+      f"data.weights names {', '.join(names)}; the store has the domains {', '.join(present)}:"
+      " name each, those to leave out with weight 0"
     )
-  planned = []
-  for number, ((first, count), share) in enumerate(zip(groups, shares_of(weights), strict=True)):
-    wanted = num_unique * share // CYCLE if num_unique else count
-    wanted = wanted if share else 0
-    if share and not 1 <= wanted <= count:
-      raise UserError(
-        f"source {number} has {count} windows, its share {share / CYCLE:.3f} of {num_unique} "
-        f"unique windows is {wanted}; change its weight or the budget, or give it more text"
-      )
-    epochs = num_rows * share / CYCLE / wanted if wanted else 0.0
-    if max_epochs and epochs > max_epochs:
-      raise UserError(
-        f"source {number} would be read {epochs:.2f} times, max_epochs is {max_epochs}; lower its "
-        f"weight ({share / CYCLE:.3f}) or give it more text"
-      )
-    planned.append(Group(first, count, share, wanted))
-  return Mixture(num_windows, planned, seed)
-
-
-def shares_of(weights: Sequence[float | int]) -> list[int]:
-  """Integers that sum to 1000, nearest to the weights' proportions (largest remainder)."""
-  exact = [weight / sum(weights) * CYCLE for weight in weights]
-  shares = [int(value) for value in exact]
-  by_remainder = sorted(range(len(exact)), key=lambda i: (shares[i] - exact[i], i))
-  for i in by_remainder[: CYCLE - sum(shares)]:
-    shares[i] += 1
-  return shares
+  number_of = np.array([names.index(name) if name in names else 0 for name in domains])
+  return number_of[domain].astype(np.min_scalar_type(len(names)))

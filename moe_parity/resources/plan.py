@@ -8,6 +8,7 @@ leaves is stated per arm in percent. Which of the tokens may repeat is the schem
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from moe_parity.errors import UserError
@@ -16,6 +17,7 @@ from moe_parity.resources.architecture import Architecture
 from moe_parity.resources.budget import ArmSpec, Budget, read_arms, read_budget
 from moe_parity.resources.laws import STEP_LAW
 from moe_parity.resources.mesh import check_arms, read_mesh
+from moe_parity.resources.mixture import Shares, check_epochs, plan_mixture, read_shares
 from moe_parity.resources.reuse import check_corpus, unique_tokens
 from moe_parity.resources.schedule import Schedule, make_schedule, peak_rate, warmup
 
@@ -30,6 +32,8 @@ class ArmPlan:
     role: "arm"; "reference" for one that spends another compute and is not at parity; "check" for
       one at parity that tries another learning rate or batch and is not compared.
     num_unique_tokens: whole windows the run may draw from; epochs = num_tokens / that.
+    mixture: {domain: {"share", "num_tokens", "num_unique_tokens", "epochs"}}, where data.weights
+      deals them out; see `resources.mixture`.
     exact_num_params: every parameter of the built model, vocabulary_params of them embedding and
       head (0 while the tokenizer is not known).
     residual_unique_pct: against the plan's num_unique_tokens, so not 0 where arms differ.
@@ -64,6 +68,7 @@ class ArmPlan:
   exact_num_params: int
   vocabulary_params: int
   gates: str
+  mixture: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
   def to_dict(self) -> dict[str, Any]:
     """All fields by name, ready for JSON."""
@@ -129,6 +134,22 @@ class Plan:
       )
     return rows
 
+  def mixture_rows(self) -> list[dict[str, Any]]:
+    """One flat dictionary an arm and domain, for a printed table; none without data.weights."""
+    return [
+      {
+        "arm": arm.name,
+        "seed": arm.seed,
+        "domain": domain,
+        "share %": round(100 * entry["num_tokens"] / arm.num_tokens, 2),
+        "tokens": entry["num_tokens"],
+        "unique": entry["num_unique_tokens"],
+        "epochs": round(entry["epochs"], 2),
+      }
+      for arm in self.arms
+      for domain, entry in arm.mixture.items()
+    ]
+
 
 @dataclasses.dataclass(frozen=True)
 class _Draft:
@@ -139,23 +160,34 @@ class _Draft:
   cost: Cost
   schedule: Schedule | None = None
   num_unique_tokens: int = 0
+  mixture: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
-def make_plan(config: Any, *, available_tokens: int | None = None, vocab_size: int = 0) -> Plan:
+def make_plan(
+  config: Any,
+  *,
+  available_tokens: int | None = None,
+  available_by_domain: Mapping[str, int] | None = None,
+  vocab_size: int = 0,
+) -> Plan:
   """The plan of a config: an object or mapping with seed, budget, arms, and, where they are there,
-  name, optimizer (final_learning_rate, warmup_steps) and data.tokenizer.
+  name, optimizer (final_learning_rate, warmup_steps) and data (tokenizer, weights, max_epochs).
 
   Args:
     available_tokens: tokens of the corpus in whole windows; None does not check.
+    available_by_domain: the same of each domain that data.weights names.
     vocab_size: of the tokenizer in use; 0 takes it from data.tokenizer where that tells it (bytes,
       bpe:<vocab>) and else leaves the vocabulary out.
   Raises:
     UserError: a field that is missing or against a rule; a shape that cannot be found; arms that
-      are not at parity, all of them listed; a corpus that is too small.
+      are not at parity, all of them listed; a corpus or a domain that is too small, or that would
+      be read more often than data.max_epochs.
   """
   budget = read_budget(_get(config, "budget"))
   specs = read_arms(_get(config, "arms"), _get(config, "seed", 0))
-  vocab_size = vocab_size or _vocabulary(str(_get(_get(config, "data", {}), "tokenizer", "")))
+  data = _get(config, "data", {})
+  shares = read_shares(_get(data, "weights", ""))
+  vocab_size = vocab_size or _vocabulary(str(_get(data, "tokenizer", "")))
   drafts = []
   for spec in specs:
     architecture = spec.architecture(budget, vocab_size)
@@ -168,8 +200,9 @@ def make_plan(config: Any, *, available_tokens: int | None = None, vocab_size: i
   ]
   _check_parity(budget, drafts, train_flops)
   unique = unique_tokens(budget, [(draft.spec, draft.schedule.num_tokens) for draft in drafts])
+  bound = _get(data, "max_epochs", 0.0)
   drafts = [
-    dataclasses.replace(draft, num_unique_tokens=tokens)
+    _drawing(budget, draft, tokens, shares, available_by_domain, bound)
     for draft, tokens in zip(drafts, unique, strict=True)
   ]
   of_arms = [draft.num_unique_tokens for draft in drafts if not draft.spec.is_reference]
@@ -211,6 +244,26 @@ def make_plan(config: Any, *, available_tokens: int | None = None, vocab_size: i
     arms=arms,
     notes=_notes(budget, drafts, equal_data),
   )
+
+
+def _drawing(
+  budget: Budget,
+  draft: _Draft,
+  num_unique_tokens: int,
+  shares: Shares | None,
+  available: Mapping[str, int] | None,
+  max_epochs: float | int,
+) -> _Draft:
+  """The arm with the data it draws from, all of it and by domain."""
+  name, tokens = draft.spec.name, draft.schedule.num_tokens
+  if shares is None:
+    check_epochs(name, "the corpus", tokens / num_unique_tokens, max_epochs)
+    return dataclasses.replace(draft, num_unique_tokens=num_unique_tokens)
+  mixture = plan_mixture(
+    name, budget.reuse, shares, tokens, num_unique_tokens, budget.seq_len, available, max_epochs
+  )
+  total = sum(entry["num_unique_tokens"] for entry in mixture.values())
+  return dataclasses.replace(draft, num_unique_tokens=total, mixture=mixture)
 
 
 def _shared_flops(budget: Budget, drafts: list[_Draft]) -> float | int:
@@ -348,6 +401,7 @@ def _arm_plans(
       exact_num_params=exact.num_params + exact.vocabulary_params,
       vocabulary_params=exact.vocabulary_params,
       gates=spec.gates,
+      mixture=draft.mixture,
     )
     for seed in spec.seeds
   ]
@@ -364,6 +418,7 @@ def _notes(budget: Budget, drafts: list[_Draft], equal_data: bool) -> list[str]:
       f"reuse={budget.reuse!r}: the arms see different numbers of unique tokens, so "
       f"only N and C are equal; reuse='strict' makes D^ equal too"
     )
+  notes += _uneven_reuse(drafts)
   for draft in drafts:
     if draft.spec.is_reference:
       notes.append(
@@ -383,6 +438,20 @@ def _notes(budget: Budget, drafts: list[_Draft], equal_data: bool) -> list[str]:
   if outside:
     notes.append(f"learning rates and batches extrapolate: {min(outside)}")
   return notes
+
+
+def _uneven_reuse(drafts: list[_Draft]) -> list[str]:
+  """Which domains are read more often than others, because they hold less than their share."""
+  notes = {}
+  for draft in drafts:
+    fewest = min((entry["epochs"] for entry in draft.mixture.values() if entry["share"]), default=0)
+    for name, entry in draft.mixture.items():
+      if entry["epochs"] > 1.05 * fewest:
+        notes[name] = (
+          f"{name!r} holds less than its share: {entry['num_unique_tokens']:,} unique tokens, read"
+          f" {entry['epochs']:.2f} times by {draft.spec.name}, others {fewest:.2f} times"
+        )
+  return list(notes.values())
 
 
 def _vocabulary(tokenizer: str) -> int:

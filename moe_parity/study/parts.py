@@ -15,6 +15,7 @@ import json
 import math
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -28,7 +29,7 @@ RESULT = "result.json"
 # Of a plan, all that decides what a run computes; the rest is its name and how it is compared.
 _IDENTITY = (
   "architecture seed convention num_tokens num_unique_tokens seq_len batch_sequences num_steps"
-  " peak_learning_rate final_learning_rate warmup_steps gates"
+  " peak_learning_rate final_learning_rate warmup_steps gates mixture"
 ).split()
 
 
@@ -111,9 +112,10 @@ def plan_parts(
   results: Results,
   *,
   available_tokens: int | None = None,
+  available_by_domain: Mapping[str, int] | None = None,
   vocab_size: int = 0,
 ) -> list[Part]:
-  """Plans every part.
+  """Plans every part; what is known of the data is that of `make_plan`.
 
   Raises:
     UserError: as of `make_plan`, naming the part.
@@ -121,7 +123,12 @@ def plan_parts(
   parts, taken = [], {}
   for name, part_config in derive(config, results).items():
     try:
-      plan = make_plan(part_config, available_tokens=available_tokens, vocab_size=vocab_size)
+      plan = make_plan(
+        part_config,
+        available_tokens=available_tokens,
+        available_by_domain=available_by_domain,
+        vocab_size=vocab_size,
+      )
     except UserError as error:
       raise UserError(f"part {name!r}: {error}" if name else str(error)) from None
     runs = tuple(

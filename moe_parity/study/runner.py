@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from moe_parity import config as configs
+from moe_parity.data.mixture import facts
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.resources.plan import ArmPlan, Plan
@@ -133,13 +134,8 @@ class Study:
     Raises:
       UserError: the folder holds a study with another plan; lists what differs.
     """
-    seq_len = self.config.budget.seq_len
-    parts = plan_parts(
-      self.config,
-      Results(self.folder, self.claims),
-      available_tokens=self.store.train.num_windows(seq_len) * seq_len,
-      vocab_size=self.store.tokenizer.vocab_size,
-    )
+    known = facts(self.store, self.config)
+    parts = plan_parts(self.config, Results(self.folder, self.claims), **known)
     for part in parts:
       path = self.folder / part.folder / PLAN
       grown = not path.exists() or _grown(path, part.plan, self.staged)

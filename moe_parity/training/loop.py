@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from moe_parity import config as configs
 from moe_parity.data.ledger import Ledger
-from moe_parity.data.loader import Loader
+from moe_parity.data.loader import Loader, prefetch
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.evaluation import bits
@@ -82,6 +83,7 @@ def train_arm(
     plan.num_unique_tokens,
     config.data.seed,
     num_tokens=plan.num_tokens,
+    mixture=plan.mixture,
   )
   ledger = Ledger.for_loader(loader())  # also refuses a budget larger than the corpus, early
   train_step = make_train_step(architecture, model, optimizer, options)
@@ -134,11 +136,14 @@ def train_arm(
 
   try:
     pending = None
-    batches = iter(loader(start_row=first * plan.batch_sequences))
+    batches = itertools.islice(
+      iter(loader(start_row=first * plan.batch_sequences)), plan.num_steps - first
+    )
+    batches = prefetch(batches, to_device)
     for step in range(first + 1, plan.num_steps + 1):
       batch = next(batches)
+      ledger.update(batch["window"])  # refuses what is over the budget before it is trained on
       state, scalars = train_step(state, batch["inputs"], batch["targets"])  # does not wait
-      ledger.update(batch["window"])
       if pending is not None:
         record(step - 1, pending)
       pending = scalars
@@ -173,6 +178,11 @@ def train_arm(
   finally:
     telemetry.close()
     checkpoints.close()
+
+
+def to_device(batch: dict[str, np.ndarray]) -> dict:
+  """Starts moving what a step reads to its device; `window` stays on the host for the ledger."""
+  return batch | jax.device_put({name: batch[name] for name in ("inputs", "targets")})
 
 
 def due(step: int, every: int, last: int) -> bool:

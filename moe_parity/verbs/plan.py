@@ -26,6 +26,8 @@ def run(args) -> int:
     if part.name:
       print(f"\npart {part.name}")
     print_table(part.plan.to_rows())
+    if part.plan.mixture_rows():
+      print_table(part.plan.mixture_rows())
     for note in part.plan.notes:
       print(f"note: {note}")
   if method := method_of(config):
