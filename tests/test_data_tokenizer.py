@@ -1,4 +1,5 @@
 import json
+import random
 
 import numpy as np
 import pytest
@@ -68,6 +69,26 @@ def test_tiktoken_gives_the_ids_of_the_library(bpe):
   texts = [f"a{c}b 1{c}2 {c}{c} x\n{c}'{c}'S the the" for c in map(chr, points)]
   expected = bpe._backend().encode_batch(texts, add_special_tokens=False)
   assert [fast(text).tolist() for text in texts] == [item.ids for item in expected]
+
+
+# Of every class that the pattern tells apart: quotes and their endings, letters, digits, marks,
+# spaces and line ends.
+KINDS = "'sSdmtTlLvVeErR  abc\n\r\t\u3000\u00a0\u017f17²Ⅷé日!?.-_\U0001f600"
+
+
+@pytest.fixture(scope="module")
+def tangled():
+  """A vocabulary whose tokens join anything to anything that a cut does not keep apart."""
+  draw = random.Random(3)
+  texts = ["".join(draw.choices(KINDS, k=400)) for _ in range(120)]
+  return tokenizers.train_bpe(texts, 3000)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(st.sampled_from(KINDS), max_size=40))
+def test_tiktoken_cuts_where_the_library_cuts(tangled, text):
+  (expected,) = tangled._backend().encode_batch([text], add_special_tokens=False)
+  assert tangled._fast()(text).tolist() == expected.ids
 
 
 @pytest.mark.parametrize("change", ["order", "unreachable", "twice"])

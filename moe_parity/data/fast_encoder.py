@@ -7,8 +7,8 @@ the pairs in its list, in the order of the list. The two agree on every text if
 - every token is what the merges make of its own bytes. The pieces inside a span develop as they do
   alone, so two neighbours that spell a token are then always the pair in the list.
 
-Both are checked here for the vocabulary at hand; the cutting pattern must be ours, because the two
-libraries bring different regular expression engines, which the tests compare on it.
+Both are checked here for the vocabulary at hand; the cutting pattern must be GPT-4's, because the
+two libraries bring different regular expression engines, which the tests compare on it.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,26 @@ import numpy as np
 
 Encode = Callable[[str], np.ndarray]
 
+# How GPT-4's tokenizer (cl100k) cuts text into pieces that no merge crosses.
+GPT4_PATTERN = (
+  r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+  r"|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+# The same cuts, written so that tiktoken's engine hands all but the look-ahead to an automaton: 1.5
+# times the rate. The possessive signs can go: each stands before something that shares no character
+# with its class, so there is nothing to give back.
+_PATTERN = (
+  r"(?:'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+  r"|\s*[\r\n])|\s+(?!\S)|\s+"
+)
+
 
 def fast_encoder(
-  pattern: str, id_bytes: list[bytes], merges: list, first_merge: int, model, dtype: np.dtype
+  id_bytes: list[bytes], merges: list, first_merge: int, model, dtype: np.dtype
 ) -> Encode | None:
-  """An encoder, or None where tiktoken is not installed or could differ.
+  """An encoder that cuts by GPT4_PATTERN, or None where tiktoken is not installed or could differ.
 
   Args:
-    pattern: how text is cut into pieces.
     id_bytes: bytes of each id, empty for special ids.
     merges: pairs of symbols in order.
     first_merge: id that merge 0 makes.
@@ -43,7 +55,12 @@ def fast_encoder(
       return None
   ranks = {data: index for index, data in enumerate(id_bytes) if data}
   encoding = tiktoken.Encoding(
-    "moe_parity", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+    "moe_parity", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={}
   )
-  # Not encode_to_numpy: it looks for special tokens first and is a third slower.
-  return lambda text: np.array(encoding.encode_ordinary(text), dtype)
+
+  def encode(text: str) -> np.ndarray:
+    # Not encode_to_numpy: it looks for special tokens first and is a third slower.
+    ids = encoding.encode_ordinary(text)
+    return np.fromiter(ids, dtype, len(ids))
+
+  return encode

@@ -12,18 +12,13 @@ from typing import Literal
 
 import numpy as np
 
-from moe_parity.data.fast_encoder import Encode, fast_encoder
+from moe_parity.data.fast_encoder import GPT4_PATTERN, Encode, fast_encoder
 from moe_parity.errors import UserError
 
 SPECIALS = ("<|bos|>", "<|eos|>", "<|pad|>") + tuple(f"<|reserved_{i}|>" for i in range(13))
 NUM_SPECIALS = len(SPECIALS)
 FIRST_MERGE = NUM_SPECIALS + 256
 MAX_VOCAB = 65_536
-# How GPT-4's tokenizer (cl100k) cuts text into pieces that no merge crosses.
-GPT4_PATTERN = (
-  r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*"
-  r"|\s*[\r\n]|\s+(?!\S)|\s+"
-)
 _BOS_NAMES = ("<|bos|>", "<s>", "<|begin_of_text|>", "<bos>", "[CLS]")
 _EOS_NAMES = ("<|eos|>", "</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "[SEP]")
 _PAD_NAMES = ("<|pad|>", "<pad>", "<|padding|>", "[PAD]")
@@ -153,7 +148,7 @@ class Tokenizer:
       if self.is_byte_level and self.description.get("pre_tokenizer") == ours:
         model = self._backend().model
         self._fast_encoder = fast_encoder(
-          GPT4_PATTERN, self._id_bytes(), self._merges(), FIRST_MERGE, model, self.dtype
+          self._id_bytes(), self._merges(), FIRST_MERGE, model, self.dtype
         )
     return self._fast_encoder
 
