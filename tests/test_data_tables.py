@@ -109,7 +109,6 @@ def test_a_folder_of_several_splits_asks_for_one(tmp_path):
 
 
 def test_a_path_with_a_scheme_is_read_like_a_local_one(tmp_path):
-  pytest.importorskip("fsspec")
   write_jsonl(tmp_path / "b.jsonl", records(4))
   (tmp_path / "a.txt").write_text("text")
   found, _ = read(f"file://{tmp_path}")

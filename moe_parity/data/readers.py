@@ -180,7 +180,7 @@ def read_jsonl(path: str, fields: Fields, bad: BadRecords) -> Iterator[Document]
 def read_text(path: str, fields: Fields, bad: BadRecords) -> Iterator[Document]:
   """The whole file is one document; bytes are kept as they are, line ends included."""
   try:
-    data = b"".join(_lines(path)) if path.endswith(COMPRESSIONS) else open_binary(path).read()
+    data = b"".join(_lines(path))
     text = data.decode("utf-8")
   except UnicodeDecodeError as error:
     bad.report(path, 1, f"not UTF-8 at byte {error.start}")

@@ -1,6 +1,7 @@
 """Where bytes lie: local paths, and gs:// or any other scheme that fsspec knows, by the same calls.
 
-A path with a scheme is remote. Its library is imported when it is used; a missing one is named.
+A path with a scheme is remote. Its library (gcsfs for gs://) is imported when it is used; a missing
+one is named.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import hashlib
 import importlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,19 +46,47 @@ def filesystem(path: str) -> tuple[Any, str]:
     raise UserError(f"{path} cannot be opened: {error}") from None
 
 
+@contextlib.contextmanager
+def _reaching(path: str) -> Iterator[tuple[Any, str]]:
+  """`filesystem`, and one line in place of what its library raises; a missing file stays that."""
+  files, root = filesystem(path)
+  try:
+    yield files, root
+  except (FileNotFoundError, UserError):
+    raise
+  except Exception as error:  # each library has classes of its own for access and for the network
+    what = " ".join(str(error).split())[:300] or type(error).__name__
+    raise UserError(
+      f"{path} cannot be reached ({what}); check the address, the network and your credentials"
+    ) from error
+
+
 def open_binary(path: str) -> Any:
   """A file to read bytes from, local or remote."""
   if not is_remote(path):
     return open(path, "rb")
-  files, root = filesystem(path)
-  return files.open(root, "rb")
+  with _reaching(path) as (files, root):
+    return files.open(root, "rb")
+
+
+@contextlib.contextmanager
+def local_copy(path: str) -> Iterator[str]:
+  """The path of a local file, for libraries that open nothing else; a remote one is copied."""
+  if not is_remote(path):
+    yield path
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    local = os.path.join(folder, path.rsplit("/", 1)[-1])
+    with _reaching(path) as (files, root):
+      files.get_file(root, local)
+    yield local
 
 
 def is_file(path: str | Path) -> bool:
   if not is_remote(path):
     return Path(path).is_file()
-  files, root = filesystem(str(path))
-  return files.isfile(root)
+  with _reaching(str(path)) as (files, root):
+    return files.isfile(root)
 
 
 def read_text(path: str | Path) -> str:
@@ -96,20 +126,23 @@ def is_pattern(path: str) -> bool:
 
 
 def _find_remote(path: str) -> list[str]:
-  files, root = filesystem(path)
-  if files.isfile(root):
-    return [path]
-  names = files.find(root)
-  if not names and is_pattern(root):
-    names = [name for name in files.glob(root) if files.isfile(name)]
-  return [files.unstrip_protocol(name) for name in sorted(names)]
+  with _reaching(path) as (files, root):
+    if files.isfile(root):
+      return [path]
+    try:
+      names = files.find(root)
+    except FileNotFoundError:  # gcsfs, where there is no such bucket
+      names = []
+    if not names and is_pattern(root):
+      names = [name for name in files.glob(root) if files.isfile(name)]
+    return [files.unstrip_protocol(name) for name in sorted(names)]
 
 
 def stat_of(path: str) -> dict:
   """Path, bytes and what changes when the file does: a cheap stand-in for its hash."""
   if is_remote(path):
-    files, root = filesystem(path)
-    return {"path": path, "bytes": files.size(root), "modified": files.ukey(root)}
+    with _reaching(path) as (files, root):
+      return {"path": path, "bytes": files.size(root), "modified": files.ukey(root)}
   stat = os.stat(path)
   return {"path": path, "bytes": stat.st_size, "modified": stat.st_mtime_ns}
 
@@ -143,21 +176,21 @@ def upload(folder: Path, target: str, last: str, progress: Callable[[int], None]
   Args:
     progress: called with the bytes copied so far.
   """
-  files, root = filesystem(target)
   done = 0
-  for path in sorted(folder.iterdir(), key=lambda path: (path.name == last, path.name)):
-    files.put_file(str(path), join(root, path.name))
-    done += path.stat().st_size
-    progress(done)
+  with _reaching(target) as (files, root):
+    for path in sorted(folder.iterdir(), key=lambda path: (path.name == last, path.name)):
+      files.put_file(str(path), join(root, path.name))
+      done += path.stat().st_size
+      progress(done)
 
 
 def download(source: str, names: list[str], folder: Path) -> None:
   """Copies files of a remote folder into a new local one."""
   shutil.rmtree(folder, ignore_errors=True)
   folder.mkdir(parents=True)
-  files, root = filesystem(source)
-  for name in names:
-    try:
-      files.get_file(join(root, name), str(folder / name))
-    except FileNotFoundError:
-      raise UserError(f"{join(source, name)} is missing; prepare the store again") from None
+  with _reaching(source) as (files, root):
+    for name in names:
+      try:
+        files.get_file(join(root, name), str(folder / name))
+      except FileNotFoundError:
+        raise UserError(f"{join(source, name)} is missing; prepare the store again") from None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from moe_parity.data.readers import BadRecords, Document, Fields, document
-from moe_parity.data.storage import open_binary, optional
+from moe_parity.data.storage import local_copy, open_binary, optional
 from moe_parity.errors import UserError
 
 _ROWS = 256
@@ -76,31 +76,30 @@ def _rows(
 
 def read_arrayrecord(path: str, fields: Fields, bad: BadRecords) -> Iterator[Document]:
   """Records that are JSON objects, or UTF-8 text where they do not begin with a brace."""
-  if "://" in path:
-    raise UserError(f"{path}: ArrayRecord files are read locally; copy it to a disk first")
   package = "array_record.python.array_record_module"
   module = optional(package, "array_record", "reading ArrayRecord")
-  try:
-    reader = module.ArrayRecordReader(path)
-    total = reader.num_records()
-  except (RuntimeError, ValueError) as error:
-    bad.report(path, 1, f"not readable as ArrayRecord ({_line(error)})")
-    return
-  if total == 0:  # what the library makes of a file whose end is missing
-    bad.report(path, 1, "not readable as ArrayRecord (no records: empty, damaged or cut off)")
-  for number in range(1, total + 1):
+  with local_copy(path) as local:
     try:
-      data = reader.read([number - 1])[0]
-      record = json.loads(data) if data[:1] == b"{" else {"text": data.decode("utf-8")}
-    except UnicodeDecodeError as error:
-      bad.report(path, number, f"not UTF-8 at byte {error.start} of the record")
-      continue
+      reader = module.ArrayRecordReader(local)
+      total = reader.num_records()
     except (RuntimeError, ValueError) as error:
-      bad.report(path, number, f"the record is damaged ({_line(error)})")
-      continue
-    named = fields if data[:1] == b"{" else fields.of_plain_text()
-    if found := document(record, path, number, named, bad):
-      yield found
+      bad.report(path, 1, f"not readable as ArrayRecord ({_line(error)})")
+      return
+    if total == 0:  # what the library makes of a file whose end is missing
+      bad.report(path, 1, "not readable as ArrayRecord (no records: empty, damaged or cut off)")
+    for number in range(1, total + 1):
+      try:
+        data = reader.read([number - 1])[0]
+        record = json.loads(data) if data[:1] == b"{" else {"text": data.decode("utf-8")}
+      except UnicodeDecodeError as error:
+        bad.report(path, number, f"not UTF-8 at byte {error.start} of the record")
+        continue
+      except (RuntimeError, ValueError) as error:
+        bad.report(path, number, f"the record is damaged ({_line(error)})")
+        continue
+      named = fields if data[:1] == b"{" else fields.of_plain_text()
+      if found := document(record, path, number, named, bad):
+        yield found
 
 
 def _line(error: Exception) -> str:
