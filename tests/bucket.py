@@ -20,9 +20,9 @@ class Bucket(MemoryFileSystem):
 
 
 def install(monkeypatch) -> Bucket:
-  """An empty bucket file system for the length of a test."""
+  """A bucket that is empty for the length of a test; this process keeps gs:// for it."""
   monkeypatch.setattr(Bucket, "store", {})
   monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
-  monkeypatch.setitem(fsspec.registry._registry, "gs", Bucket)
+  fsspec.register_implementation("gs", Bucket, clobber=True)
   Bucket.clear_instance_cache()
   return Bucket()
