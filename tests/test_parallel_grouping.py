@@ -7,24 +7,27 @@ import pytest
 from moe_parity.parallel import grouping
 from moe_parity.parallel.grouping import group_by_expert
 
-T, K, E = 40, 3, 24
+T, K, E = 290, 3, 24
 
 
-@pytest.fixture(params=["one key", "argsort"])
-def largest_key(request, monkeypatch):
+@pytest.fixture(params=["one key", "argsort", "counting"])
+def way(request, monkeypatch):
   if request.param == "argsort":  # as if E * T * K did not fit an int32
     monkeypatch.setattr(grouping, "INT32_MAX", 100)
+  if request.param == "counting":  # as on a TPU
+    monkeypatch.setattr(grouping, "_by_sorting", grouping._by_counting)
 
 
-def test_assignments_come_by_expert_then_by_token_and_nobody_last(largest_key):
+def test_assignments_come_by_expert_then_by_token_and_nobody_last(way):
   expert = np.random.default_rng(0).integers(E + 1, size=(T, K)).astype(np.int32)
   groups = group_by_expert(jnp.asarray(expert), E)
   expected = [a for e in range(E + 1) for a in range(T * K) if expert.reshape(-1)[a] == e]
   assert groups.order_A.tolist() == expected
-  assert groups.order_A.dtype == jnp.int32
+  assert groups.order_A.dtype == groups.place_A.dtype == jnp.int32
+  assert groups.place_A[groups.order_A].tolist() == list(range(T * K))
 
 
-def test_each_expert_begins_where_the_one_before_ends(largest_key):
+def test_each_expert_begins_where_the_one_before_ends(way):
   expert = np.random.default_rng(1).integers(E // 2, size=(T, K)).astype(np.int32)
   groups = group_by_expert(jnp.asarray(expert), E)
   flat = expert.reshape(-1)

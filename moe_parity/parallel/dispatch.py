@@ -4,8 +4,6 @@ Pure functions for use inside `jax.shard_map`; they know no model. `moe_parity.r
 says which exchange suits which platform and what each sends.
 """
 
-import functools
-
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -97,27 +95,26 @@ def expert_ffn_local(
 def by_rows(exchange, operands, rows: Rows, shape: Shape, axis_name: str, how: dict):
   """Rounds of an exchange that sends rows; operands are x_TD, gate_TPJ, w_in_L2ID, w_down_LID."""
 
-  def one_round(start, rows_per_pair, num_slots, operands, routing):
-    (x_TD, gate_TPJ, *weights), (rows, survey) = operands, routing
-    seats = exchange.seat(rows, survey, start, rows_per_pair, axis_name)
+  def one_round(seats, rows: Rows, operands, num_slots):
+    x_TD, gate_TPJ, *weights = operands
     x_RD, gate_RJ, expert_RJ = exchange.send(
-      x_TD, gate_TPJ, rows.expert_TPJ, seats, shape.experts_per_device, axis_name
+      x_TD, gate_TPJ, rows.expert_TPJ, seats, shape, axis_name
     )
     y_RD = expert_ffn(
       x_RD, expert_RJ, gate_RJ, *weights, implementation=how["implementation"], num_slots=num_slots
     )
     return exchange.give_back(y_RD, seats, axis_name)
 
-  first_rows, replay_rows = shape.first_rows, shape.replay_rows
-  first = functools.partial(one_round, 0, first_rows, how["num_slots"])
-  survey = exchange.survey(rows, axis_name)
-  if not replay_rows:
-    return first(operands, (rows, survey))
-  few_slots = slots_for(replay_rows * shape.num_devices, 1, shape.experts_per_device)
+  def first(operands, routing):
+    seats = exchange.first_round(*routing, shape, axis_name)
+    return one_round(seats, routing[0], operands, how["num_slots"])
 
   def replay(index, operands, routing):
-    start = first_rows + index * replay_rows
-    return one_round(start, replay_rows, few_slots, operands, routing)
+    seats = exchange.replay(*routing, index, shape, axis_name)
+    few_slots = slots_for(shape.replay_rows * shape.num_devices, 1, shape.experts_per_device)
+    return one_round(seats, routing[0], operands, few_slots)
 
-  num_replays = exchange.num_replays(survey, first_rows, replay_rows)
-  return in_rounds(first, replay, operands, (rows, survey), num_replays)
+  routing = rows, exchange.survey(rows, axis_name)
+  if not shape.replay_rows:
+    return first(operands, routing)
+  return in_rounds(first, replay, operands, routing, exchange.num_replays(routing[1], shape))

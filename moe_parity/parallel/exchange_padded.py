@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from moe_parity.parallel.gathers import barrier, rows_at, sum_of_rows
 from moe_parity.parallel.grouping import IN_BOUNDS
 from moe_parity.parallel.rows import Rows
+from moe_parity.resources.exchange import Shape
 
 
 class Seats(NamedTuple):
@@ -30,7 +31,25 @@ class Seats(NamedTuple):
   taken_GC: Bool[Array, "G C"]
 
 
-def seat(rows: Rows, most, start, num_slots: int, axis_name: str) -> Seats:
+def survey(rows: Rows, axis_name: str) -> Int[Array, ""]:
+  """The most rows that a device has for another. One maximum over the axis."""
+  return lax.pmax(jnp.max(rows.groups.count_E), axis_name)
+
+
+def num_replays(most, shape: Shape) -> Int[Array, ""]:
+  """Further rounds that the fullest pair of devices needs."""
+  return -(-jnp.maximum(most - shape.first_rows, 0) // shape.replay_rows)
+
+
+def first_round(rows: Rows, most, shape: Shape, axis_name: str) -> Seats:
+  return _seat(rows, 0, shape.first_rows)
+
+
+def replay(rows: Rows, most, index, shape: Shape, axis_name: str) -> Seats:
+  return _seat(rows, shape.first_rows + index * shape.replay_rows, shape.replay_rows)
+
+
+def _seat(rows: Rows, start, num_slots: int) -> Seats:
   """Slots of the rows numbered start ... start + num_slots - 1 of every pair."""
   num_devices, num = rows.groups.count_E.shape[0], rows.device_TP.size
   at_C = start + jnp.arange(num_slots, dtype=jnp.int32)[None, :]
@@ -40,16 +59,6 @@ def seat(rows: Rows, most, start, num_slots: int, axis_name: str) -> Seats:
   inside_TP = (slot_TP >= 0) & (slot_TP < num_slots) & (rows.device_TP < num_devices)
   slot_TP = jnp.where(inside_TP, rows.device_TP * num_slots + slot_TP, num_devices * num_slots)
   return barrier(Seats(slot_TP, row_GC, at_C < rows.groups.count_E[:, None]))
-
-
-def survey(rows: Rows, axis_name: str) -> Int[Array, ""]:
-  """The most rows that a device has for another. One maximum over the axis."""
-  return lax.pmax(jnp.max(rows.groups.count_E), axis_name)
-
-
-def num_replays(most, first: int, replay: int) -> Int[Array, ""]:
-  """Further rounds that the fullest pair of devices needs; sizes are per pair."""
-  return -(-jnp.maximum(most - first, 0) // replay)
 
 
 def _swap(a, axis_name: str):
@@ -80,32 +89,32 @@ def send(
   gate_TPJ: Float[Array, "T P J"],
   expert_TPJ: Int[Array, "T P J"],
   seats: Seats,
-  nobody: int,
+  shape: Shape,
   axis_name: str,
 ):
   """Rows to the devices of their experts: two all-to-alls, of vectors and of what goes with them.
 
   Returns:
     x_RD, gate_RJ and expert_RJ, R = G * C by source; a slot nobody needs holds somebody's vector,
-    weight 0 and the id `nobody`.
+    weight 0 and the id L, nobody.
   """
-  return _send_forward(x_TD, gate_TPJ, expert_TPJ, seats, nobody, axis_name)[0]
+  return _send_forward(x_TD, gate_TPJ, expert_TPJ, seats, shape, axis_name)[0]
 
 
-def _send_forward(x_TD, gate_TPJ, expert_TPJ, seats, nobody, axis_name):
+def _send_forward(x_TD, gate_TPJ, expert_TPJ, seats, shape, axis_name):
   def tags(a_TPJ, unused):
     a_AJ = a_TPJ.reshape(-1, a_TPJ.shape[2])
     return jnp.where(seats.taken_GC[:, :, None], a_AJ.at[seats.row_GC].get(mode=IN_BOUNDS), unused)
 
   bits_GCJ = lax.bitcast_convert_type(tags(gate_TPJ, 0), jnp.int32)
-  tags_GCJ = jnp.concatenate([tags(expert_TPJ, nobody), bits_GCJ], axis=2)
+  tags_GCJ = jnp.concatenate([tags(expert_TPJ, shape.experts_per_device), bits_GCJ], axis=2)
   tags_RJ = _merged(_swap(tags_GCJ, axis_name))
   expert_RJ, bits_RJ = jnp.split(tags_RJ, 2, axis=1)
   gate_RJ = lax.bitcast_convert_type(bits_RJ, jnp.float32)
   return (_sent(x_TD, seats, axis_name), gate_RJ, expert_RJ), seats
 
 
-def _send_backward(nobody, axis_name, seats, gradients):
+def _send_backward(shape, axis_name, seats, gradients):
   dx_RD, dgate_RJ, _ = gradients
   dx_TD = _returned(dx_RD, seats, axis_name).astype(dx_RD.dtype)
   dgate_NJ = _merged(_swap(_split(dgate_RJ, seats), axis_name))

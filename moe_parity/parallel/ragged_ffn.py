@@ -10,46 +10,36 @@ windows of the same order. Rows move by gathers, forward and backward.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int
 
 from moe_parity.parallel.gathers import copies, sum_of_copies
-from moe_parity.parallel.grouping import IN_BOUNDS, Groups, group_by_expert, places
+from moe_parity.parallel.grouping import IN_BOUNDS, Groups, group_by_expert
 from moe_parity.parallel.rounds import in_rounds
-
-
-class Sorted(NamedTuple):
-  """Assignments by expert, and where each of them lies in that order."""
-
-  groups: Groups
-  place_TK: Int[Array, "T K"]
 
 
 def ragged_ffn(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID, num_rows: int):
   """`experts.expert_ffn`, one product over sorted assignments; any positive num_rows is exact."""
   groups = group_by_expert(expert_TK, w_in_E2ID.shape[0])
-  routing = Sorted(groups, places(groups).reshape(expert_TK.shape))
   operands = x_TD, gate_TK, w_in_E2ID, w_down_EID
   first = functools.partial(_window, 0, min(num_rows, expert_TK.size))
   if num_rows >= expert_TK.size:
-    return first(operands, routing).astype(x_TD.dtype)
+    return first(operands, groups).astype(x_TD.dtype)
   more = -(-num_rows // 4)
 
-  def replay(index, operands, routing):
-    return _window(num_rows + index * more, more, operands, routing)
+  def replay(index, operands, groups):
+    return _window(num_rows + index * more, more, operands, groups)
 
   num_replays = -(-jnp.maximum(groups.count_E.sum() - num_rows, 0) // more)
-  return in_rounds(first, replay, operands, routing, num_replays).astype(x_TD.dtype)
+  return in_rounds(first, replay, operands, groups, num_replays).astype(x_TD.dtype)
 
 
-def _window(start, num_rows: int, operands, routing: Sorted):
+def _window(start, num_rows: int, operands, groups: Groups):
   """What assignments start ... start + num_rows - 1 of the order add to each token, in float32."""
   x_TD, gate_TK, w_in_E2ID, w_down_EID = operands
-  groups, (num_experts, _, d_expert, d_model) = routing.groups, w_in_E2ID.shape
+  num_experts, _, d_expert, d_model = w_in_E2ID.shape
   w_in_EDH = w_in_E2ID.reshape(num_experts, 2 * d_expert, d_model).swapaxes(1, 2)
   end_E = jnp.clip(groups.start_E + groups.count_E - start, 0, num_rows)
   count_E = end_E - jnp.clip(groups.start_E - start, 0, num_rows)
@@ -58,7 +48,7 @@ def _window(start, num_rows: int, operands, routing: Sorted):
     mode=IN_BOUNDS
   )
   computed_A1 = (row_A < end_E[-1])[:, None]
-  place_TK = routing.place_TK - start
+  place_TK = groups.place_A.reshape(gate_TK.shape) - start
   computed_TK = (place_TK >= 0) & (place_TK < end_E[-1])
   place_TK = jnp.where(computed_TK, place_TK, num_rows)
 

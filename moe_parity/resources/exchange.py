@@ -17,6 +17,8 @@ EXCHANGES = ("padded", "ragged", "gathered")
 SLACK = 1.25
 REPLAY_SHARE = 4
 
+LANES = 128  # a TPU keeps and sends rows in pieces of so many 32-bit numbers, however narrow
+
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
@@ -69,10 +71,19 @@ class Shape:
   @property
   def choices_per_row(self) -> int:
     """J: the fewest whose rows are within 2 % of the fewest possible."""
-    fewest = self.rows_per_pair(self.most_choices)
-    return next(
-      j for j in range(1, self.most_choices + 1) if self.rows_per_pair(j) <= 1.02 * fewest
-    )
+    most = min(self.most_choices, LANES // 2)
+    fewest = self.rows_per_pair(most)
+    return next(j for j in range(1, most + 1) if self.rows_per_pair(j) <= 1.02 * fewest)
+
+  @property
+  def tag_width(self) -> int:
+    """32-bit numbers that a row's ids and routing weights take in a ragged exchange."""
+    return 2 * 2 ** (self.choices_per_row - 1).bit_length()
+
+  @property
+  def rows_per_tag(self) -> int:
+    """Rows whose tags travel together, as one row of 128 numbers."""
+    return LANES // self.tag_width
 
   @property
   def rows_per_token(self) -> int:
@@ -180,11 +191,12 @@ def wire_bytes(exchange: str, shape: Shape, *, d_model: int, itemsize: int) -> W
   D b back; its gradient D b and 4 J of routing weights back, D b there.
 
       padded    forward (G-1) C (2 D b + 8 J)            backward (G-1) C (2 D b + 4 J)
-      ragged    the same with the rows there are, here (G-1) / G of a fair draw's, in place of
-                (G-1) C, and 4 (G-1) G of row counts forward
+      ragged    forward and backward n (2 D b + 4 W), and 4 (G-1) G of row counts forward
       gathered  forward (G-1) T (2 D b + 8 K)            backward (G-1) T (2 D b + 4 K)
 
-  C = `Shape.first_rows`, J = `Shape.choices_per_row`.
+  C = `Shape.first_rows`, J = `Shape.choices_per_row`. n counts the rows there are, here those of a
+  fair draw, and W = `Shape.tag_width`, 2 J rounded up to a power of two: tags go in pieces of 512
+  bytes, of which the last for each device may be partly empty (not counted).
   """
   others, vectors = shape.num_devices - 1, 2 * d_model * itemsize
   if exchange == "gathered":
@@ -194,6 +206,7 @@ def wire_bytes(exchange: str, shape: Shape, *, d_model: int, itemsize: int) -> W
   forward, backward = vectors + 8 * choices, vectors + 4 * choices
   if exchange == "ragged":
     rows = round(others * shape.num_tokens * shape.rows_per_pair(choices))
-    return WireBytes(rows * forward + 4 * others * shape.num_devices, rows * backward)
+    sent = rows * (vectors + 4 * shape.tag_width)
+    return WireBytes(sent + 4 * others * shape.num_devices, sent)
   rows, again = others * shape.first_rows, others * shape.replay_rows
   return WireBytes(rows * forward, rows * backward, again * forward, again * backward)
