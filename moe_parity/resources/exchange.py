@@ -187,26 +187,32 @@ class WireBytes:
 def wire_bytes(exchange: str, shape: Shape, *, d_model: int, itemsize: int) -> WireBytes:
   """What the collectives of one layer send, in buffers' bytes less what stays on the device.
 
-  With b bytes a number, a row carries D b of its vector and 8 J of ids and routing weights there,
-  D b back; its gradient D b and 4 J of routing weights back, D b there.
+  With b bytes a number, a row carries D b of its vector and its tags there (ids and routing
+  weights, 8 J), D b back; its gradient D b there, D b and 4 J of tags back.
 
       padded    forward (G-1) C (2 D b + 8 J)            backward (G-1) C (2 D b + 4 J)
-      ragged    forward and backward n (2 D b + 4 W), and 4 (G-1) G of row counts forward
+      ragged    forward n (2 D b + 4 W) + 4 (G-1) G      backward n (2 D b + 4 W)
       gathered  forward (G-1) T (2 D b + 8 K)            backward (G-1) T (2 D b + 4 K)
 
   C = `Shape.first_rows`, J = `Shape.choices_per_row`. n counts the rows there are, here those of a
   fair draw, and W = `Shape.tag_width`, 2 J rounded up to a power of two: tags go in pieces of 512
-  bytes, of which the last for each device may be partly empty (not counted).
+  bytes, of which the last for each device may be partly empty (not counted). A further round has
+  `Shape.replay_rows` in place of C, and its backward pass sends rows and tags there once more.
   """
-  others, vectors = shape.num_devices - 1, 2 * d_model * itemsize
+  others, vector = shape.num_devices - 1, d_model * itemsize
   if exchange == "gathered":
     rows, choices = others * shape.num_tokens, shape.experts_per_token
-    return WireBytes(rows * (vectors + 8 * choices), rows * (vectors + 4 * choices))
-  choices = shape.choices_per_row
-  forward, backward = vectors + 8 * choices, vectors + 4 * choices
-  if exchange == "ragged":
-    rows = round(others * shape.num_tokens * shape.rows_per_pair(choices))
-    sent = rows * (vectors + 4 * shape.tag_width)
-    return WireBytes(sent + 4 * others * shape.num_devices, sent)
-  rows, again = others * shape.first_rows, others * shape.replay_rows
-  return WireBytes(rows * forward, rows * backward, again * forward, again * backward)
+    return WireBytes(rows * (2 * vector + 8 * choices), rows * (2 * vector + 4 * choices))
+  choices, ragged = shape.choices_per_row, exchange == "ragged"
+  tags, tags_back = (4 * shape.tag_width,) * 2 if ragged else (8 * choices, 4 * choices)
+  if ragged:
+    rows = others * shape.num_tokens * shape.rows_per_pair(choices)
+    again, counts = 0, 4 * others * shape.num_devices
+  else:
+    rows, again, counts = others * shape.first_rows, others * shape.replay_rows, 0
+  return WireBytes(
+    round(rows * (2 * vector + tags)) + counts,
+    round(rows * (2 * vector + tags_back)),
+    again * (2 * vector + tags),
+    again * (3 * vector + tags + tags_back),
+  )

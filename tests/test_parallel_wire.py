@@ -1,0 +1,94 @@
+"""What the compiled exchanges send, read from the compiler's text, against the formula."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from moe_parity.parallel.grouping import group_by_expert
+from moe_parity.resources.exchange import Shape, wire_bytes
+from tests.test_parallel_dispatch import D_EXPERT, FAST_COMPILE, D, T, sharded
+
+G, E, K = 8, 78, 5
+ITEM_BYTES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "bf16": 2}
+SHAPES = re.compile(r"(pred|s32|u32|f32|bf16)\[([\d,]*)\]")
+
+
+def num_bytes(shapes: str) -> int:
+  return sum(
+    ITEM_BYTES[kind] * math.prod(int(n) for n in sizes.split(",") if n)
+    for kind, sizes in SHAPES.findall(shapes)
+  )
+
+
+def sent_bytes(text: str) -> dict[str, float]:
+  """Bytes a device sends to the others, by collective; each instruction counted once."""
+  sent = dict.fromkeys(("all-to-all", "all-gather", "reduce-scatter", "all-reduce"), 0)
+  for result, kind in re.findall(r"= (.*?) ([a-z-]+)\(", text):
+    if kind in sent:
+      whole = num_bytes(result) * (G if kind == "reduce-scatter" else 1)
+      sent[kind] += whole * (G - 1) // G
+  return sent
+
+
+def traced(exchange, implementation="slotted"):
+  """One layer forward and backward for 8 devices, float32."""
+  ffn = sharded(1, G, E, exchange=exchange, implementation=implementation)
+
+  def both(x, expert, gate, w_in, w_down, dy):
+    y, vjp = jax.vjp(
+      lambda x, gate, w_in, w_down: ffn(x, expert, gate, w_in, w_down)[0], x, gate, w_in, w_down
+    )
+    return y, *vjp(dy)
+
+  padded = G * -(-E // G)
+  shapes = [(T * G, D), (T * G, K), (T * G, K), (padded, 2, D_EXPERT, D), (padded, D_EXPERT, D),
+            (T * G, D)]  # fmt: skip
+  dtypes = [jnp.float32, jnp.int32, *[jnp.float32] * 4]
+  return jax.jit(both).trace(*map(jax.ShapeDtypeStruct, shapes, dtypes))
+
+
+@pytest.mark.parametrize("exchange", ["padded", "gathered"])
+def test_compiled_collectives_send_what_the_formula_says(exchange):
+  text = traced(exchange).lower().compile(compiler_options=FAST_COMPILE).as_text()
+  expected = wire_bytes(exchange, Shape(T, K, E, G), d_model=D, itemsize=4)
+  sent = sent_bytes(text)
+  if exchange == "padded":  # both rounds stand in the text once
+    rounds = expected.forward + expected.backward, expected.replay_forward, expected.replay_backward
+    assert expected.replay_forward and sent["all-to-all"] == sum(rounds)
+    assert sent["all-gather"] == sent["reduce-scatter"] == 0
+  else:
+    assert sent["all-gather"] + sent["reduce-scatter"] == expected.forward + expected.backward
+    assert sent["all-to-all"] == 0
+
+
+@functools.cache
+def ragged_for_tpu():
+  return traced("ragged", "ragged").lower(lowering_platforms=("tpu",)).as_text()
+
+
+def test_for_a_tpu_the_ragged_exchange_sends_vectors_and_whole_lanes():
+  operands = re.findall(r"ragged_all_to_all.*?: \(tensor<(\d+)x(\d+)x(\w+)>", ragged_for_tpu())
+  widths = [(int(width), kind) for _, width, kind in operands]
+  # There: vectors and tags. Back: results; then gradients there, and back with their tags. A
+  # further round does all of it, and in its backward pass sends vectors and tags once more.
+  vectors, tags = widths.count((D, "f32")), widths.count((128, "i32")) + widths.count((128, "f32"))
+  assert (vectors, tags) == (4 + 4 + 1, 2 + 2 + 1)
+  assert len(widths) == vectors + tags
+
+
+def test_a_tpu_program_sorts_nothing_and_multiplies_by_groups():
+  text = ragged_for_tpu()
+  assert "stablehlo.sort" not in text and "ragged_dot" in text
+
+
+def test_cpu_and_gpu_group_by_a_sort():
+  shape = jax.ShapeDtypeStruct((T, K), jnp.int32)
+  for platform, sorts in (("cpu", True), ("cuda", True), ("tpu", False)):
+    lowered = jax.jit(group_by_expert, static_argnums=1).trace(shape, E).lower(
+      lowering_platforms=(platform,)
+    )  # fmt: skip
+    assert ("stablehlo.sort" in lowered.as_text()) == sorts
