@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from moe_parity.resources.exchange import REPLAYS
+
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-~]+) \(.*\{\s*$")
 _START = re.compile(r"^\s+(?:ROOT )?%?([\w.\-~]+) = ")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -151,10 +153,13 @@ def backend_config(instruction: Instruction) -> dict:
 
 def trip_count(module: Module, loop: Instruction) -> int:
   """How often the body of a `while` runs, from its condition: counters start at 0 and go up by 1.
+  Loops that only skewed routing needs (`resources.exchange.REPLAYS`) do not run.
 
   Raises:
     ValueError: neither a note of the compiler nor a constant bound says it.
   """
+  if re.search(rf"\b{REPLAYS}\b", loop.op_name):  # bare, or in transpose(jvp(...))
+    return 0
   if match := re.search(r'known_trip_count[^0-9]*"?(\d+)', loop.rest):
     return int(match[1])
   condition = module.computations[loop.attribute("condition")]

@@ -9,12 +9,12 @@ functions that `slotted_ffn.py` calls from its own derivative rule; both add to 
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from moe_parity.parallel import swiglu
 from moe_parity.parallel.gathers import barrier
 from moe_parity.parallel.grouping import IN_BOUNDS, Groups
+from moe_parity.parallel.rounds import as_often_as_needed
 
 TILES_PER_STEP = 8
 
@@ -80,7 +80,7 @@ def forward(y_TD, x_TD, gate_TK, w_in_E2ID, w_down_EID, groups: Groups, num_slot
     y_GBD, _ = swiglu.forward(x_GBD, _weights(gate_A, tiles), w_in, w_down)
     return y_TD.at[token_GB].add(y_GBD.astype(jnp.float32), mode=IN_BOUNDS)
 
-  return lax.fori_loop(0, plan.num_steps, step, y_TD)
+  return as_often_as_needed(plan.num_steps, step, y_TD)
 
 
 def backward(gradients, dy_TD, x_TD, gate_TK, w_in_E2ID, w_down_EID, groups, num_slots):
@@ -108,5 +108,5 @@ def backward(gradients, dy_TD, x_TD, gate_TK, w_in_E2ID, w_down_EID, groups, num
 
   dx_TD, dgate_TK, dw_in_E2ID, dw_down_EID = gradients
   carry = dx_TD, dgate_TK.reshape(-1), dw_in_E2ID, dw_down_EID
-  dx_TD, dgate_A, dw_in_E2ID, dw_down_EID = lax.fori_loop(0, plan.num_steps, step, carry)
+  dx_TD, dgate_A, dw_in_E2ID, dw_down_EID = as_often_as_needed(plan.num_steps, step, carry)
   return dx_TD, dgate_A.reshape(gate_TK.shape), dw_in_E2ID, dw_down_EID

@@ -12,6 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moe_parity.resources.exchange import REPLAYS
+
+
+def as_often_as_needed(num_steps, step: Callable, start):
+  """`lax.fori_loop` over a number of steps that is 0 where routing is balanced."""
+  with jax.named_scope(REPLAYS):
+    return lax.fori_loop(0, num_steps, step, start)
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def in_rounds(first: Callable, replay: Callable, operands, routing, num_replays):
@@ -28,7 +36,7 @@ def in_rounds(first: Callable, replay: Callable, operands, routing, num_replays)
 
 def _forward(first, replay, operands, routing, num_replays):
   y, pull = jax.vjp(lambda operands: first(operands, routing), operands)
-  y = lax.fori_loop(0, num_replays, lambda i, y: y + replay(i, operands, routing), y)
+  y = as_often_as_needed(num_replays, lambda i, y: y + replay(i, operands, routing), y)
   return y, (pull, operands, routing, num_replays)
 
 
@@ -41,7 +49,7 @@ def _backward(first, replay, residuals, dy):
     return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, again(dy)[0])
 
   total = jax.tree.map(lambda a: a.astype(jnp.float32), gradients)
-  total = lax.fori_loop(0, num_replays, step, total)
+  total = as_often_as_needed(num_replays, step, total)
   return jax.tree.map(lambda a, b: a.astype(b.dtype), total, operands), None, None
 
 

@@ -17,6 +17,10 @@ EXCHANGES = ("padded", "ragged", "gathered")
 SLACK = 1.25
 REPLAY_SHARE = 4
 
+# Loops that take a step only where routing is skewed stand under this name in a compiled program:
+# whoever prices it on paper leaves them out.
+REPLAYS = "replays"
+
 LANES = 128  # a TPU keeps and sends rows in pieces of so many 32-bit numbers, however narrow
 
 
