@@ -31,7 +31,7 @@ MODES = ("document", "strided", "packed")
 # (inputs int32 [B, S], targets int32 [B, S], mask bool [B, S]) -> nats [B, S]; one shape throughout
 # lets a jitted model compile once. What it returns where the mask is false is ignored.
 Score = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-_NO_DOCUMENT = -1
+NO_DOCUMENT = -1
 
 
 def evaluate(
@@ -76,7 +76,7 @@ def evaluate(
     chosen = choose_documents(documents, max_tokens, seed)
     lengths = documents.num_text_tokens[chosen]
     num_rows = sum(num_spans(int(n), seq_len, step) for n in lengths)
-    rows = _document_rows(split, chosen, seq_len, step)
+    rows = document_rows(split, chosen, seq_len, step)
     complete = len(chosen) == len(documents)
   if num_rows == 0:
     raise UserError(
@@ -177,18 +177,18 @@ def summarize(
   }
 
 
-# A row to score: its inputs, its targets, and the document each target belongs to (_NO_DOCUMENT
+# A row to score: its inputs, its targets, and the document each target belongs to (NO_DOCUMENT
 # where it is not scored). Shorter than seq_len where a document is.
 _Row = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def _document_rows(split: Split, chosen: np.ndarray, seq_len: int, stride: int) -> Iterator[_Row]:
+def document_rows(split: Split, chosen: np.ndarray, seq_len: int, stride: int) -> Iterator[_Row]:
   for index in chosen:
     text = split.document(int(index)).astype(np.int32)
     line = np.concatenate([np.array([split.tokenizer.bos_id], np.int32), text])
     for first, end, scored in spans(text.size, seq_len, stride):
       owner = np.full(end - first, index, np.int64)
-      owner[: scored - first] = _NO_DOCUMENT
+      owner[: scored - first] = NO_DOCUMENT
       yield line[first:end], line[first + 1 : end + 1], owner
 
 
@@ -199,7 +199,7 @@ def _packed_rows(split: Split, windows: np.ndarray, seq_len: int) -> Iterator[_R
     (row,) = split.rows(np.array([window]), seq_len)
     places = np.arange(window * seq_len + 1, (window + 1) * seq_len + 1)
     owner = np.searchsorted(starts, places, side="right") - 1
-    owner[np.isin(row[1:], separators)] = _NO_DOCUMENT
+    owner[np.isin(row[1:], separators)] = NO_DOCUMENT
     yield row[:-1], row[1:], owner
 
 
@@ -228,13 +228,13 @@ def _accumulate(
     token_bytes, token_chars = split.tokenizer.token_bytes, split.tokenizer.token_chars
   for done in range(0, num_rows, shape[0]):
     inputs, targets = np.full(shape, pad, np.int32), np.full(shape, pad, np.int32)
-    owner = np.full(shape, _NO_DOCUMENT, np.int64)
+    owner = np.full(shape, NO_DOCUMENT, np.int64)
     filled = min(shape[0], num_rows - done)
     for place in range(filled):
       given, wanted, owned = next(rows)
       inputs[place, : given.size], targets[place, : given.size] = given, wanted
       owner[place, : given.size] = owned
-    mask = owner != _NO_DOCUMENT
+    mask = owner != NO_DOCUMENT
     values = np.asarray(score(inputs, targets, mask), np.float64)
     if values.shape != shape:
       raise ValueError(f"score returned shape {values.shape}, not one value a target {shape}")

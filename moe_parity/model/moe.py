@@ -53,6 +53,11 @@ def balance_loss(
   return load_LE.shape[-1] * jnp.sum(jax.lax.stop_gradient(load_LE) * probability_LE, axis=-1)
 
 
+def router_logits(x_TD: Float[Array, "T D"], router_DE: Float[Array, "D E"]) -> Float[Array, "T E"]:
+  """In float32 whatever the model computes in: a rounded logit is another expert."""
+  return jnp.matmul(x_TD.astype(jnp.float32), router_DE, precision=jax.lax.Precision.HIGHEST)
+
+
 def route(
   logit_TE: Float[Array, "T E"],
   bias_E: Float[Array, " E"],
@@ -125,7 +130,7 @@ class MoE(nnx.Module):
 
   def routed_local(self, x_TD, router_DE, bias_E, w_in_L2ID, w_down_LID):
     """The routed experts' sum for this device's tokens, and what the router did with them."""
-    logit_TE = jnp.matmul(x_TD.astype(jnp.float32), router_DE, precision=jax.lax.Precision.HIGHEST)
+    logit_TE = router_logits(x_TD, router_DE)
     expert_TK, gate_TK, probability_TE = route(
       logit_TE, bias_E, self.experts_per_token, self.options.normalize_gates
     )

@@ -16,6 +16,7 @@ from moe_parity.report import (
   reuse,
   routing,
   sections,
+  specialisation,
   style,
   sweeps,
   tables,
@@ -42,8 +43,9 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
   report = json.loads(analysis.write_analysis(study_folder).read_text())
   folder = pathlib.Path(study_folder) / "report"
   folder.mkdir(exist_ok=True)
-  drawings = _drawings(study, report, steps)
-  parts = _tables(study, report, steps)
+  counted = specialisation.read(study)
+  drawings = _drawings(study, report, steps, counted)
+  parts = _tables(study, report, steps, counted)
   written = {"index.html"}
   for drawing in drawings.values():
     _write(folder / f"{drawing.name}.png", drawing.png(style.DESK))
@@ -116,7 +118,9 @@ def page(
 """
 
 
-def _drawings(study: reading.Study, report: dict, steps: dict) -> dict[str, style.Drawing]:
+def _drawings(
+  study: reading.Study, report: dict, steps: dict, counted: list[specialisation.Counted]
+) -> dict[str, style.Drawing]:
   """Every figure there is data for; expert loads for the first seed of each arm."""
   first = {run.name: run for run in reversed(study.runs) if reading.read_routing(run.folder)}
   found = [
@@ -133,11 +137,15 @@ def _drawings(study: reading.Study, report: dict, steps: dict) -> dict[str, styl
     paper.loss_over_data(study),
     routing.health(study),
     routing.loads(list(reversed(first.values()))),
+    specialisation.by_layer(counted),
+    specialisation.experts(counted),
   ]
   return {drawing.name: drawing for drawing in found if drawing}
 
 
-def _tables(study: reading.Study, report: dict, steps: dict) -> dict[str, Table]:
+def _tables(
+  study: reading.Study, report: dict, steps: dict, counted: list[specialisation.Counted]
+) -> dict[str, Table]:
   planned = study.plan.get("arms", [])
   every = [
     tables.arms(report),
@@ -152,6 +160,7 @@ def _tables(study: reading.Study, report: dict, steps: dict) -> dict[str, Table]
     tables.effort(report),
     tables.versions(study.info),
     tables.data(study.info),
+    specialisation.table(counted),
   ]
   if steps["architecture"]:
     every += architecture.stage_tables(steps["architecture"])

@@ -102,6 +102,14 @@ def routing(drawings: Drawings, tables: Tables, report: dict) -> Section:
   body += figure(drawings.get("expert_loads"), "routing.npz of an MoE run, for maps of loads")
   if any(group["num_seeds"] > 1 for group in report["groups"]):
     body += "<p>Expert loads are shown for the first seed of each arm.</p>\n"
+  special = tables["specialisation"]
+  body += figure(drawings.get("specialisation")) + figure(drawings.get("experts"))
+  if special.rows:
+    body += fold(special.title, table(special))
+  elif any(group["kind"] == "moe" for group in report["groups"]):
+    body += absent(
+      "specialisation of experts by domain; moe-parity evaluate STUDY --routing counts it"
+    )
   return Section("Routing", body)
 
 

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from moe_parity.data.prepare import open_data
 from moe_parity.errors import UserError
-from moe_parity.evaluation import bits
+from moe_parity.evaluation import bits, specialisation
+from moe_parity.evaluation.choices import count_split, make_counter
 from moe_parity.evaluation.score import make_scorer
 from moe_parity.model.documents import documents_of
 from moe_parity.model.options import ModelOptions
@@ -68,3 +69,25 @@ def evaluate_run(folder: pathlib.Path, mode: str, stride: int, max_tokens: int) 
     batch_sequences=run.config.evaluation.batch_sequences,
     seed=run.config.data.seed,
   )
+
+
+def count_run_choices(folder: pathlib.Path, max_tokens: int) -> pathlib.Path:
+  """Counts which experts the run's held-out text goes to; writes and returns specialisation.npz.
+
+  Args:
+    max_tokens: held-out tokens to look at, 0 for all.
+  Raises:
+    UserError: the folder is no run, or its model is dense.
+  """
+  run = load_run(folder)
+  count = make_counter(run.architecture, run.options)(run.params, run.buffers)
+  choices = count_split(
+    count,
+    open_data(run.config.data).validation,
+    run.architecture,
+    seq_len=run.plan["seq_len"],
+    batch_sequences=run.config.evaluation.batch_sequences,
+    max_tokens=max_tokens,
+    seed=run.config.data.seed,
+  )
+  return specialisation.save(choices, folder)

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+from moe_parity.errors import UserError
 from moe_parity.verbs.common import json_argument
 from moe_parity.verbs.printing import print_table
 
@@ -14,10 +15,17 @@ def arguments(parser) -> None:
   parser.add_argument("--mode", default="document", help="document | strided | packed")
   parser.add_argument("--stride", type=int, default=0, help="tokens, for --mode=strided")
   parser.add_argument("--max-tokens", type=int, default=0, help="0: all held-out text")
+  parser.add_argument(
+    "--routing",
+    action="store_true",
+    help="instead of scoring, count which experts each domain goes to; STUDY does all its runs",
+  )
   json_argument(parser)
 
 
 def run(args) -> int:
+  if args.routing:
+    return _routing(args)
   from moe_parity.startup import start_jax
 
   start_jax()
@@ -32,4 +40,35 @@ def run(args) -> int:
       f"all: {result['bpc']:.4f} bits per character, {result['bpb']:.4f} per byte"
       f" ({result['mode']}, S = {result['seq_len']})"
     )
+  return 0
+
+
+def _routing(args) -> int:
+  """specialisation.npz into every finished MoE run of the folder, and what it says."""
+  if args.mode != "document" or args.stride:
+    raise UserError("--routing looks at whole documents; leave --mode and --stride out")
+  from moe_parity.study.reading import read_study
+
+  runs = [run for run in read_study(args.folder).runs if run.done and run.plan["kind"] == "moe"]
+  if not runs:
+    raise UserError(f"{args.folder} holds no finished MoE run; only those route")
+  from moe_parity.startup import start_jax
+
+  start_jax()
+  from moe_parity.evaluation import specialisation
+  from moe_parity.training.restore import count_run_choices
+
+  rows = []
+  for run in runs:
+    count_run_choices(run.folder, args.max_tokens)
+    choices = specialisation.load(run.folder)
+    for row in specialisation.specialisation(choices):
+      pairs = specialisation.pair_information(choices, row["layer"] - 1)
+      rows.append({"arm": run.name, "seed": run.seed, **row, "pair_information": pairs})
+  if args.json:
+    print(json.dumps(rows, indent=2))
+  else:
+    print_table(rows)
+    print("nats; excess and share are over chance, found by dealing domains anew among documents")
+    print(f"moe-parity report {args.folder} draws it")
   return 0

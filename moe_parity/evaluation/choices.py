@@ -1,0 +1,145 @@
+"""Which experts held-out text is sent to, counted document by document.
+
+One pass over at most `max_tokens` tokens in windows of one document each, as mode `document` of
+`bits` makes them. A token counts where it is scored, so context that is shown twice counts once.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from moe_parity.data.token_store import Split
+from moe_parity.errors import UserError
+from moe_parity.evaluation import bits
+from moe_parity.evaluation.specialisation import MAX_DOCUMENTS, Choices
+from moe_parity.model.moe import MoE, route, router_logits
+from moe_parity.model.options import ModelOptions
+from moe_parity.model.transformer import Transformer, abstract_model
+from moe_parity.resources.architecture import Architecture
+
+# (inputs int32 [B, S], counted bool [B, S]) -> counts [MoE layers, B, E] and pairs [layers, E, E]
+Count = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def make_counter(architecture: Architecture, options: ModelOptions) -> Callable[..., Count]:
+  """Compiles once; the result takes (params, buffers) of a model and gives a `Count` for them.
+
+  Raises:
+    UserError: a dense architecture.
+  """
+  if not architecture.is_moe:
+    raise UserError("a dense model routes nothing; count the choices of an MoE run")
+  graph, _, _ = abstract_model(architecture, options)
+
+  @jax.jit
+  def count(params, buffers, inputs_BS, counted_BS):
+    return count_choices(nnx.merge(graph, params, buffers), inputs_BS, counted_BS)
+
+  def with_weights(params, buffers) -> Count:
+    return lambda inputs, counted: jax.device_get(count(params, buffers, inputs, counted))
+
+  return with_weights
+
+
+def count_choices(model: Transformer, inputs_BS, counted_BS) -> tuple[jax.Array, jax.Array]:
+  """Assignments to every expert by row, and tokens that chose a pair of experts together.
+
+  Walks the layers as the model does and looks at each router on the way; the choices are made
+  again from the same input, which the compiler does not compute twice.
+
+  Returns:
+    int32 [MoE layers, B, E]; int32 [MoE layers, E, E], symmetric, with the loads on its diagonal.
+  """
+  B, S = inputs_BS.shape
+  x_TD = jnp.take(model.embedding[...], inputs_BS.reshape(-1), axis=0).astype(model.options.dtype)
+  rows, pairs = [], []
+  for segment in model.segments:
+    graph, stacked = nnx.split(segment.layers)
+
+    def copy(x_TD, state, graph=graph):
+      found = []
+      for layer in nnx.merge(graph, state):
+        if isinstance(layer.feedforward, MoE):
+          found.append(_count_layer(layer, x_TD, counted_BS))
+        x_TD, _ = layer(x_TD, B)
+      return x_TD, found
+
+    x_TD, found = jax.lax.scan(copy, x_TD, stacked)
+    for kind, target in ((0, rows), (1, pairs)):
+      if found:  # [repeats] of each layer of the pattern -> [repeats * layers]
+        stack = jnp.stack([of_layer[kind] for of_layer in found], axis=1)
+        target.append(stack.reshape(-1, *stack.shape[2:]))
+  return jnp.concatenate(rows), jnp.concatenate(pairs)
+
+
+def _count_layer(layer, x_TD, counted_BS) -> tuple[jax.Array, jax.Array]:
+  B, S = counted_BS.shape
+  moe = layer.feedforward
+  x_TD = x_TD + layer.attention(layer.attention_norm(x_TD), B)
+  logit_TE = router_logits(layer.feedforward_norm(x_TD), moe.router[...])
+  expert_TK, _, _ = route(logit_TE, moe.selection_bias[...], moe.experts_per_token, False)
+  chosen_TE = jnp.zeros(logit_TE.shape, jnp.float32)
+  chosen_TE = chosen_TE.at[jnp.arange(B * S)[:, None], expert_TK].set(1.0)
+  chosen_TE = chosen_TE * counted_BS.reshape(-1, 1)
+  # float32 counts are exact to 2^24, far above the tokens of a batch
+  row_BE = chosen_TE.reshape(B, S, -1).sum(1).astype(jnp.int32)
+  highest = jax.lax.Precision.HIGHEST
+  pair_EE = jnp.matmul(chosen_TE.T, chosen_TE, precision=highest)
+  return row_BE, pair_EE.astype(jnp.int32)
+
+
+def count_split(
+  count: Count,
+  split: Split,
+  architecture: Architecture,
+  *,
+  seq_len: int,
+  batch_sequences: int,
+  max_tokens: int,
+  seed: int = 0,
+) -> Choices:
+  """Counts the choices over a split; every domain up to its share of max_tokens (0: all).
+
+  At most MAX_DOCUMENTS documents are taken, evenly spread over those chosen, so that what is kept
+  stays small whatever the split.
+  """
+  documents = split.documents
+  chosen = bits.choose_documents(documents, max_tokens, seed)
+  if len(chosen) > MAX_DOCUMENTS:
+    chosen = chosen[np.linspace(0, len(chosen) - 1, MAX_DOCUMENTS).round().astype(int)]
+  place = np.full(len(documents), -1)
+  place[chosen] = np.arange(len(chosen))
+  layers, experts = architecture.num_moe_layers, architecture.num_experts
+  by_document = np.zeros((len(chosen), layers, experts), np.int64)
+  pairs = np.zeros((layers, experts, experts), np.int64)
+  tokens = np.zeros(len(chosen), np.int64)
+  rows = bits.document_rows(split, chosen, seq_len, seq_len)
+  shape = (batch_sequences, seq_len)
+  while True:
+    inputs = np.full(shape, split.tokenizer.pad_id, np.int32)
+    counted, owner = np.zeros(shape, bool), np.full(batch_sequences, -1)
+    filled = 0
+    for given, _, owned in rows:
+      scored = owned != bits.NO_DOCUMENT
+      inputs[filled, : given.size], counted[filled, : given.size] = given, scored
+      owner[filled] = place[owned[scored][0]]
+      filled += 1
+      if filled == batch_sequences:
+        break
+    if not filled:
+      break
+    row_LBE, pair_LEE = count(inputs, counted)
+    np.add.at(by_document, owner[:filled], np.swapaxes(row_LBE[:, :filled], 0, 1))
+    np.add.at(tokens, owner[:filled], counted[:filled].sum(1))
+    pairs += pair_LEE
+  return Choices(
+    domains=documents.domains,
+    domain_N=documents.domain[chosen].astype(np.int64),
+    tokens_N=tokens,
+    expert_NLE=by_document,
+    pair_LEE=pairs,
+    experts_per_token=architecture.experts_per_token,
+  )

@@ -1,0 +1,79 @@
+"""Counted choices against the model's own loads and against a loop over tokens."""
+
+import jax
+import numpy as np
+import pytest
+
+from moe_parity.data.token_store import open_store
+from moe_parity.errors import UserError
+from moe_parity.evaluation import choices
+from moe_parity.model.options import ModelOptions
+from tests import small_model
+from tests.small_store import small_store
+
+
+@pytest.fixture(scope="module")
+def counted():
+  """A compiled counter of a model, the model's own loads, inputs, a mask and what was counted.
+
+  Two MoE layers in a repeated pattern: their counts must come back in the order of the layers.
+  """
+  model = small_model.build(small_model.moe(layout="DMMDMM", num_layers=6), 3, attention_block=4)
+  count = jax.jit(lambda inputs, mask: choices.count_choices(model, inputs, mask))
+  inputs, _ = small_model.tokens(batch=5, seq_len=8, seed=4)
+  loads = jax.jit(lambda inputs: model.hidden(inputs)[1].load_E)(inputs)
+  mask = np.random.default_rng(5).random(inputs.shape) < 0.7
+  return count, np.asarray(loads), inputs, mask, count(inputs, mask)
+
+
+def test_with_every_token_counted_the_loads_are_the_model_s_own(counted):
+  count, loads, inputs, _, _ = counted
+  rows, pairs = count(inputs, np.ones(inputs.shape, bool))
+  assert np.asarray(rows).sum(1) == pytest.approx(loads * inputs.size * 2, abs=1e-3)
+  assert np.array_equal(np.diagonal(pairs, axis1=1, axis2=2), np.asarray(rows).sum(1))
+
+
+def test_only_counted_tokens_count_and_pairs_are_pairs_of_one_token(counted):
+  _, _, _, mask, (rows, pairs) = counted
+  rows, pairs = np.asarray(rows), np.asarray(pairs)
+  assert np.array_equal(rows.sum(-1), np.tile(2 * mask.sum(1), (len(rows), 1)))
+  assert np.array_equal(pairs, pairs.swapaxes(1, 2))
+  for layer in pairs:  # K = 2: a token chooses one pair
+    assert layer.sum() - np.trace(layer) == 2 * mask.sum()
+
+
+def test_a_row_s_counts_do_not_depend_on_the_rows_beside_it(counted):
+  count, _, inputs, mask, (rows, _) = counted
+  order = np.array([3, 0, 4, 1, 2])
+  moved, _ = count(inputs[order], mask[order])
+  assert np.array_equal(np.asarray(moved), np.asarray(rows)[:, order])
+
+
+def test_a_split_is_counted_document_by_document(tmp_path):
+  """The counter is replaced by one whose expert is the token's id, modulo 7."""
+  store = small_store(tmp_path, count=30)
+  split, architecture = store.validation, small_model.moe()
+
+  def count(inputs, counted):
+    rows = np.zeros((2, len(inputs), 7), int)
+    for b, (row, use) in enumerate(zip(inputs, counted, strict=True)):
+      for token in row[use]:
+        rows[:, b, token % 7] += 1
+    return rows, np.zeros((2, 7, 7), int)
+
+  found = choices.count_split(
+    count, split, architecture, seq_len=16, batch_sequences=3, max_tokens=0
+  )
+  assert len(found.domain_N) == len(split.documents)
+  assert np.array_equal(found.tokens_N, split.documents.num_text_tokens)
+  for index in range(len(split.documents)):
+    text = split.document(index)
+    line = [split.tokenizer.bos_id, *text[:-1]]  # a token's choice predicts the next one
+    expected = np.bincount(np.array(line) % 7, minlength=7)
+    assert np.array_equal(found.expert_NLE[index], np.tile(expected, (2, 1)))
+  assert found.domains == open_store(tmp_path / "store").validation.documents.domains
+
+
+def test_a_dense_model_has_no_choices_to_count():
+  with pytest.raises(UserError, match="dense model"):
+    choices.make_counter(small_model.dense(), ModelOptions())
