@@ -1,4 +1,7 @@
 import itertools
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -62,6 +65,36 @@ def test_hosts_and_restarts_leave_the_global_order_alone(
   assert len(set(seen.tolist())) <= unique
   counts = np.bincount(seen)
   assert counts.max() - counts[counts > 0].min() <= 1
+
+
+HOST = """
+import json, sys
+from moe_parity.data.loader import Loader
+from moe_parity.data.token_store import open_store
+
+folder, host, seq_len = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+loader = Loader(open_store(folder).train, 6, seq_len, 20 * seq_len, 5, num_tokens=54 * seq_len,
+                host_index=host, num_hosts=2)
+batches = iter(loader)
+print(json.dumps([[b["window"].tolist(), b["targets"].sum(axis=1).tolist()]
+                  for b in (next(batches) for _ in range(9))]))
+"""
+
+
+def test_two_processes_read_together_what_one_reads_alone(train):
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-c", HOST, str(train.folder), str(host), str(S)], stdout=subprocess.PIPE
+    )
+    for host in range(2)
+  ]
+  first, second = (json.loads(process.communicate(timeout=120)[0]) for process in processes)
+  alone = take(Loader(train, 6, S, 20 * S, 5, num_tokens=54 * S, prefetch=0), 9)
+  for a, b, whole in zip(first, second, alone, strict=True):
+    assert a[0] + b[0] == whole["window"].tolist()
+    assert a[1] + b[1] == whole["targets"].sum(axis=1).tolist()
+  counts = np.bincount(np.concatenate([batch["window"] for batch in alone]))
+  assert sorted(counts[counts > 0].tolist()) == [2] * 6 + [3] * 14  # 54 rows of 20 windows
 
 
 def test_reading_ahead_changes_nothing(train):

@@ -219,17 +219,43 @@ def compile_time(repeats: int = 3) -> list[dict]:
   return table
 
 
-def loader(seq_len: int = 2048, batch_sequences: int = 8) -> list[dict]:
-  """Tokens a second out of the loader, on the built-in corpus."""
-  from moe_parity.data.loader import Loader
+def loader(seq_len: int = 2048, batch_sequences: int = 8, repeats: int = 5) -> list[dict]:
+  """Tokens out of the loader, and on to the device, on the built-in corpus: in a second of wall
+  time, and in one of this process's CPU time, which other load on the machine stretches less."""
+  from moe_parity.data.loader import Loader, prefetch
+  from moe_parity.data.mixture import available_tokens
   from moe_parity.data.prepare import prepare
+  from moe_parity.resources.mixture import plan_mixture, read_shares
+  from moe_parity.training.loop import to_device
 
-  batches = iter(Loader(prepare().train, batch_sequences, seq_len))
-  for _ in range(20):
-    next(batches)
-  count, start = 0, time.perf_counter()
-  while time.perf_counter() - start < 3:
-    next(batches)
-    count += 1
-  rate = count * batch_sequences * seq_len / (time.perf_counter() - start)
-  return [{"what": f"windows of S = {seq_len}, batch {batch_sequences}", "tokens_per_s": rate}]
+  train = prepare().train
+  shares = read_shares(",".join(f"{name}={i}" for i, name in enumerate(train.documents.domains, 1)))
+  unique = train.num_windows(seq_len) * seq_len // 4
+  held = available_tokens(train, seq_len, shares.names)
+  mixture = plan_mixture("bench", "strict", shares, unique, unique, seq_len, held, 100)
+  table = []
+  plain, mixed = (Loader(train, batch_sequences, seq_len, mixture=m) for m in (None, mixture))
+  sources = {
+    "windows": iter(plain),
+    "windows of a mixture": iter(mixed),
+    "windows on the device": prefetch(plain, to_device),
+  }
+  for what, batches in sources.items():
+    for _ in range(20):
+      next(batches)
+    wall, cpu = [], []
+    for _ in range(repeats):
+      start, cpu_start, count = time.perf_counter(), time.process_time(), 0
+      while time.perf_counter() - start < 1:
+        next(batches)
+        count += batch_sequences * seq_len
+      wall.append(count / (time.perf_counter() - start))
+      cpu.append(count / (time.process_time() - cpu_start))
+    table.append(
+      {
+        "what": f"{what} of S = {seq_len}, batch {batch_sequences}",
+        "tokens_per_s": statistics.median(wall),
+        "tokens_per_cpu_s": statistics.median(cpu),
+      }
+    )
+  return table

@@ -414,9 +414,15 @@ def _notes(budget: Budget, drafts: list[_Draft], equal_data: bool) -> list[str]:
       "the arms share N and D and differ in compute: a sweep at fixed data, not at parity"
     )
   if not equal_data:
+    how = {
+      "unique": "every arm reads its tokens once",
+      "loose": "MoE arms read their tokens twice, the dense arm once, as in the paper's Table 17",
+      "epochs": f"every arm reads its tokens {budget.epochs:g} times",
+      "strict": "arms draw from unique tokens of their own",
+    }[budget.reuse]
     notes.append(
-      f"reuse={budget.reuse!r}: the arms see different numbers of unique tokens, so "
-      f"only N and C are equal; reuse='strict' makes D^ equal too"
+      f"reuse={budget.reuse!r}: {how}, so the arms see different numbers of unique tokens and only"
+      f" N and C are equal; reuse='strict' makes D^ equal too"
     )
   notes += _uneven_reuse(drafts)
   for draft in drafts:

@@ -146,6 +146,13 @@ def certify_run(folder: pathlib.Path) -> dict:
   ]  # fmt: skip
   if unique > plan["num_unique_tokens"]:
     checks[-1] |= {"passed": False, "how": "more unique tokens than the budget allows"}
+  by_domain = ledger.by_domain()
+  for domain, planned in plan.get("mixture", {}).items():
+    checks += [
+      check(f"{domain}: {name}", planned[name], by_domain[domain][name], 0.0, windows)
+      for name in ("num_tokens", "num_unique_tokens")
+      if planned[name]
+    ]
   seen = np.flatnonzero(ledger.counts)
   value = {
     "arm": plan["name"],

@@ -57,7 +57,7 @@ def domain_rows(manifest: dict) -> list[dict]:
 
 
 def source_rows(manifest: dict) -> list[dict]:
-  """A row a source: in this order they are the parts of a mixture."""
+  """A row a source, in the order they were given."""
   train, validation = (manifest["splits"][name]["by_origin"] for name in ("train", "validation"))
   rows = []
   for number, origin in enumerate(manifest["origins"]):
