@@ -44,7 +44,8 @@ def base() -> ConfigDict:
   data.text_key = "text"  # fields of a record in .jsonl, .parquet and the like
   data.domain_key = "domain"
   data.source_key = "source"
-  data.cross_documents = True  # a window holds several documents: may attention cross their ends?
+  # A window holds several documents: may attention cross their ends? M counts it in full anyway.
+  data.cross_documents = True
   data.weights = ""  # "prose=2,code=1": rows of each domain; "" takes domains as they come
   data.max_epochs = 0.0  # times any domain may be read; 0: a weighted one no more than the others
   data.seed = 0  # which windows make up a unique-token budget, and their order; one for all arms

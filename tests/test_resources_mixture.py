@@ -1,9 +1,15 @@
+import pathlib
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_parity import config
 from moe_parity.errors import UserError
 from moe_parity.resources.mixture import LONGEST_CYCLE, Shares, plan_mixture, read_shares
+from moe_parity.resources.plan import make_plan
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 counts = st.lists(st.integers(0, 40), min_size=1, max_size=5).filter(lambda found: sum(found) > 0)
 
@@ -104,3 +110,46 @@ def test_a_mixture_that_cannot_keep_its_promise_is_refused(arguments, words):
 def test_a_domain_of_weight_zero_needs_no_text():
   found = planned(80, 80, {"a": 80, "b": 0}, weights="a=1,b=0")
   assert found["b"] == {"share": 0, "num_tokens": 0, "num_unique_tokens": 0, "epochs": 0.0}
+
+
+@given(found=counts, small=st.integers(0, 300), more=st.integers(0, 300))
+@settings(max_examples=40, deadline=None)
+def test_what_the_first_rows_name_is_read_once_and_grows_with_the_budget(found, small, more):
+  shares = shares_of(found)
+  first = plan_mixture("a", "unique", shares, 8 * small, 8 * small, 8, None, 0)
+  assert all(entry["epochs"] in (0.0, 1.0) for entry in first.values())
+  assert sum(entry["num_unique_tokens"] for entry in first.values()) == 8 * small
+  larger = plan_mixture("a", "unique", shares, 8 * (small + more), 8 * (small + more), 8, None, 0)
+  for name in shares.names:
+    assert first[name]["num_unique_tokens"] <= larger[name]["num_unique_tokens"]
+
+
+def demo_plan(*overrides, **held):
+  loaded = config.load(str(ROOT / "configs" / "demo.py:tiny"), overrides)
+  return make_plan(loaded, available_by_domain=held or None)
+
+
+def test_a_scarce_domain_leaves_all_arms_the_same_smaller_data_and_is_named():
+  weights = "--config.data.weights=prose=3,code=1"
+  enough = demo_plan(weights)
+  scarce = demo_plan(weights, "--config.data.max_epochs=9", prose=10**6, code=40 * 64)
+  asked = enough.arms[0].mixture["code"]["num_unique_tokens"]
+  assert asked > 40 * 64
+  missing = asked - 40 * 64
+  for before, after in zip(enough.arms, scarce.arms, strict=True):
+    assert after.mixture["code"]["num_unique_tokens"] == 40 * 64
+    assert after.num_unique_tokens == before.num_unique_tokens - missing
+    assert after.epochs == after.num_tokens / after.num_unique_tokens
+    assert after.num_tokens == before.num_tokens
+  assert scarce.budget["equal_data"]
+  assert scarce.budget["num_unique_tokens"] == scarce.arms[0].num_unique_tokens
+  (note,) = (note for note in scarce.notes if "less than its share" in note)
+  assert note.startswith("'code' holds less than its share: 2,560 unique tokens, read")
+  assert not [note for note in enough.notes if "less than its share" in note]
+  rows = scarce.mixture_rows()
+  assert [row["share %"] for row in rows[:2]] == pytest.approx([75, 25], abs=0.5)
+
+
+def test_without_the_bound_the_same_scarcity_is_refused():
+  with pytest.raises(UserError, match="arm 'dense': 'code' holds 2,560 tokens, its part of"):
+    demo_plan("--config.data.weights=prose=3,code=1", prose=10**6, code=40 * 64)

@@ -27,6 +27,7 @@ def run(args) -> int:
       print(f"\npart {part.name}")
     print_table(part.plan.to_rows())
     if part.plan.mixture_rows():
+      print()
       print_table(part.plan.mixture_rows())
     for note in part.plan.notes:
       print(f"note: {note}")
