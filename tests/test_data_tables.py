@@ -1,4 +1,5 @@
 import json
+import struct
 
 import pytest
 
@@ -90,6 +91,52 @@ def test_arrayrecord_also_holds_plain_text(tmp_path):
   found, counted = read(bad, limit=2)
   assert [d.text for d in found] == ["one", "four"]
   assert "record 2: not UTF-8" in counted.messages[0] and "record 3" in counted.messages[1]
+
+
+def tf_example(**features):
+  """tf.Example by its wire format: (tag, length, payload) of each message inside the other."""
+
+  def field(number, payload):
+    length, size = b"", len(payload)
+    while size > 127:
+      length, size = length + bytes([size & 127 | 128]), size >> 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + payload
+
+  entries = b""
+  for name, value in features.items():
+    if isinstance(value, bytes):
+      feature = field(1, field(1, value))
+    elif isinstance(value, float):
+      feature = field(2, field(1, struct.pack("<f", value)))
+    else:
+      feature = field(3, field(1, bytes([value])))
+    entries += field(1, field(1, name.encode()) + field(2, feature))
+  return field(1, entries)
+
+
+def test_arrayrecord_holds_tf_examples_as_tfds_writes_them(tmp_path):
+  long = "été " * 200
+  listed = [
+    tf_example(id=7, text=long.encode(), score=0.5, lang=b"fr", image=b"\xff\xd8"),
+    tf_example(text=b"two"),
+    b"\n two lines that begin like one\n",
+  ]
+  path = arrayrecord(tmp_path / "train.arrayrecord", listed)
+  found, _ = read(path, domain_key="lang", source_key="id")
+  assert [(d.text, d.domain, d.source) for d in found] == [
+    (long, "fr", "7"),
+    ("two", "train", "train"),
+    ("\n two lines that begin like one\n", "train", "train"),
+  ]
+  bad = arrayrecord(
+    tmp_path / "bad.arrayrecord",
+    [tf_example(text=b"\xff\xfe"), tf_example(body=b"a"), tf_example(text=3), b"good"],
+  )
+  found, counted = read(bad, limit=3)
+  assert [d.text for d in found] == ["good"]
+  for number, words in enumerate(("not UTF-8", "'text' is missing", "'text' is a int"), 1):
+    assert f"record {number}: " in counted.messages[number - 1]
+    assert words in counted.messages[number - 1]
 
 
 def test_a_folder_of_save_to_disk_is_read_in_its_own_order(tmp_path):

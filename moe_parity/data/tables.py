@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from moe_parity.data import tf_example
 from moe_parity.data.readers import BadRecords, Document, Fields, document
 from moe_parity.data.storage import local_copy, open_binary, optional
 from moe_parity.errors import UserError
@@ -75,9 +76,10 @@ def _rows(
 
 
 def read_arrayrecord(path: str, fields: Fields, bad: BadRecords) -> Iterator[Document]:
-  """Records that are JSON objects, or UTF-8 text where they do not begin with a brace."""
+  """Records that are JSON objects, tf.Examples (as TFDS writes them), or else UTF-8 text."""
   package = "array_record.python.array_record_module"
   module = optional(package, "array_record", "reading ArrayRecord")
+  names = (fields.text_key, fields.domain_key, fields.source_key)
   with local_copy(path) as local:
     try:
       reader = module.ArrayRecordReader(local)
@@ -90,14 +92,16 @@ def read_arrayrecord(path: str, fields: Fields, bad: BadRecords) -> Iterator[Doc
     for number in range(1, total + 1):
       try:
         data = reader.read([number - 1])[0]
-        record = json.loads(data) if data[:1] == b"{" else {"text": data.decode("utf-8")}
+        record = json.loads(data) if data[:1] == b"{" else tf_example.decode(data, names)
+        named = fields
+        if record is None:
+          record, named = {"text": data.decode("utf-8")}, fields.of_plain_text()
       except UnicodeDecodeError as error:
         bad.report(path, number, f"not UTF-8 at byte {error.start} of the record")
         continue
       except (RuntimeError, ValueError) as error:
         bad.report(path, number, f"the record is damaged ({_line(error)})")
         continue
-      named = fields if data[:1] == b"{" else fields.of_plain_text()
       if found := document(record, path, number, named, bad):
         yield found
 
