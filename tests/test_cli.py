@@ -16,7 +16,7 @@ def test_planning_loads_no_jax():
   code = (
     "import sys; from moe_parity import cli;"
     f"cli.main(['plan', '--config={ROOT}/configs/paper_7b.py', '--json']);"
-    "assert not [m for m in sys.modules if m.split('.')[0] in ('jax', 'flax', 'orbax')]"
+    "assert not [m for m in sys.modules if m.split('.')[0] in ('jax', 'flax', 'orbax', 'grain')]"
   )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
   plan = json.loads(done.stdout)

@@ -6,9 +6,7 @@ follows from it, so a run resumes exactly, on any number of hosts.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from moe_parity.data.token_store import Split
 from moe_parity.errors import UserError
 
 _ORDER_BLOCK = 4096  # positions whose windows are computed at once
-_ENDLESS = 1 << 62  # rows of a run whose number of tokens is not limited
+_ENDLESS = 1 << 40  # steps of a run whose number of tokens is not limited
 
 
 class Loader:
@@ -149,19 +147,30 @@ class Batches:
     return batch
 
 
+class _Steps:
+  """The batches of a loader by step, as grain's random access source."""
+
+  def __init__(self, loader: Loader):
+    self._loader = loader
+
+  def __len__(self) -> int:
+    loader = self._loader
+    if loader.num_tokens is None:
+      return _ENDLESS
+    rows = loader.num_tokens // loader.seq_len - loader.start_row
+    return max(0, rows // loader.batch_sequences)
+
+  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    return self._loader.batch(self._loader.start_row + int(step) * self._loader.batch_sequences)
+
+
 def _read(loader: Loader) -> Iterator[dict[str, np.ndarray]]:
   """The batches in their order, `loader.prefetch` of them read ahead by a thread of their own."""
-  end = _ENDLESS if loader.num_tokens is None else loader.num_tokens // loader.seq_len
-  rows = iter(range(loader.start_row, end - loader.batch_sequences + 1, loader.batch_sequences))
-  if loader.prefetch == 0:
-    yield from map(loader.batch, rows)
-    return
-  with ThreadPoolExecutor(1, "loader") as reader:
-    waiting = deque(reader.submit(loader.batch, row) for row in islice(rows, loader.prefetch))
-    while waiting:
-      batch = waiting.popleft().result()
-      waiting.extend(reader.submit(loader.batch, row) for row in islice(rows, 1))
-      yield batch
+  import grain  # over a second to import, so only once batches are wanted
+
+  threads = min(1, loader.prefetch)
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=loader.prefetch)
+  return iter(grain.MapDataset.source(_Steps(loader)).to_iter_dataset(options))
 
 
 def prefetch(batches: Iterable[Any], put: Callable[[Any], Any], depth: int = 1) -> Iterator[Any]:

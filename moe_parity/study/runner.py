@@ -33,7 +33,7 @@ from moe_parity.training import run_folder
 from moe_parity.training.loop import Progress, train_arm
 
 STUDY, PLAN, CLAIMS, TRACE = "study.json", "plan.json", "claims", "failed.txt"
-VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "moe_parity")
+VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "moe_parity")
 POLL_SECONDS = 5.0  # between looks at what other workers have finished
 
 
