@@ -5,32 +5,51 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from moe_parity.evaluation.bits import Score
 from moe_parity.model.documents import Documents
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
+from moe_parity.parallel import mesh as meshes
 from moe_parity.resources.architecture import Architecture
 
 
 def make_scorer(
-  architecture: Architecture, options: ModelOptions, documents: Documents | None = None
+  architecture: Architecture,
+  options: ModelOptions,
+  documents: Documents | None = None,
+  mesh: Mesh | None = None,
 ) -> Callable[[nnx.State, nnx.State], Score]:
   """Compiles once; the result takes (params, buffers) of a model and gives a `Score` for them.
 
   Args:
     documents: how documents are told apart in a row, for a model trained that way; it decides what
       mode 'packed' shows a model. The other modes show it one document at a time anyway.
+    mesh: where the weights lie; every process then scores every row and gets every result.
   """
   graph, _, _ = abstract_model(architecture, options)
 
-  @jax.jit
   def nats(params, buffers, inputs_BS, targets_BS):
-    model = nnx.merge(graph, params, buffers)
-    hidden_TD, _ = model.hidden(inputs_BS, documents and documents.number(inputs_BS))
-    return model.token_nats(hidden_TD, targets_BS.reshape(-1)).reshape(targets_BS.shape)
+    with meshes.use(mesh):
+      model = nnx.merge(graph, params, buffers)
+      hidden_TD, _ = model.hidden(inputs_BS, documents and documents.number(inputs_BS))
+      return model.token_nats(hidden_TD, targets_BS.reshape(-1)).reshape(targets_BS.shape)
 
-  def with_weights(params, buffers) -> Score:
-    return lambda inputs, targets, mask: np.asarray(nats(params, buffers, inputs, targets))
+  if mesh is None:
+    nats = jax.jit(nats)
+    return lambda params, buffers: (
+      lambda inputs, targets, mask: np.asarray(nats(params, buffers, inputs, targets))
+    )
+  nats = jax.jit(nats, out_shardings=NamedSharding(mesh, meshes.P()))
 
-  return with_weights
+  def score(params, buffers, inputs, targets):
+    num_rows = inputs.shape[0]
+    filled = -(-num_rows // mesh.size) * mesh.size  # rows of token 0 until the devices divide them
+    rows = (np.pad(x, ((0, filled - num_rows), (0, 0))) for x in (inputs, targets))
+    result = nats(params, buffers, *(meshes.same_on_all(x, mesh) for x in rows))
+    return np.asarray(result)[:num_rows]
+
+  return lambda params, buffers: (
+    lambda inputs, targets, mask: score(params, buffers, inputs, targets)
+  )

@@ -15,8 +15,11 @@ from moe_parity.model.feedforward import FeedForward
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.weights import matrix
 from moe_parity.parallel import mesh
+from moe_parity.parallel.capacity import drop_beyond_capacity
+from moe_parity.parallel.dispatch import expert_ffn_local
 from moe_parity.parallel.experts import expert_ffn, implementation_for
 from moe_parity.resources.architecture import Architecture
+from moe_parity.resources.exchange import Shape, default_exchange
 
 
 class SelectionBias(nnx.Variable):
@@ -134,14 +137,37 @@ class MoE(nnx.Module):
     expert_TK, gate_TK, probability_TE = route(
       logit_TE, bias_E, self.experts_per_token, self.options.normalize_gates
     )
-    implementation = implementation_for(self.options.platform or jax.default_backend())
-    y_TD = expert_ffn(
-      x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, implementation=implementation
+    operands = x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID
+    y_TD, num_dropped = self.experts_of(*operands, num_experts=router_DE.shape[1])
+    return y_TD, routing_stats(logit_TE, probability_TE, expert_TK, num_dropped)
+
+  def experts_of(self, x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, *, num_experts: int):
+    """The chosen experts' weighted sum, wherever they live, and how many assignments dropped."""
+    options, (num_tokens, chosen) = self.options, expert_TK.shape
+    platform = options.platform or jax.default_backend()
+    implementation = implementation_for(platform)
+    if mesh.current() is None:
+      num_dropped = jnp.zeros((), jnp.int32)
+      if options.capacity_factor:
+        shape = Shape(num_tokens, chosen, num_experts, 1, options.capacity_factor)
+        expert_TK, num_dropped = drop_beyond_capacity(expert_TK, num_experts, shape.capacity)
+      y_TD = expert_ffn(
+        x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, implementation=implementation
+      )
+      return y_TD, num_dropped
+    exchange = options.exchange or default_exchange(
+      platform,
+      num_experts=num_experts,
+      experts_per_token=chosen,
+      num_devices=jax.lax.axis_size("expert"),
     )
-    return y_TD, routing_stats(logit_TE, probability_TE, expert_TK)
+    return expert_ffn_local(
+      x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, num_experts=num_experts, exchange=exchange,
+      capacity_factor=options.capacity_factor, implementation=implementation,
+    )  # fmt: skip
 
 
-def routing_stats(logit_TE, probability_TE, expert_TK) -> RoutingStats:
+def routing_stats(logit_TE, probability_TE, expert_TK, num_dropped) -> RoutingStats:
   """See `RoutingStats`; T counts the tokens at hand."""
   num_experts = logit_TE.shape[-1]
   count_E = jnp.zeros((num_experts,), jnp.float32).at[expert_TK.reshape(-1)].add(1.0)
@@ -153,5 +179,5 @@ def routing_stats(logit_TE, probability_TE, expert_TK) -> RoutingStats:
     probability_E=jnp.mean(probability_TE, axis=0),
     squared_logsumexp=jnp.mean(jnp.square(logsumexp_T)),
     entropy=jax.lax.stop_gradient(entropy),
-    drop_share=jnp.zeros((), jnp.float32),
+    drop_share=num_dropped.astype(jnp.float32) / expert_TK.size,
   )

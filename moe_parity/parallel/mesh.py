@@ -122,6 +122,19 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, spec("BS", ACTIVATIONS))
 
 
-def rows_of_hosts(rows: np.ndarray, mesh: Mesh) -> jax.Array:
-  """The global batch of which `rows` is this process's part, as its loader gave it."""
-  return jax.make_array_from_process_local_data(batch_sharding(mesh), rows)
+def on_devices(rows_BS: np.ndarray, mesh: Mesh | None) -> jax.Array:
+  """The global batch of which `rows_BS` is this process's part, as its loader gave it.
+
+  Each process's rows go to its own devices; which of them get which row decides no sum.
+  """
+  if mesh is None:
+    return jax.device_put(rows_BS)
+  shape = (rows_BS.shape[0] * jax.process_count(), *rows_BS.shape[1:])
+  return jax.make_array_from_process_local_data(batch_sharding(mesh), rows_BS, shape)
+
+
+def same_on_all(rows_BS: np.ndarray, mesh: Mesh) -> jax.Array:
+  """A batch that every process holds whole, cut over the devices."""
+  return jax.make_array_from_callback(
+    rows_BS.shape, batch_sharding(mesh), lambda index: rows_BS[index]
+  )

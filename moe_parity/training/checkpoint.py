@@ -11,10 +11,10 @@ import pathlib
 import shutil
 from typing import Any
 
-import jax
 import numpy as np
 
 from moe_parity.errors import UserError
+from moe_parity.parallel import hosts
 from moe_parity.training.state import TrainState
 
 MODEL, TRAINER, LEDGER = "model", "trainer", "ledger"  # parts that can be read by themselves
@@ -83,7 +83,10 @@ class Checkpoints:
           step, _parts(abstract_state) | {LEDGER: abstract_ledger}
         )
       except Exception as error:  # noqa: BLE001 - a damaged file surfaces as any of many types
-        warnings.append(f"checkpoint of step {step} cannot be read ({_short(error)})")
+        loaded, why = None, _short(error)
+      if not hosts.everywhere(loaded is not None):
+        why = "another process failed on it" if loaded is not None else why
+        warnings.append(f"checkpoint of step {step} cannot be read ({why})")
         continue
       for number in [s for s in steps if s > step]:  # unreadable: set aside, never deleted
         self._set_aside(number)
@@ -98,9 +101,10 @@ class Checkpoints:
     return None
 
   def _set_aside(self, step: int) -> None:
-    for path in self.folder.glob(f"*{step}"):
+    for path in self.folder.glob(f"*{step}") if hosts.is_first() else ():
       if path.name.rpartition("_")[2] == str(step):
         shutil.move(path, path.with_name(f"damaged-{path.name}"))
+    hosts.wait(f"checkpoint {step} set aside")
     self._checkpointer.reload()
 
   def close(self) -> None:
@@ -144,10 +148,3 @@ def _short(error: Exception) -> str:
   while error.__cause__ is not None:
     error = error.__cause__
   return " ".join(str(error).split())[:120] or type(error).__name__
-
-
-def abstract(tree: Any) -> Any:
-  """Shapes, dtypes and shardings of a pytree of arrays."""
-  return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
-  )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from moe_parity import config as configs
@@ -19,14 +20,28 @@ from moe_parity.errors import UserError
 from moe_parity.evaluation import bits
 from moe_parity.evaluation.score import make_scorer
 from moe_parity.model.documents import documents_of
+from moe_parity.parallel import hosts
+from moe_parity.parallel.mesh import on_devices
 from moe_parity.resources.plan import ArmPlan
 from moe_parity.training import run_folder
-from moe_parity.training.checkpoint import Checkpoints, abstract
-from moe_parity.training.program import model_options, optimizer_options, step_options
-from moe_parity.training.state import init_state
+from moe_parity.training.checkpoint import Checkpoints
+from moe_parity.training.program import (
+  mesh_here,
+  model_options,
+  optimizer_options,
+  step_options,
+)
+from moe_parity.training.state import (
+  abstract_state,
+  from_stored,
+  init_state,
+  stored_state,
+  to_stored,
+)
 from moe_parity.training.step import make_train_step
 from moe_parity.training.telemetry import (
   Clock,
+  Silent,
   Telemetry,
   log_line,
   measured_peak,
@@ -70,7 +85,8 @@ def train_arm(
   """
   documents = documents_of(store.tokenizer, config.data.cross_documents)
   options = step_options(config, plan, documents)
-  run_folder.claim(folder, configs.to_json(config), plan.to_dict())
+  mesh = mesh_here(config, [plan])
+  run_folder.claim(folder, configs.to_json(config), plan.to_dict(), write=hosts.is_first())
   if (finished := run_folder.read_result(folder)) is not None:
     return finished
   architecture, model = plan.architecture, model_options(config)
@@ -84,24 +100,28 @@ def train_arm(
     config.data.seed,
     num_tokens=plan.num_tokens,
     mixture=plan.mixture,
+    host_index=jax.process_index(),
+    num_hosts=jax.process_count(),
   )
   ledger = Ledger.for_loader(loader())  # also refuses a budget larger than the corpus, early
-  train_step = make_train_step(architecture, model, optimizer, options)
-  scorer = make_scorer(architecture, model, documents)
-  state = init_state(architecture, model, optimizer, plan.seed)
+  train_step = make_train_step(architecture, model, optimizer, options, mesh)
+  scorer = make_scorer(architecture, model, documents, mesh)
+  stored = stored_state(architecture, model, optimizer, mesh)
   checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
-  first = 0
-  if restored := checkpoints.restore(abstract(state), ledger.state()):
+  if restored := checkpoints.restore(stored, ledger.state()):
     for warning in restored.warnings:
       warn(f"{plan.name}: {warning}; going on from step {restored.step}")
-    first, state = restored.step, restored.state
+    first = restored.step
+    state = from_stored(restored.state, abstract_state(architecture, model, optimizer, mesh))
     ledger.restore(restored.ledger)
+  else:
+    first, state = 0, init_state(architecture, model, optimizer, plan.seed, mesh)
   tokens = jax.ShapeDtypeStruct((plan.batch_sequences, plan.seq_len), np.int32)
   start = time.perf_counter()
   train_step = train_step.lower(state, tokens, tokens).compile()
   compile_seconds = time.perf_counter() - start
-  telemetry = Telemetry(folder, from_step=first)
-  peak = measured_peak(config.model.dtype)
+  telemetry = Telemetry(folder, from_step=first) if hosts.is_first() else Silent()
+  peak = measured_peak(config.model.dtype) * (1 if mesh is None else mesh.size)
   clock = Clock(
     plan.batch_sequences * plan.seq_len, plan.train_flops_per_token, peak, folder, first
   )
@@ -139,7 +159,7 @@ def train_arm(
     batches = itertools.islice(
       iter(loader(start_row=first * plan.batch_sequences)), plan.num_steps - first
     )
-    batches = prefetch(batches, to_device)
+    batches = prefetch(batches, functools.partial(to_device, mesh=mesh))
     for step in range(first + 1, plan.num_steps + 1):
       batch = next(batches)
       ledger.update(batch["window"])  # refuses what is over the budget before it is trained on
@@ -159,8 +179,13 @@ def train_arm(
             )
           if saving:
             telemetry.save_routing()
-            checkpoints.save(step, state, ledger.state())
+            ledger.collect(hosts.gather)
+            checkpoints.save(step, to_stored(state, stored), ledger.state())
     checkpoints.wait()
+    validation = validate(config.evaluation.mode, config.evaluation.max_tokens)
+    if not hosts.is_first():
+      hosts.wait(f"{plan.name}: finished")  # the first process writes the result meanwhile
+      return run_folder.read_result(folder)
     ledger.save(folder / "ledger.npz")
     result = {
       "name": plan.name,
@@ -171,18 +196,19 @@ def train_arm(
       "seconds": clock.seconds,
       "compile_seconds": compile_seconds,
       "train_cross_entropy": final_cross_entropy(folder, plan.num_steps),
-      "validation": validate(config.evaluation.mode, config.evaluation.max_tokens),
+      "validation": validation,
     }
     run_folder.write_json(folder / run_folder.RESULT, result)
+    hosts.wait(f"{plan.name}: finished")
     return result
   finally:
     telemetry.close()
     checkpoints.close()
 
 
-def to_device(batch: dict[str, np.ndarray]) -> dict:
-  """Starts moving what a step reads to its device; `window` stays on the host for the ledger."""
-  return batch | jax.device_put({name: batch[name] for name in ("inputs", "targets")})
+def to_device(batch: dict[str, np.ndarray], mesh: Mesh | None) -> dict:
+  """Starts moving what a step reads to its devices; `window` stays on the host for the ledger."""
+  return batch | {name: on_devices(batch[name], mesh) for name in ("inputs", "targets")}
 
 
 def due(step: int, every: int, last: int) -> bool:

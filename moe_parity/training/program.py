@@ -1,7 +1,7 @@
 """From a config and an arm's plan to the program that trains it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,9 @@ from ml_collections import ConfigDict
 from moe_parity.errors import UserError
 from moe_parity.model.documents import Documents
 from moe_parity.model.options import ModelOptions
-from moe_parity.parallel.mesh import batch_sharding
+from moe_parity.parallel.mesh import batch_sharding, make_mesh
+from moe_parity.resources.exchange import check_exchange
+from moe_parity.resources.mesh import check_arms, read_mesh, resolve
 from moe_parity.resources.plan import ArmPlan
 from moe_parity.training.optimizer import OptimizerOptions
 from moe_parity.training.state import abstract_state
@@ -66,6 +68,32 @@ def step_options(
     accumulation=plan.batch_sequences // micro,
     documents=documents,
   )
+
+
+def mesh_here(config: ConfigDict, plans: Sequence[ArmPlan]) -> Mesh | None:
+  """The config's mesh on the devices of this machine and its fellows; None for one device.
+
+  Raises:
+    UserError: devices, arms and sizes do not fit (`resources.mesh`); an exchange that the platform
+      does not have; several processes for a single device.
+  """
+  sizes = resolve(read_mesh(config.mesh), jax.device_count())
+  check_arms(sizes, plans, config.train.micro_batch_sequences)
+  if sizes.num_devices == 1 and jax.process_count() > 1:
+    raise UserError(
+      f"{jax.process_count()} processes were started for a mesh of one device; set"
+      " --config.mesh.data=-1, or start one process"
+    )
+  if sizes.expert > 1:
+    most = min(plan.architecture.num_experts for plan in plans if plan.architecture.is_moe)
+    check_exchange(
+      config.mesh.exchange or "padded",
+      jax.default_backend(),
+      num_experts=most,
+      num_devices=sizes.expert,
+      capacity_factor=config.model.capacity_factor,
+    )
+  return make_mesh(sizes)
 
 
 def sharded_step(config: ConfigDict, plan: ArmPlan, mesh: Mesh) -> tuple[Callable, tuple[Any, ...]]:

@@ -45,16 +45,21 @@ def read_result(folder: pathlib.Path) -> dict | None:
   return read_json(folder / RESULT) if (folder / RESULT).exists() else None
 
 
-def claim(folder: pathlib.Path, config: dict, plan: dict) -> None:
+def claim(folder: pathlib.Path, config: dict, plan: dict, *, write: bool = True) -> None:
   """Makes the folder this run's, or finds that it already is.
 
-  Only what changes the run's numbers is compared: how often it logs, saves or draws may change.
+  Only what changes the run's numbers is compared: how often it logs, saves or draws, and on which
+  mesh, may change.
 
+  Args:
+    write: false in all but the first of several processes, which then only compare.
   Raises:
     UserError: the folder holds a run with another config or plan; lists what differs.
   """
   folder.mkdir(parents=True, exist_ok=True)
   if not (folder / PLAN).exists():
+    if not write:
+      return
     write_json(folder / CONFIG, config)
     write_json(folder / PLAN, plan)
     return

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
 from moe_parity.model.weights import draw
-from moe_parity.parallel.mesh import WEIGHTS, Rules, spec
+from moe_parity.parallel.mesh import STORED, WEIGHTS, Rules, spec
 from moe_parity.resources.architecture import Architecture
 from moe_parity.training.optimizer import OptimizerOptions, make_optimizer
 
@@ -52,34 +52,43 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = WEIGHTS) -> Any:
   return map_variables(lambda _, axes: NamedSharding(mesh, spec(axes, rules)), tree)
 
 
-def _padded(shape: tuple[int, ...], axes: str, mesh: Mesh) -> tuple[int, ...]:
+def _filled(shape: tuple[int, ...], axes: str, mesh: Mesh) -> tuple[int, ...]:
   """A shape with its experts filled up to a multiple of the `expert` axis."""
   size = mesh.shape["expert"]
   return tuple(-(-n // size) * size if a == "E" else n for n, a in zip(shape, axes, strict=True))
 
 
 def _with_phantoms(tree: Any, mesh: Mesh) -> Any:
-  """An abstract state as it lies on a mesh: padded shapes and their shardings."""
+  """An abstract state as it lies on a mesh: filled shapes and their shardings."""
 
   def of(leaf, axes):
     place = NamedSharding(mesh, spec(axes, WEIGHTS))
-    return jax.ShapeDtypeStruct(_padded(leaf.shape, axes, mesh), leaf.dtype, sharding=place)
+    return jax.ShapeDtypeStruct(_filled(leaf.shape, axes, mesh), leaf.dtype, sharding=place)
 
   return map_variables(of, tree)
 
 
 def _bare(architecture, model, optimizer) -> TrainState:
-  """The state's shapes without phantoms, as a checkpoint has them."""
+  """The state's shapes without phantoms."""
   _, params, buffers = abstract_model(architecture, model)
   opt_state = jax.eval_shape(make_optimizer(optimizer).init, params)
   return TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, buffers, opt_state)
 
 
 def abstract_state(
-  architecture: Architecture, model: ModelOptions, optimizer: OptimizerOptions, mesh: Mesh
+  architecture: Architecture,
+  model: ModelOptions,
+  optimizer: OptimizerOptions,
+  mesh: Mesh | None = None,
 ) -> TrainState:
-  """Shapes and shardings of the state on a mesh: enough to compile a step for it."""
-  return _with_phantoms(_bare(architecture, model, optimizer), mesh)
+  """Shapes and shardings of the state: enough to compile a step for it."""
+  bare = _bare(architecture, model, optimizer)
+  return _on_one_device(bare) if mesh is None else _with_phantoms(bare, mesh)
+
+
+def _on_one_device(tree: Any) -> Any:
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
 
 def init_state(
@@ -100,7 +109,7 @@ def init_state(
   def born(variable, part):
     axes = variable.axes.rjust(len(variable.shape), "-")
     place = NamedSharding(mesh, spec(axes, WEIGHTS))
-    return jax.make_array_from_callback(_padded(variable.shape, axes, mesh), place, part)
+    return jax.make_array_from_callback(_filled(variable.shape, axes, mesh), place, part)
 
   place = abstract_state(architecture, model, optimizer, mesh)
   params = draw(params, seed, born)
@@ -110,3 +119,64 @@ def init_state(
     out_shardings=shardings((place.step, buffers), mesh),
   )()
   return TrainState(step, params, buffers, opt_state)
+
+
+def stored_state(
+  architecture: Architecture,
+  model: ModelOptions,
+  optimizer: OptimizerOptions,
+  mesh: Mesh | None = None,
+) -> TrainState:
+  """Shapes and shardings of the state as a checkpoint has them: E experts, cut for any mesh."""
+  bare = _bare(architecture, model, optimizer)
+  if mesh is None:
+    return _on_one_device(bare)
+  # D is a multiple of fsdp; where fsdp * expert does not divide it, fsdp alone cuts it.
+  both = architecture.d_model % (mesh.shape["fsdp"] * mesh.shape["expert"]) == 0
+  rules = STORED if both else {"D": "fsdp"}
+
+  def of(leaf, axes):
+    place = NamedSharding(mesh, spec(axes, rules))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+  return map_variables(of, bare)
+
+
+def to_stored(state: TrainState, stored: TrainState) -> TrainState:
+  """The state as its checkpoint has it (`stored_state`): phantoms cut off. The same arrays where
+  the two do not differ; otherwise every process must call this."""
+  if _alike(state, stored):
+    return state
+
+  def cut(state):
+    return jax.tree.map(lambda x, to: x[tuple(map(slice, to.shape))], state, stored)
+
+  return jax.jit(cut, out_shardings=_places(stored))(state)
+
+
+def from_stored(loaded: TrainState, state: TrainState) -> TrainState:
+  """A loaded state as it lies on the mesh of `state` (arrays or `abstract_state`): zeros for its
+  phantoms."""
+  if _alike(loaded, state):
+    return loaded
+
+  def fill(loaded):
+    def of(x, to):
+      if x.shape == to.shape:
+        return x
+      return jnp.pad(x, [(0, m - n) for n, m in zip(x.shape, to.shape, strict=True)])
+
+    return jax.tree.map(of, loaded, state)
+
+  return jax.jit(fill, out_shardings=_places(state))(loaded)
+
+
+def _places(tree: Any) -> Any:
+  return jax.tree.map(lambda x: x.sharding, tree)
+
+
+def _alike(a: Any, b: Any) -> bool:
+  return all(
+    x.shape == y.shape and x.sharding == y.sharding
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )

@@ -81,6 +81,22 @@ class Telemetry:
       self._board.close()
 
 
+class Silent:
+  """In the place of `Telemetry` in all but the first of several processes: writes nothing."""
+
+  def write(self, line: dict) -> None:
+    pass
+
+  def write_routing(self, step: int, num_tokens: int, load_LE: np.ndarray) -> None:
+    pass
+
+  def save_routing(self) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
+
+
 def read_metrics(folder: pathlib.Path) -> list[dict]:
   """The lines of metrics.jsonl; a last line cut short by a kill is left out."""
   lines = []
