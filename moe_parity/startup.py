@@ -1,16 +1,26 @@
 """What has to be set before JAX makes its first array."""
 
 from moe_parity.data.storage import cache_folder
+from moe_parity.errors import UserError
+
+AUTO = "auto"
 
 
-def start_jax() -> None:
-  """Keeps compiled programs in the cache folder, so that a second start does not compile again;
-  on a CPU also keeps memory between steps instead of giving it back and faulting it in again."""
+def start_jax(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+  """Joins the other processes of the run, if there are any. Keeps compiled programs in the cache
+  folder, so that a second start does not compile again; on a CPU also keeps memory between steps
+  instead of giving it back and faulting it in again.
+
+  Args:
+    coordinator: HOST:PORT where the first process listens; "auto" finds it by what the cluster says
+      (Cloud TPU, Slurm, Open MPI, Kubernetes, $JAX_COORDINATOR_ADDRESS); "" is a single process.
+    num_processes, process_id: how many there are and which this is, where not found by "auto".
+  Raises:
+    UserError: a coordinator without them, or they without a coordinator.
+  """
   import jax
 
-  from moe_parity.parallel import libtpu
-
-  libtpu.quiet()
+  _join(jax, coordinator, num_processes, process_id)
   if jax.default_backend() == "cpu":
     from moe_parity.parallel.host_memory import keep_large_buffers
 
@@ -18,3 +28,23 @@ def start_jax() -> None:
 
   jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _join(jax, coordinator: str, num_processes: int, process_id: int) -> None:
+  if not coordinator:
+    if num_processes or process_id >= 0:
+      raise UserError(
+        "--num-processes and --process-id need --coordinator=HOST:PORT, the address of process 0;"
+        " leave them out for a single process"
+      )
+  elif coordinator == AUTO:
+    jax.distributed.initialize(num_processes=num_processes or None,
+                               process_id=process_id if process_id >= 0 else None)  # fmt: skip
+  elif not 0 <= process_id < num_processes:
+    raise UserError(
+      f"--coordinator={coordinator} with --num-processes={num_processes} --process-id={process_id}:"
+      " each process needs the number of processes and its own, from 0; or use --coordinator=auto"
+      " on a cluster that tells them"
+    )
+  else:
+    jax.distributed.initialize(coordinator, num_processes, process_id)

@@ -30,3 +30,15 @@ def everywhere(fact: bool) -> bool:
 def gather(value: np.ndarray) -> np.ndarray:
   """Every process's `value` (of one shape), on a new first axis in the order of the processes."""
   return np.asarray(multihost_utils.process_allgather(value))
+
+
+def tell(message: bytes | None) -> bytes | None:
+  """What the first process says, in every process; the others' argument does not count."""
+  size = -1 if message is None else len(message)
+  size = int(multihost_utils.broadcast_one_to_all(np.array(size, np.int64)))
+  if size < 0:
+    return None
+  text = np.zeros(size, np.uint8)
+  if is_first():
+    text[:] = np.frombuffer(message, np.uint8)
+  return np.asarray(multihost_utils.broadcast_one_to_all(text)).astype(np.uint8).tobytes()

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe_parity.errors import UserError
-from moe_parity.resources.architecture import Architecture
 
 AXES = ("data", "fsdp", "expert")
 
@@ -93,55 +92,66 @@ def resolve(sizes: MeshSizes, num_devices: int) -> MeshSizes:
 
 
 def check_arms(sizes: MeshSizes, arms: Sequence[Any], micro: int = 0) -> None:
-  """Refuses arms (`ArmPlan`s) that a mesh cannot train; sizes still open pass.
+  """Refuses a study's arms (`ArmPlan`s) that a mesh cannot train, as far as its sizes are known.
 
   Dense arms of a study with MoE arms train on the same mesh: its expert axis then carries batch.
 
   Args:
     micro: sequences in memory at a time, `train.micro_batch_sequences`; 0 is the whole batch.
   Raises:
-    UserError: an expert axis that no arm uses or that is larger than an arm's E, a width that
-      `fsdp` does not divide, a batch that cannot be cut for the devices.
+    UserError: as `check_arm`, or an expert axis where no arm has experts.
   """
-  if not sizes.known:
-    return
   if sizes.expert > 1 and not any(arm.architecture.is_moe for arm in arms):
+    rest = f"mesh.data={sizes.data * sizes.expert}" if sizes.data > 0 else "leave mesh.data=-1"
     raise UserError(
-      f"mesh.expert={sizes.expert} but no arm has experts; set mesh.expert=1 and"
-      f" mesh.data={sizes.data * sizes.expert}"
+      f"mesh.expert={sizes.expert} but no arm has experts; set mesh.expert=1 and {rest}"
     )
-  for check in (_check_experts, _check_width):
+  for check in CHECKS:
     for arm in arms:
-      check(sizes, arm.name, arm.architecture)
-  for arm in arms:
-    _check_batch(sizes, arm.name, arm.batch_sequences, micro)
+      check(sizes, arm, micro)
 
 
-def _check_experts(sizes: MeshSizes, name: str, architecture: Architecture) -> None:
-  if architecture.is_moe and sizes.expert > architecture.num_experts:
-    most = architecture.num_experts
+def check_arm(sizes: MeshSizes, arm: Any, micro: int = 0) -> None:
+  """Refuses an arm that a mesh cannot train; arguments as of `check_arms`.
+
+  Raises:
+    UserError: an expert axis larger than the arm's E, a width that `fsdp` does not divide, a batch
+      that cannot be cut for the devices.
+  """
+  for check in CHECKS:
+    check(sizes, arm, micro)
+
+
+def _check_experts(sizes: MeshSizes, arm: Any, micro: int) -> None:
+  most = arm.architecture.num_experts
+  if arm.architecture.is_moe and sizes.expert > most:
     raise UserError(
-      f"arm {name!r}: mesh.expert={sizes.expert} exceeds its {most} experts; use at most {most} and"
-      f" put the other devices on mesh.fsdp or mesh.data"
+      f"arm {arm.name!r}: mesh.expert={sizes.expert} exceeds its {most} experts; use at most {most}"
+      f" and put the other devices on mesh.fsdp or mesh.data"
     )
 
 
-def _check_width(sizes: MeshSizes, name: str, architecture: Architecture) -> None:
-  width = architecture.d_model
-  if width % sizes.fsdp:
+def _check_width(sizes: MeshSizes, arm: Any, micro: int) -> None:
+  width = arm.architecture.d_model
+  if sizes.fsdp > 0 and width % sizes.fsdp:
     raise UserError(
-      f"arm {name!r}: d_model={width} is no multiple of mesh.fsdp={sizes.fsdp}; use"
+      f"arm {arm.name!r}: d_model={width} is no multiple of mesh.fsdp={sizes.fsdp}; use"
       f" mesh.fsdp={math.gcd(width, sizes.fsdp)}, or arms with multiple_of={sizes.fsdp}"
     )
 
 
-def _check_batch(sizes: MeshSizes, name: str, batch_sequences: int, micro: int) -> None:
-  rows, devices = micro or batch_sequences, sizes.num_devices
-  if rows % devices:
+def _check_batch(sizes: MeshSizes, arm: Any, micro: int) -> None:
+  rows, devices = micro or arm.batch_sequences, sizes.num_devices
+  if sizes.known and rows % devices:
     what = f"train.micro_batch_sequences={rows}" if micro else f"a batch of {rows} sequences"
     way = (
       f"use a multiple of {devices}"
       if micro
       else f"set budget.batch_multiple={devices}, or use fewer devices"
     )
-    raise UserError(f"arm {name!r}: {what} cannot be cut for {devices} devices ({sizes}); {way}")
+    raise UserError(
+      f"arm {arm.name!r}: {what} cannot be cut for {devices} devices ({sizes}); {way}"
+    )
+
+
+CHECKS = (_check_experts, _check_width, _check_batch)

@@ -88,11 +88,10 @@ def checkpoint_shapes(folder: pathlib.Path, step: int) -> dict[str, tuple[int, .
   """
   from orbax.checkpoint import v1 as ocp
 
-  with ocp.training.Checkpointer((folder / "checkpoints").resolve()) as checkpointer:
-    if step not in [checkpoint.step for checkpoint in checkpointer.checkpoints]:
-      raise UserError(f"{folder}/checkpoints has no checkpoint of step {step}; run the arm again")
-    metadata = checkpointer.checkpointables_metadata(step).metadata["model"]["params"]
-
+  path = (folder / "checkpoints" / str(step)).resolve()
+  if not path.is_dir():
+    raise UserError(f"{folder}/checkpoints has no checkpoint of step {step}; run the arm again")
+  metadata = ocp.checkpointables_metadata(path).metadata["model"]["params"]
   shapes = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(metadata)[0]:
     keys = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path]

@@ -77,15 +77,15 @@ def train_arm(
     plan: the arm: shape, tokens, steps, rates; its seed decides the initial weights.
     store: tokens of the training and validation splits.
     folder: the run folder; made if it is not there, continued if it holds this very run.
-    report: called for every logged step.
-    warn: called with a line about each damaged checkpoint that was passed over.
+    report: called for every logged step, in the first of several processes.
+    warn: called there with a line about each damaged checkpoint that was passed over.
   Raises:
     UserError: the folder holds another run; the data cannot feed the plan.
     NotFiniteError: the loss stopped being a number.
   """
   documents = documents_of(store.tokenizer, config.data.cross_documents)
   options = step_options(config, plan, documents)
-  mesh = mesh_here(config, [plan])
+  mesh = mesh_here(config, plan)
   run_folder.claim(folder, configs.to_json(config), plan.to_dict(), write=hosts.is_first())
   if (finished := run_folder.read_result(folder)) is not None:
     return finished
@@ -109,7 +109,7 @@ def train_arm(
   stored = stored_state(architecture, model, optimizer, mesh)
   checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
   if restored := checkpoints.restore(stored, ledger.state()):
-    for warning in restored.warnings:
+    for warning in restored.warnings if hosts.is_first() else ():
       warn(f"{plan.name}: {warning}; going on from step {restored.step}")
     first = restored.step
     state = from_stored(restored.state, abstract_state(architecture, model, optimizer, mesh))
@@ -152,7 +152,8 @@ def train_arm(
       telemetry.write(line)
       if "load_LE" in scalars:
         telemetry.write_routing(step, line["num_tokens"], scalars["load_LE"])
-      report(Progress(step, plan.num_steps, line))
+      if hosts.is_first():
+        report(Progress(step, plan.num_steps, line))
 
   try:
     pending = None

@@ -1,7 +1,7 @@
 """From a config and an arm's plan to the program that trains it."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from moe_parity.model.documents import Documents
 from moe_parity.model.options import ModelOptions
 from moe_parity.parallel.mesh import batch_sharding, make_mesh
 from moe_parity.resources.exchange import check_exchange
-from moe_parity.resources.mesh import check_arms, read_mesh, resolve
+from moe_parity.resources.mesh import check_arm, read_mesh, resolve
 from moe_parity.resources.plan import ArmPlan
 from moe_parity.training.optimizer import OptimizerOptions
 from moe_parity.training.state import abstract_state
@@ -70,26 +70,25 @@ def step_options(
   )
 
 
-def mesh_here(config: ConfigDict, plans: Sequence[ArmPlan]) -> Mesh | None:
+def mesh_here(config: ConfigDict, plan: ArmPlan) -> Mesh | None:
   """The config's mesh on the devices of this machine and its fellows; None for one device.
 
   Raises:
-    UserError: devices, arms and sizes do not fit (`resources.mesh`); an exchange that the platform
+    UserError: devices, arm and sizes do not fit (`resources.mesh`); an exchange that the platform
       does not have; several processes for a single device.
   """
   sizes = resolve(read_mesh(config.mesh), jax.device_count())
-  check_arms(sizes, plans, config.train.micro_batch_sequences)
+  check_arm(sizes, plan, config.train.micro_batch_sequences)
   if sizes.num_devices == 1 and jax.process_count() > 1:
     raise UserError(
       f"{jax.process_count()} processes were started for a mesh of one device; set"
       " --config.mesh.data=-1, or start one process"
     )
-  if sizes.expert > 1:
-    most = min(plan.architecture.num_experts for plan in plans if plan.architecture.is_moe)
+  if sizes.expert > 1 and plan.architecture.is_moe:
     check_exchange(
       config.mesh.exchange or "padded",
       jax.default_backend(),
-      num_experts=most,
+      num_experts=plan.architecture.num_experts,
       num_devices=sizes.expert,
       capacity_factor=config.model.capacity_factor,
     )

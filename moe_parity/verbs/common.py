@@ -21,6 +21,23 @@ def workdir_argument(parser: argparse.ArgumentParser, help_: str) -> None:
   parser.add_argument("--workdir", required=True, type=pathlib.Path, help=help_)
 
 
+def process_arguments(parser: argparse.ArgumentParser) -> None:
+  """For verbs that train: start the same command once a host, all on one shared --workdir."""
+  group = parser.add_argument_group("several processes as one run")
+  group.add_argument(
+    "--coordinator", default="", metavar="HOST:PORT",
+    help="address of process 0, or auto: as the cluster says (Cloud TPU, Slurm, ...)",
+  )  # fmt: skip
+  group.add_argument("--num-processes", type=int, default=0, metavar="N")
+  group.add_argument("--process-id", type=int, default=-1, metavar="I", help="from 0")
+
+
+def processes(args) -> dict:
+  """What `start_jax` takes of the arguments; nothing where a verb has none of them."""
+  names = ("coordinator", "num_processes", "process_id")
+  return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
 def json_argument(parser: argparse.ArgumentParser) -> None:
   """`--json`, which every verb that prints a table has."""
   parser.add_argument("--json", action="store_true", help="print JSON for machines")

@@ -2,7 +2,14 @@
 
 import json
 
-from moe_parity.verbs.common import config_argument, json_argument, planned, workdir_argument
+from moe_parity.verbs.common import (
+  config_argument,
+  json_argument,
+  planned,
+  process_arguments,
+  processes,
+  workdir_argument,
+)
 from moe_parity.verbs.printing import print_table, print_verdict
 
 HELP = "train all arms, certify equal resources, judge"
@@ -24,6 +31,7 @@ def arguments(parser) -> None:
     "--stale-after", type=float, default=300.0, metavar="SECONDS",
     help="a worker silent for so long is dead, and its arm is taken over (300)",
   )  # fmt: skip
+  process_arguments(parser)
 
 
 def run(args) -> int:
@@ -73,17 +81,30 @@ def dry_run(args, config, store, only) -> int:
 def run_and_judge(args, config, store, only) -> int:
   """Trains what is not done, then certifies, analyses and writes the page."""
   from moe_parity.console import TrainingBars
+  from moe_parity.parallel import hosts
   from moe_parity.report.page import write_report
   from moe_parity.startup import start_jax
-  from moe_parity.study.runner import run_study, tasks_of
+  from moe_parity.study.followers import dismiss, follow, leading
+  from moe_parity.study.runner import Trainer, run_study, tasks_of
   from moe_parity.study.shard import Shard
 
   shard = getattr(args, "shard", Shard(1, 1))
-  start_jax()
+  start_jax(**processes(args))
+  if not hosts.is_first():
+    follow(store)
+    return 0
   study = open_study(args, config, store)
   tasks = tasks_of(study.derive(), only)
   with TrainingBars([task.arm for task in tasks]) as bars:
-    arms = run_study(study, only=only, shard=shard, report=bars.update, warn=bars.print)
+    arms = run_study(
+      study,
+      only=only,
+      shard=shard,
+      report=bars.update,
+      warn=bars.print,
+      trainer=leading(Trainer()),
+    )
+  dismiss()
   for part in study.parts[1:]:
     write_report(study.folder / part.folder)
   study.summarise()

@@ -1,7 +1,13 @@
 """`moe-parity train`."""
 
 from moe_parity.errors import UserError
-from moe_parity.verbs.common import config_argument, planned, workdir_argument
+from moe_parity.verbs.common import (
+  config_argument,
+  planned,
+  process_arguments,
+  processes,
+  workdir_argument,
+)
 
 HELP = "train one arm of a config"
 
@@ -11,6 +17,7 @@ def arguments(parser) -> None:
   workdir_argument(parser, "run folder")
   parser.add_argument("--arm", default="", help="which arm; may be left out where there is one")
   parser.add_argument("--seed", type=int, default=None, help="which of the arm's seeds")
+  process_arguments(parser)
 
 
 def run(args) -> int:
@@ -24,15 +31,18 @@ def run(args) -> int:
     choices = ", ".join(f"--arm={arm.name} --seed={arm.seed}" for arm in plan.arms)
     raise UserError(f"train takes one arm and {len(arms)} fit; choose one of {choices}")
   from moe_parity.console import TrainingBars
+  from moe_parity.parallel import hosts
   from moe_parity.startup import start_jax
   from moe_parity.study.certificate import certify_run
   from moe_parity.training.loop import train_arm
 
-  start_jax()
+  start_jax(**processes(args))
   with TrainingBars(arms) as bars:
     result = train_arm(
       config, arms[0], store, args.workdir, lambda p: bars.update(arms[0], p), bars.print
     )
+  if not hosts.is_first():
+    return 0
   passed = certify_run(args.workdir)["passed"]
   validation = result["validation"]
   print(

@@ -1,0 +1,129 @@
+"""Two processes of this machine as one run: data by host, tokens across the process border, a
+checkpoint that a single process goes on from."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from moe_parity.errors import UserError
+from moe_parity.startup import start_jax
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SMALL = [
+  f"--config={ROOT}/configs/demo.py:tiny", "--arm=moe_40", "--config.budget.batch_multiple=4",
+  "--config.budget.dense_tokens=3072", "--config.budget.flops_tolerance=0.05",
+  "--config.evaluation.max_tokens=800",
+  "--config.train.log_every=1", "--config.train.save_every=10", "--config.train.eval_every=12",
+]  # fmt: skip
+
+
+def train(workdir, cache, *arguments, devices=1):
+  """A started `moe-parity train`. Compiles are short: no optimisation, one cache for all."""
+  environment = os.environ | {
+    "MOE_PARITY_CACHE": str(cache),
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": str(devices),
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+  }
+  command = [sys.executable, "-m", "moe_parity.cli", "train", f"--workdir={workdir}"]
+  return subprocess.Popen(
+    [*command, *SMALL, *arguments], env=environment, cwd=ROOT,
+    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+  )  # fmt: skip
+
+
+def finish(*processes):
+  """Their outputs; every process must end well."""
+  try:
+    told = [process.communicate(timeout=400)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  for process, text in zip(processes, told, strict=True):
+    assert process.returncode == 0, text
+  return told
+
+
+def two(workdir, cache, *arguments):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  given = [f"--coordinator={address}", "--num-processes=2", *arguments]
+  return finish(*(train(workdir, cache, *given, f"--process-id={i}") for i in range(2)))
+
+
+def losses(workdir, kind="train"):
+  lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+  return {line["step"]: line["cross_entropy"] for line in lines if line["kind"] == kind}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """(folder of one process's run, of two processes', what the two said)."""
+  folder = tmp_path_factory.mktemp("runs")
+  finish(train(folder / "one", folder / "cache"))
+  told = two(folder / "two", folder / "cache", "--config.mesh.expert=2")
+  return folder / "one", folder / "two", told
+
+
+def test_two_processes_log_the_losses_of_one(runs):
+  one, two, _ = runs
+  for kind in ("train", "validation"):
+    expected, found = losses(one, kind), losses(two, kind)
+    assert list(expected) == list(found) and len(found) >= 1
+    # Float32 sums in another order, which sooner or later tip a choice between two experts that are
+    # as good as equal.
+    found, expected = (np.array(list(x.values())) for x in (found, expected))
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+    np.testing.assert_allclose(
+      found[:10], expected[:10], rtol=2e-3 if kind == "validation" else 2e-6
+    )
+
+
+def test_the_ledger_of_two_processes_counts_every_row_once(runs):
+  one, two, _ = runs
+  with np.load(one / "ledger.npz") as expected, np.load(two / "ledger.npz") as found:
+    for name in ("counts", "row", "digest"):
+      np.testing.assert_array_equal(found[name], expected[name])
+  assert json.loads((two / "certificate.json").read_text())["passed"]
+
+
+def test_only_the_first_process_speaks(runs):
+  first, second = runs[2]
+  assert "certificate passed" in first and "bits per character" in first
+  assert "bits per" not in second and "step" not in second
+
+
+def test_one_process_goes_on_from_the_checkpoint_of_two(runs, tmp_path):
+  """Without its result and its last checkpoint, the run of two is unfinished."""
+  one, two, _ = runs
+  newest = max(int(path.name) for path in (two / "checkpoints").iterdir() if path.name.isdigit())
+  for path in (two / "checkpoints" / str(newest)).rglob("*"):
+    if path.is_file():
+      path.unlink()
+  (two / "result.json").unlink()
+  (told,) = finish(train(two, one.parent / "cache", "--config.mesh.data=2", devices=2))
+  assert "going on from step" in " ".join(told.split())  # a console breaks lines
+  results = [json.loads((folder / "result.json").read_text()) for folder in (one, two)]
+  assert results[1]["finished_step"] == results[0]["finished_step"]
+  found, expected = (result["validation"]["cross_entropy"] for result in results)
+  np.testing.assert_allclose(found, expected, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+  "given, told",
+  [
+    (dict(num_processes=2, process_id=0), "need --coordinator=HOST:PORT"),
+    (dict(coordinator="here:1", process_id=0), "each process needs the number of processes"),
+    (dict(coordinator="here:1", num_processes=2, process_id=2), "--process-id=2: each process"),
+  ],
+)
+def test_processes_that_cannot_find_each_other_are_refused(given, told):
+  with pytest.raises(UserError, match=told):
+    start_jax(**given)
