@@ -2,7 +2,11 @@
 
 import csv
 import io
+import json
 import math
+import re
+import shutil
+import subprocess
 
 import pytest
 
@@ -100,6 +104,21 @@ def test_fixed_data_shows_only_sweeps_that_held_tokens(folder):
   assert sweeps.panels(step | {"sweeps": step["sweeps"][:1]}) is None
 
 
+def test_every_optimum_and_the_paper_s_best_runs_lie_inside_the_axes(folder):
+  (axis,) = draw(sweeps.transfer(fake_steps.activation_rate())).axes
+  (low, high), (left, right) = axis.get_ylim(), axis.get_xlim()
+  assert low < 0.16 and high > 0.35 and left < 1_200_000
+  assert low < 0.1883 and right > 3.29e9  # 3B, the best run of Table 16
+
+
+def test_an_interval_that_misses_its_point_is_drawn_to_the_point(folder):
+  step = fake_steps.activation_rate()
+  arm = step["sweeps"][0]["arms"][1]
+  arm["interval"] = [arm["bpc"] + 1e-6, arm["bpc"] + 0.01]
+  assert len(draw(sweeps.panels(step)).axes) == 4  # three sweeps in a grid of two by two
+  assert style.bars(2.0, [2.5, 3.0]) == [[0.0], [1.0]] and style.bars(2.0, None) is None
+
+
 def test_reuse_is_in_percent_of_the_dense_arm_of_its_own_scheme(folder):
   own, other = draw(reuse.by_scheme(fake_steps.data_reuse())).axes
   strict = own.lines[0]
@@ -118,3 +137,47 @@ def test_a_logarithmic_axis_has_a_few_labels_inside_its_range(values, low, high)
     ticks = axis.get_xticks()
   assert low <= len(ticks) <= high
   assert values[0] / 1.2 <= ticks[0] and ticks[-1] <= values[1] * 2.3
+
+
+def chromium(profile, *arguments):
+  """What headless Chromium prints; the test is skipped where there is none."""
+  browser = shutil.which("chromium") or shutil.which("chromium-browser")
+  if not browser:
+    pytest.skip("Chromium is not installed")
+  fixed = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
+  fixed += " --disable-background-networking --disable-component-update"
+  command = [browser, *fixed.split(), "--allow-file-access-from-files"]
+  command += [f"--user-data-dir={profile}", *arguments]
+  return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+
+@pytest.mark.parametrize("width, shown, hidden", [(390, "phone", "desk"), (1200, "desk", "phone")])
+def test_in_a_browser_the_page_fits_and_every_figure_of_that_width_is_drawn(
+  folder, tmp_path, width, shown, hidden
+):
+  frame = tmp_path / "frame.html"
+  frame.write_text(
+    f'<iframe id="f" src="{(folder / "report/index.html").as_uri()}" '
+    f'style="width:{width}px;height:900px;border:0"></iframe><p id="w"></p><script>'
+    "f.onload = () => { const d = f.contentDocument;"
+    "const seen = name => [...d.querySelectorAll('img.' + name)].map(i => "
+    "[i.offsetWidth, i.naturalWidth, i.offsetLeft + i.offsetWidth]);"
+    "w.textContent = '[[' + JSON.stringify({width: d.documentElement.scrollWidth,"
+    "desk: seen('desk'), phone: seen('phone')}) + ']]' }</script>"
+  )
+  printed = chromium(tmp_path, "--virtual-time-budget=8000", "--dump-dom", frame.as_uri())
+  found = json.loads(re.search(r"\[(\[\{.*\}\])\]", printed)[1])[0]
+  assert width - 20 < found["width"] <= width  # a scroll bar may take 15
+  assert len(found["desk"]) == len(found["phone"]) >= 8
+  for on_screen, natural, right in found[shown]:
+    assert on_screen > 250 and natural > 250 and right <= width
+  assert all(on_screen == 0 for on_screen, _, _ in found[hidden])
+
+
+def test_the_page_prints(folder, tmp_path):
+  target = tmp_path / "page.pdf"
+  page_ = (folder / "report/index.html").as_uri()
+  chromium(tmp_path / "profile", f"--print-to-pdf={target}", "--no-pdf-header-footer", page_)
+  content = target.read_bytes()
+  pages = len(re.findall(rb"/Type\s*/Page\b", content))
+  assert content.startswith(b"%PDF") and 5 <= pages <= 20

@@ -3,6 +3,7 @@
 Reads what `study.architecture` left in architecture.json.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def shape_scatter(step: dict) -> style.Drawing | None:
   own = [
     (o["aspect_ratio"], o["total_ffn_ratio"], o["loss"], o["label"])
     for o in (stage or {"options": []})["options"]
-    if o.get("loss") is not None and o.get("total_ffn_ratio")
+    if o.get("loss") is not None and math.isfinite(o["loss"]) and o.get("total_ffn_ratio")
   ]
   if len(own) < 2:
     return None

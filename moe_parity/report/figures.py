@@ -115,14 +115,10 @@ def _difference_panel(axis: Any, report: dict) -> None:
   for row in rows:
     colour = colours.get(row["verdict"], style.REFERENCE)
     rate, difference = row["activation_rate"], row["difference"]
-    if row["simultaneous"]:
-      low, high = row["simultaneous"]
-      axis.errorbar(
-        rate, difference, [[difference - low], [high - difference]], fmt="o", color=colour,
-        capsize=3.5, markersize=5.5, elinewidth=1.4
-      )  # fmt: skip
-    else:
-      axis.plot(rate, difference, "o", color=colour, markersize=5.5)
+    bars = style.bars(difference, row["simultaneous"])
+    axis.errorbar(
+      rate, difference, bars, fmt="o", color=colour, capsize=3.5, markersize=5.5, elinewidth=1.4
+    )
   for verdict in ("MoE better", "not distinguishable", "dense better", "no verdict"):
     if any(row["verdict"] == verdict for row in rows):
       axis.plot([], [], "o", color=colours.get(verdict, style.REFERENCE), label=verdict)

@@ -82,21 +82,12 @@ def excess_over_dense(report: dict) -> style.Drawing | None:
       )  # fmt: skip
     rates = [r["activation_rate"] for r in rows]
     values = [100 * r["difference"] / dense for r in rows]
-    ends = [r["simultaneous"] or [r["difference"]] * 2 for r in rows]
-    axis.errorbar(
-      rates,
-      values,
-      [
-        [v - 100 * low / dense for v, (low, _) in zip(values, ends, strict=True)],
-        [100 * high / dense - v for v, (_, high) in zip(values, ends, strict=True)],
-      ],
-      fmt="o",
-      color=style.FIT,
-      capsize=3,
-      markersize=6,
-      label="this study",
-      zorder=5,
-    )
+    for place, (row, rate, value) in enumerate(zip(rows, rates, values, strict=True)):
+      ends = row["simultaneous"] and [100 * end / dense for end in row["simultaneous"]]
+      axis.errorbar(
+        rate, value, style.bars(value, ends), fmt="o", color=style.FIT, capsize=3, markersize=6,
+        label="" if place else "this study", zorder=5,
+      )  # fmt: skip
     for group in report["groups"]:
       if group["kind"] == "dense" and group["role"] == "reference":
         axis.axhline(

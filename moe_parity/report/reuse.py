@@ -72,7 +72,7 @@ def by_scheme(step: dict) -> style.Drawing | None:
       own.plot(rates, values, "-", color=colour, linewidth=1)
       for arm, rate, value in zip(arms, rates, values, strict=True):
         ends = (errors.get(arm["name"]) or {}).get("simultaneous")
-        bars = [[value - 100 * ends[0] / dense], [100 * ends[1] / dense - value]] if ends else None
+        bars = style.bars(value, ends and [100 * end / dense for end in ends])
         own.errorbar(rate, value, bars, fmt=marker, color=colour, capsize=2.5, markersize=4.5)
       epochs = [arm["epochs"] for arm in arms]
       passes = f"{min(epochs):.2g} to {max(epochs):.2g}"

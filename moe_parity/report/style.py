@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 DESK, PHONE = 6.6, 3.75  # width in inches at which a figure is drawn, with the same 9-point text
@@ -191,3 +191,11 @@ def tokens(x: int | float) -> str:
 def power(x: int | float) -> str:
   """3e12: short, for ticks."""
   return f"{x:.0e}".replace("e+", "e").replace("e0", "e")
+
+
+def bars(value: int | float, ends: Sequence[float] | None) -> list[list[float]] | None:
+  """Lengths for `errorbar` of one point; None without an interval. An interval from resampling need
+  not hold its point: an end on the wrong side gets no length."""
+  if not ends:
+    return None
+  return [[max(value - ends[0], 0.0)], [max(ends[1] - value, 0.0)]]

@@ -61,8 +61,7 @@ def panels(step: dict) -> style.Drawing | None:
 def _panel(axis: Any, sweep: dict) -> None:
   moe = _scored(sweep)
   for arm in moe:
-    ends = arm.get("interval")
-    bars = [[arm["bpc"] - ends[0]], [ends[1] - arm["bpc"]]] if ends else None
+    bars = style.bars(arm["bpc"], arm.get("interval"))
     axis.errorbar(arm["activation_rate"], arm["bpc"], bars, fmt="o", color=style.FIT, capsize=2.5,
                   markersize=4.5, elinewidth=1.1)  # fmt: skip
   axis.plot([], [], "o", color=style.FIT, label="MoE arm")
@@ -150,21 +149,21 @@ def transfer(step: dict) -> style.Drawing | None:
   def draw(width: int | float) -> Any:
     figure, axis = style.new_figure(width, 3.8 if width < 5 else 3.2)
     for o in optima:
-      rate, ends = o["activation_rate"], o.get("interval")
-      bars = [[rate - ends[0]], [ends[1] - rate]] if ends else None
-      axis.errorbar(o["num_params"], rate, bars, fmt="o" if o["bracketed"] else "x",
+      bars = style.bars(o["activation_rate"], o.get("interval"))
+      axis.errorbar(o["num_params"], o["activation_rate"], bars, fmt="o" if o["bracketed"] else "x",
                     color=style.FIT, capsize=3, markersize=6)  # fmt: skip
     axis.plot([], [], "o", color=style.FIT, label="this study, minimum of the fit")
     if not all(o["bracketed"] for o in optima):
       axis.plot([], [], "x", color=style.FIT, label="this study, not bracketed")
     sizes = [o["num_params"] for o in optima]
+    shown = [rate for o in optima for rate in (o["activation_rate"], *(o.get("interval") or ()))]
     for (size, name), colour in zip(PUBLISHED_OPTIMA, COLOURS, strict=True):
       best = min(published.table(name), key=lambda row: row["bpc"])
       axis.plot(best["N_params"], best["ra_pct"] / 100, "D", color=colour, markersize=5,
                 label=f"paper {size}, best run of Table {int(name[-2:])}")  # fmt: skip
       sizes.append(best["N_params"])
+      shown.append(best["ra_pct"] / 100)
     style.log_ticks(axis.xaxis, sizes, style.tokens)
-    shown = [rate for o in optima for rate in (o["activation_rate"], *(o.get("interval") or ()))]
     style.log_ticks(axis.yaxis, shown, lambda rate: f"{100 * rate:.3g}")
     axis.set_xlabel("total parameters N, without vocabulary")
     axis.set_ylabel("best activation rate (%)")
