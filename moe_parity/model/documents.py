@@ -37,7 +37,8 @@ class Documents:
     ended one. Nothing the position may attend to says anything about it, and it is always the same.
 
     The end of a document is scored: its text tells when it comes. With one separator every target
-    is one of these or text, so all are scored.
+    is one of these or text, so all are scored. What is not scored is still a token that a run has
+    seen: D counts what is processed.
     """
     if self.begin_id == self.end_id:
       return jnp.ones(targets_BS.shape, bool)
