@@ -62,7 +62,7 @@ def draw_routing(shape: Shape, num_tokens: int, skew: int | float, rng: np.rando
   return expert_TK, gate_TK / gate_TK.sum(axis=1, keepdims=True)
 
 
-def _with_gradients(function):
+def with_gradients(function):
   """The function's value and its gradients for all but the first argument, given that of the
   value. The first, the routing, is an argument too: XLA would sort a constant while compiling."""
 
@@ -85,8 +85,8 @@ def _row(shape: Shape, repeats, num_tokens, skew, dtype) -> dict:
   dense_weights = normal(d, k * i, fan_in=d), normal(d, k * i, fan_in=d), normal(k * i, d, fan_in=i)
   expert_weights = normal(e, 2, i, d, fan_in=d), normal(e, i, d, fan_in=i)
   expert_TK, gate_TK = jnp.asarray(expert_TK), jnp.asarray(gate_TK)
-  dense = _with_gradients(lambda _, *arguments: dense_ffn(*arguments))
-  moe = _with_gradients(lambda expert_TK, x, gate_TK, *w: expert_ffn(x, expert_TK, gate_TK, *w))
+  dense = with_gradients(lambda _, *arguments: dense_ffn(*arguments))
+  moe = with_gradients(lambda expert_TK, x, gate_TK, *w: expert_ffn(x, expert_TK, gate_TK, *w))
   samples = interleaved(
     {
       "dense": lambda: dense(dy, expert_TK, x, *dense_weights),

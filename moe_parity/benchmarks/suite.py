@@ -5,6 +5,7 @@ compared are taken in turn in the same process.
 """
 
 import difflib
+import json
 import os
 import pathlib
 import statistics
@@ -29,6 +30,7 @@ def run(only: Sequence[str] = ()) -> dict[str, list[dict]]:
     "startup": startup,
     "step": step,
     "layer": layer,
+    "exchange": exchange,
     "compile": compile_time,
     "loader": loader,
   }
@@ -180,6 +182,15 @@ def layer() -> list[dict]:
   from moe_parity.benchmarks import moe_layer
 
   return moe_layer.run()
+
+
+def exchange() -> list[dict]:
+  """Experts over eight simulated devices against one; see `benchmarks.exchange`. In a process of
+  its own: how many devices there are is settled when JAX starts."""
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+  command = [sys.executable, "-m", "moe_parity.benchmarks.exchange"]
+  done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+  return json.loads(done.stdout)
 
 
 def compile_time(repeats: int = 3) -> list[dict]:

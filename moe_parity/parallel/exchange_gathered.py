@@ -21,7 +21,7 @@ def gathered(
   shape: Shape,
   axis_name: str,
   *,
-  implementation: str,
+  implementation: str | None,
   num_slots: int,
 ) -> Float[Array, "T D"]:
   """`dispatch.expert_ffn_local` without drops. Partial results are summed in the dtype of x."""

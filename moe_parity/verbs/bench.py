@@ -10,7 +10,10 @@ HELP = "measure this machine: ratios from one run"
 
 def arguments(parser) -> None:
   parser.add_argument(
-    "--only", default="", metavar="NAME,NAME", help="startup, step, layer, compile, loader"
+    "--only",
+    default="",
+    metavar="NAME,NAME",
+    help="startup, step, layer, exchange, compile, loader",
   )
   json_argument(parser)
 
