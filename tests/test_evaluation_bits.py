@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -5,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_parity.data.prepare import prepare
 from moe_parity.data.tokenizer import train_bpe
 from moe_parity.errors import UserError
 from moe_parity.evaluation import bits
-from tests.small_store import records, small_store
+from tests import lm_eval_golden
+from tests.small_store import records, small_store, write_jsonl
 
 S, B = 20, 3
 
@@ -193,30 +196,22 @@ def test_a_loss_that_is_not_finite_is_never_a_result(split):
     bits.evaluate(broken, split, seq_len=S, batch_sequences=B)
 
 
-def test_document_mode_is_the_rolling_bits_per_byte_of_lm_eval(split):
-  """Its windows, cut by its own code, under a model whose nats depend on all it is shown."""
-  utils = pytest.importorskip("lm_eval.utils")
-
-  def shown(context, place):
-    """Any function of the tokens before a target in its window."""
-    return 0.2 + (sum(context[: place + 1]) * 13 + place) % 97 / 50
-
-  def score(inputs, targets, mask):
-    return np.array([[shown(row, place) for place in range(S)] for row in inputs.tolist()])
-
-  nats = num_bytes = 0
-  for text in texts_of(split):
-    ids = split.tokenizer.encode_batch([text])[0].tolist()
-    rolling = utils.get_rolling_token_windows(
-      token_list=ids, prefix_token=split.tokenizer.bos_id, max_seq_len=S, context_len=1
-    )
-    for context, continuation in map(utils.make_disjoint_window, rolling):
-      inputs = (context + continuation)[:-1]
-      for place in range(len(context) - 1, len(inputs)):
-        nats += shown(inputs, place)
-    num_bytes += len(text.encode())
-  found = bits.evaluate(score, split, seq_len=S, batch_sequences=B)
-  assert found["bpb"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-6)
+def test_document_mode_is_the_bits_per_byte_of_lm_eval(tmp_path):
+  """Against what lm-eval itself made of the same text: see tests/lm_eval_golden.py."""
+  golden = json.loads(lm_eval_golden.GOLDEN.read_text())
+  texts = lm_eval_golden.texts()
+  listed = [{"text": text, "source": f"{i}"} for i, text in enumerate(texts)]
+  held_out = write_jsonl(tmp_path / "held-out.jsonl", listed)
+  source = write_jsonl(tmp_path / "train.jsonl", records(3))
+  store = prepare(source, store=str(tmp_path / "s"), held_out=f"source:{held_out}")
+  found = bits.evaluate(
+    lambda inputs, targets, mask: lm_eval_golden.nats(inputs, targets),
+    store.validation,
+    seq_len=golden["seq_len"],
+    batch_sequences=B,
+  )
+  assert found["num_documents"] == golden["num_documents"] == len(texts)
+  assert found["bpb"] == pytest.approx(golden["bits_per_byte"], rel=1e-9)
 
 
 def test_a_token_after_the_only_separator_belongs_to_the_next_document(tmp_path):
