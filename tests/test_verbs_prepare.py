@@ -130,3 +130,25 @@ def test_documents_without_a_domain_get_the_name_of_what_was_given(tmp_path):
     store = open_data(config)
     table = store.train.documents
     assert {table.domains[i] for i in table.domain} == domains
+
+
+def test_training_text_is_searched_for_any_evaluation_text(tmp_path, capsys):
+  words = [f"word{i}" for i in range(400)]
+  texts = [" ".join(words[i : i + 40]) for i in range(0, 400, 40)]
+  source = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+  held_out = write_jsonl(tmp_path / "b.jsonl", [{"text": "nothing of the kind"}])
+  store = str(tmp_path / "s")
+  assert cli.main(["prepare", "--source", source, f"--store={store}",
+                   f"--held-out=source:{held_out}"]) == 0  # fmt: skip
+  copied = f"Copied: {' '.join(words[85:100]).upper()}!"
+  questions = write_jsonl(tmp_path / "q.jsonl", [{"q": copied}, {"q": "quite new " * 30}])
+  capsys.readouterr()
+  command = ["data", "contamination", store, "--json"]
+  assert cli.main([*command, "--against", f"exam={questions}", "--text-key=q"]) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert (found["num_documents"], found["num_contaminated"]) == (2, 1)
+  assert set(found["by_domain"]) == {"exam"}
+  assert [d["index"] for d in found["documents"]] == [0]
+  assert found["documents"][0]["num_shared"] == 3  # of 16 words, 15 of them copied
+  assert cli.main(command) == 0
+  assert json.loads(capsys.readouterr().out)["num_contaminated"] == 0

@@ -1,32 +1,54 @@
 """`moe-parity data contamination`."""
 
 import json
-import pathlib
 
 from moe_parity.verbs.common import json_argument
 from moe_parity.verbs.printing import print_table
 
-HELP = "find held-out text that training text contains"
+HELP = "find evaluation text, the store's held-out split or any other, that training text contains"
 
 
 def arguments(parser) -> None:
-  parser.add_argument("store", type=pathlib.Path, metavar="STORE")
+  parser.add_argument("store", metavar="STORE", help="a folder, local or with a scheme (gs://)")
+  parser.add_argument(
+    "--against",
+    nargs="+",
+    default=[],
+    metavar="[DOMAIN=]PATH",
+    help="evaluation text, as for prepare --source; default: the store's held-out split",
+  )
+  parser.add_argument("--text-key", default="text", help="field of a record of that text")
   parser.add_argument("--ngram", type=int, default=13, help="words in a row that count as seen")
   json_argument(parser)
 
 
 def run(args) -> int:
+  from moe_parity.console import bytes_bar
   from moe_parity.data.contamination import documents_of, overlap
   from moe_parity.data.token_store import open_store
 
   store = open_store(args.store)
-  found = overlap(documents_of(store.train), documents_of(store.validation), args.ngram)
+  evaluation = _given(args) if args.against else documents_of(store.validation)
+  total = store.manifest["splits"]["train"]["num_chars"]
+  with bytes_bar() as show:
+    found = overlap(
+      documents_of(store.train), evaluation, args.ngram, lambda done: show("search", done, total)
+    )
   if args.json:
     print(json.dumps(found, indent=2))
   else:
     print_table([{"domain": name, **row} for name, row in found["by_domain"].items()])
     print(
-      f"{found['num_contaminated']} of {found['num_documents']} held-out documents share a run"
+      f"{found['num_contaminated']} of {found['num_documents']} evaluation documents share a run"
       f" of {args.ngram} words with training text; {100 * found['share']:.2f} % of all runs"
     )
   return 0
+
+
+def _given(args):
+  """Documents of the evaluation text that the command names."""
+  from moe_parity.data.corpus import documents, parse_sources
+  from moe_parity.data.readers import BadRecords
+
+  for source in parse_sources(",".join(args.against), text_key=args.text_key):
+    yield from documents(source, BadRecords(), "validation")
