@@ -10,7 +10,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from moe_parity.data import encode
+from moe_parity.data import build, encode
 from moe_parity.data import prepare as module
 from moe_parity.data.corpus import Source
 from moe_parity.data.prepare import prepare
@@ -128,7 +128,7 @@ def test_a_killed_prepare_continues_to_the_same_bytes(tmp_path, monkeypatch):
   arguments = (path, "bpe:300", str(tmp_path / "s"))
   program = f"""
     import os, signal
-    from moe_parity.data import encode
+    from moe_parity.data import build, encode
     from moe_parity.data.prepare import prepare
     encode.PART_BYTES = 500
     write, written = encode._encode_part, []
@@ -175,7 +175,7 @@ def test_two_processes_make_one_store(tmp_path):
 
 
 def test_only_one_process_at_a_time_makes_a_store(tmp_path, monkeypatch):
-  make, attempts = module._make, []
+  make, attempts = module.build, []
 
   def make_while_another_tries(*given):
     with open(tmp_path / ".s.lock", "w") as file:
@@ -185,7 +185,7 @@ def test_only_one_process_at_a_time_makes_a_store(tmp_path, monkeypatch):
         attempts.append("waits")
     make(*given)
 
-  monkeypatch.setattr(module, "_make", make_while_another_tries)
+  monkeypatch.setattr(module, "build", make_while_another_tries)
   path = write_jsonl(tmp_path / "a.jsonl", records(30))
   prepare(path, store=str(tmp_path / "s"), held_out="hash:0.2")
   assert attempts == ["waits"]
@@ -223,16 +223,35 @@ def test_bad_records_are_counted_in_the_manifest(tmp_path):
   assert "record 32: not a JSON record" in store.manifest["bad_records"]["messages"][1]
 
 
+def test_a_build_that_goes_on_holds_the_limit_of_bad_records_it_is_given(tmp_path, monkeypatch):
+  path = tmp_path / "a.jsonl"
+  path.write_text("".join(json.dumps(r) + "\n" for r in records(30)) + "broken\n")
+  arguments = (str(path), "bytes", str(tmp_path / "s"))
+
+  def stop(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(build, "encode", stop)
+    with pytest.raises(KeyboardInterrupt):
+      prepare(*arguments, held_out="hash:0.2", max_bad_records=1)
+  monkeypatch.setattr(build, "scan", stop)  # the scan is kept
+  with pytest.raises(UserError, match="record 31: not a JSON .*allowed: 0, found: 1"):
+    prepare(*arguments, held_out="hash:0.2")
+  store = prepare(*arguments, held_out="hash:0.2", max_bad_records=1)
+  assert store.manifest["bad_records"]["count"] == 1
+
+
 def test_a_corpus_that_changes_under_the_reader_is_noticed(tmp_path, monkeypatch):
   path = write_jsonl(tmp_path / "a.jsonl", records(30))
-  scan = module.scan
+  scan = build.scan
 
   def scan_then_change(*given):
     table = scan(*given)
     write_jsonl(tmp_path / "a.jsonl", records(30, seed=2))
     return table
 
-  monkeypatch.setattr(module, "scan", scan_then_change)
+  monkeypatch.setattr(build, "scan", scan_then_change)
   with pytest.raises(UserError, match="changed while it was being prepared"):
     prepare(path, store=str(tmp_path / "s"), held_out="hash:0.2")
 

@@ -6,6 +6,7 @@ from moe_parity.data import shards, storage
 from moe_parity.data.loader import Loader
 from moe_parity.data.prepare import prepare
 from moe_parity.data.token_store import open_store
+from moe_parity.data.tokenizer import byte_tokenizer
 from moe_parity.errors import UserError
 from tests.bucket import install
 from tests.small_store import records, write_jsonl
@@ -98,6 +99,16 @@ def test_an_object_changed_on_the_bucket_is_found_when_it_is_copied(bucket, tmp_
   bucket.rm_file(f"gs://mine/s/{name}")
   with pytest.raises(UserError, match=f"gs://mine/s/{name} is missing"):
     open_store("gs://mine/s")
+
+
+def test_a_tokenizer_is_read_from_a_bucket(bucket, tmp_path):
+  fill(bucket, tmp_path)
+  byte_tokenizer().save(tmp_path / "tokenizer.json")
+  bucket.put_file(str(tmp_path / "tokenizer.json"), "gs://mine/tokenizer.json")
+  store = prepare("gs://mine/text", "gs://mine/tokenizer.json", held_out="hash:0.2")
+  assert store.tokenizer.is_bytes
+  with pytest.raises(UserError, match="gs://mine/other.json does not exist"):
+    prepare("gs://mine/text", "gs://mine/other.json")
 
 
 def test_a_folder_of_save_to_disk_is_read_from_a_bucket(bucket, tmp_path):

@@ -1,44 +1,26 @@
-"""A corpus and a tokenizer to a token store: cached, resumable, the same bytes however it was made.
+"""The store of a corpus and a tokenizer: found where it was made before, made where it was not.
 
-Three readings of the corpus: `scan` (digests, duplicates, splits), the tokenizer's training text,
-and the tokens. Documents keep the order of the corpus: batches are shuffled by window and a budget
-of unique data is a seeded subset of windows, so nothing is gained by shuffling here, while
-neighbours in a window stay of one kind.
+A store is named by what it depends on, so that two runs with the same text share one and a changed
+file gives another. One process makes it, others wait; on a bucket it is made locally and copied.
 """
 
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from moe_parity.data import corpus, storage
 from moe_parity.data import tokenizer as tokenizers
+from moe_parity.data.build import build, work_folder
 from moe_parity.data.corpus import BUILTIN, Source, parse_sources
-from moe_parity.data.encode import Documents, cut, encode, join
-from moe_parity.data.scan import DROPPED, TRAIN, VALIDATION, HeldOut, Scan, scan
-from moe_parity.data.token_store import (
-  FORMAT,
-  MANIFEST,
-  SPLITS,
-  VERSION,
-  TokenStore,
-  is_store,
-  open_store,
-)
-from moe_parity.data.tokenizer import Tokenizer
+from moe_parity.data.encode import Progress
+from moe_parity.data.scan import HeldOut
+from moe_parity.data.token_store import MANIFEST, VERSION, TokenStore, is_store, open_store
 from moe_parity.errors import UserError
-
-TOKENIZER_BYTES = (
-  100_000_000  # text a BPE is trained on: twice that gains under 0.5 % bytes a token
-)
-Progress = Callable[[str, int, int], None]
 
 
 def prepare(
@@ -89,10 +71,10 @@ def prepare(
   with storage.locked(folder):
     made = is_store(location) if storage.is_remote(location) else _is_occupied(folder)
     if not made and not is_store(folder):
-      _make(folder, inputs, sources, tokenizer, rule, max_bad_records, workers, progress)
+      build(folder, inputs, sources, tokenizer, rule, max_bad_records, workers, progress)
     if not made and storage.is_remote(location):
       _publish(folder, location, progress)
-    shutil.rmtree(_work(folder), ignore_errors=True)
+    shutil.rmtree(work_folder(folder), ignore_errors=True)
     return _reopen(location, inputs)
 
 
@@ -126,7 +108,7 @@ def _open_finished(location: str, tokenizer: str) -> TokenStore:
   name = opened.tokenizer.name
   if tokenizer == "store" or tokenizer == name:
     return opened
-  if Path(tokenizer).is_file():
+  if storage.is_file(tokenizer):
     return open_store(location, tokenizers.load(tokenizer))
   raise UserError(
     f"{location} was made with tokenizer {name}, not {tokenizer}; set tokenizer=store"
@@ -178,133 +160,3 @@ def _label(sources: Sequence[Source]) -> str:
   first = sources[0]
   name = first.domain or Path(first.path).name.split(".")[0]
   return re.sub(r"[^\w-]+", "", name) or "corpus"
-
-
-def _work(folder: Path) -> Path:
-  return folder.parent / f".{folder.name}.work"
-
-
-def _make(
-  folder: Path,
-  inputs: dict,
-  sources: Sequence[Source],
-  spec: str,
-  rule: HeldOut,
-  max_bad_records: int,
-  workers: int,
-  progress: Progress | None,
-) -> None:
-  work = _work(folder)
-  _claim(work, inputs)
-  report = progress or (lambda stage, done, total: None)
-  if (work / "scan.npz").is_file():
-    table = Scan.load(work / "scan.npz")
-  else:
-    table = scan(sources, rule, max_bad_records, lambda done: report("read", done, 0))
-    table.save(work / "scan.npz")
-  kept = int(table.num_bytes[table.split != DROPPED].sum())
-  report("read", kept, kept)
-  documents = Documents(sources, rule, table)
-  tokenizer = _tokenizer(spec, work, documents, report)
-  parts = cut(table)
-  encode(work, parts, documents, tokenizer, workers or os.cpu_count() or 1, report)
-  done = work / "store"
-  shutil.rmtree(done, ignore_errors=True)
-  done.mkdir()
-  tokenizer.save(done / "tokenizer.json")
-  report("write", 0, kept)
-  splits = {
-    name: join(work, done, name, [p for p in parts if p.split == split], table, tokenizer)
-    for name, split in zip(SPLITS, (TRAIN, VALIDATION), strict=True)
-  }
-  manifest = _manifest(sources, rule, table, tokenizer, splits)
-  report("write", kept, kept)
-  (done / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-  (done / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n", "utf-8")
-  os.rename(done, folder)
-
-
-def _claim(work: Path, inputs: dict) -> None:
-  """The work folder of these inputs; leftovers of other inputs are removed."""
-  record = work / "inputs.json"
-  if not record.is_file() or record.read_text() != json.dumps(inputs):
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    record.write_text(json.dumps(inputs))
-
-
-def _tokenizer(spec: str, work: Path, documents: Documents, report: Progress) -> Tokenizer:
-  if spec == "bytes":
-    return tokenizers.byte_tokenizer()
-  if not spec.startswith("bpe:"):
-    return tokenizers.load(spec)
-  saved = work / "tokenizer.json"
-  if not saved.is_file():
-    try:
-      vocab_size = int(spec.removeprefix("bpe:"))
-    except ValueError:
-      raise UserError(f"tokenizer={spec!r}: use bpe:<vocab>, such as bpe:32768") from None
-    wanted = _sample(documents.table)
-    total = int(documents.table.num_bytes[wanted].sum())
-    trained = tokenizers.train_bpe(_texts(documents, wanted, total, report), vocab_size)
-    report("train tokenizer", total, total)
-    trained.save(saved.with_suffix(".part"))
-    saved.with_suffix(".part").replace(saved)
-  found = tokenizers.load(saved)
-  found.name = spec
-  return found
-
-
-def _sample(table: Scan) -> np.ndarray:
-  """Training documents chosen by hash, about TOKENIZER_BYTES in all: bool [documents]."""
-  train = table.split == TRAIN
-  share = TOKENIZER_BYTES / max(1, int(table.num_bytes[train].sum()))
-  place = np.ascontiguousarray(table.digest[:, 8:]).view("<u8").ravel() / 2.0**64
-  wanted = train & (place < share)
-  return wanted if wanted.any() else train
-
-
-def _texts(documents: Documents, wanted: np.ndarray, total: int, report: Progress) -> Iterator[str]:
-  done = 0
-  for row, document in documents.read(wanted):
-    yield document.text
-    done += int(documents.table.num_bytes[row])
-    report("train tokenizer", done, total)
-
-
-def _manifest(
-  sources: Sequence[Source], rule: HeldOut, table: Scan, tokenizer: Tokenizer, splits: dict
-) -> dict:
-  dropped = table.split == DROPPED
-  origins = [*sources, *([Source(rule.source)] if rule.source else [])]
-  return {
-    "format": FORMAT,
-    "version": VERSION,
-    "tokenizer": {
-      "name": tokenizer.name,
-      "fingerprint": tokenizer.fingerprint,
-      "vocab_size": tokenizer.vocab_size,
-      "bos_id": tokenizer.bos_id,
-      "eos_id": tokenizer.eos_id,
-      "pad_id": tokenizer.pad_id,
-    },
-    "origins": [{**origin.to_dict(), "files": _hashed(origin)} for origin in origins],
-    "held_out": asdict(rule),
-    "duplicates": {
-      "num_documents": int(dropped.sum()),
-      "num_bytes": int(table.num_bytes[dropped].sum()),
-    },
-    "bad_records": {"count": table.bad_records, "messages": list(table.bad_messages)},
-    "splits": splits,
-  }
-
-
-def _hashed(source: Source) -> list[dict]:
-  """Files of a source by content: what the manifest vouches for."""
-  if source.path == BUILTIN:
-    return corpus.files(source)
-  found = []
-  for file in corpus.files(source):
-    sha256 = storage.sha256_of(file["path"])
-    found.append({"path": file["path"], "bytes": file["bytes"], "sha256": sha256})
-  return found

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from moe_parity.data import storage
 from moe_parity.data.fast_encoder import GPT4_PATTERN, Encode, fast_encoder
 from moe_parity.errors import UserError
 
@@ -272,12 +273,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int, progress: bool = False) -> 
 
 
 def load(path: str | Path) -> Tokenizer:
-  """Any tokenizer.json. Raises UserError when it is none."""
-  path = Path(path)
-  if not path.is_file():
+  """Any tokenizer.json, local or remote. Raises UserError when it is none."""
+  if not storage.is_file(path):
     raise UserError(f"{path} does not exist; give 'bytes', 'bpe:<vocab>' or a tokenizer.json")
   try:
-    description = json.loads(path.read_text("utf-8"))
+    description = json.loads(storage.read_text(path))
     description["model"]["type"]
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"{path} is not a tokenizer.json: {error!r}") from None

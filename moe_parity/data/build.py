@@ -1,0 +1,168 @@
+"""A corpus and a tokenizer to the files of a store: resumable, the same bytes however it is made.
+
+Three readings of the corpus: `scan` (digests, duplicates, splits), the tokenizer's training text,
+and the tokens. Documents keep the order of the corpus: batches are shuffled by window and a budget
+of unique data is a seeded subset of windows, so nothing is gained by shuffling here, while
+neighbours in a window stay of one kind.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from moe_parity.data import corpus, storage
+from moe_parity.data import tokenizer as tokenizers
+from moe_parity.data.corpus import BUILTIN, Source
+from moe_parity.data.encode import Documents, Progress, cut, encode, join
+from moe_parity.data.scan import DROPPED, TRAIN, VALIDATION, HeldOut, Scan, scan
+from moe_parity.data.token_store import FORMAT, MANIFEST, SPLITS, VERSION
+from moe_parity.data.tokenizer import Tokenizer
+from moe_parity.errors import UserError
+
+# Text a BPE is trained on: twice that gains under 0.5 % bytes a token.
+TOKENIZER_BYTES = 100_000_000
+
+
+def work_folder(folder: Path) -> Path:
+  """Where a store is made before it appears."""
+  return folder.parent / f".{folder.name}.work"
+
+
+def build(
+  folder: Path,
+  inputs: dict,
+  sources: Sequence[Source],
+  spec: str,
+  rule: HeldOut,
+  max_bad_records: int,
+  workers: int,
+  progress: Progress | None,
+) -> None:
+  """Fills `folder`, which appears with all its files or not at all; arguments as for `prepare`.
+
+  A killed build goes on from its work folder where the inputs are the same.
+  """
+  work = work_folder(folder)
+  _claim(work, inputs)
+  report = progress or (lambda stage, done, total: None)
+  if (work / "scan.npz").is_file():
+    table = Scan.load(work / "scan.npz")
+    if table.bad_records > max_bad_records:
+      raise UserError(
+        f"{table.bad_messages[0]}; bad records allowed: {max_bad_records}, found: "
+        f"{table.bad_records}; mend the file or raise max_bad_records"
+      )
+  else:
+    table = scan(sources, rule, max_bad_records, lambda done: report("read", done, 0))
+    table.save(work / "scan.npz")
+  kept = int(table.num_bytes[table.split != DROPPED].sum())
+  report("read", kept, kept)
+  documents = Documents(sources, rule, table)
+  tokenizer = _tokenizer(spec, work, documents, report)
+  parts = cut(table)
+  encode(work, parts, documents, tokenizer, workers or os.cpu_count() or 1, report)
+  done = work / "store"
+  shutil.rmtree(done, ignore_errors=True)
+  done.mkdir()
+  tokenizer.save(done / "tokenizer.json")
+  report("write", 0, kept)
+  splits = {
+    name: join(work, done, name, [p for p in parts if p.split == split], table, tokenizer)
+    for name, split in zip(SPLITS, (TRAIN, VALIDATION), strict=True)
+  }
+  manifest = _manifest(sources, rule, table, tokenizer, splits)
+  report("write", kept, kept)
+  (done / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+  (done / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n", "utf-8")
+  os.rename(done, folder)
+
+
+def _claim(work: Path, inputs: dict) -> None:
+  """The work folder of these inputs; leftovers of other inputs are removed."""
+  record = work / "inputs.json"
+  if not record.is_file() or record.read_text() != json.dumps(inputs):
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    record.write_text(json.dumps(inputs))
+
+
+def _tokenizer(spec: str, work: Path, documents: Documents, report: Progress) -> Tokenizer:
+  if spec == "bytes":
+    return tokenizers.byte_tokenizer()
+  if not spec.startswith("bpe:"):
+    return tokenizers.load(spec)
+  saved = work / "tokenizer.json"
+  if not saved.is_file():
+    try:
+      vocab_size = int(spec.removeprefix("bpe:"))
+    except ValueError:
+      raise UserError(f"tokenizer={spec!r}: use bpe:<vocab>, such as bpe:32768") from None
+    wanted = _sample(documents.table)
+    total = int(documents.table.num_bytes[wanted].sum())
+    trained = tokenizers.train_bpe(_texts(documents, wanted, total, report), vocab_size)
+    report("train tokenizer", total, total)
+    trained.save(saved.with_suffix(".part"))
+    saved.with_suffix(".part").replace(saved)
+  found = tokenizers.load(saved)
+  found.name = spec
+  return found
+
+
+def _sample(table: Scan) -> np.ndarray:
+  """Training documents chosen by hash, about TOKENIZER_BYTES in all: bool [documents]."""
+  train = table.split == TRAIN
+  share = TOKENIZER_BYTES / max(1, int(table.num_bytes[train].sum()))
+  place = np.ascontiguousarray(table.digest[:, 8:]).view("<u8").ravel() / 2.0**64
+  wanted = train & (place < share)
+  return wanted if wanted.any() else train
+
+
+def _texts(documents: Documents, wanted: np.ndarray, total: int, report: Progress) -> Iterator[str]:
+  done = 0
+  for row, document in documents.read(wanted):
+    yield document.text
+    done += int(documents.table.num_bytes[row])
+    report("train tokenizer", done, total)
+
+
+def _manifest(
+  sources: Sequence[Source], rule: HeldOut, table: Scan, tokenizer: Tokenizer, splits: dict
+) -> dict:
+  dropped = table.split == DROPPED
+  origins = [*sources, *([Source(rule.source)] if rule.source else [])]
+  return {
+    "format": FORMAT,
+    "version": VERSION,
+    "tokenizer": {
+      "name": tokenizer.name,
+      "fingerprint": tokenizer.fingerprint,
+      "vocab_size": tokenizer.vocab_size,
+      "bos_id": tokenizer.bos_id,
+      "eos_id": tokenizer.eos_id,
+      "pad_id": tokenizer.pad_id,
+    },
+    "origins": [{**origin.to_dict(), "files": _hashed(origin)} for origin in origins],
+    "held_out": asdict(rule),
+    "duplicates": {
+      "num_documents": int(dropped.sum()),
+      "num_bytes": int(table.num_bytes[dropped].sum()),
+    },
+    "bad_records": {"count": table.bad_records, "messages": list(table.bad_messages)},
+    "splits": splits,
+  }
+
+
+def _hashed(source: Source) -> list[dict]:
+  """Files of a source by content: what the manifest vouches for."""
+  if source.path == BUILTIN:
+    return corpus.files(source)
+  found = []
+  for file in corpus.files(source):
+    sha256 = storage.sha256_of(file["path"])
+    found.append({"path": file["path"], "bytes": file["bytes"], "sha256": sha256})
+  return found
