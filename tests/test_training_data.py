@@ -55,10 +55,10 @@ class Step:
 def step(monkeypatch):
   made = Step()
   zeros = {"w": jnp.zeros(2)}
+  tiny = TrainState(jnp.zeros((), jnp.int32), zeros, zeros, zeros)
   monkeypatch.setattr(loop, "make_train_step", lambda *options: made)
-  monkeypatch.setattr(
-    loop, "init_state", lambda *options: TrainState(jnp.zeros((), jnp.int32), zeros, zeros, zeros)
-  )
+  for name in ("init_state", "abstract_state", "stored_state"):
+    monkeypatch.setattr(loop, name, lambda *options: tiny)
   monkeypatch.setattr(loop, "measured_peak", lambda dtype: 1e12)
   score = lambda inputs, targets, mask: np.ones(inputs.shape)  # noqa: E731
   monkeypatch.setattr(loop, "make_scorer", lambda *options: lambda *weights: score)

@@ -249,7 +249,7 @@ def loader(seq_len: int = 2048, batch_sequences: int = 8, repeats: int = 5) -> l
   sources = {
     "windows": iter(plain),
     "windows of a mixture": iter(mixed),
-    "windows on the device": prefetch(plain, to_device),
+    "windows on the device": prefetch(plain, lambda batch: to_device(batch, None)),
   }
   for what, batches in sources.items():
     for _ in range(20):
