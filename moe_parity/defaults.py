@@ -31,7 +31,25 @@ def base() -> ConfigDict:
   config.arms = ConfigDict()  # name -> dense_arm() or moe_arm()
 
   study = config.study = ConfigDict()
-  study.method = "arms"  # the arms as listed; the paper's steps derive theirs from two templates
+  # As listed, or one of the paper's steps, which derive theirs from config.arms.dense and .moe:
+  study.method = "arms"  # arms | architecture | activation_rate | data_reuse
+  study.seeds = (0,)  # of every derived arm
+  study.more_seeds = ()  # then also: the best activation rate, its neighbours, the dense arms
+  study.activation_rates = ()  # N_a / N of the derived MoE arms
+  study.compute_multiples = (2.0,)  # dense references, times C
+  study.fixed_data = False  # whether to sweep at the dense arm's tokens as well
+  study.sizes = ()  # further N to sweep, at the same tokens a parameter
+  study.learning_rates = ()  # multiples of StepLaw's to check, for the best MoE arm and dense
+  study.batches = ()  # likewise for its batch
+  study.epochs = ()  # data_reuse: passes over the text, besides unique, loose (2) and strict
+  # What an architecture search tries besides the templates; "" or () leaves a stage out.
+  study.layouts = ("1dense+se", "1dense", "interleave+se", "interleave", "full+se", "full")
+  study.gates = True  # whether to try raw and normalised gates
+  study.granularities = (0.5, 2.0)  # times K, at constant K x d_expert
+  study.aspect_ratios = ()  # zeta = d / L of the MoE
+  study.total_ffn_ratios = ()  # mu, with each of them
+  study.dense_aspect_ratios = ()
+  study.dense_ffn_ratios = ()  # alpha = d_ffn / d of the dense arm
 
   data = config.data = ConfigDict()
   data.source = "builtin"  # builtin | file | folder | pattern | a finished token store; several

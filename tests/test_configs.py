@@ -11,6 +11,7 @@ from moe_parity.errors import UserError
 from moe_parity.model.transformer import abstract_model
 from moe_parity.resources.accounting import account
 from moe_parity.resources.plan import make_plan
+from moe_parity.study.parts import Results, plan_parts
 from moe_parity.training.program import model_options
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -33,12 +34,15 @@ def shown_arguments():
 def test_a_config_loads_and_its_arms_are_at_parity_and_as_large_as_planned(path, arg, monkeypatch):
   monkeypatch.chdir(ROOT)
   config = configs.load(f"{path}:{arg}" if arg else str(path))
-  plan = make_plan(config)
-  budget = config.budget
-  for arm in plan.arms:
-    if arm.role == "arm":
+  planned = plan_parts(config, Results(None))
+  known = set()
+  for budget, arm in ((part.config.budget, arm) for part in planned for arm in part.plan.arms):
+    if arm.role != "reference":
       assert abs(arm.num_params / budget.num_params - 1) <= budget.params_tolerance
       assert abs(arm.residual_flops_pct) <= 100 * budget.flops_tolerance
+    if arm.architecture in known:
+      continue
+    known.add(arm.architecture)
     _, params, _ = abstract_model(arm.architecture, model_options(config))
     built = sum(leaf.size for leaf in jax.tree.leaves(params))
     cost = account(arm.architecture, arm.seq_len, "exact")

@@ -104,6 +104,10 @@ class StepLaw(Law):
     return {"peak_learning_rate": rate, "batch_tokens": batch}
 
 
+# Of DataConstrainedLaw: beta of the data term; R*, the epochs over which repetition loses worth.
+REUSE_EXPONENT, REUSE_TOKEN_DECAY = 0.3526596, 15.387756
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConstrainedLaw(Law):
   """Loss when tokens repeat: each pass is worth less than the one before, as is excess size.
@@ -136,7 +140,7 @@ class DataConstrainedLaw(Law):
         f"num_tokens={num_tokens:.4g}; unique tokens are among those seen"
       )
     a, b, e = math.exp(6.255414), math.exp(7.3049974), math.exp(0.6254804)
-    exponent, token_decay, param_decay = 0.3526596, 15.387756, 5.309743
+    exponent, token_decay, param_decay = REUSE_EXPONENT, REUSE_TOKEN_DECAY, 5.309743
     # alpha = beta, so the optimum for U tokens is U G^2 with G = (A / B)^(1 / 2 alpha).
     base_params = min(num_params, num_unique_tokens * (a / b) ** (1 / exponent))
     tokens = _saturating(num_unique_tokens, num_tokens, token_decay)

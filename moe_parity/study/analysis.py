@@ -14,6 +14,7 @@ import pathlib
 
 import numpy as np
 
+from moe_parity.resources.targets import RATE_TOLERANCE
 from moe_parity.study import bootstrap, curve, reading, verdict
 
 LEVEL = 0.95
@@ -32,7 +33,13 @@ def write_analysis(study_folder: str | pathlib.Path) -> pathlib.Path:
 
 
 def analyse(study_folder: str | pathlib.Path) -> dict:
-  """Everything that analysis.json holds; the same folder gives the same numbers.
+  """Everything that analysis.json holds; see `analyse_with_curve`."""
+  return analyse_with_curve(study_folder)[0]
+
+
+def analyse_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, curve.Curve | None]:
+  """Everything that analysis.json holds, and the fitted curve with its draws; the same folder
+  gives the same numbers.
 
   Keys: study, arms (a row for every run), groups (arms over seeds), not_done, baseline,
   comparisons, references, by_domain, noise, curve (None without three MoE arms), certificate,
@@ -54,21 +61,22 @@ def analyse(study_folder: str | pathlib.Path) -> dict:
     "not_done": [_absence(run) for run in study.runs if not run.done],
     "certificate": _certificate(study),
   }
-  report |= _statistics(runs, warnings)
+  statistics, fitted = _statistics(runs, warnings)
+  report |= statistics
   if report["certificate"]["passed"] is False:
     for row in report["comparisons"] + report["references"]:
       row["verdict"] = "no verdict"
   report["warnings"] = warnings
   report["verdict"] = verdict.verdict(report)
-  return report
+  return report, fitted
 
 
-def _statistics(runs: list[reading.Run], warnings: list[str]) -> dict:
+def _statistics(runs: list[reading.Run], warnings: list[str]) -> tuple[dict, curve.Curve | None]:
   """All that rests on finished runs. Arms are averaged over seeds before they are compared."""
   empty = {"groups": [], "baseline": "", "comparisons": [], "references": [], "by_domain": []}
   empty |= {"noise": {"sd": None, "df": 0}, "curve": None, "documents": {}}
   if not runs:
-    return empty
+    return empty, None
   rng = np.random.default_rng(BOOTSTRAP_SEED)
   names = list(dict.fromkeys(run.name for run in runs))
   first = {name: next(run for run in runs if run.name == name) for name in names}
@@ -111,14 +119,26 @@ def _statistics(runs: list[reading.Run], warnings: list[str]) -> dict:
     row for a in others if moe for row in _compare(groups, value_A, deviations_BA, moe, a)
   ]
   rate_A = np.array([first[name].plan["activation_rate"] for name in names])
-  if len(np.unique(rate_A[moe])) >= curve.NUM_COEFFICIENTS:
+  fitted = None
+  if _different(rate_A[moe]) >= curve.NUM_COEFFICIENTS:
     fitted = curve.fit(rate_A[moe], value_A[moe], seeds_A[moe], documents_BA[:, moe], noise, rng)
     report["curve"] = _curve(fitted)
     if dense:
       below, surely, band = curve.region_below(fitted, value_A[base], deviations_BA[:, base], LEVEL)
       report["curve"] |= {"below_dense": below, "surely_below_dense": surely}
       report["curve"]["difference_band"] = band.tolist()
-  return report
+    for a in ([base] if dense else []) + others:
+      below, surely, _ = curve.region_below(fitted, value_A[a], deviations_BA[:, a], LEVEL)
+      report["curve"]["below"].append({
+        "baseline": names[a], "compute_multiple": groups[a]["compute_multiple"],
+        "ranges": below, "surely": surely,
+      })  # fmt: skip
+  return report, fitted
+
+
+def _different(rate_A: np.ndarray) -> int:
+  """How many activation rates there are, apart from what whole numbers make of one target."""
+  return 0 if not len(rate_A) else 1 + int((np.diff(np.sort(rate_A)) > RATE_TOLERANCE).sum())
 
 
 def _comparable(study: reading.Study, warnings: list[str]) -> list[reading.Run]:
@@ -268,6 +288,7 @@ def _curve(fitted: curve.Curve) -> dict:
     "below_dense": None,
     "surely_below_dense": None,
     "difference_band": None,
+    "below": [],
   }
 
 

@@ -132,7 +132,7 @@ def plan_parts(
     except UserError as error:
       raise UserError(f"part {name!r}: {error}" if name else str(error)) from None
     runs = tuple(
-      taken.setdefault(_identity(arm), run_folder_of(arm.name, arm.seed, name)) for arm in plan.arms
+      taken.setdefault(identity(arm), run_folder_of(arm.name, arm.seed, name)) for arm in plan.arms
     )
     parts.append(Part(name, part_config, plan, runs))
   return parts
@@ -171,6 +171,7 @@ def with_arms(config: ConfigDict, arms: dict[str, ConfigDict], **budget: Any) ->
   return copy.lock()
 
 
-def _identity(arm: ArmPlan) -> str:
+def identity(arm: ArmPlan) -> str:
+  """The same for two runs that would compute the same, whatever they are called."""
   values = arm.to_dict()
   return json.dumps([values[name] for name in _IDENTITY], sort_keys=True)

@@ -10,6 +10,7 @@ lies in its folder, so a worker may be killed at any moment and started anywhere
 import dataclasses
 import datetime
 import errno
+import functools
 import importlib.metadata
 import pathlib
 import platform
@@ -54,6 +55,13 @@ class Arm:
   folder: str
   status: str = "pending"
   error: str = ""
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+  """Of Python and of what decides a run's numbers."""
+  found = {name: importlib.metadata.version(name) for name in VERSIONS}
+  return found | {"python": platform.python_version()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +187,8 @@ class Study:
     method = method_of(self.config)
     if method is None:
       return None
-    value = method.summarise(self.folder, self.parts)
+    results = Results(self.folder, self.claims)
+    value = method.summarise(self.config, self.folder, self.parts, results)
     run_folder.write_json(self.folder / f"{self.config.study.method}.json", value)
     return value
 
@@ -201,8 +210,7 @@ class Study:
           "train_sha256": store.train.fingerprint,
           "validation_sha256": store.validation.fingerprint,
         },
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS}
-        | {"python": platform.python_version()},
+        "versions": versions(),
         "arms": [dataclasses.asdict(arm) for arm in arms],
       },
     )

@@ -1,0 +1,38 @@
+"""The activation rate swept on a mixture of your own text, small enough for a few CPU cores.
+
+  moe-parity plan  --config=configs/mixture_small.py
+  moe-parity study --config=configs/mixture_small.py --workdir=runs/mix --config.data.source=STORE
+  moe-parity study --config=configs/mixture_small.py:check,tiny --workdir=runs/tiny
+
+STORE is a token store (`moe-parity prepare`), or set --config.data.source to text. Bytes are
+tokens: at this size a vocabulary would cost more than the model. Seven activation rates at one N,
+C and unique data (strict reuse), dense at C with three seeds and at 2C with one, then two more
+seeds of the best rate and its neighbours: 17 runs. With `check` both sides are also tried at half
+and twice their learning rate: 4 more."""
+
+from moe_parity.config import parse_arg
+from moe_parity.defaults import base, dense_arm, moe_arm
+
+RATES = (0.12, 0.16, 0.2, 0.27, 0.36, 0.5, 0.7)
+
+
+def get_config(arg=None):
+  arg = parse_arg(arg, check=False, tiny=False)
+  config = base()
+  config.name = "mixture_small"
+  config.budget.num_params = 100_000 if arg.tiny else 200_000
+  config.budget.dense_tokens = 20_000 if arg.tiny else 240_000
+  config.budget.seq_len = 64 if arg.tiny else 128
+  config.budget.reuse = "strict"
+  # StepLaw starts at 6e7 parameters. Here its rate keeps dense at byte frequencies for long; 0.3
+  # times it did better than 0.1 for dense and for r_a = 0.2 (LOG.md): one factor for all arms.
+  config.arms.dense = dense_arm(d_head=16, learning_rate_multiplier=0.3)
+  config.arms.moe = moe_arm(
+    num_layers=2, d_model=32, d_head=16, multiple_of=4, learning_rate_multiplier=0.3
+  )
+  config.study.method = "activation_rate"
+  config.study.activation_rates = (0.2, 0.3, 0.4) if arg.tiny else RATES
+  config.study.more_seeds = (1,) if arg.tiny else (1, 2)
+  config.study.learning_rates = (0.5, 2.0) if arg.check else ()
+  config.evaluation.max_tokens = 5_000 if arg.tiny else 100_000
+  return config

@@ -1,0 +1,217 @@
+"""The paper's second step: which activation rate is best, and where does an MoE beat dense?
+
+Derived from the templates `config.arms.dense` and `config.arms.moe`, in stages:
+
+1. MoE arms at each of `study.activation_rates`, dense at C and at multiples of it, all with
+   `study.seeds`; dense at C also with `study.more_seeds`;
+2. the best rate and its neighbours with `study.more_seeds`, so that seeds go where the answer is;
+3. the best MoE arm and dense with other learning rates and batches (`study.learning_rates`,
+   `study.batches`), in equal number: is the answer one of tuning?
+
+Parts beside the main one: `fixed_data`, the same rates at the dense arm's tokens (the paper's
+Tables 9 and 11), and one for each further N of `study.sizes`, at the same tokens a parameter.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from moe_parity.defaults import dense_arm, moe_arm
+from moe_parity.errors import UserError
+from moe_parity.resources.plan import Plan, make_plan
+from moe_parity.study.parts import Part, Results, template, with_arms
+
+FIXED_DATA = "fixed_data"
+
+
+def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
+  """The config of each part as far as results allow.
+
+  Raises:
+    UserError: the config lacks what a sweep needs.
+  """
+  rates = tuple(config.study.activation_rates)
+  if len(rates) < 3 or list(rates) != sorted(set(rates)):
+    raise UserError(
+      f"study.activation_rates={rates}: a sweep takes at least three different rates, in"
+      " rising order"
+    )
+  if set(config.study.seeds) & set(config.study.more_seeds) or not config.study.seeds:
+    raise UserError(
+      f"study.seeds={config.study.seeds} and more_seeds={config.study.more_seeds} must be there"
+      " and differ; for example (0,) and (1, 2)"
+    )
+  parts = {"": _swept(config, results, "")}
+  first = make_plan(with_arms(config, sweep_arms(config)))
+  if config.study.fixed_data:
+    parts[FIXED_DATA] = _fixed_data(config, first)
+  for num_params in config.study.sizes:
+    name = f"n_{num_params}"
+    parts[name] = _swept(_resized(config, first, int(num_params)), results, name)
+  return parts
+
+
+def still_to_come(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
+  """What later stages will add, in words, for a queue that is printed before they are known."""
+  notes = []
+  study = config.study
+  swept = [part for part in parts if part.name != FIXED_DATA]
+  if study.more_seeds:
+    waiting = sum(not _replicated(part.plan, study.more_seeds) for part in swept)
+    if waiting:
+      runs = 3 * len(study.more_seeds) * waiting
+      notes.append(f"then {runs} runs more: {len(study.more_seeds)} seeds of the best activation"
+                   " rate and its two neighbours")  # fmt: skip
+  tried = len(study.learning_rates) + len(study.batches)
+  if tried and not any(arm.role == "check" for arm in parts[0].plan.arms):
+    notes.append(
+      f"then {2 * tried} runs more: learning rates and batches of the best MoE and dense"
+    )
+  return notes
+
+
+def summarise(
+  config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
+) -> dict:
+  """activation_rate.json; see `sweep`."""
+  from moe_parity.study import sweep
+
+  return sweep.summarise(folder, parts)
+
+
+def name_of(rate: int | float) -> str:
+  """moe_20 for 0.2, moe_8p5 for 0.085."""
+  return f"moe_{100 * rate:.6g}".replace(".", "p")
+
+
+def neighbourhood(values: Sequence[int | float], reach: int = 1) -> range:
+  """Indices of the smallest value and of up to `reach` neighbours on either side."""
+  best = min(range(len(values)), key=values.__getitem__)
+  return range(max(best - reach, 0), min(best + reach, len(values) - 1) + 1)
+
+
+def sweep_arms(config: ConfigDict, replicated: Sequence[int | float] = ()) -> dict[str, ConfigDict]:
+  """Dense, the sweep and the references; the rates in `replicated` with more seeds."""
+  study = config.study
+  seeds, all_seeds = tuple(study.seeds), tuple(study.seeds) + tuple(study.more_seeds)
+  dense, moe = template(config, "dense"), template(config, "moe")
+  arms = {"dense": _made(dense_arm, dense, seeds=all_seeds)}
+  for rate in study.activation_rates:
+    arms[name_of(rate)] = _made(
+      moe_arm, moe, activation_rate=rate, seeds=all_seeds if rate in replicated else seeds
+    )
+  for multiple in study.compute_multiples:
+    name = f"dense_{multiple:g}c".replace(".", "p")
+    arms[name] = _made(dense_arm, dense, compute_multiple=multiple, seeds=seeds)
+  return arms
+
+
+def _made(make, fields: dict, **changes) -> ConfigDict:
+  fields = fields | changes
+  if make is dense_arm:
+    fields = {name: value for name, value in fields.items() if name != "layout"}
+  return make(**fields)
+
+
+def _swept(config: ConfigDict, results: Results, part: str) -> ConfigDict:
+  """Stages 1 to 3 of one part; the checks belong to the main part only."""
+  rates = config.study.activation_rates
+  values = [_mean(results, name_of(rate), config.study.seeds, part) for rate in rates]
+  replicated = []
+  if config.study.more_seeds and None not in values:
+    replicated = [rates[i] for i in neighbourhood(values)]
+  arms = sweep_arms(config, replicated)
+  if not part and None not in values:
+    seeds = tuple(config.study.seeds) + (tuple(config.study.more_seeds) if replicated else ())
+    final = {rate: _mean(results, name_of(rate), seeds, part) for rate in replicated or rates}
+    if None not in final.values():
+      best = min(final, key=final.__getitem__)
+      arms |= _checks(config, arms, name_of(best))
+  return with_arms(config, arms)
+
+
+def _mean(results: Results, name: str, seeds: Sequence[int], part: str) -> float | None:
+  """Mean BPC over seeds, None until all of them are known."""
+  values = [results.bpc(name, seed, part) for seed in seeds]
+  return None if None in values else sum(values) / len(values)
+
+
+def _checks(config: ConfigDict, arms: dict[str, ConfigDict], best: str) -> dict[str, ConfigDict]:
+  """Both sides with other learning rates and batches, one arm each, with the first seeds."""
+  study = config.study
+  if not (study.learning_rates or study.batches):
+    return {}
+  plan = {arm.name: arm for arm in make_plan(with_arms(config, arms)).arms}
+  found = {}
+  for name in (best, "dense"):
+    same = arms[name].to_dict() | {"role": "check", "seeds": tuple(study.seeds)}
+    for multiple in study.learning_rates:
+      changed = {"learning_rate_multiplier": same["learning_rate_multiplier"] * multiple}
+      found[f"{name}_lr{multiple:g}".replace(".", "p")] = ConfigDict(same | changed)
+    for multiple in study.batches:
+      batch = _batch_near(config, plan[name], multiple)
+      found[f"{name}_batch{multiple:g}".replace(".", "p")] = ConfigDict(
+        same | {"batch_sequences": batch}
+      )
+  return found
+
+
+def _batch_near(config: ConfigDict, arm, multiple: int | float) -> int:
+  """The batch nearest to `multiple` times an arm's whose whole steps spend C within tolerance."""
+  sequences = arm.num_tokens / arm.seq_len
+  step = config.budget.batch_multiple
+  wanted = multiple * arm.batch_sequences
+  choices = range(step, int(2 * wanted) + step + 1, step)
+  # The arm's own tokens miss C by up to the tolerance already, hence half of it here.
+  limit = config.budget.flops_tolerance / 2 - abs(arm.residual_flops_pct) / 100
+  good = [b for b in choices if b < sequences
+          and abs(round(sequences / b) * b / sequences - 1) <= max(limit, 0)]  # fmt: skip
+  good = [b for b in good if b != arm.batch_sequences]
+  if not good:
+    raise UserError(
+      f"study.batches: no batch near {wanted:g} sequences spends the compute of arm"
+      f" {arm.name!r} in whole steps; use a larger budget or leave {multiple:g} out"
+    )
+  return min(good, key=lambda b: abs(math.log(b / wanted)))
+
+
+def _fixed_data(config: ConfigDict, first: Plan) -> ConfigDict:
+  """The sweep at the tokens of the dense arm, without references."""
+  arms = sweep_arms(config)
+  arms = {name: arm for name, arm in arms.items() if arm.compute_multiple == 1}
+  arms["dense"].seeds = tuple(config.study.seeds)
+  tokens = first.budget["dense_tokens"]
+  return with_arms(config, arms, shared="tokens", dense_tokens=tokens, train_flops=0.0)
+
+
+def _resized(config: ConfigDict, first: Plan, num_params: int) -> ConfigDict:
+  """The config at another N: same tokens a parameter, same shape ratios as the main part's arms.
+
+  Raises:
+    UserError: N is that of the main part.
+  """
+  if num_params == config.budget.num_params:
+    raise UserError(f"study.sizes names N={num_params:,}, which the main part has; leave it out")
+  scale = num_params / config.budget.num_params
+  shapes = {arm.kind: arm.architecture for arm in first.arms}
+  arms = {}
+  for kind, make in (("dense", dense_arm), ("moe", moe_arm)):
+    fields = template(config, kind)
+    for name in ("num_layers", "d_model", "num_heads", "num_kv_heads", "d_ffn"):
+      fields[name] = 0
+    fields["aspect_ratio"] = float(shapes[kind].d_model / shapes[kind].num_layers)
+    fields["d_head"] = fields["d_head"] or shapes[kind].d_head
+    arms[kind] = _made(make, fields)
+  tokens = round(scale * first.budget["dense_tokens"])
+  unique = round(scale * config.budget.unique_tokens)
+  return with_arms(
+    config, arms, num_params=num_params, dense_tokens=tokens, train_flops=0.0, unique_tokens=unique
+  )
+
+
+def _replicated(plan: Plan, more_seeds: Sequence[int]) -> bool:
+  return any(arm.kind == "moe" and arm.seed in more_seeds for arm in plan.arms)

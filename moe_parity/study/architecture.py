@@ -1,0 +1,285 @@
+"""The paper's first step: a greedy search for the backbone, one choice fed into the next.
+
+From the templates `config.arms.moe`, whose activation_rate every arm keeps, and `.dense`:
+
+    layout        full, interleave, 1dense, each with and without shared expert
+    gates         raw, or divided by the sum of the chosen ones
+    granularity   top-K: more and narrower experts at constant K x D_e
+    shape         zeta = d / L and mu = (D_se + E D_e) / d
+    dense_aspect  the dense arm's d / L, and then
+    dense_ffn     its d_ffn / d: the baseline is searched by the same rule
+
+Every arm has the budget's N and C and the same unique data. A stage begins with the option in place
+and trains each other one; `choice.RULE` says which is kept. Its arms follow from the results of the
+stages before and from nothing else. What no shape can meet is left out, and said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from moe_parity.defaults import dense_arm, moe_arm
+from moe_parity.errors import UserError
+from moe_parity.resources.architecture import Architecture
+from moe_parity.resources.plan import ArmPlan, make_plan
+from moe_parity.study.choice import Choice, choose
+from moe_parity.study.parts import Part, Results, identity, template, with_arms
+
+SIDES = {
+  "moe": ("layout", "gates", "granularity", "shape"),
+  "dense": ("dense_aspect", "dense_ffn"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+  """One way to build the arm of a stage: its label in tables, its arm, its fields."""
+
+  label: str
+  arm: str
+  fields: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A stage as far as it is known; the first option is the one in place.
+
+  Attributes:
+    choice: None until every option has its runs.
+    skipped: (label, why) of options that no shape meets.
+  """
+
+  name: str
+  kind: str
+  options: tuple[Option, ...]
+  skipped: tuple[tuple[str, str], ...]
+  choice: Choice | None
+
+
+def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
+  """One part: the arms of every stage that is known by now.
+
+  Raises:
+    UserError: the config lacks what a search needs, or arms would differ in unique data.
+  """
+  config = with_text(config)
+  found = stages(config, results)
+  fields: dict[str, tuple[str, dict]] = {}
+  for stage in found:
+    for option in stage.options:
+      fields.setdefault(option.arm, (stage.kind, option.fields))
+  seeds = tuple(config.study.seeds)
+  arms = {name: _arm(kind, of_arm | {"seeds": seeds}) for name, (kind, of_arm) in fields.items()}
+  return {"": with_arms(config, arms)}
+
+
+def stages(config: ConfigDict, results: Results) -> list[Stage]:
+  """The stages of both sides, up to and with the first of each that is not complete."""
+  config = with_text(config)
+  moe, dense = template(config, "moe"), template(config, "dense")
+  if not moe["activation_rate"]:
+    raise UserError("arms.moe.activation_rate=0; give the rate that every MoE arm keeps")
+  normalized = config.model.normalize_gates
+  moe["gates"] = moe["gates"] or ("normalized" if normalized else "raw")
+  found = []
+  for kind, fields in (("dense", dense), ("moe", moe)):
+    found += _side(config, results, kind, fields)
+  return found
+
+
+def with_text(config: ConfigDict) -> ConfigDict:
+  """The config with its unique tokens decided: as many as the dense arm that reads fewest.
+
+  Wider and deeper dense arms cost more a token and see fewer. Which of them will be trained depends
+  on results, and the text that all arms share must not.
+
+  Raises:
+    UserError: a reuse scheme under which arms differ in unique data.
+  """
+  if config.budget.reuse != "strict":
+    raise UserError(
+      f"budget.reuse={config.budget.reuse!r}: an architecture search compares arms on the same"
+      " unique data; use 'strict'"
+    )
+  if config.budget.unique_tokens:
+    return config
+  dense = template(config, "dense")
+  possible = [dense, *(fields for _, fields in _options(config, "dense_aspect", dense))]
+  fewest = []
+  for place in possible:
+    for fields in [place, *(fields for _, fields in _options(config, "dense_ffn", place))]:
+      with contextlib.suppress(UserError):  # what no shape meets is said where it is an option
+        fewest.append(plan_of(config, "dense", fields).num_tokens)
+  if not fewest:
+    plan_of(config, "dense", dense)  # raises
+  return with_arms(config, dict(config.arms), unique_tokens=min(fewest))
+
+
+def still_to_come(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
+  """What later stages may add, in words."""
+  study = config.study
+  most = {
+    "layout": len(study.layouts), "gates": 2, "granularity": len(study.granularities),
+    "shape": len(study.aspect_ratios) * max(len(study.total_ffn_ratios), 1),
+    "dense_aspect": len(study.dense_aspect_ratios), "dense_ffn": len(study.dense_ffn_ratios),
+  }  # fmt: skip
+  runs = {kind: len(study.seeds) * (1 + sum(most[name] for name in names))
+          for kind, names in SIDES.items()}  # fmt: skip
+  return [
+    f"stages follow each other: at most {runs['moe']} MoE and {runs['dense']} dense runs in all,"
+    f" each of {parts[0].plan.budget['train_flops']:.4g} FLOPs"
+  ]
+
+
+def summarise(
+  config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
+) -> dict:
+  """architecture.json; see `search_report`."""
+  from moe_parity.study import search_report
+
+  return search_report.summarise(config, folder, parts, results)
+
+
+def _side(config: ConfigDict, results: Results, kind: str, fields: dict) -> Iterator[Stage]:
+  """The stages of one side, each from the choice before."""
+  place = Option("", "dense" if kind == "dense" else _named(kind, "start"), fields)
+  trained = {identity(plan_of(config, kind, fields)): place}
+  for name in SIDES[kind]:
+    label = _label(name, place.fields, _shape(config, place.fields, kind))
+    options, skipped = [dataclasses.replace(place, label=label)], []
+    for label, changed in _options(config, name, place.fields):
+      try:
+        same = identity(_plan(config, kind, changed))
+      except UserError as error:
+        skipped.append((label, str(error)))
+        continue
+      known = trained.setdefault(same, Option(label, _named(name, label), changed))
+      if known.arm not in [option.arm for option in options]:
+        options.append(dataclasses.replace(known, label=label))
+    if len(options) == 1 and not skipped:
+      if name != SIDES[kind][0]:
+        continue  # nothing asked of this stage; the first trains the arm in place all the same
+    choice = _choice(results, options, config.study.seeds)
+    yield Stage(name, kind, tuple(options), tuple(skipped), choice)
+    if choice is None:
+      return
+    place = options[choice.chosen]
+
+
+def _choice(results: Results, options: list[Option], seeds: Sequence[int]) -> Choice | None:
+  if any(results.bpc(option.arm, seed) is None for option in options for seed in seeds):
+    return None
+  return choose([[results.get(option.arm, seed) for seed in seeds] for option in options])
+
+
+def _options(config: ConfigDict, stage: str, place: dict) -> Iterator[tuple[str, dict]]:
+  """(label, fields) of a stage's options besides the one in place."""
+  study = config.study
+  if stage == "layout":
+    for text in study.layouts:
+      layout, plus, shared = text.partition("+")
+      if shared not in ("", "se") or bool(plus) != bool(shared):
+        raise UserError(f"study.layouts: {text!r} is not a layout with or without '+se'")
+      changed = place | {"layout": layout, "shared_expert": bool(shared), "d_shared": 0}
+      yield _layout_label(changed), changed
+  elif stage == "gates" and study.gates:
+    for gates in ("raw", "normalized"):
+      yield gates, place | {"gates": gates}
+  elif stage == "granularity":
+    shape = _shape(config, place)
+    for multiple in (m for m in study.granularities if m != 1):
+      chosen = shape.experts_per_token * multiple
+      label = f"K {chosen:g}"
+      yield label, place | {
+        "num_layers": shape.num_layers, "d_model": shape.d_model, "num_experts": 0,
+        "experts_per_token": chosen,
+        "d_expert": shape.experts_per_token * shape.d_expert / chosen,
+        "d_shared": shape.d_shared,
+      }  # fmt: skip
+  elif stage == "shape":
+    shape = _shape(config, place)
+    free = dict.fromkeys(("num_layers", "d_model", "num_heads", "num_experts", "d_shared"), 0)
+    free |= {"d_head": place["d_head"] or shape.d_head}
+    free |= dict.fromkeys(("experts_per_token", "d_expert", "d_ffn"), 0)
+    for zeta in study.aspect_ratios:
+      for mu in study.total_ffn_ratios or (0.0,):
+        label = f"zeta {zeta:g}" + (f" mu {mu:g}" if mu else "")
+        yield label, place | free | {"aspect_ratio": zeta, "total_ffn_ratio": mu}
+  elif stage == "dense_aspect":
+    free = dict.fromkeys(("num_layers", "d_model", "num_heads", "d_ffn"), 0)
+    for zeta in study.dense_aspect_ratios:
+      yield f"zeta {zeta:g}", place | free | {"aspect_ratio": zeta}
+  elif stage == "dense_ffn":
+    free = dict.fromkeys(("num_layers", "d_model", "num_heads", "d_ffn"), 0)
+    for alpha in study.dense_ffn_ratios:
+      try:
+        shape = _shape(config, place, "dense")
+      except UserError:
+        return  # this place has no shape itself, which is said where it is an option
+      kept = {"aspect_ratio": place["aspect_ratio"] or shape.aspect_ratio, "ffn_ratio": alpha}
+      yield f"alpha {alpha:g}", place | free | kept
+
+
+def _plan(config: ConfigDict, kind: str, fields: dict) -> ArmPlan:
+  """`plan_of` an option.
+
+  Raises:
+    UserError: why there is no such arm at parity.
+  """
+  if kind == "moe":
+    for name in ("experts_per_token", "d_expert"):
+      if fields[name] != int(fields[name]):
+        raise UserError(f"{name} would be {fields[name]:g}, which is no whole number")
+  plan = plan_of(config, kind, fields)
+  if plan.gates == "normalized" and plan.architecture.experts_per_token == 1:
+    raise UserError("one normalised gate is always 1, so the router would learn nothing")
+  return plan
+
+
+def plan_of(config: ConfigDict, kind: str, fields: dict) -> ArmPlan:
+  """The plan of one arm beside the dense one that sets C."""
+  arms = {"dense": _arm("dense", template(config, "dense"))}
+  if kind == "moe":
+    arms["option"] = _arm("moe", fields)
+  else:
+    arms["option"] = _arm("dense", fields)
+  return next(arm for arm in make_plan(with_arms(config, arms)).arms if arm.name == "option")
+
+
+def _shape(config: ConfigDict, fields: dict, kind: str = "moe") -> Architecture:
+  return plan_of(config, kind, fields).architecture
+
+
+def _arm(kind: str, fields: dict) -> ConfigDict:
+  whole = {name: int(fields[name]) for name in ("experts_per_token", "d_expert")}
+  fields = fields | whole
+  if kind == "dense":
+    return dense_arm(**{name: value for name, value in fields.items() if name != "layout"})
+  return moe_arm(**fields)
+
+
+def _label(stage: str, fields: dict, shape: Architecture) -> str:
+  """What the option in place is called among the options of a stage."""
+  return {
+    "layout": _layout_label(fields),
+    "gates": fields["gates"],
+    "granularity": f"K {shape.experts_per_token}",
+    "shape": f"zeta {shape.aspect_ratio:.3g} mu {shape.total_ffn_ratio:.3g}",
+    "dense_aspect": f"zeta {shape.aspect_ratio:.3g}",
+    "dense_ffn": f"alpha {shape.ffn_ratio:.3g}",
+  }[stage]
+
+
+def _layout_label(fields: dict) -> str:
+  return fields["layout"] + ("+SE" if fields["shared_expert"] else "")
+
+
+def _named(stage: str, label: str) -> str:
+  return f"{stage}_" + re.sub(r"[^0-9a-z]+", "_", label.lower().replace(".", "p")).strip("_")

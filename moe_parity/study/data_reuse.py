@@ -1,0 +1,75 @@
+"""The paper's third step: what does reading the same text again cost, and does the lead survive it?
+
+From the templates `config.arms.dense` and `config.arms.moe`, at each of `study.activation_rates`:
+
+    the study itself   strict: every arm shares the tokens the dense arm reads once
+    parts/unique       no token twice: an MoE reads 1 / R_c times the dense arm's text
+    parts/loose        every MoE arm reads its text twice (the paper's Tables 14 and 17)
+    parts/epochs_<e>   every MoE arm reads its text e times, for each of `study.epochs`
+
+N and C are those of the budget in every part. Dense reads its text once everywhere and is trained
+once; so is an MoE arm that two schemes give the same text (loose and two epochs).
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from moe_parity.errors import UserError
+from moe_parity.resources.plan import make_plan
+from moe_parity.study.activation_rate import sweep_arms
+from moe_parity.study.parts import Part, Results, with_arms
+
+SCHEMES = ("unique", "loose")
+
+
+def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
+  """All parts; they depend on no result.
+
+  Raises:
+    UserError: another scheme than strict in the config, or epochs that cannot be.
+  """
+  study, budget = config.study, config.budget
+  if budget.reuse != "strict" or budget.unique_tokens:
+    raise UserError(
+      f"budget.reuse={budget.reuse!r} with unique_tokens={budget.unique_tokens}: data_reuse sets"
+      " the scheme of each part itself; use reuse='strict' and unique_tokens=0"
+    )
+  epochs = list(study.epochs)
+  if any(e < 1 for e in epochs) or epochs != sorted(set(epochs)):
+    raise UserError(f"study.epochs={study.epochs}: give numbers of at least 1 in rising order")
+  arms = sweep_arms(config)
+  for arm in arms.values():
+    arm.seeds = tuple(study.seeds)
+  parts = {"": with_arms(config, arms)}
+  at_parity = {name: arm for name, arm in arms.items() if arm.compute_multiple == 1}
+  for scheme in SCHEMES:
+    parts[scheme] = with_arms(config, at_parity, reuse=scheme)
+  moe = {name: arm for name, arm in arms.items() if arm.kind == "moe"}
+  flops = float(make_plan(parts[""]).budget["train_flops"])
+  for e in epochs:
+    spent = {"train_flops": flops, "dense_tokens": 0}
+    parts[part_name(e)] = with_arms(config, moe, reuse="epochs", epochs=float(e), **spent)
+  return parts
+
+
+def part_name(epochs: int | float) -> str:
+  """epochs_4 for 4, epochs_2p5 for 2.5."""
+  return f"epochs_{epochs:g}".replace(".", "p")
+
+
+def still_to_come(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
+  """Nothing: all arms are known from the start."""
+  return []
+
+
+def summarise(
+  config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
+) -> dict:
+  """data_reuse.json; see `reuse_report`."""
+  from moe_parity.study import reuse_report
+
+  return reuse_report.summarise(folder, parts)

@@ -1,0 +1,149 @@
+"""architecture.json: the stages of a search with their options in the columns of the paper's Tables
+5 to 8, what was chosen, and how many arms each side got."""
+
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from moe_parity.resources.accounting import account
+from moe_parity.resources.plan import ArmPlan
+from moe_parity.study import bootstrap, choice, reading
+from moe_parity.study.architecture import SIDES, Stage, stages
+from moe_parity.study.parts import Part, Results
+
+QUESTIONS = {
+  "layout": "Which layers are MoE, and is there a shared expert?",
+  "gates": "Are the chosen gates divided by their sum?",
+  "granularity": "How many experts are chosen, at constant K x D_e?",
+  "shape": "How wide and how deep (zeta = d / L, mu = all FFN width / d)?",
+  "dense_aspect": "How wide and how deep is the dense baseline (zeta = d / L)?",
+  "dense_ffn": "How wide is the dense baseline's feed-forward part (alpha = d_ffn / d)?",
+}
+_PLANNED = (
+  "num_params num_active_params activation_rate forward_flops_per_token train_flops_per_token"
+  " train_flops num_tokens gates"
+).split()
+_SHAPE = (
+  "layout num_layers d_model d_ffn num_heads d_head num_experts experts_per_token d_expert d_shared"
+).split()
+
+
+def summarise(
+  config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
+) -> dict:
+  """Everything that architecture.json holds; the same folder gives the same numbers."""
+  part = parts[0]
+  study = reading.read_study(folder)
+  found = stages(config, results)
+  plans = {arm.name: arm for arm in part.plan.arms}
+  runs = {name: [run for run in study.runs if run.name == name] for name in plans}
+  rows = [_stage(stage, plans, runs) for stage in found]
+  arms = {kind: [] for kind in SIDES}
+  for stage in found:
+    arms[stage.kind] += [o.arm for o in stage.options if o.arm not in arms[stage.kind]]
+  finished = [r for of_arm in runs.values() for r in of_arm if r.done]
+  noise = bootstrap.seed_noise([
+    np.array([run.result["validation"]["bpc"] for run in of_arm if run.done])
+    for of_arm in runs.values() if any(run.done for run in of_arm)
+  ]) if finished else bootstrap.SeedNoise(math.nan, 0)  # fmt: skip
+  value = {
+    "method": "architecture",
+    "level": choice.LEVEL,
+    "rule": choice.RULE,
+    "stages": rows,
+    "backbone": _last(rows, "moe"),
+    "dense_backbone": _last(rows, "dense"),
+    "num_arms": {kind: len(names) for kind, names in arms.items()},
+    "num_runs": {kind: sum(len(runs[n]) for n in names) for kind, names in arms.items()},
+    "noise": {"sd": noise.sd if noise.df else None, "df": noise.df},
+  }
+  return value | {"sentences": _sentences(value)}
+
+
+def _stage(stage: Stage, plans: dict[str, ArmPlan], runs: dict[str, list[reading.Run]]) -> dict:
+  made = stage.choice
+  options = []
+  for index, option in enumerate(stage.options):
+    row = {"arm": option.arm, "label": option.label} | _columns(plans[option.arm])
+    row["shared_expert"] = bool(row["d_shared"])
+    row |= _measured([run for run in runs[option.arm] if run.done])
+    row |= {"difference": None, "simultaneous": None, "verdict": "not done"}
+    if made is not None:
+      row["verdict"] = made.verdict[index]
+      if math.isfinite(made.difference[index]):
+        row["difference"] = made.difference[index]
+      if made.interval[index] is not None:
+        row["simultaneous"] = list(made.interval[index])
+    options.append(row)
+  return {
+    "name": stage.name,
+    "kind": stage.kind,
+    "question": QUESTIONS[stage.name],
+    "complete": made is not None,
+    "incumbent": stage.options[0].label,
+    "chosen": stage.options[made.chosen].label if made else None,
+    "tie": made.tie if made else False,
+    "options": options,
+    "skipped": [{"label": label, "why": why} for label, why in stage.skipped],
+  }
+
+
+def _columns(arm: ArmPlan) -> dict[str, Any]:
+  shape = arm.architecture
+  row = {name: getattr(shape, name) for name in _SHAPE}
+  row |= {name: getattr(arm, name) for name in _PLANNED}
+  row["kappa"] = account(shape, arm.seq_len, arm.convention).kappa
+  row["aspect_ratio"], row["ffn_ratio"] = shape.aspect_ratio, shape.ffn_ratio
+  row["total_ffn_ratio"] = shape.total_ffn_ratio if shape.is_moe else None
+  return row
+
+
+def _measured(runs: list[reading.Run]) -> dict[str, Any]:
+  """Means over the seeds that are done."""
+  if not runs:
+    return {"loss": None, "balance_loss": None, "bpc": None, "num_seeds": 0}
+  losses = [run.result["train_cross_entropy"] for run in runs]
+  balance = []
+  for run in runs:
+    lines, _, _ = reading.read_metrics(run.folder)
+    tail = [line["balance_loss"] for line in lines[-max(len(lines) // 20, 1) :]]
+    balance += [float(np.mean(tail))] if tail and run.plan["kind"] == "moe" else []
+  return {
+    "loss": float(np.mean(losses)),
+    "balance_loss": float(np.mean(balance)) if balance else None,
+    "bpc": float(np.mean([run.result["validation"]["bpc"] for run in runs])),
+    "num_seeds": len(runs),
+  }
+
+
+def _last(rows: list[dict], kind: str) -> dict | None:
+  """What the side came to: the chosen option of its last complete stage."""
+  done = [row for row in rows if row["kind"] == kind and row["complete"]]
+  if not done:
+    return None
+  return next(o for o in done[-1]["options"] if o["label"] == done[-1]["chosen"])
+
+
+def _sentences(value: dict) -> list[str]:
+  lines = []
+  for row in value["stages"]:
+    if not row["complete"]:
+      lines.append(f"{row['question']} Not all of its {len(row['options'])} arms are done.")
+      continue
+    rivals = [o["label"] for o in row["options"] if o["verdict"] == "inside the noise"]
+    tied = f"; inside the noise of it: {', '.join(rivals)}" if rivals else ""
+    lines.append(f"{row['question']} {row['chosen']} of {len(row['options'])} options{tied}.")
+  arms, runs = value["num_arms"], value["num_runs"]
+  lines.append(
+    f"The MoE side got {arms['moe']} arms ({runs['moe']} runs), the dense side {arms['dense']}"
+    f" ({runs['dense']} runs), all at equal N and C."
+  )
+  if not value["noise"]["df"]:
+    lines.append(
+      "Every arm ran with one seed: the noise above is that of the validation documents only."
+    )
+  return lines

@@ -1,0 +1,275 @@
+"""What a sweep over activation rates shows: activation_rate.json from the parts of a study.
+
+Each part gets its optimum, the region where MoE beats each dense line (from `analysis`), and two
+checks against the paper: M grows linearly with r_a (Fig. 2), and loss falls as a power of r_a, a
+straight line in logarithms, while tokens are held fixed (Fig. 3). Between parts of different N it
+compares the optima; between the checks and their arms, learning rates and batches.
+"""
+
+import math
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from moe_parity.study import analysis, bootstrap, curve, reading
+from moe_parity.study.parts import Part
+
+LEVEL = analysis.LEVEL
+SLOPE_DRAWS = 4000
+
+
+def summarise(folder: pathlib.Path, parts: Sequence[Part]) -> dict:
+  """Everything that activation_rate.json holds; the same folder gives the same numbers."""
+  sweeps, curves = [], {}
+  for part in parts:
+    report, fitted = analysis.analyse_with_curve(folder / part.folder)
+    sweeps.append(_sweep(part, report))
+    if part.plan.budget["shared"] == "compute":
+      curves[part.plan.budget["num_params"]] = (report, fitted)
+  main = analysis.analyse(folder)
+  tuning = _tuning(reading.read_study(folder), main)
+  value = {
+    "method": "activation_rate",
+    "metric": "bpc",
+    "level": LEVEL,
+    "sweeps": sweeps,
+    "transfer": _transfer(curves),
+    "tuning": tuning,
+    "noise": main["noise"],
+    "num_runs": _num_runs(parts),
+    "stages": _stages(parts[0], sweeps[0]["not_done"]),
+  }
+  return value | {"sentences": _sentences(value)}
+
+
+def _sweep(part: Part, report: dict) -> dict:
+  budget = part.plan.budget
+  held = budget["shared"]
+  plans = {arm.name: arm for arm in part.plan.arms}
+  arms = []
+  for group in report["groups"]:
+    arm = plans[group["name"]]
+    losses = [r["train_cross_entropy"] for r in report["arms"] if r["name"] == arm.name]
+    known = [loss for loss in losses if loss is not None]
+    arms.append({
+      **{name: group[name] for name in
+         ("name", "kind", "role", "activation_rate", "num_seeds", "bpc", "interval", "seed_sd")},
+      "loss": float(np.mean(known)) if known else None,
+      **{name: getattr(arm, name) for name in
+         ("train_flops_per_token", "train_flops", "num_tokens", "num_unique_tokens", "epochs",
+          "compute_multiple")},
+    })  # fmt: skip
+  arms.sort(key=lambda arm: (arm["activation_rate"], arm["compute_multiple"]))
+  moe = [arm for arm in arms if arm["kind"] == "moe" and arm["role"] == "arm"]
+  fitted = report["curve"]
+  return {
+    "part": part.name,
+    "held": held,
+    "num_params": budget["num_params"],
+    "train_flops": float(budget["train_flops"]) if held == "compute" else None,
+    "dense_tokens": budget["dense_tokens"],
+    "reuse": budget["reuse"],
+    "arms": arms,
+    "optimum": fitted["minimum"] if fitted else None,
+    "below": fitted["below"] if fitted else [],
+    "log_log": _log_log(moe),
+    "flops_linear": _flops_linear(part),
+    "not_done": sorted({f"{r['name']} (seed {r['seed']})" for r in report["not_done"]}),
+  }
+
+
+def slope(x: np.ndarray, y: np.ndarray) -> dict:
+  """Least squares y = slope x + intercept; the interval of the slope from the residuals."""
+  design = np.stack([x, np.ones_like(x)], -1)
+  solve = np.linalg.pinv(design)
+  found = solve @ y
+  residual = y - design @ found
+  df = len(x) - 2
+  interval = None
+  if df > 0:
+    sd = math.sqrt(float((residual**2).sum()) / df) * math.sqrt(float((solve[0] ** 2).sum()))
+    rng = np.random.default_rng(analysis.BOOTSTRAP_SEED)
+    deviations = bootstrap.noise_deviations(np.array([sd]), df, SLOPE_DRAWS, rng)
+    interval = bootstrap.pointwise(found[:1], deviations, LEVEL)[:, 0].tolist()
+  spread = float(((y - y.mean()) ** 2).sum())
+  return {
+    "slope": float(found[0]),
+    "intercept": float(found[1]),
+    "interval": interval,
+    "r2": 1 - float((residual**2).sum()) / spread if spread else None,
+  }
+
+
+def _log_log(moe: list[dict]) -> dict | None:
+  """ln loss against ln r_a over the MoE arms."""
+  known = [arm for arm in moe if arm["loss"]]
+  if len(known) < 3:
+    return None
+  loss = np.array([arm["loss"] for arm in known])
+  fitted = slope(np.log([arm["activation_rate"] for arm in known]), np.log(loss))
+  monotone = bool((np.diff(loss) < 0).all())
+  return {"y": "loss", "num_arms": len(known), "monotone": monotone} | fitted
+
+
+def _flops_linear(part: Part) -> dict | None:
+  """M against r_a over the planned MoE arms: linear where depth and width are the same."""
+  arms = {a.name: a for a in part.plan.arms if a.kind == "moe" and a.role == "arm"}
+  if len(arms) < 3:
+    return None
+  rate = np.array([arm.activation_rate for arm in arms.values()])
+  return slope(rate, np.array([arm.train_flops_per_token for arm in arms.values()], float))
+
+
+def _transfer(curves: dict[int, tuple[dict, curve.Curve | None]]) -> dict | None:
+  """Whether sizes agree on r_a*; the draws of different sizes are taken as independent."""
+  known = {n: fitted for n, (_, fitted) in curves.items() if fitted is not None}
+  if len(curves) < 2:
+    return None
+  optima = []
+  for n, fitted in known.items():
+    minimum = curve.minimum_interval(fitted, LEVEL)
+    names = ("activation_rate", "interval", "bracketed")
+    optima.append({"num_params": n} | {name: minimum[name] for name in names})
+  pairs, sizes = [], sorted(known)
+  rng = np.random.default_rng(analysis.BOOTSTRAP_SEED)
+  for a, b in ((a, b) for i, a in enumerate(sizes) for b in sizes[i + 1 :]):
+    draws = np.log(rng.permutation(known[b].minimum_B)) - np.log(known[a].minimum_B)
+    tail = (1 - LEVEL) / 2
+    ends = np.quantile(draws, [tail, 1 - tail]).tolist()
+    inside = {o["num_params"]: o["bracketed"] for o in optima}
+    verdict = "differs" if ends[0] > 0 or ends[1] < 0 else "same within noise"
+    if not (inside[a] and inside[b]):
+      verdict = "not known"
+    ratio = math.log(known[b].minimum / known[a].minimum)
+    pairs.append({"num_params": [a, b], "log_ratio": ratio, "interval": ends, "verdict": verdict})
+  return {"sizes": sorted(curves), "optima": optima, "pairs": pairs}
+
+
+def _tuning(study: reading.Study, report: dict) -> dict | None:
+  """Each side's best learning rate or batch, and what the comparison is if each takes its best.
+
+  Only first seeds are compared, so that an arm with three seeds is not set against one with one.
+  """
+  checks = [run for run in study.runs if run.plan.get("role") == "check"]
+  if not checks:
+    return None
+  done = {(run.name, run.seed): run for run in study.runs if run.done}
+  seeds = sorted({run.seed for run in checks})
+  sides = []
+  for kind in ("moe", "dense"):
+    names = list(dict.fromkeys(run.name for run in checks if run.plan["kind"] == kind))
+    base = names[0].rsplit("_", 1)[0] if names else ""
+    arms = []
+    for name in [base, *names]:
+      runs = [done[name, seed] for seed in seeds if (name, seed) in done]
+      if len(runs) == len(seeds):
+        arms.append(_tuned_arm(name, runs, done.get((base, seeds[0]))))
+    if not arms or arms[0]["name"] != base:
+      return None
+    best = min(arms, key=lambda arm: arm["bpc"])
+    sides.append({"kind": kind, "arm": base, "arms": arms, "best": best["name"],
+                  "gain": arms[0]["bpc"] - best["bpc"]})  # fmt: skip
+  moe, dense = sides
+  by_name = {arm["name"]: arm["bpc"] for side in sides for arm in side["arms"]}
+  margin = None
+  if report["noise"]["sd"] is not None:
+    sd = np.array([report["noise"]["sd"] * math.sqrt(2 / len(seeds))])
+    rng = np.random.default_rng(analysis.BOOTSTRAP_SEED)
+    draws = bootstrap.noise_deviations(sd, report["noise"]["df"], SLOPE_DRAWS, rng)
+    margin = bootstrap.pointwise(np.zeros(1), draws, LEVEL)[:, 0]
+  tuned = by_name[moe["best"]] - by_name[dense["best"]]
+  for side in sides:
+    side["gain_interval"] = None if margin is None else (side["gain"] + margin).tolist()
+  return {
+    "sides": sides,
+    "difference_at_law": by_name[moe["arm"]] - by_name[dense["arm"]],
+    "difference_tuned": tuned,
+    "tuned_interval": None if margin is None else (tuned + margin).tolist(),
+    "num_arms": {side["kind"]: len(side["arms"]) for side in sides},
+  }
+
+
+def _tuned_arm(name: str, runs: list[reading.Run], base: reading.Run | None) -> dict:
+  plan = runs[0].plan
+  multiple = None
+  if base is not None:
+    multiple = plan["peak_learning_rate"] / base.plan["peak_learning_rate"]
+  return {
+    "name": name,
+    "learning_rate_multiplier": multiple,
+    "batch_sequences": plan["batch_sequences"],
+    "peak_learning_rate": plan["peak_learning_rate"],
+    "bpc": float(np.mean([run.result["validation"]["bpc"] for run in runs])),
+    "num_seeds": len(runs),
+  }
+
+
+def _num_runs(parts: Sequence[Part]) -> dict[str, int]:
+  runs = {run: arm.kind for part in parts for arm, run in zip(part.plan.arms, part.runs)}  # noqa: B905
+  return {kind: sum(k == kind for k in runs.values()) for kind in ("moe", "dense")}
+
+
+def _stages(part: Part, not_done: list[str]) -> list[dict]:
+  """What each stage trained, by what its arms are for."""
+  first = {}
+  for arm in part.plan.arms:
+    first.setdefault(arm.name, arm.seed)
+  stages = {"sweep": [], "seeds": [], "checks": []}
+  for arm in part.plan.arms:
+    more = arm.kind == "moe" and arm.seed != first[arm.name]
+    stage = "checks" if arm.role == "check" else "seeds" if more else "sweep"
+    stages[stage].append(f"{arm.name} (seed {arm.seed})")
+  return [
+    {"name": name, "arms": arms, "complete": bool(arms) and not set(arms) & set(not_done)}
+    for name, arms in stages.items()
+  ]
+
+
+def _sentences(value: dict) -> list[str]:
+  lines = []
+  for sweep in value["sweeps"]:
+    if sweep["held"] == "tokens" and sweep["log_log"]:
+      lines.append(_fixed_data_sentence(sweep))
+  for pair in (value["transfer"] or {"pairs": []})["pairs"]:
+    a, b = pair["num_params"]
+    low, high = (math.exp(end) for end in pair["interval"])
+    lines.append(
+      f"From N = {a:,} to {b:,} the best activation rate changes by a factor of"
+      f" {math.exp(pair['log_ratio']):.2f} (95 % interval {low:.2f} to {high:.2f}):"
+      f" {pair['verdict']}."
+    )
+  if value["tuning"]:
+    lines.append(_tuning_sentence(value["tuning"]))
+  runs = value["num_runs"]
+  lines.append(f"{runs['moe']} MoE runs and {runs['dense']} dense runs are planned so far.")
+  return lines
+
+
+def _fixed_data_sentence(sweep: dict) -> str:
+  fit = sweep["log_log"]
+  low, high = fit["interval"] or (math.nan, math.nan)
+  falls = "falls at every step" if fit["monotone"] else "does not fall at every step"
+  return (
+    f"At fixed data (N = {sweep['num_params']:,}) the training loss {falls} as r_a rises; as a"
+    f" power of r_a its exponent is {fit['slope']:+.4f} (95 % interval {low:+.4f} to {high:+.4f},"
+    f" R^2 {fit['r2']:.3f})."
+  )
+
+
+def _tuning_sentence(tuning: dict) -> str:
+  said = [
+    f"{side['kind']} gains {side['gain']:.4f} BPC with {side['best']}"
+    if side["gain"] > 0 else f"{side['kind']} gains nothing"
+    for side in tuning["sides"]
+  ]  # fmt: skip
+  interval = tuning["tuned_interval"]
+  told = (
+    f" ({interval[0]:+.4f} to {interval[1]:+.4f} by the noise between seeds)" if interval else ""
+  )
+  return (
+    f"Learning rates and batches around the law: {' and '.join(said)}; MoE minus dense is"
+    f" {tuning['difference_at_law']:+.4f} BPC at the law and"
+    f" {tuning['difference_tuned']:+.4f}{told}"
+    " with each side at its best."
+  )

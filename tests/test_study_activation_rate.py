@@ -1,0 +1,193 @@
+"""The second step on made-up training with a known truth: which arms, where the optimum is said."""
+
+import json
+import math
+
+import pytest
+
+from moe_parity.defaults import base, dense_arm, moe_arm
+from moe_parity.errors import UserError
+from moe_parity.study import activation_rate
+from moe_parity.study.parts import Results, plan_parts
+from moe_parity.study.runner import run_study
+from tests import fake_training
+
+RATES = (0.2, 0.25, 0.3, 0.4, 0.55)
+
+
+def config(**study):
+  made = base()
+  made.name = "sweep"
+  made.budget.num_params, made.budget.dense_tokens, made.budget.seq_len = 100_000, 20_000, 64
+  made.arms.dense = dense_arm(d_head=16)
+  made.arms.moe = moe_arm(num_layers=2, d_model=32, d_head=16, multiple_of=4)
+  made.study.method = "activation_rate"
+  made.study.activation_rates = RATES
+  for name, value in study.items():
+    made.study[name] = value
+  return made.lock()
+
+
+def run(folder, made, **kwargs):
+  study = fake_training.open_study(folder, made)
+  kwargs.setdefault("trainer", fake_training.trainer())
+  arms = run_study(study, warn=lambda line: None, **kwargs)
+  return study, arms
+
+
+def ran(folder):
+  return [(name, seed) for _, name, seed in fake_training.started(folder)]
+
+
+def test_seeds_go_to_dense_to_the_best_rate_and_to_its_neighbours(tmp_path):
+  study, arms = run(tmp_path, config(more_seeds=(1, 2)))
+  seeds = {}
+  for arm in arms:
+    seeds.setdefault(arm.name, []).append(arm.seed)
+  best = [0, 1, 2]
+  assert seeds == {
+    "dense": best, "moe_20": [0], "moe_25": best, "moe_30": best, "moe_40": best, "moe_55": [0],
+    "dense_2c": [0],
+  }  # fmt: skip
+  assert {arm.status for arm in arms} == {"done"} and len(ran(tmp_path)) == len(arms)
+
+
+def test_a_study_stopped_after_any_arm_and_resumed_trains_the_same_arms_once(tmp_path):
+  made = config(more_seeds=(1,), learning_rates=(0.5,))
+  run(tmp_path / "whole", made)
+
+  class Stop(BaseException):
+    pass
+
+  for stop in range(1, len(ran(tmp_path / "whole")) + 1):
+    folder = tmp_path / f"stopped_{stop}"
+    trainer = fake_training.trainer()
+
+    def train(*args, left=[stop], trainer=trainer):  # noqa: B006 - counts down
+      if not left[0]:
+        raise Stop
+      left[0] -= 1
+      trainer.train(*args)
+
+    if stop % 3:  # every third suffices, and the machine has other work
+      continue
+    with pytest.raises(Stop):
+      run(folder, made, trainer=trainer.__class__(train, trainer.certify))
+    run(folder, made)
+    assert sorted(ran(folder)) == sorted(ran(tmp_path / "whole"))
+    assert (folder / "plan.json").read_text() == (tmp_path / "whole/plan.json").read_text()
+
+
+def test_both_sides_get_as_many_checks_and_they_stay_out_of_the_comparison(tmp_path):
+  def truth(arm):
+    better = 0.3 if arm.name == "dense_lr2" else 0.0
+    return fake_training.bpc_of(arm) - better
+
+  made = config(learning_rates=(0.5, 2.0))
+  study, arms = run(tmp_path, made, trainer=fake_training.trainer(truth=truth))
+  checks = [a for a in study.parts[0].plan.arms if a.role == "check"]
+  names = ["dense_lr0p5", "dense_lr2", "moe_30_lr0p5", "moe_30_lr2"]
+  assert [a.name for a in checks] == names
+  plain = {a.name: a for a in study.parts[0].plan.arms}
+  assert checks[2].peak_learning_rate == pytest.approx(plain["moe_30"].peak_learning_rate / 2)
+  value = study.summarise()
+  assert value["tuning"]["num_arms"] == {"moe": 3, "dense": 3}
+  assert value["tuning"]["sides"][1]["best"] == "dense_lr2"
+  assert value["tuning"]["difference_tuned"] > 0 > value["tuning"]["difference_at_law"]
+  found = json.loads((tmp_path / "activation_rate.json").read_text())
+  assert found["sweeps"][0]["optimum"]["bracketed"] in (True, False)
+  from moe_parity.study import analysis
+
+  report = analysis.analyse(tmp_path)
+  assert {row["name"] for row in report["comparisons"]} == {f"moe_{100 * r:.0f}" for r in RATES}
+  assert report["baseline"] == "dense"
+
+
+def test_fixed_data_shares_tokens_and_the_loss_falls_as_a_power_of_the_rate(tmp_path):
+  def truth(arm):
+    return 3.0 * arm.activation_rate**-0.05
+
+  made = config(fixed_data=True)
+  study, _ = run(tmp_path, made, trainer=fake_training.trainer(truth=truth))
+  part = study.parts[1]
+  assert part.name == "fixed_data" and part.plan.budget["shared"] == "tokens"
+  tokens = [arm.num_tokens for arm in part.plan.arms]
+  assert max(tokens) / min(tokens) < 1.01
+  assert {arm.role for arm in part.plan.arms} == {"arm"}
+  dense = next(
+    run for arm, run in zip(part.plan.arms, part.runs, strict=True) if arm.name == "dense"
+  )
+  assert dense == "runs/dense-s0"  # the same run as in the main part, trained once
+  sweep = study.summarise()["sweeps"][1]
+  fit = sweep["log_log"]
+  assert fit["slope"] == pytest.approx(-0.05, abs=1e-4) and fit["monotone"]
+  assert fit["interval"][0] <= fit["slope"] <= fit["interval"][1]
+  assert sweep["train_flops"] is None and sweep["held"] == "tokens"
+  assert json.loads((tmp_path / "parts/fixed_data/certificate.json").read_text())["passed"]
+
+
+def test_two_sizes_with_one_optimum_transfer_and_two_with_different_ones_differ(tmp_path):
+  def run_with(folder, optima):
+    def truth(arm):
+      if arm.kind == "dense":
+        return 2.5
+      optimum = optima[arm.num_params > 140_000]
+      wiggle = 1e-4 * math.sin(1000 * arm.activation_rate + arm.num_params)
+      return 2 + 0.5 * math.log(arm.activation_rate / optimum) ** 2 + wiggle
+
+    made = config(sizes=(200_000,), compute_multiples=())
+    study, _ = run(folder, made, trainer=fake_training.trainer(truth=truth))
+    return study.summarise()["transfer"]
+
+  same = run_with(tmp_path / "same", (0.28, 0.28))
+  assert same["sizes"] == [100_000, 200_000]
+  assert same["pairs"][0]["verdict"] == "same within noise"
+  for optimum in same["optima"]:
+    assert optimum["bracketed"] and optimum["activation_rate"] == pytest.approx(0.28, rel=0.03)
+  other = run_with(tmp_path / "other", (0.24, 0.36))["pairs"][0]
+  assert other["verdict"] == "differs"
+  assert other["log_ratio"] == pytest.approx(math.log(0.36 / 0.24), rel=0.15)
+
+
+def test_m_is_linear_in_the_activation_rate_at_one_depth_and_width():
+  (part,) = plan_parts(config(), Results(None))
+  from moe_parity.study.sweep import _flops_linear
+
+  fit = _flops_linear(part)
+  arm = next(arm for arm in part.plan.arms if arm.kind == "moe")
+  # arXiv 2506.12119 Eq. (8), three times forward: 6 N r_a + 12 L d S.
+  assert fit["slope"] == pytest.approx(6 * arm.num_params, rel=0.01)
+  attention = 12 * arm.architecture.num_layers * arm.architecture.d_model * arm.seq_len
+  assert fit["intercept"] == pytest.approx(attention, rel=0.02)
+  assert fit["r2"] > 0.9999
+
+
+@pytest.mark.parametrize(
+  "values, expected", [((3, 1, 2, 5), [0, 1, 2]), ((1, 2, 3), [0, 1]), ((4, 3, 1), [1, 2])]
+)
+def test_neighbours_stay_inside_the_sweep(values, expected):
+  assert list(activation_rate.neighbourhood(values)) == expected
+
+
+@pytest.mark.parametrize(
+  "study, words",
+  [
+    ({"activation_rates": (0.2, 0.4)}, "at least three"),
+    ({"activation_rates": (0.4, 0.3, 0.2)}, "rising"),
+    ({"more_seeds": (0, 1)}, "must be there and differ"),
+    ({"sizes": (100_000,)}, "which the main part has"),
+    ({"method": "activation_rat"}, "study.method='activation_rat' is not known"),
+  ],
+)
+def test_a_sweep_that_cannot_be_is_refused_before_anything_is_trained(study, words):
+  with pytest.raises(UserError, match=words):
+    plan_parts(config(**study), Results(None))
+
+
+def test_arms_that_are_no_templates_are_refused():
+  made = fake_training.config()
+  with made.unlocked():
+    made.study.method = "activation_rate"
+    made.study.activation_rates = RATES
+  with pytest.raises(UserError, match="derives its arms from config.arms.dense and"):
+    plan_parts(made, Results(None))

@@ -1,0 +1,135 @@
+"""The third step on made-up training that follows Muennighoff's law with a known R*."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from moe_parity.defaults import base, dense_arm, moe_arm
+from moe_parity.errors import UserError
+from moe_parity.resources.laws import DataConstrainedLaw
+from moe_parity.study import reuse_report
+from moe_parity.study.parts import Results, plan_parts
+from moe_parity.study.runner import run_study
+from tests import fake_training
+
+RATES = (0.2, 0.3, 0.45)
+
+
+def config(**study):
+  made = base()
+  made.name = "reuse"
+  made.budget.num_params, made.budget.dense_tokens, made.budget.seq_len = 100_000, 6_400, 64
+  made.arms.dense = dense_arm(d_head=16)
+  made.arms.moe = moe_arm(num_layers=2, d_model=32, d_head=16, multiple_of=4)
+  made.study.method = "data_reuse"
+  made.study.activation_rates = RATES
+  made.study.compute_multiples = ()
+  made.study.epochs = (2.0, 4.0, 8.0)
+  for name, value in study.items():
+    made.study[name] = value
+  return made.lock()
+
+
+def law(arm, decay):
+  """bpc such that cross-entropy a token (2 ln 2 x bpc in fake results) follows the law."""
+  worth = arm.num_unique_tokens * (1 + decay * (1 - math.exp(-(arm.epochs - 1) / decay)))
+  level = 1.0 + 0.1 * arm.activation_rate
+  return (level + 80 * worth**-0.3526596) / (2 * math.log(2))
+
+
+def run(folder, made, truth):
+  study = fake_training.open_study(folder, made)
+  arms = run_study(study, warn=lambda line: None, trainer=fake_training.trainer(truth=truth))
+  return study, arms
+
+
+def test_every_scheme_is_a_part_and_shared_runs_are_trained_once(tmp_path):
+  study, arms = run(tmp_path, config(), lambda arm: law(arm, 6.0))
+  names = [part.name for part in study.parts]
+  assert names == ["", "unique", "loose", "epochs_2", "epochs_4", "epochs_8"]
+  # dense once; per rate strict, unique, loose (= two epochs), four and eight epochs.
+  assert len(arms) == 1 + 3 * 5 and {arm.status for arm in arms} == {"done"}
+  assert len(fake_training.started(tmp_path)) == len(arms)
+  listed = json.loads((tmp_path / "parts/unique/study.json").read_text())["arms"]
+  assert {a["name"]: a["folder"] for a in listed}["dense"] == "../../runs/dense-s0"
+  for part in study.parts:
+    for arm in part.plan.arms:
+      assert abs(arm.num_params / 100_000 - 1) <= 0.003 and abs(arm.residual_flops_pct) <= 0.5
+      if part.name.startswith("epochs_"):
+        assert arm.epochs == pytest.approx(float(part.name[7:]), rel=0.02)
+    told = json.loads((tmp_path / part.folder / "certificate.json").read_text())
+    assert told["passed"], part.name
+
+
+def test_the_fitted_law_has_the_decay_the_runs_were_made_with(tmp_path):
+  study, _ = run(tmp_path, config(), lambda arm: law(arm, 6.0))
+  fitted = study.summarise()["law"]
+  assert fitted["token_decay"] == pytest.approx(6.0, rel=0.1)
+  assert fitted["interval"][0] <= 6.3 and fitted["interval"][1] >= 5.7
+  assert fitted["rmse"] < fitted["rmse_published"] and fitted["num_runs"] == 15
+  assert json.loads((tmp_path / "data_reuse.json").read_text())["law"] == fitted
+  for curve in fitted["curves"]:
+    assert (np.diff(curve["cross_entropy"]) > 0).all()  # at one D, more epochs is less text
+
+
+def test_a_lead_lost_to_repetition_is_told_scheme_by_scheme(tmp_path):
+  def truth(arm):
+    wiggle = 0.002 * (arm.seed - 0.5)
+    return wiggle + (2.0 if arm.kind == "dense" else 1.9 + 0.03 * arm.epochs)
+
+  study, _ = run(tmp_path, config(seeds=(0, 1)), truth)
+  value = study.summarise()
+  verdicts = {s["part"]: {row["verdict"] for row in s["comparisons"]} for s in value["schemes"]}
+  assert verdicts["unique"] == verdicts["loose"] == {"MoE better"}
+  assert verdicts["epochs_4"] == verdicts["epochs_8"] == {"dense better"}
+  assert any(s.startswith("unique: 3 of 3 MoE arms beat dense") for s in value["sentences"])
+
+
+def test_noise_around_the_law_is_covered_by_the_interval_as_often_as_it_says():
+  rng = np.random.default_rng(11)
+  decay, inside, trials = 8.0, 0, 40
+  for _ in range(trials):
+    points = []
+    for rate in RATES:
+      for epochs in (1.0, 2.0, 4.0, 8.0, 16.0):
+        tokens = int(1e6 / rate)
+        arrays = np.array([float(tokens)]), np.array([epochs])
+        worth = reuse_report.effective_tokens(*arrays, decay)[0]
+        loss = 2 + rate + 100 * worth**-0.3526596 + 0.0005 * rng.standard_normal()
+        points.append(reuse_report.Point(f"moe_{rate}", rate, epochs, tokens, loss))
+    low, high = reuse_report.fit(points)["interval"]
+    inside += low <= decay <= high
+  assert inside >= 34  # 95 % of 40 is 38; 33 or fewer would happen once in 1000 times
+
+
+def test_effective_tokens_are_those_of_the_published_law():
+  law_ = DataConstrainedLaw()
+  for epochs in (1.0, 3.0, 20.0):
+    tokens = 4.0e9
+    found = law_.predict(num_params=1e8, num_tokens=tokens, num_unique_tokens=tokens / epochs)
+    arrays = np.array([tokens]), np.array([epochs])
+    ours = reuse_report.effective_tokens(*arrays, reuse_report.REUSE_TOKEN_DECAY)[0]
+    assert ours == pytest.approx(found["effective_tokens"], rel=1e-12)
+
+
+def test_too_few_runs_give_no_law():
+  points = [reuse_report.Point("moe_20", 0.2, e, 1000, 2.0 + e / 10) for e in (1.0, 2.0, 4.0)]
+  assert reuse_report.fit(points) is None
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    (lambda c: c.budget.update(reuse="loose"), "sets the scheme of each part itself"),
+    (lambda c: c.study.update(epochs=(0.5, 2.0)), "at least 1 in rising order"),
+    (lambda c: c.study.update(epochs=(4.0, 2.0)), "at least 1 in rising order"),
+  ],
+)
+def test_schemes_that_cannot_be_are_refused(change, words):
+  made = config()
+  with made.unlocked():
+    change(made)
+  with pytest.raises(UserError, match=words):
+    plan_parts(made, Results(None))

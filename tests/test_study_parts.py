@@ -1,0 +1,68 @@
+"""Whatever budget is asked for: every part's arms are at parity, or the budget is refused."""
+
+import hypothesis
+import hypothesis.strategies as st
+
+from moe_parity.defaults import base, dense_arm, moe_arm
+from moe_parity.errors import UserError
+from moe_parity.study.parts import Results, from_part, plan_parts
+
+
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.given(
+  num_params=st.integers(100_000, 30_000_000),
+  tokens_per_param=st.floats(0.2, 40.0),
+  seq_len=st.sampled_from((64, 192, 512)),
+  rates=st.lists(st.floats(0.08, 0.8), min_size=3, max_size=4, unique=True).map(sorted),
+  reuse=st.sampled_from(("strict", "unique", "loose")),
+  fixed_data=st.booleans(),
+  size=st.sampled_from((0, 2)),
+)
+def test_arms_share_n_and_c_or_d_and_what_the_scheme_promises_or_are_refused(
+  num_params, tokens_per_param, seq_len, rates, reuse, fixed_data, size
+):
+  config = base()
+  config.budget.num_params, config.budget.seq_len = num_params, seq_len
+  config.budget.dense_tokens = int(tokens_per_param * num_params)
+  config.budget.reuse = reuse
+  config.arms.dense, config.arms.moe = dense_arm(), moe_arm(multiple_of=4)
+  config.study.method, config.study.fixed_data = "activation_rate", fixed_data
+  config.study.activation_rates = tuple(round(rate, 3) for rate in rates)
+  config.study.sizes = (size * num_params,) if size else ()
+  try:
+    parts = plan_parts(config.lock(), Results(None))
+  except UserError as error:
+    assert "\n" not in str(error)
+    return
+  assert len(parts) == 1 + fixed_data + bool(size)
+  for part in parts:
+    budget, at_parity = part.plan.budget, [a for a in part.plan.arms if a.role == "arm"]
+    for arm in at_parity:
+      assert abs(arm.num_params / budget["num_params"] - 1) <= 0.003
+      assert arm.num_tokens == arm.num_steps * arm.batch_sequences * seq_len
+      assert arm.train_flops == arm.num_tokens * arm.train_flops_per_token
+      shared = "num_tokens" if budget["shared"] == "tokens" else "train_flops"
+      wanted = budget["dense_tokens"] if shared == "num_tokens" else budget["train_flops"]
+      assert abs(getattr(arm, shared) / wanted - 1) <= 0.0055
+      assert arm.num_unique_tokens <= arm.num_tokens
+      assert abs(arm.peak_learning_rate) > arm.final_learning_rate
+    unique = {arm.num_unique_tokens for arm in at_parity}
+    if reuse == "strict":
+      assert max(unique) - min(unique) <= 0.005 * max(unique) and budget["equal_data"]
+    if reuse == "unique":
+      assert {arm.epochs for arm in at_parity} == {1.0}
+
+
+def test_a_run_in_another_part_is_named_from_where_the_part_stands():
+  config = base()
+  config.budget.num_params, config.budget.dense_tokens, config.budget.seq_len = 100_000, 20_000, 64
+  config.arms.dense = dense_arm(d_head=16)
+  config.arms.moe = moe_arm(num_layers=2, d_model=32, d_head=16, multiple_of=4)
+  config.study.method, config.study.fixed_data = "activation_rate", True
+  config.study.activation_rates = (0.2, 0.3, 0.4)
+  main, fixed = plan_parts(config.lock(), Results(None))
+  assert (main.folder, fixed.folder) == (".", "parts/fixed_data")
+  assert main.runs[0] == fixed.runs[0] == "runs/dense-s0"
+  assert from_part(main, main.runs[0]) == "runs/dense-s0"
+  assert from_part(fixed, fixed.runs[0]) == "../../runs/dense-s0"
+  assert from_part(fixed, fixed.runs[1]) == "runs/moe_20-s0"
