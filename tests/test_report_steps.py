@@ -1,6 +1,7 @@
 """Figures and tables of the paper's three steps: what they show is what the files hold."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -12,7 +13,8 @@ import pytest
 
 from moe_parity.errors import UserError
 from moe_parity.published import tables as published
-from moe_parity.report import architecture, page, reuse, steps, style, sweeps
+from moe_parity.report import architecture, figures, page, reuse, sections, steps, style, sweeps
+from moe_parity.study import reading
 from tests import fake_steps, fake_study
 from tests.test_report_page import read
 
@@ -125,6 +127,35 @@ def test_reuse_is_in_percent_of_the_dense_arm_of_its_own_scheme(folder):
   expected = [100 * ((1.9 + 0.05 * math.log(r / 0.25) ** 2) / 1.95 - 1) for r in fake_steps.RATES]
   assert list(strict.get_ydata()) == pytest.approx(expected)
   assert len(other.lines) == 3 and own.get_ylim() == other.get_ylim()
+
+
+def test_far_larger_differences_than_the_paper_s_get_an_axis_of_their_own():
+  step = fake_steps.data_reuse()
+  for scheme in step["schemes"]:
+    scheme["baseline"]["bpc"] = 2.6
+  own, other = draw(reuse.by_scheme(step)).axes
+  assert own.get_ylim() != other.get_ylim() and own.get_ylim()[0] < -20 < other.get_ylim()[0]
+  labels = [text.get_text() for text in own.figure.legends[0].get_texts()]
+  assert labels[:3] == ["strict (1.8 to 10 epochs)", "unique (1.8 to 10 epochs)", "4 epochs"]
+
+
+def test_the_headline_of_every_part_stands_on_the_page(folder, tmp_path):
+  (tmp_path / "parts/unique").mkdir(parents=True)
+  content = {"verdict": {"headline": "MoE & dense are even"}}
+  (tmp_path / "parts/unique/analysis.json").write_text(json.dumps(content))
+  study = dataclasses.replace(reading.read_study(folder), folder=tmp_path)
+  (section,) = sections.parts(study)
+  assert "unique: MoE &amp; dense are even" in section.body
+  assert sections.parts(reading.read_study(folder)) == []
+
+
+def test_arms_of_one_activation_rate_are_not_drawn_over_it(folder):
+  report = json.loads((folder / "analysis.json").read_text())
+  for group in report["groups"]:
+    if group["kind"] == "moe":
+      group["activation_rate"] = 0.3
+  assert figures.activation_rate(report) is None
+  assert "MoE arms of different activation rates" in sections.main_sweep({}, report).body
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,15 @@ import numpy as np
 from moe_parity.report import style
 from moe_parity.study import reading
 
+SAME_RATE = 1.05  # arms of a search differ by less, and BPC over r_a says nothing
 MAX_POINTS = 160  # of a loss curve: more cannot be seen and make the page heavy
 
 
 def activation_rate(report: dict) -> style.Drawing | None:
   """BPC over r_a with the fit, dense lines and, below, the differences to dense with intervals."""
   moe = [g for g in report["groups"] if g["kind"] == "moe" and g["role"] == "arm"]
-  if not moe:
+  rates = [g["activation_rate"] for g in moe]
+  if not moe or (len(moe) > 1 and max(rates) < SAME_RATE * min(rates)):
     return None
 
   def draw(width: int | float) -> Any:
@@ -34,7 +36,6 @@ def activation_rate(report: dict) -> style.Drawing | None:
     _curve_panel(axes[0, 0], report, moe)
     if both:
       _difference_panel(axes[1, 0], report)
-    rates = [g["activation_rate"] for g in moe]
     style.rate_axis(axes[-1, 0], rates)
     figure.legend(loc="outside lower center", ncols=2 if narrow else 3)
     return figure

@@ -74,9 +74,10 @@ def page(
   domains += fold("MoE minus dense in each domain", table(parts["domain_differences"], "none yet"))
   plan = "".join(table(parts[n], "plan.json is not there") for n in ("shapes", "plan"))
   found = [
-    Section("Activation rate", figure(drawings.get("activation_rate"), "no MoE arm is done yet")),
-    Section("MoE against dense", table(parts["comparisons"], "nothing to compare yet")),
     *sections.architecture(steps["architecture"], drawings, parts),
+    sections.main_sweep(drawings, report),
+    Section("MoE against dense", table(parts["comparisons"], "nothing to compare yet")),
+    *sections.parts(study),
     *sections.activation_rate(steps["activation_rate"], drawings, parts),
     *sections.data_reuse(steps["data_reuse"], drawings, parts),
     Section("Arms", table(parts["arms"], "no arms are planned")),

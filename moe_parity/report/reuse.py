@@ -42,6 +42,12 @@ def scheme_name(scheme: dict) -> str:
   return scheme["reuse"]
 
 
+def scheme_label(scheme: dict, passes: str) -> str:
+  """The scheme with its epochs where its name does not hold them."""
+  name = scheme_name(scheme)
+  return name if "epochs" in name else f"{name} ({passes} epoch{'s' * (passes != '1')})"
+
+
 def by_scheme(step: dict) -> style.Drawing | None:
   """Excess over dense against r_a, a line a scheme, with the published sweeps beside them."""
   lines = []
@@ -59,7 +65,7 @@ def by_scheme(step: dict) -> style.Drawing | None:
       6.8 if narrow else 3.9,
       nrows=2 if narrow else 1,
       ncols=1 if narrow else 2,
-      sharey=True,
+      sharey=_comparable(lines),
     )
     own, other = axes
     every = []
@@ -75,8 +81,9 @@ def by_scheme(step: dict) -> style.Drawing | None:
         bars = style.bars(value, ends and [100 * end / dense for end in ends])
         own.errorbar(rate, value, bars, fmt=marker, color=colour, capsize=2.5, markersize=4.5)
       epochs = [arm["epochs"] for arm in arms]
-      passes = f"{min(epochs):.2g} to {max(epochs):.2g}"
-      own.plot([], [], marker + "-", color=colour, label=f"{scheme_name(scheme)} ({passes} epochs)")
+      ends = dict.fromkeys(f"{epoch:.2g}" for epoch in (min(epochs), max(epochs)))
+      passes = " to ".join(ends)
+      own.plot([], [], marker + "-", color=colour, label=scheme_label(scheme, passes))
     published = []
     for sweep, colour in zip(paper.published_sweeps(), paper.COLOURS, strict=True):
       other.plot(sweep.rates, sweep.excess_pct, "o-", color=colour, markersize=3.5, linewidth=1,
@@ -101,6 +108,13 @@ def by_scheme(step: dict) -> style.Drawing | None:
     "all arms of a scheme at once, where the study has them; the paper has none.",
     draw,
   )
+
+
+def _comparable(lines: list[tuple[dict, list[dict]]]) -> bool:
+  """Whether the study's points fill enough of the paper's range to share its vertical axis."""
+  own = [abs(a["bpc"] / scheme["baseline"]["bpc"] - 1) for scheme, arms in lines for a in arms]
+  printed = [abs(x) for sweep in paper.published_sweeps() for x in sweep.excess_pct]
+  return 100 * max(own) < 3 * max(printed)
 
 
 def decay(step: dict) -> style.Drawing | None:
