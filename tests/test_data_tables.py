@@ -120,6 +120,7 @@ def test_arrayrecord_holds_tf_examples_as_tfds_writes_them(tmp_path):
     tf_example(id=7, text=long.encode(), score=0.5, lang=b"fr", image=b"\xff\xd8"),
     tf_example(text=b"two"),
     b"\n two lines that begin like one\n",
+    b"\n\x02(\x01",
   ]
   path = arrayrecord(tmp_path / "train.arrayrecord", listed)
   found, _ = read(path, domain_key="lang", source_key="id")
@@ -127,6 +128,7 @@ def test_arrayrecord_holds_tf_examples_as_tfds_writes_them(tmp_path):
     (long, "fr", "7"),
     ("two", "train", "train"),
     ("\n two lines that begin like one\n", "train", "train"),
+    ("\n\x02(\x01", "train", "train"),  # one with an unknown field and no features
   ]
   bad = arrayrecord(
     tmp_path / "bad.arrayrecord",
