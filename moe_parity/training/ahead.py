@@ -6,6 +6,7 @@ notes (`parallel/schedule.py`), memory from its buffer assignment.
 
 import dataclasses
 import math
+import pathlib
 import re
 import time
 from importlib import metadata
@@ -27,13 +28,21 @@ from moe_parity.training.program import sharded_step
 RANKED = 20  # operations a report lists
 
 
-def compile_arm(config: ConfigDict, plan: ArmPlan, slice_: Slice, sizes: MeshSizes) -> dict:
+def compile_arm(
+  config: ConfigDict,
+  plan: ArmPlan,
+  slice_: Slice,
+  sizes: MeshSizes,
+  text_file: pathlib.Path | None = None,
+) -> dict:
   """Compiles one arm's step for a mesh on a slice; a report of plain values.
 
   Bytes and FLOPs are of one device and one optimizer step, seconds of a step. `fits` says whether
   the compiler could place the program in the HBM; where not, `compiler` quotes it and the parts
   that need a finished program are left out.
 
+  Args:
+    text_file: where the compiled program's text is kept, for a closer look.
   Raises:
     UserError: the mesh cannot train the arm; libtpu is not installed.
   """
@@ -56,7 +65,10 @@ def compile_arm(config: ConfigDict, plan: ArmPlan, slice_: Slice, sizes: MeshSiz
     memory = {"hbm": slice_.generation.hbm_bytes, **held, "planned": planned}
     return report | {"fits": False, "memory": memory, "compiler": _quoted(str(error))}
   report["compile_seconds"] = time.perf_counter() - traced
-  schedule = walk(hlo.parse(compiled.as_text()), place_of(slice_, mesh))
+  text = compiled.as_text()
+  if text_file is not None:
+    text_file.write_text(text)
+  schedule = walk(hlo.parse(text), place_of(slice_, mesh))
   memory = _memory(compiled.memory_analysis(), slice_, held, planned)
   return (
     report

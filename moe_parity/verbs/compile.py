@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import sys
 
 from moe_parity.errors import UserError
@@ -28,6 +29,9 @@ def arguments(parser) -> None:
     "--search", nargs="?", type=int, const=6, default=0, metavar="N",
     help="compile the N best planned meshes (6) and report the fastest",
   )  # fmt: skip
+  parser.add_argument(
+    "--hlo", type=pathlib.Path, metavar="FILE", help="also write the compiled program's text"
+  )
   json_argument(parser)
 
 
@@ -46,7 +50,7 @@ def run(args) -> int:
   for sizes in meshes:
     if len(meshes) > 1:
       print(f"compiling for {sizes} ...", file=sys.stderr, flush=True)
-    reports.append(compile_arm(config, arm, slice_, sizes))
+    reports.append(compile_arm(config, arm, slice_, sizes, args.hlo))
   best = min(reports, key=lambda r: (not r["fits"], r.get("seconds", {}).get("step", 0)))
   if args.json:
     found = best if len(reports) == 1 else best | {"searched": [summary(r) for r in reports]}
