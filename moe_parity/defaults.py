@@ -73,6 +73,7 @@ def base() -> ConfigDict:
   model.normalize_gates = False  # divide the chosen gates by their sum
   model.remat = "none"  # none | dots | layer: what the backward pass recomputes
   model.dtype = "float32"  # arithmetic of matrix products: float32 | bfloat16
+  model.attention = ""  # blocks: plain products everywhere; "": a kernel on TPUs
   model.attention_block = 512  # queries at a time; a block skips the keys after its end
   model.embedding_std = 0.02
   model.capacity_factor = (

@@ -8,7 +8,7 @@ import pytest
 
 from moe_parity.parallel import collectives, hlo, schedule
 from moe_parity.parallel.collectives import Place
-from moe_parity.parallel.flops import convolution_flops
+from moe_parity.parallel.flops import attention_flops, convolution_flops
 from moe_parity.resources.slices import named
 
 MODULE = (pathlib.Path(__file__).parent / "small.hlo").read_text()
@@ -175,6 +175,22 @@ def test_a_batch_dimension_written_as_a_window_counts_its_diagonal():
     ", window={size=16 stride=15 pad=0_0 lhs_dilate=16}, dim_labels=0bf_0io->0bf",
   )  # fmt: skip
   assert convolution_flops(product, shapes) == 2 * 16 * 64 * 32 * 48
+
+
+def test_attention_kernels_cost_the_causal_half_of_their_products():
+  shapes = {
+    "m": "s32[2,7]{1,0}",
+    "q": "bf16[3,8,128,256]{3,2,1,0}",
+    "k": "bf16[3,2,128,256]{3,2,1,0}",
+    "v": "bf16[3,2,128,64]{3,2,1,0}",
+  }
+  pairs = 3 * 8 * 128 * 128 / 2
+  for name, widths in {"fwd": 256 + 64, "dkv": 2 * (256 + 64), "dq": 2 * 256 + 64}.items():
+    kernel = hlo.Instruction(
+      "c", "bf16[1]{0}", "custom-call", ("m", "q", "k", "v"), "",
+      f', metadata={{op_name="jit(f)/splash_mha_{name}_residuals/pallas_call"}}',
+    )  # fmt: skip
+    assert attention_flops(kernel, shapes) == 2 * pairs * widths
 
 
 def test_arrays_on_the_chip_touch_no_hbm():

@@ -115,7 +115,7 @@ def causal_attention(
 
 
 class Attention(nnx.Module):
-  """Four projections around `causal_attention`. No biases (paper section 3)."""
+  """Four projections around `causal_attention` (on a TPU, its kernel). No biases (paper, 3)."""
 
   def __init__(self, architecture: Architecture, options: ModelOptions):
     d, q = architecture.d_model, architecture.d_head
@@ -139,6 +139,11 @@ class Attention(nnx.Module):
     if self.options.position == "rope":
       q, k = rotate(q), rotate(k)
     slopes = alibi_slopes(self.num_heads) if self.options.position == "alibi" else None
-    block = self.options.attention_block
-    y = causal_attention(q, k, v, slopes, block if S % block == 0 else S, document_BS)
+    if self.options.uses_splash(S, jax.default_backend()):
+      from moe_parity.model.splash import splash_attention  # a quarter second, for TPUs only
+
+      y = splash_attention(q, k, v, slopes, document_BS)
+    else:
+      block = self.options.attention_block
+      y = causal_attention(q, k, v, slopes, block if S % block == 0 else S, document_BS)
     return y.reshape(T, -1) @ ready(self.out, x_TD.dtype)

@@ -8,6 +8,8 @@ from moe_parity.errors import UserError
 POSITIONS = ("alibi", "rope", "none")
 REMAT_POLICIES = ("none", "dots", "layer")
 DTYPES = ("float32", "bfloat16")
+ATTENTIONS = ("", "blocks")
+SPLASH_MULTIPLE = 128  # positions; what the kernel needs a sequence to be a multiple of
 
 
 def one_of(field: str, value: str, choices: tuple[str, ...]) -> str:
@@ -33,6 +35,8 @@ class ModelOptions:
     remat: what the backward pass recomputes. "none" keeps every activation; "dots" keeps the
       results of matrix products; "layer" keeps only what enters a layer.
     dtype: arithmetic of the matrix products. Router, softmax, norms and loss are float32 always.
+    attention: "" takes the platform's: on a TPU a kernel that never stores scores, for sequences
+      that are a multiple of 128; elsewhere, and with "blocks", plain products of query blocks.
     attention_block: queries computed at a time, each block against the keys up to its end: with n
       blocks a causal mask costs (n+1)/2n of the full product. A sequence it does not divide is one
       block. Blocks are unrolled, so many of them cost compile time.
@@ -48,6 +52,7 @@ class ModelOptions:
   normalize_gates: bool = False
   remat: str = "none"
   dtype: str = "float32"
+  attention: str = ""
   attention_block: int = 512
   embedding_std: float = 0.02
   exchange: str = ""
@@ -58,6 +63,7 @@ class ModelOptions:
     one_of("model.position", self.position, POSITIONS)
     one_of("model.remat", self.remat, REMAT_POLICIES)
     one_of("model.dtype", self.dtype, DTYPES)
+    one_of("model.attention", self.attention, ATTENTIONS)
     if self.capacity_factor < 0:
       raise UserError(
         f"model.capacity_factor={self.capacity_factor} is negative; use 0 (nothing is dropped) or"
@@ -67,3 +73,12 @@ class ModelOptions:
       raise UserError(
         f"model.attention_block={self.attention_block} must be at least 1; 512 is a good choice"
       )
+
+  def uses_splash(self, seq_len: int, default_platform: str) -> bool:
+    """Whether attention is the TPU kernel.
+
+    Args:
+      default_platform: what the program is compiled for where `platform` does not say.
+    """
+    on_tpu = (self.platform or default_platform) == "tpu"
+    return on_tpu and self.attention == "" and seq_len % SPLASH_MULTIPLE == 0

@@ -196,8 +196,8 @@ def _priced(module, instruction, shapes, place: Place, times: int) -> Op | None:
     basis, seconds = "collective", found.seconds
   elif cycles > 0:
     basis, seconds = "compiler", cycles / generation.cycles_per_second
-  elif instruction.opcode == "custom-call" and estimate:
-    touched = int(estimate.get("bytes_accessed", touched))
+  elif instruction.opcode == "custom-call" and flops:
+    touched = int((estimate or {}).get("bytes_accessed", touched))
     basis = "kernel"
     seconds = max(flops / generation.flops_per_device, touched / generation.bandwidth_per_device)
   else:

@@ -23,7 +23,7 @@ from moe_parity.resources.memory import device_memory
 from moe_parity.resources.mesh import MeshSizes, check_arms
 from moe_parity.resources.plan import ArmPlan
 from moe_parity.resources.slices import Slice
-from moe_parity.training.program import sharded_step
+from moe_parity.training.program import model_options, sharded_step
 
 RANKED = 20  # operations a report lists
 
@@ -126,6 +126,7 @@ def _planned(config, plan: ArmPlan, sizes: MeshSizes) -> dict[str, int]:
     dtype=config.model.dtype,
     remat=config.model.remat,
     micro_batches=plan.batch_sequences // micro,
+    flash_attention=model_options(config).uses_splash(plan.seq_len, "tpu"),
     most_logits=LOGITS_AT_ONCE,
   ).to_dict()
 
