@@ -112,32 +112,42 @@ def common_work() -> dict:
   }  # fmt: skip
 
 
-def step(repeats: int = 12, dtypes: Sequence[str] = ("float32", "bfloat16")) -> list[dict]:
-  """Full train steps of the common work, dense and MoE in turn: 8 sequences of 256 tokens."""
+def prepared_step(name: str, dtype: str):
+  """(train step, state after three steps, batch) of the common work "dense" or "moe": 8 sequences
+  of 256 tokens."""
   import jax
   import numpy as np
 
   from moe_parity.model.options import ModelOptions
-  from moe_parity.resources.accounting import account
-  from moe_parity.startup import start_jax
   from moe_parity.training.optimizer import OptimizerOptions
   from moe_parity.training.state import init_state
   from moe_parity.training.step import StepOptions, make_train_step
-  from moe_parity.training.telemetry import measured_peak
 
-  start_jax()
   rows = np.random.default_rng(0).integers(0, 1024, (8, 257)).astype(np.int32)
   batch = jax.device_put((rows[:, :-1], rows[:, 1:]))
   optimizer = OptimizerOptions(3e-4, 1e-5, num_steps=1000, warmup_steps=100)
+  model, architecture = ModelOptions(position="rope", dtype=dtype), common_work()[name]
+  train_step = make_train_step(architecture, model, optimizer, StepOptions())
+  state = init_state(architecture, model, optimizer, seed=0)
+  for _ in range(3):
+    state, scalars = train_step(state, *batch)
+  jax.block_until_ready(scalars)
+  return train_step, state, batch
+
+
+def step(repeats: int = 12, dtypes: Sequence[str] = ("float32", "bfloat16")) -> list[dict]:
+  """Full train steps of the common work, dense and MoE in turn."""
+  import jax
+
+  from moe_parity.resources.accounting import account
+  from moe_parity.startup import start_jax
+  from moe_parity.training.telemetry import measured_peak
+
+  start_jax()
   arms = {}
   for dtype in dtypes:
-    model = ModelOptions(position="rope", dtype=dtype)
     for name, architecture in common_work().items():
-      train_step = make_train_step(architecture, model, optimizer, StepOptions())
-      state = init_state(architecture, model, optimizer, seed=0)
-      for _ in range(3):
-        state, scalars = train_step(state, *batch)
-      jax.block_until_ready(scalars)
+      train_step, state, batch = prepared_step(name, dtype)
       # What the arithmetic units have to do: the plan's M and the head, which N and M leave out.
       cost = account(architecture, 256)
       flops = cost.train_flops_per_token + 3 * 2 * architecture.vocab_size * architecture.d_model
