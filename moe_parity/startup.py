@@ -8,8 +8,8 @@ AUTO = "auto"
 
 def start_jax(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
   """Joins the other processes of the run, if there are any. Keeps compiled programs in the cache
-  folder, so that a second start does not compile again; on a CPU also keeps memory between steps
-  instead of giving it back and faulting it in again.
+  folder, so that a second start does not compile again; keeps host memory between steps instead of
+  giving it back and faulting it in again, which has to be asked for before JAX has threads.
 
   Args:
     coordinator: HOST:PORT where the first process listens; "auto" finds it by what the cluster says
@@ -20,12 +20,10 @@ def start_jax(coordinator: str = "", num_processes: int = 0, process_id: int = -
   """
   import jax
 
+  from moe_parity.parallel.host_memory import keep_large_buffers
+
+  keep_large_buffers()
   _join(jax, coordinator, num_processes, process_id)
-  if jax.default_backend() == "cpu":
-    from moe_parity.parallel.host_memory import keep_large_buffers
-
-    keep_large_buffers()
-
   jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_parity.model.attention import alibi_slopes, attend, causal_attention
+from moe_parity.model.attention import alibi_slopes, attend, causal_attention, rotate
 from tests import reference_transformer
 
 B, S, H, N, Q = 2, 12, 6, 3, 5
@@ -67,3 +67,18 @@ def test_scores_far_from_zero_stay_finite():
   bias = jnp.where(jnp.tri(3, dtype=bool), 0.0, -jnp.inf)[None, None]
   grads = jax.grad(lambda q: attend(q, q[:, :, 0], q[:, :, 0], bias).sum())(q)
   assert np.isfinite(grads).all()
+
+
+def test_a_rotation_and_its_gradient_are_those_of_complex_numbers():
+  """Position s turns pair q by s / base^(q / pairs); a rotation's gradient turns back."""
+  rng = np.random.default_rng(0)
+  x, dy = rng.normal(size=(2, 2, 5, 3, 6)).astype(np.float32)
+  turn = np.exp(1j * np.arange(5)[:, None] / 100.0 ** (np.arange(3) / 3))[None, :, None, :]
+
+  def turned(z, by):
+    pairs = (z[..., :3] + 1j * z[..., 3:]) * by
+    return np.concatenate([pairs.real, pairs.imag], -1)
+
+  y, gradient = jax.vjp(lambda x: rotate(x, base=100.0), x)
+  np.testing.assert_allclose(y, turned(x, turn), atol=1e-6)
+  np.testing.assert_allclose(gradient(dy)[0], turned(dy, turn.conj()), atol=1e-6)

@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 
 from moe_parity.errors import UserError
+from moe_parity.model import transformer
 from moe_parity.model.attention import alibi_slopes
 from moe_parity.model.moe import balance_loss, route
 from moe_parity.model.options import ModelOptions
@@ -79,7 +80,7 @@ def test_a_token_sees_nothing_after_itself():
   assert (np.abs(np.asarray(before[:, 5:] - after[:, 5:])) > 1e-5).all()
 
 
-def test_recomputing_activations_changes_no_gradient():
+def test_recomputing_activations_and_looping_over_layers_change_no_gradient(monkeypatch):
   inputs, targets = (jnp.asarray(x) for x in small_model.tokens())
 
   def gradient(remat):
@@ -96,14 +97,13 @@ def test_recomputing_activations_changes_no_gradient():
     return jax.tree.leaves(of(params))
 
   plain = gradient("none")
-  for policy in ("dots", "layer"):
+  monkeypatch.setattr(transformer, "UNROLLED", 1)
+  for policy in ("none", "dots", "layer"):
     for a, b in zip(plain, gradient(policy), strict=True):
       np.testing.assert_allclose(a, b, atol=1e-6)  # float32, another order of the same sums
 
 
 def test_a_long_vocabulary_in_chunks_gives_the_same_loss_and_gradient(monkeypatch):
-  from moe_parity.model import transformer
-
   model = small_model.build(small_model.dense())
   inputs, targets = (jnp.asarray(x) for x in small_model.tokens())
   hidden, _ = model.hidden(inputs)

@@ -34,9 +34,23 @@ def rotate(x_BSHQ: Float[Array, "B S H Q"], base: float = 10_000.0) -> Float[Arr
   half = x_BSHQ.shape[-1] // 2
   frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angle_SQ = jnp.arange(x_BSHQ.shape[1], dtype=jnp.float32)[:, None] * frequency[None, :]
-  cos, sin = jnp.cos(angle_SQ)[None, :, None, :], jnp.sin(angle_SQ)[None, :, None, :]
-  a, b = x_BSHQ[..., :half].astype(jnp.float32), x_BSHQ[..., half:].astype(jnp.float32)
+  # Without the barrier XLA:CPU takes a sine and a cosine for every element of x, not of the table.
+  cos_SQ, sin_SQ = jax.lax.optimization_barrier((jnp.cos(angle_SQ), jnp.sin(angle_SQ)))
+  return _turn(x_BSHQ, cos_SQ, sin_SQ)
+
+
+@jax.custom_vjp
+def _turn(x_BSHQ, cos_SQ, sin_SQ):
+  """Every pair turned by its angle. The gradient is the turn back."""
+  cos, sin = cos_SQ[None, :, None, :], sin_SQ[None, :, None, :]
+  a, b = jnp.split(x_BSHQ.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x_BSHQ.dtype)
+
+
+_turn.defvjp(
+  lambda x, cos, sin: (_turn(x, cos, sin), (cos, sin)),
+  lambda angle, dy: (_turn(dy, angle[0], -angle[1]), None, None),
+)
 
 
 @jax.custom_vjp
@@ -67,13 +81,15 @@ def _attend(q, k, v, bias, visible):
 
 def _attend_backward(residuals, dy):
   q, k, v, weights = residuals
-  dv = jnp.einsum("bnrst,bnrsq->bntq", weights, dy)
+  # Both by transposing the narrow operand and result: asked for the rows of a transposed [S, T],
+  # XLA:CPU copies all of it.
+  dv = jnp.einsum("bnrsq,bnrst->bnqt", dy, weights).swapaxes(2, 3)
   dweights = jnp.einsum("bnrsq,bntq->bnrst", dy, v, preferred_element_type=jnp.float32)
   weighted = weights.astype(jnp.float32) * dweights
   dscores = weighted - weights.astype(jnp.float32) * jnp.sum(weighted, axis=-1, keepdims=True)
   dscores = jax.lax.optimization_barrier(dscores.astype(q.dtype))
   dq = jnp.einsum("bnrst,bntq->bnrsq", dscores, k)
-  dk = jnp.einsum("bnrst,bnrsq->bntq", dscores, q)
+  dk = jnp.einsum("bnrsq,bnrst->bnqt", q, dscores).swapaxes(2, 3)
   return dq, dk, dv, None, None
 
 

@@ -21,12 +21,6 @@ def _product(axes, a, b, dtype):
   return jnp.einsum(axes, a, b, preferred_element_type=dtype)
 
 
-def _merge(w_in_E2ID):
-  """[E, 2, I, D] -> [E, H, D]: XLA transposes an operand with two contracted axes (14 ms)."""
-  num_experts, _, d_expert, d_model = w_in_E2ID.shape
-  return w_in_E2ID.reshape(num_experts, 2 * d_expert, d_model)
-
-
 def _halves(h_EHC):
   """Gate and up in float32, [E, I, C] each."""
   gate, up = jnp.split(h_EHC, 2, axis=1)
@@ -36,45 +30,43 @@ def _halves(h_EHC):
 def forward(
   x_ECD: Float[Array, "E C D"],
   weight_EC: Float[Array, "E C"],
-  w_in_E2ID: Float[Array, "E 2 I D"],
+  w_in_EHD: Float[Array, "E H D"],
   w_down_EID: Float[Array, "E I D"],
 ):
-  """weight * down(silu(gate(x)) * up(x)) and what `backward` needs: the hidden layer, twice.
+  """weight * down(silu(gate(x)) * up(x)) and what `backward` needs.
 
   Returns:
-    y_ECD in the dtype of x, and (h_EHC, a_EIC): before and after the activation.
+    y_ECD in the dtype of x, and h_EHC: the hidden layer before the activation.
   """
   dtype = x_ECD.dtype
-  h_EHC = barrier(_product("EHD,ECD->EHC", _merge(w_in_E2ID), x_ECD, dtype))
+  h_EHC = barrier(_product("EHD,ECD->EHC", w_in_EHD, x_ECD, dtype))
   gate, up = _halves(h_EHC)
-  a_EIC = barrier((jax.nn.silu(gate) * up).astype(dtype))
-  s_EIC = (a_EIC.astype(jnp.float32) * weight_EC[:, None, :]).astype(dtype)
-  return _product("EIC,EID->ECD", s_EIC, w_down_EID, dtype), (h_EHC, a_EIC)
+  s_EIC = (jax.nn.silu(gate) * up * weight_EC[:, None, :]).astype(dtype)
+  return _product("EIC,EID->ECD", s_EIC, w_down_EID, dtype), h_EHC
 
 
 def backward(
   dy_ECD: Float[Array, "E C D"],
   x_ECD: Float[Array, "E C D"],
   weight_EC: Float[Array, "E C"],
-  w_in_E2ID: Float[Array, "E 2 I D"],
+  w_in_EHD: Float[Array, "E H D"],
   w_down_EID: Float[Array, "E I D"],
-  hidden,
+  h_EHC: Float[Array, "E H C"],
 ):
   """Gradients of `forward` for x (its dtype), weight, w_in and w_down (float32)."""
   dtype = x_ECD.dtype
-  h_EHC, a_EIC = hidden
   weight_E1C = weight_EC[:, None, :]
   ds_EIC = barrier(_product("EID,ECD->EIC", w_down_EID, dy_ECD, dtype)).astype(jnp.float32)
-  a_EIC = a_EIC.astype(jnp.float32)
+  gate, up = _halves(barrier(h_EHC))  # computed anew, where XLA would keep what forward computed
+  sigmoid = jax.nn.sigmoid(gate)
+  a_EIC = barrier((gate * sigmoid * up).astype(dtype)).astype(jnp.float32)
   dweight_EC = (ds_EIC * a_EIC).sum(1)
   s_EIC = (a_EIC * weight_E1C).astype(dtype)
   da_EIC = ds_EIC * weight_E1C
-  gate, up = _halves(h_EHC)
-  sigmoid = jax.nn.sigmoid(gate)
   dgate = da_EIC * up * sigmoid * (1 + gate * (1 - sigmoid))
   dup = da_EIC * gate * sigmoid
   dh_EHC = barrier(jnp.concatenate([dgate.astype(dtype), dup.astype(dtype)], axis=1))
-  dx_ECD = _product("EHC,EHD->ECD", dh_EHC, _merge(w_in_E2ID), dtype)
+  dx_ECD = _product("EHC,EHD->ECD", dh_EHC, w_in_EHD, dtype)
   dw_in_EHD = _product("EHC,ECD->EHD", dh_EHC, x_ECD, jnp.float32)
   dw_down_EID = _product("EIC,ECD->EID", s_EIC, dy_ECD, jnp.float32)
-  return dx_ECD, dweight_EC, dw_in_EHD.reshape(w_in_E2ID.shape), dw_down_EID
+  return dx_ECD, dweight_EC, dw_in_EHD, dw_down_EID
