@@ -136,8 +136,8 @@ def kept_channels(
   none:  what JAX keeps when nothing is said: of each norm three float32 values a channel and its
          result; q, k, v, what attention mixes, and the softmax of the scores (`scores` a head);
          of a SwiGLU six values a hidden channel, since silu's derivative brings three; of an MoE
-         the router's E probabilities and float32 input, and of the routed experts the K gathered
-         rows and 3 values a hidden channel.
+         the router's E probabilities and float32 input, and of the routed experts gate and up
+         (slots, as on CPU and GPU: their rows are gathered again; grouped rows on a TPU stay too).
 
   Args:
     scores: keys whose weights are kept a head, 0 where attention never stores them.
@@ -159,7 +159,7 @@ def kept_channels(
   kept += a.num_heads * scores
   if not is_moe:
     return kept + 6 * a.d_ffn
-  kept += wide * (a.num_experts + a.d_model) + chosen * (a.d_model + 3 * a.d_expert)
+  kept += wide * (a.num_experts + a.d_model) + chosen * 2 * a.d_expert
   return kept + 6 * a.d_shared
 
 
@@ -176,7 +176,7 @@ def _kept(architecture: Architecture, remat: str, scores: int, wide: int) -> tup
     again = kept_channels(architecture, is_moe, "none", scores, wide=wide)
     again -= kept_channels(architecture, is_moe, remat, scores, wide=wide)
     if is_moe:
-      rows = 2 * architecture.d_model + (2 + wide) * architecture.d_expert
+      rows = 3 * architecture.d_model + (3 + wide) * architecture.d_expert
       again += architecture.experts_per_token * rows
     working = max(working, again)
   return kept, working
