@@ -48,7 +48,7 @@ def test_activations_of_each_policy_are_those_counted_by_hand():
   assert kept_channels(DENSE, False, "none", 0, wide=2) == 84 + 24 + 8 + 60
   # One MoE token: 8 + 8 + 16 + 8, two experts of 2*12 + 8, the shared one 2*24 + 8.
   assert kept_channels(MOE, True, "dots", 16) == 40 + 2 * 32 + 56
-  # Norms 64, attention 16 + 16 and 2 * 16 scores, router 5 + 8, two experts of 2 * 12, shared 6 * 24.
+  # Norms 64, attention 32 and 2 * 16 scores, router 5 + 8, two experts of 2 * 12, shared 6 * 24.
   assert kept_channels(MOE, True, "none", 16) == 64 + 32 + 32 + 13 + 2 * 24 + 144
 
 

@@ -23,8 +23,8 @@ from moe_parity.parallel import mesh
 from moe_parity.resources.architecture import Architecture
 
 LOGITS_AT_ONCE = 2**26
-# Up to this many copies are written out: a loop stacks what its backward pass needs, which costs a
-# small model a tenth of its step, and four copies compile no slower than the loop.
+# Up to this many copies are written out on a CPU: a loop fills, writes and reads a stack of all its
+# backward pass needs, a tenth of a small model's step; four copies compile as fast as the loop.
 UNROLLED = 4
 
 
@@ -92,7 +92,8 @@ class Segment(nnx.Module):
       return x_TD, stats
 
     repeats = jax.tree.leaves(stacked)[0].shape[0]
-    unroll = repeats if repeats <= UNROLLED else 1
+    on_cpu = (self.options.platform or jax.default_backend()) == "cpu"
+    unroll = repeats if on_cpu and repeats <= UNROLLED else 1
     return jax.lax.scan(rematerialize(copy, self.options.remat), x_TD, stacked, unroll=unroll)
 
 
