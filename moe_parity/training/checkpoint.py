@@ -46,7 +46,8 @@ class Checkpoints:
       )
     from orbax.checkpoint import v1 as ocp
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save at INFO
+    # Orbax narrates every save at INFO, and logs with a traceback a thread what it also raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     self._ocp = ocp
     self.folder = folder.resolve()
     self._checkpointer = ocp.training.Checkpointer(
