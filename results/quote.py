@@ -22,6 +22,43 @@ def demo() -> str:
   return "The page says: *" + analysis["verdict"]["headline"] + "*\n\n" + "\n".join(rows)
 
 
+def mixture() -> str:
+  """The sweep on a mixture of text: verdict, arms, and what it says for and against the paper."""
+  folder = HERE / "mixture_small"
+  analysis = json.loads((folder / "analysis.json").read_text())
+  sweep = json.loads((folder / "activation_rate.json").read_text())["sweeps"][0]
+  against = {row["name"]: row for row in analysis["comparisons"]}
+  rows = []
+  for arm in sweep["arms"]:
+    row = against.get(arm["name"])
+    told = ["", "", ""]
+    if row:
+      low, high = row["simultaneous"]
+      told = [f"{row['difference']:+.4f}", f"{low:+.4f} to {high:+.4f}", row["verdict"]]
+    rows.append([
+      arm["name"], f"{arm['activation_rate']:.3f}", f"{arm['num_tokens']:,}",
+      f"{arm['epochs']:.2f}", arm["num_seeds"], f"{arm['bpc']:.4f}", *told,
+    ])  # fmt: skip
+  seed_sd, df = analysis["noise"]["sd"], analysis["noise"]["df"]
+  runs = sum(arm["num_seeds"] for arm in sweep["arms"])
+  lines = [
+    f"{runs} runs, N = {sweep['num_params']:,}, C = {sweep['train_flops']:.3g} FLOPs, every arm on"
+    f" the same {sweep['dense_tokens']:,} bytes of text; seeds vary by {seed_sd:.4f} BPC ({df}"
+    f" degrees of freedom). *{analysis['verdict']['headline']}*",
+    *markdown(
+      ["arm", "N_a / N", "tokens", "epochs", "seeds", "bits per character", "minus dense",
+       "95 %, all rows at once", ""],
+      rows,
+    ),
+    "",
+  ]  # fmt: skip
+  named = ("BPC is lowest", "The best activation rate", "The curve is lowest", "The fitted curve",
+           "Against dense_2c")  # fmt: skip
+  return "\n".join(
+    lines + [f"- {s}" for s in analysis["verdict"]["sentences"] if s.startswith(named)]
+  )
+
+
 def markdown(names: list[str], rows: list[list]) -> list[str]:
   """A Markdown table, with an empty line before it."""
   lines = [names, ["---"] * len(names), *rows]
@@ -92,8 +129,9 @@ def maxtext() -> str:
 
 
 def quoted(text: str) -> str:
-  """The README with both blocks as the files have them."""
-  for name, block in (("demo", demo()), ("bench", bench()), ("maxtext", maxtext())):
+  """The README with its blocks as the files have them."""
+  blocks = {"demo": demo(), "mixture": mixture(), "bench": bench(), "maxtext": maxtext()}
+  for name, block in blocks.items():
     marked = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
     text = re.sub(marked, lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL)
   return text

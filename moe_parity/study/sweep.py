@@ -136,7 +136,9 @@ def _transfer(curves: dict[int, tuple[dict, curve.Curve | None]]) -> dict | None
   for a, b in ((a, b) for i, a in enumerate(sizes) for b in sizes[i + 1 :]):
     draws = np.log(rng.permutation(known[b].minimum_B)) - np.log(known[a].minimum_B)
     tail = (1 - LEVEL) / 2
-    ends = np.quantile(draws, [tail, 1 - tail]).tolist()
+    # Both minima lie on grids: neither is known better than half a step of its own.
+    step = sum(float(np.log(known[n].grid_G[1] / known[n].grid_G[0])) for n in (a, b)) / 2
+    ends = (np.quantile(draws, [tail, 1 - tail]) + [-step, step]).tolist()
     inside = {o["num_params"]: o["bracketed"] for o in optima}
     verdict = "differs" if ends[0] > 0 or ends[1] < 0 else "same within noise"
     if not (inside[a] and inside[b]):
