@@ -221,25 +221,11 @@ class ArmSpec:
     return found
 
 
-_SOLVED = (
-  "kind",
-  "num_layers",
-  "d_model",
-  "num_heads",
-  "num_kv_heads",
-  "d_head",
-  "d_ffn",
-  "num_experts",
-  "experts_per_token",
-  "d_expert",
-  "d_shared",
-  "activation_rate",
-  "aspect_ratio",
-  "ffn_ratio",
-  "total_ffn_ratio",
-  "granularity",
-  "shared_expert",
-  "multiple_of",
+# What an arm hands on to the solver: the fields both have. The layout goes through `_layout`.
+_SOLVED = tuple(
+  field.name
+  for field in dataclasses.fields(Targets)
+  if field.name in {own.name for own in dataclasses.fields(ArmSpec)} - {"layout"}
 )
 
 

@@ -11,29 +11,6 @@ from moe_parity.resources.architecture import layer_pattern
 
 RATE_TOLERANCE = 0.005  # largest |r_a - target| of a solved shape
 RATIO_TOLERANCE = 0.35  # a given ratio is met within this factor: depth is a whole number of layers
-_WHOLE = (
-  "num_params",
-  "num_layers",
-  "d_model",
-  "num_heads",
-  "num_kv_heads",
-  "d_head",
-  "d_ffn",
-  "num_experts",
-  "experts_per_token",
-  "d_expert",
-  "d_shared",
-  "multiple_of",
-  "vocab_size",
-)
-_REAL = (
-  "activation_rate",
-  "aspect_ratio",
-  "ffn_ratio",
-  "total_ffn_ratio",
-  "granularity",
-  "params_tolerance",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +60,12 @@ class Targets:
 
   def __post_init__(self) -> None:
     check_convention(self.convention)
-    for name in _WHOLE:
+    kinds = {field.name: field.type for field in dataclasses.fields(self)}
+    for name in (name for name, kind in kinds.items() if kind == "int"):
       value = getattr(self, name)
       if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise UserError(f"{name}={value!r} is not a whole number of at least 0; 0 leaves it open")
-    for name in _REAL:
+    for name in (name for name, kind in kinds.items() if kind.startswith("float")):
       value = getattr(self, name)
       if (
         not isinstance(value, int | float)
