@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from moe_parity.errors import UserError
+from moe_parity.resources.mesh import MeshSizes
 from moe_parity.startup import start_jax
+from moe_parity.training.restore import evaluate_run, load_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL = [
@@ -114,6 +116,17 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(runs, tmp_path):
   assert results[1]["finished_step"] == results[0]["finished_step"]
   found, expected = (result["validation"]["cross_entropy"] for result in results)
   np.testing.assert_allclose(found, expected, rtol=2e-3)
+
+
+def test_a_run_is_scored_alike_on_a_mesh_it_was_not_trained_on(runs, monkeypatch):
+  folder = runs[0]
+  monkeypatch.setenv("MOE_PARITY_CACHE", str(folder.parent / "cache"))
+  expected = json.loads((folder / "result.json").read_text())["validation"]
+  found = evaluate_run(folder, expected["mode"], 0, 800, MeshSizes(2, 2, 2))
+  assert found["num_tokens"] == expected["num_tokens"]
+  np.testing.assert_allclose(found["cross_entropy"], expected["cross_entropy"], rtol=1e-4)
+  with pytest.raises(UserError, match="data=3 x fsdp=1 x expert=1 is 3 devices and 8 are here"):
+    load_run(folder, MeshSizes(data=3))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe_parity.errors import UserError
+from moe_parity.resources.architecture import Architecture
 
 AXES = ("data", "fsdp", "expert")
 
@@ -106,42 +107,43 @@ def check_arms(sizes: MeshSizes, arms: Sequence[Any], micro: int = 0) -> None:
     raise UserError(
       f"mesh.expert={sizes.expert} but no arm has experts; set mesh.expert=1 and {rest}"
     )
-  for check in CHECKS:
-    for arm in arms:
-      check(sizes, arm, micro)
+  for arm in arms:
+    check_shape(sizes, arm.name, arm.architecture)
+  for arm in arms:
+    _check_batch(sizes, arm.name, arm.batch_sequences, micro)
 
 
 def check_arm(sizes: MeshSizes, arm: Any, micro: int = 0) -> None:
   """Refuses an arm that a mesh cannot train; arguments as of `check_arms`.
 
   Raises:
-    UserError: an expert axis larger than the arm's E, a width that `fsdp` does not divide, a batch
-      that cannot be cut for the devices.
+    UserError: as `check_shape`, or a batch that cannot be cut for the devices.
   """
-  for check in CHECKS:
-    check(sizes, arm, micro)
+  check_shape(sizes, arm.name, arm.architecture)
+  _check_batch(sizes, arm.name, arm.batch_sequences, micro)
 
 
-def _check_experts(sizes: MeshSizes, arm: Any, micro: int) -> None:
-  most = arm.architecture.num_experts
-  if arm.architecture.is_moe and sizes.expert > most:
+def check_shape(sizes: MeshSizes, name: str, architecture: Architecture) -> None:
+  """Refuses a model that cannot lie on a mesh.
+
+  Raises:
+    UserError: an expert axis larger than its E, or a width that `fsdp` does not divide.
+  """
+  most, width = architecture.num_experts, architecture.d_model
+  if architecture.is_moe and sizes.expert > most:
     raise UserError(
-      f"arm {arm.name!r}: mesh.expert={sizes.expert} exceeds its {most} experts; use at most {most}"
-      f" and put the other devices on mesh.fsdp or mesh.data"
+      f"arm {name!r}: mesh.expert={sizes.expert} exceeds its {most} experts; use at most {most} and"
+      f" put the other devices on mesh.fsdp or mesh.data"
     )
-
-
-def _check_width(sizes: MeshSizes, arm: Any, micro: int) -> None:
-  width = arm.architecture.d_model
   if sizes.fsdp > 0 and width % sizes.fsdp:
     raise UserError(
-      f"arm {arm.name!r}: d_model={width} is no multiple of mesh.fsdp={sizes.fsdp}; use"
+      f"arm {name!r}: d_model={width} is no multiple of mesh.fsdp={sizes.fsdp}; use"
       f" mesh.fsdp={math.gcd(width, sizes.fsdp)}, or arms with multiple_of={sizes.fsdp}"
     )
 
 
-def _check_batch(sizes: MeshSizes, arm: Any, micro: int) -> None:
-  rows, devices = micro or arm.batch_sequences, sizes.num_devices
+def _check_batch(sizes: MeshSizes, name: str, batch_sequences: int, micro: int) -> None:
+  rows, devices = micro or batch_sequences, sizes.num_devices
   if sizes.known and rows % devices:
     what = f"train.micro_batch_sequences={rows}" if micro else f"a batch of {rows} sequences"
     way = (
@@ -149,9 +151,4 @@ def _check_batch(sizes: MeshSizes, arm: Any, micro: int) -> None:
       if micro
       else f"set budget.batch_multiple={devices}, or use fewer devices"
     )
-    raise UserError(
-      f"arm {arm.name!r}: {what} cannot be cut for {devices} devices ({sizes}); {way}"
-    )
-
-
-CHECKS = (_check_experts, _check_width, _check_batch)
+    raise UserError(f"arm {name!r}: {what} cannot be cut for {devices} devices ({sizes}); {way}")

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from moe_parity.data.prepare import open_data
@@ -13,11 +14,13 @@ from moe_parity.evaluation.choices import count_split, make_counter
 from moe_parity.evaluation.score import make_scorer
 from moe_parity.model.documents import documents_of
 from moe_parity.model.options import ModelOptions
-from moe_parity.model.transformer import abstract_model
+from moe_parity.parallel.mesh import make_mesh
 from moe_parity.resources.architecture import Architecture
+from moe_parity.resources.mesh import MeshSizes, check_shape, resolve
 from moe_parity.training import run_folder
 from moe_parity.training.checkpoint import load_model
 from moe_parity.training.program import model_options
+from moe_parity.training.state import from_stored, model_places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +33,15 @@ class TrainedModel:
   buffers: object
   config: ConfigDict
   plan: dict
+  mesh: Mesh | None = None
 
 
-def load_run(folder: pathlib.Path) -> TrainedModel:
-  """The model of the newest checkpoint of a run.
+def load_run(folder: pathlib.Path, sizes: MeshSizes = MeshSizes()) -> TrainedModel:  # noqa: B008
+  """The model of the newest checkpoint of a run, on a mesh of these sizes, whatever it trained on.
 
   Raises:
-    UserError: the folder is no run, or holds no checkpoint that can be read.
+    UserError: the folder is no run, or holds no checkpoint that can be read; a mesh that the
+      devices or the model do not fit.
   """
   for name in (run_folder.PLAN, run_folder.CONFIG):
     if not (folder / name).exists():
@@ -45,22 +50,27 @@ def load_run(folder: pathlib.Path) -> TrainedModel:
   config = ConfigDict(run_folder.read_json(folder / run_folder.CONFIG))
   architecture = Architecture.from_dict(plan["architecture"])
   options = model_options(config)
-  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  shapes = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-    abstract_model(architecture, options)[1:],
-  )
-  params, buffers = load_model(folder / "checkpoints", *shapes)
-  return TrainedModel(architecture, options, params, buffers, config, plan)
+  sizes = resolve(sizes, jax.device_count())
+  check_shape(sizes, plan["name"], architecture)
+  mesh = make_mesh(sizes)
+  stored, lying = model_places(architecture, options, mesh)
+  params, buffers = from_stored(load_model(folder / "checkpoints", *stored), lying)
+  return TrainedModel(architecture, options, params, buffers, config, plan, mesh)
 
 
-def evaluate_run(folder: pathlib.Path, mode: str, stride: int, max_tokens: int) -> dict:
-  """Scores a run on the validation split of its own data; see `bits.evaluate`."""
-  run = load_run(folder)
+def evaluate_run(
+  folder: pathlib.Path,
+  mode: str,
+  stride: int,
+  max_tokens: int,
+  sizes: MeshSizes = MeshSizes(),  # noqa: B008 - frozen
+) -> dict:
+  """Scores a run on the validation split of its own data; see `bits.evaluate` and `load_run`."""
+  run = load_run(folder, sizes)
   store = open_data(run.config.data)
   documents = documents_of(store.tokenizer, run.config.data.cross_documents)
   return bits.evaluate(
-    make_scorer(run.architecture, run.options, documents)(run.params, run.buffers),
+    make_scorer(run.architecture, run.options, documents, run.mesh)(run.params, run.buffers),
     store.validation,
     mode=mode,
     seq_len=run.plan["seq_len"],

@@ -128,7 +128,20 @@ def stored_state(
   mesh: Mesh | None = None,
 ) -> TrainState:
   """Shapes and shardings of the state as a checkpoint has them: E experts, cut for any mesh."""
-  bare = _bare(architecture, model, optimizer)
+  return _as_stored(_bare(architecture, model, optimizer), architecture, mesh)
+
+
+def model_places(
+  architecture: Architecture, model: ModelOptions, mesh: Mesh | None = None
+) -> tuple[Any, Any]:
+  """(params, buffers) without the rest of a state: as a checkpoint has them, as they lie on the
+  mesh; both abstract."""
+  bare = abstract_model(architecture, model)[1:]
+  lying = _on_one_device(bare) if mesh is None else _with_phantoms(bare, mesh)
+  return _as_stored(bare, architecture, mesh), lying
+
+
+def _as_stored(bare: Any, architecture: Architecture, mesh: Mesh | None) -> Any:
   if mesh is None:
     return _on_one_device(bare)
   # D is a multiple of fsdp; where fsdp * expert does not divide it, fsdp alone cuts it.
@@ -154,9 +167,8 @@ def to_stored(state: TrainState, stored: TrainState) -> TrainState:
   return jax.jit(cut, out_shardings=_places(stored))(state)
 
 
-def from_stored(loaded: TrainState, state: TrainState) -> TrainState:
-  """A loaded state as it lies on the mesh of `state` (arrays or `abstract_state`): zeros for its
-  phantoms."""
+def from_stored(loaded: Any, state: Any) -> Any:
+  """What was loaded as it lies on the mesh of `state` (`abstract_state`): zeros for phantoms."""
   if _alike(loaded, state):
     return loaded
 

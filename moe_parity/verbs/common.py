@@ -38,6 +38,18 @@ def processes(args) -> dict:
   return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
+def idle_devices(config) -> str:
+  """What to say where a run leaves devices of this machine unused; "" where it does not."""
+  import jax
+
+  from moe_parity.resources.mesh import MeshSizes, read_mesh
+
+  idle = jax.device_count() - 1
+  if not idle or read_mesh(config.mesh) != MeshSizes():
+    return ""
+  return f"note: {idle} of {idle + 1} devices stay idle; --config.mesh.data=-1 uses them all"
+
+
 def json_argument(parser: argparse.ArgumentParser) -> None:
   """`--json`, which every verb that prints a table has."""
   parser.add_argument("--json", action="store_true", help="print JSON for machines")

@@ -20,18 +20,27 @@ def arguments(parser) -> None:
     action="store_true",
     help="instead of scoring, count which experts each domain goes to; STUDY does all its runs",
   )
+  for axis in ("data", "fsdp", "expert"):
+    parser.add_argument(
+      f"--{axis}", type=int, default=1, metavar="N", help=f"devices along the mesh axis {axis}"
+    )
   json_argument(parser)
 
 
 def run(args) -> int:
+  from moe_parity.resources.mesh import read_mesh
+
+  sizes = read_mesh(args)
   if args.routing:
+    if sizes.num_devices != 1:
+      raise UserError(f"--routing counts on one device, not on {sizes}; leave the mesh axes out")
     return _routing(args)
   from moe_parity.startup import start_jax
 
   start_jax()
   from moe_parity.training.restore import evaluate_run
 
-  result = evaluate_run(args.folder, args.mode, args.stride, args.max_tokens)
+  result = evaluate_run(args.folder, args.mode, args.stride, args.max_tokens, sizes)
   if args.json:
     print(json.dumps(result, indent=2))
   else:

@@ -4,6 +4,7 @@ import json
 
 from moe_parity.verbs.common import (
   config_argument,
+  idle_devices,
   json_argument,
   planned,
   process_arguments,
@@ -96,6 +97,8 @@ def run_and_judge(args, config, store, only) -> int:
   study = open_study(args, config, store)
   tasks = tasks_of(study.derive(), only)
   with TrainingBars([task.arm for task in tasks]) as bars:
+    if note := idle_devices(config):
+      bars.print(note)
     arms = run_study(
       study,
       only=only,

@@ -3,6 +3,7 @@
 from moe_parity.errors import UserError
 from moe_parity.verbs.common import (
   config_argument,
+  idle_devices,
   planned,
   process_arguments,
   processes,
@@ -38,6 +39,8 @@ def run(args) -> int:
 
   start_jax(**processes(args))
   with TrainingBars(arms) as bars:
+    if note := idle_devices(config):
+      bars.print(note)
     result = train_arm(
       config, arms[0], store, args.workdir, lambda p: bars.update(arms[0], p), bars.print
     )

@@ -1,0 +1,88 @@
+"""The table of letters, what the loop refuses of a mesh, and an MoE layer's counts on one."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from moe_parity import config
+from moe_parity.errors import UserError
+from moe_parity.model.moe import MoE, SelectionBias
+from moe_parity.model.options import ModelOptions
+from moe_parity.parallel import mesh as meshes
+from moe_parity.parallel.mesh import ACTIVATIONS, STORED, WEIGHTS, P, spec
+from moe_parity.resources.mesh import MeshSizes
+from moe_parity.resources.plan import make_plan
+from moe_parity.training.program import mesh_here
+from tests import small_model
+
+DEMO = pathlib.Path(__file__).resolve().parent.parent / "configs" / "demo.py"
+
+
+def test_letters_become_mesh_axes():
+  assert spec("-E2ID", WEIGHTS) == P(None, "expert", None, None, "fsdp")
+  assert spec("BS", ACTIVATIONS) == P(("data", "fsdp", "expert"), None)
+  assert spec("EID", STORED) == P(None, None, ("fsdp", "expert"))
+
+
+def test_two_letters_on_one_mesh_axis_are_refused():
+  with pytest.raises(ValueError, match="'BT'.*two letters claim one mesh axis"):
+    spec("BT", ACTIVATIONS)
+
+
+@pytest.mark.parametrize(
+  "overrides, told",
+  [
+    (["--config.mesh.data=3"], r"data=3 x fsdp=1 x expert=1 is 3 devices and 8 are here"),
+    (["--config.mesh.data=-1"], r"a batch of \d+ sequences cannot be cut for 8 devices"),
+    (["--config.mesh.expert=8", "--config.mesh.exchange=ragged"], r"needs a TPU or GPU.*'padded'"),
+    (["--config.mesh.expert=8", "--config.mesh.exchange=radded"], r"exchange='radded' is not one"),
+  ],
+)
+def test_a_mesh_that_this_machine_cannot_run_is_refused_before_any_compile(overrides, told):
+  batch = [] if "batch" in told else ["--config.budget.batch_multiple=8"]
+  loose = ["--config.budget.flops_tolerance=0.05", "--config.budget.dense_tokens=12288"]
+  loaded = config.load(f"{DEMO}:tiny", [*batch, *loose])
+  arms = {arm.name: arm for arm in make_plan(loaded, vocab_size=272).arms}
+  with pytest.raises(UserError, match=told):
+    mesh_here(config.load(f"{DEMO}:tiny", [*overrides, *loose]), arms["moe_40"])
+
+
+def test_a_dense_arm_of_a_study_with_experts_trains_on_an_expert_axis():
+  loaded = config.load(f"{DEMO}:tiny", ["--config.mesh.expert=8"])
+  plan = next(arm for arm in make_plan(config.load(f"{DEMO}:tiny"), vocab_size=272).arms
+              if arm.kind == "dense")  # fmt: skip
+  with pytest.raises(UserError, match="a batch of"):  # its batch is all there is to say against it
+    mesh_here(loaded, plan)
+
+
+def test_loads_and_drops_on_a_mesh_are_those_of_all_devices():
+  """With a capacity of 1 x mean, a device keeps the first ceil(T K / E) choices of an expert among
+  its own tokens."""
+  architecture = small_model.moe(d_model=24, num_experts=11, experts_per_token=3)
+  layer = MoE(architecture, ModelOptions(capacity_factor=1.0, exchange="padded"))
+  rng = np.random.default_rng(0)
+  graph, params, rest = nnx.split(layer, nnx.Param, SelectionBias)
+  params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+  x_TD = rng.normal(size=(8 * 10, 24)).astype(np.float32)
+  mesh = meshes.make_mesh(MeshSizes(2, 1, 4))
+
+  def on_mesh(params, x_TD):
+    with meshes.use(mesh):
+      for name in ("experts_in", "experts_out"):  # one phantom, so that 4 devices have 3 each
+        weight = params[name][...]
+        one_more = [(0, 1)] + [(0, 0)] * (weight.ndim - 1)
+        params[name] = params[name].replace(jnp.pad(weight, one_more))
+      return nnx.merge(graph, params, rest)(x_TD)[1]
+
+  stats = jax.jit(on_mesh, in_shardings=jax.NamedSharding(mesh, P()))(params, x_TD)
+  chosen_TK = np.argsort(-(x_TD @ params["router"][...]), axis=1)[:, :3]
+  chosen_GA = chosen_TK.reshape(8, -1)
+  counts_GE = np.stack([np.bincount(row, minlength=11) for row in chosen_GA])
+  np.testing.assert_allclose(stats.load_E, counts_GE.sum(0) / chosen_GA.size, rtol=1e-6)
+  dropped = np.maximum(counts_GE - int(np.ceil(10 * 3 / 11)), 0).sum()
+  assert dropped > 0
+  np.testing.assert_allclose(stats.drop_share, dropped / chosen_GA.size, rtol=1e-6)
