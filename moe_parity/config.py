@@ -1,5 +1,7 @@
 """Reads a config file, applies the command line's overrides, checks and locks the result."""
 
+import ast
+import contextlib
 import difflib
 import json
 import pathlib
@@ -83,7 +85,10 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def _one_line(error: Exception) -> str:
-  return " ".join(str(error.args[0] if error.args else error).split())
+  text = str(error.args[0] if error.args else error)
+  with contextlib.suppress(ValueError, SyntaxError):
+    text = str(ast.literal_eval(text))  # a KeyError about a KeyError quotes its message
+  return " ".join(text.split())
 
 
 def to_json(config: ConfigDict) -> dict:

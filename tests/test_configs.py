@@ -59,7 +59,7 @@ def test_printed_rates_and_batches_are_the_papers():
 @pytest.mark.parametrize(
   "arguments, words",
   [
-    (["configs/demo.py", "--config.model.dtpye=x"], "dtpye.*Did you mean"),
+    (["configs/demo.py", "--config.model.dtpye=x"], "^unknown config key 'dtpye' Did you mean"),
     (["configs/demo.py", "--config.model.dtpye=x"], '"dtype"'),
     (["configs/demo.py", "--config.seed=two"], "config.seed=two"),
     (["configs/demo.py", "--cofig.seed=2"], "unknown option"),
