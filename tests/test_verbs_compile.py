@@ -14,7 +14,7 @@ from moe_parity.resources.slices import named
 TINY = (
   *("--config=configs/paper_7b.py:activation_rate=0.2,tiny", "--config.budget.batch_multiple=8"),
   *("--config.model.dtype=bfloat16", "--config.model.remat=layer", "--arm=moe_20"),
-  "--config.arms.moe_20.multiple_of=8",
+  *("--config.arms.moe_20.multiple_of=8", "--config.mesh.exchange=ragged"),
 )
 
 
@@ -48,8 +48,9 @@ def test_memory_is_reported_by_kind_and_adds_up(report):
 
 
 def test_the_step_does_the_plans_flops_and_those_of_a_second_forward_pass(report):
-  """remat="layer" computes each layer twice forward; attention's causal half is skipped nowhere."""
-  assert 1.0 < report["flops"]["compiled"] / report["flops"]["plan"] < 1.7
+  """remat="layer" computes each layer twice forward. At this size the places of rows, found by a
+  product of 128 by 128 blocks, cost more than the model, so there is no useful upper end."""
+  assert report["flops"]["compiled"] > 4 / 3 * report["flops"]["plan"]
 
 
 def test_seconds_of_a_step_are_those_of_its_parts(report):
@@ -57,6 +58,16 @@ def test_seconds_of_a_step_are_those_of_its_parts(report):
   step, roofline = seconds.pop("step"), seconds.pop("roofline")
   assert step == pytest.approx(sum(seconds.values()))
   assert report["share_of_peak"] == pytest.approx(roofline / step)
+
+
+def test_tokens_cross_the_expert_axis_and_expert_weights_do_not(report):
+  """Over `expert` rows travel by the ragged exchange; what else is gathered there are counts of
+  rows, far smaller than the weights of one expert (2 * 24 * 16 values a matrix here)."""
+  rows = {(row["collective"], row["axes"]): row for row in report["collectives"]}
+  assert rows["ragged-all-to-all", "expert"]["count"] >= 4  # there and back, twice
+  gathered = rows.get(("all-gather", "expert"), {"payload_bytes": 0, "count": 1})
+  assert gathered["payload_bytes"] / gathered["count"] < 1500
+  assert ("all-gather", "fsdp") in rows
 
 
 def test_a_model_that_does_not_fit_says_so_and_exits_with_1(capsys):

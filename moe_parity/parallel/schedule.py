@@ -4,7 +4,8 @@ Instructions run in the order of the module's text; loop bodies as often as thei
 What one takes is known on one of four grounds, and every table says which:
 
   compiler    the cycles XLA:TPU noted for a fusion, copy or reduction, over the clock
-  kernel      a Pallas kernel: its FLOPs over the peak or its bytes over the HBM's, the slower
+  kernel      a Pallas kernel: its FLOPs over the peak or its bytes over the HBM's, the slower; of a
+              grouped product the FLOPs of every row its buffer has room for, filled or not
   bytes       no note: the HBM bytes it touches over the HBM's bytes/s. A lower bound; sorts,
               gathers and what runs on a SparseCore are of this sort
   collective  bytes over links (`collectives.py`), no latency

@@ -141,9 +141,17 @@ def print_report(report: dict) -> None:
         f"device; all figures compiler-estimated, nothing ran\n")  # fmt: skip
   memory = dict(report["memory"])
   planned, hbm = memory.pop("planned"), memory.pop("hbm")
-  print_table([{"HBM a device": k, "GiB": round(v / GIB, 3)} for k, v in memory.items()])
-  print(f"of {hbm / GIB:.2f} GiB: {'fits' if report['fits'] else 'DOES NOT FIT'}; planned "
-        f"{planned['total'] / GIB:.2f} GiB")  # fmt: skip
+  held = ("parameters", "optimizer", "total")
+  expected = {name: planned[name] for name in held}
+  expected["temporaries"] = planned["total"] - planned["parameters"] - planned["optimizer"]
+  print_table(
+    [
+      {"HBM a device": k, "GiB": v / GIB, "planned": expected[k] / GIB if k in expected else None}
+      for k, v in memory.items()
+    ]
+  )
+  fits = "fits" if report["fits"] else f"DOES NOT FIT; planned {planned['total'] / GIB:.2f} GiB"
+  print(f"of {hbm / GIB:.2f} GiB: {fits}")
   if not report["fits"]:
     print(report.get("compiler", ""))
   if "seconds" not in report:
