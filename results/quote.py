@@ -26,7 +26,8 @@ def mixture() -> str:
   """The sweep on a mixture of text: verdict, arms, and what it says for and against the paper."""
   folder = HERE / "mixture_small"
   analysis = json.loads((folder / "analysis.json").read_text())
-  sweep = json.loads((folder / "activation_rate.json").read_text())["sweeps"][0]
+  step = json.loads((folder / "activation_rate.json").read_text())
+  sweep = step["sweeps"][0]
   against = {row["name"]: row for row in analysis["comparisons"]}
   rows = []
   for arm in sweep["arms"]:
@@ -54,9 +55,9 @@ def mixture() -> str:
   ]  # fmt: skip
   named = ("BPC is lowest", "The best activation rate", "The curve is lowest", "The fitted curve",
            "Against dense_2c")  # fmt: skip
-  return "\n".join(
-    lines + [f"- {s}" for s in analysis["verdict"]["sentences"] if s.startswith(named)]
-  )
+  said = [s for s in analysis["verdict"]["sentences"] if s.startswith(named)]
+  said += [s for s in step["sentences"] if s.startswith("Learning rates")]
+  return "\n".join(lines + [f"- {s}" for s in said])
 
 
 def markdown(names: list[str], rows: list[list]) -> list[str]:

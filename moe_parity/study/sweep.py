@@ -270,8 +270,8 @@ def _tuning_sentence(tuning: dict) -> str:
     f" ({interval[0]:+.4f} to {interval[1]:+.4f} by the noise between seeds)" if interval else ""
   )
   return (
-    f"Learning rates and batches around the law: {' and '.join(said)}; MoE minus dense is"
-    f" {tuning['difference_at_law']:+.4f} BPC at the law and"
+    f"Learning rates and batches around the arms' own: {' and '.join(said)}; MoE minus dense is"
+    f" {tuning['difference_at_law']:+.4f} BPC as compared and"
     f" {tuning['difference_tuned']:+.4f}{told}"
     " with each side at its best."
   )
