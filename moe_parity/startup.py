@@ -20,8 +20,10 @@ def start_jax(coordinator: str = "", num_processes: int = 0, process_id: int = -
   """
   import jax
 
+  from moe_parity.parallel import libtpu
   from moe_parity.parallel.host_memory import keep_large_buffers
 
+  libtpu.quiet()
   keep_large_buffers()
   _join(jax, coordinator, num_processes, process_id)
   jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
