@@ -1,13 +1,12 @@
 """The `moe-parity` command: picks the verb, and turns its errors into one line and a status."""
 
 import argparse
-import errno
 import importlib
 import shlex
 import sys
 from collections.abc import Sequence
 
-from moe_parity.errors import UserError
+from moe_parity.errors import UserError, disk_is_full
 
 VERBS = (  # each a file of moe_parity/verbs
   *("plan", "account", "train", "study", "report", "evaluate", "prepare", "data"),
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
     return 130
   except Exception as error:
-    if not _disk_is_full(error):
+    if not disk_is_full(error):
       raise
     print(
       "error: the disk is full; nothing finished is lost. Free some space (train.keep_checkpoints"
@@ -55,17 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
       file=sys.stderr,
     )
   return 2
-
-
-def _disk_is_full(error: BaseException | None) -> bool:
-  """Whether a full disk is what lies behind an error, however deeply a library wrapped it."""
-  while error is not None:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-      return True
-    if "No space left on device" in str(error):
-      return True
-    error = error.__cause__ or error.__context__
-  return False
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,9 +18,9 @@ import dataclasses
 
 from moe_parity.errors import UserError
 from moe_parity.resources.architecture import Architecture
+from moe_parity.resources.arm_plan import ArmPlan
 from moe_parity.resources.memory import DTYPE_BYTES, Memory, device_memory
 from moe_parity.resources.mesh import MeshSizes, check_arms
-from moe_parity.resources.plan import ArmPlan
 
 HEADROOM = 1.2  # what compilers add to planned bytes
 

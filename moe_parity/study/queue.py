@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from moe_parity.resources.plan import ArmPlan
+from moe_parity.resources.arm_plan import ArmPlan
 from moe_parity.study.parts import Results
-from moe_parity.study.runner import Study, Task
+from moe_parity.study.study_folder import Study, Task
 
 HOUR = 3600.0
 

@@ -8,60 +8,25 @@ lies in its folder, so a worker may be killed at any moment and started anywhere
 """
 
 import dataclasses
-import datetime
-import errno
-import functools
-import importlib.metadata
 import pathlib
-import platform
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from moe_parity import config as configs
-from moe_parity.data.mixture import facts
-from moe_parity.data.token_store import TokenStore
-from moe_parity.errors import UserError
-from moe_parity.resources.plan import ArmPlan, Plan
+from moe_parity.errors import UserError, disk_is_full
+from moe_parity.resources.arm_plan import ArmPlan
 from moe_parity.study import certificate
-from moe_parity.study.claims import DONE, FAILED, RUNNING, STOPPED, Claims
-from moe_parity.study.parts import Part, Results, from_part, method_of, plan_parts
+from moe_parity.study.claims import DONE, FAILED, STOPPED
 from moe_parity.study.shard import Shard
+from moe_parity.study.study_folder import Arm, Study, Task, tasks_of
 from moe_parity.training import run_folder
 from moe_parity.training.loop import Progress, train_arm
 
-STUDY, PLAN, CLAIMS, TRACE = "study.json", "plan.json", "claims", "failed.txt"
-VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "moe_parity")
+TRACE = "failed.txt"
 POLL_SECONDS = 5.0  # between looks at what other workers have finished
-
-
-class Task(NamedTuple):
-  """A run of a study: `run` is its folder, relative to the study folder."""
-
-  part: Part
-  arm: ArmPlan
-  run: str
-
-
-@dataclasses.dataclass
-class Arm:
-  """One run as study.json lists it: status is pending, running, done or failed."""
-
-  name: str
-  seed: int
-  folder: str
-  status: str = "pending"
-  error: str = ""
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-  """Of Python and of what decides a run's numbers."""
-  found = {name: importlib.metadata.version(name) for name in VERSIONS}
-  return found | {"python": platform.python_version()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,150 +35,6 @@ class Trainer:
 
   train: Callable[..., Any] = train_arm
   certify: Callable[[pathlib.Path], dict] = certificate.certify_run
-
-
-def tasks_of(parts: Sequence[Part], only: Sequence[str] = ()) -> list[Task]:
-  """Every run once, in the order of the parts; with `only`, those of the arms named.
-
-  Raises:
-    UserError: a name that is no arm.
-  """
-  found: dict[str, Task] = {}
-  for part in parts:
-    for arm, run in zip(part.plan.arms, part.runs, strict=True):
-      found.setdefault(run, Task(part, arm, run))
-  names = list(dict.fromkeys(task.arm.name for task in found.values()))
-  for name in only:
-    if name not in names:
-      raise UserError(f"--only={name}: the plan's arms are {', '.join(names)}")
-  return [task for task in found.values() if not only or task.arm.name in only]
-
-
-def select(arms: Sequence[ArmPlan], only: Sequence[str]) -> list[ArmPlan]:
-  """The arms named in `only` (all of them if it is empty).
-
-  Raises:
-    UserError: a name that is no arm.
-  """
-  names = [arm.name for arm in arms]
-  for name in only:
-    if name not in names:
-      raise UserError(f"--only={name}: the plan's arms are {', '.join(dict.fromkeys(names))}")
-  return [arm for arm in arms if not only or arm.name in only]
-
-
-class Study:
-  """A study and its folder, as one worker holds them."""
-
-  def __init__(
-    self,
-    config: ConfigDict,
-    store: TokenStore,
-    folder: pathlib.Path,
-    *,
-    command: str = "",
-    place: str = "",
-    stale_seconds: int | float = 300,
-  ):
-    """Args:
-    place: where claims are kept; "" is inside the study folder.
-    """
-    self.config, self.store, self.folder, self.command = config, store, folder, command
-    if (
-      folder.exists()
-      and not (folder / PLAN).exists()
-      and any(path.name != CLAIMS for path in folder.iterdir())
-    ):
-      raise UserError(f"{folder} is not empty and holds no study; use another --workdir")
-    stale = {"stale_seconds": stale_seconds, "beat_seconds": min(20, stale_seconds / 4)}
-    self.claims = Claims(place or folder / CLAIMS, **stale)
-    self.parts: list[Part] = []
-
-  @property
-  def staged(self) -> bool:
-    """Whether results decide what else is to be trained."""
-    return self.config.study.method != "arms"
-
-  def derive(self, write: bool = True) -> list[Part]:
-    """Plans all parts by what is known now, and writes what is new into the folder.
-
-    Args:
-      write: False only looks.
-    Raises:
-      UserError: the folder holds a study with another plan; lists what differs.
-    """
-    known = facts(self.store, self.config)
-    parts = plan_parts(self.config, Results(self.folder, self.claims), **known)
-    for part in parts:
-      path = self.folder / part.folder / PLAN
-      grown = not path.exists() or _grown(path, part.plan, self.staged)
-      if grown and write:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        run_folder.write_json(path, part.plan.to_dict())
-    self.parts = parts
-    return parts
-
-  def status(self, run: str) -> tuple[str, str]:
-    """(status, error) of a run by what its folder and its claim say."""
-    if (self.folder / run / run_folder.RESULT).exists():
-      return "done", ""
-    record = self.claims.look(run)
-    if record.get("state") == RUNNING and not self.claims.dead(record):
-      return "running", ""
-    if record.get("state") == FAILED:
-      return "failed", record.get("error", "")
-    return "pending", ""
-
-  def write(self) -> list[Arm]:
-    """study.json of every part: what was run on what, with which versions, how far it is.
-
-    Returns:
-      every run of the study once.
-    """
-    states = {task.run: self.status(task.run) for task in tasks_of(self.parts)}
-    for part in self.parts:
-      arms = [
-        Arm(arm.name, arm.seed, from_part(part, run), *states[run])
-        for arm, run in zip(part.plan.arms, part.runs, strict=True)
-      ]
-      self._write_part(part, arms)
-    return [
-      Arm(task.arm.name, task.arm.seed, task.run, *states[task.run])
-      for task in tasks_of(self.parts)
-    ]
-
-  def summarise(self) -> dict | None:
-    """Writes what the method makes of its parts, `<method>.json`; None for plain arms."""
-    method = method_of(self.config)
-    if method is None:
-      return None
-    results = Results(self.folder, self.claims)
-    value = method.summarise(self.config, self.folder, self.parts, results)
-    run_folder.write_json(self.folder / f"{self.config.study.method}.json", value)
-    return value
-
-  def _write_part(self, part: Part, arms: list[Arm]) -> None:
-    path = self.folder / part.folder / STUDY
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    if path.exists():
-      created = run_folder.read_json(path).get("created", created)
-    manifest, store = self.store.manifest, self.store
-    run_folder.write_json(
-      path,
-      {
-        "name": f"{self.config.name}/{part.name}" if part.name else self.config.name,
-        "created": created,
-        "command": self.command,
-        "config": configs.to_json(part.config),
-        "data": {
-          "tokenizer": manifest["tokenizer"],
-          "train_sha256": store.train.fingerprint,
-          "validation_sha256": store.validation.fingerprint,
-        },
-        "versions": versions(),
-        "arms": [dataclasses.asdict(arm) for arm in arms],
-      },
-    )
 
 
 def run_study(
@@ -277,8 +98,8 @@ def _train_one(study: Study, tasks: list[Task], report, warn, trainer: Trainer) 
       trainer.train(config, task.arm, study.store, folder, tell, warn)
       state = DONE
     except Exception as error:
-      if _fatal(error):
-        raise
+      if disk_is_full(error):
+        raise  # every other arm would fail of it as well
       state, failure = FAILED, error
       if not isinstance(error, UserError):
         (folder / TRACE).write_text(traceback.format_exc())
@@ -306,44 +127,3 @@ def _certify(folder: pathlib.Path, trainer: Trainer) -> None:
   told, result = folder / certificate.CERTIFICATE, folder / run_folder.RESULT
   if not told.exists() or told.stat().st_mtime_ns < result.stat().st_mtime_ns:
     trainer.certify(folder)
-
-
-def _fatal(error: Exception) -> bool:
-  """A full disk stops the worker: every other arm would fail of it as well."""
-  while error is not None:
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-      return True
-    if "No space left on device" in str(error):
-      return True
-    error = error.__cause__ or error.__context__
-  return False
-
-
-def _grown(path: pathlib.Path, plan: Plan, staged: bool) -> bool:
-  """Whether a plan holds more arms than the one on disk, of a staged study.
-
-  Another worker may be a stage ahead, so the one on disk may also hold more.
-
-  Raises:
-    UserError: they differ in anything else.
-  """
-  old, new = run_folder.read_json(path), plan.to_dict()
-  grown = len(new["arms"]) > len(old["arms"])
-  if staged:
-    old, new = _by_arm(old), _by_arm(new)
-    fewer, more = sorted((old["arms"], new["arms"]), key=len)
-    if fewer.keys() <= more.keys():
-      for plan_ in (old, new):
-        plan_["arms"] = {key: plan_["arms"][key] for key in fewer}
-  changed = configs.differences(old, new)
-  if changed:
-    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-    raise UserError(
-      f"{path.parent} holds another study ({'; '.join(changed[:3])}{more}); use another --workdir,"
-      " or remove this one"
-    )
-  return grown
-
-
-def _by_arm(plan: dict) -> dict:
-  return plan | {"arms": {f"{arm['name']}-s{arm['seed']}": arm for arm in plan["arms"]}}

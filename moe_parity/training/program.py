@@ -13,9 +13,9 @@ from moe_parity.errors import UserError
 from moe_parity.model.documents import Documents
 from moe_parity.model.options import ModelOptions
 from moe_parity.parallel.mesh import batch_sharding, make_mesh
+from moe_parity.resources.arm_plan import ArmPlan
 from moe_parity.resources.exchange import check_exchange
 from moe_parity.resources.mesh import check_arm, read_mesh, resolve
-from moe_parity.resources.plan import ArmPlan
 from moe_parity.training.optimizer import OptimizerOptions
 from moe_parity.training.state import abstract_state
 from moe_parity.training.step import StepOptions, make_train_step

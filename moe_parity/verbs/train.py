@@ -23,7 +23,7 @@ def arguments(parser) -> None:
 
 def run(args) -> int:
   config, plan, store = planned(args)
-  from moe_parity.study.runner import select
+  from moe_parity.study.study_folder import select
 
   arms = select(plan.arms, [args.arm] if args.arm else [])
   if args.seed is not None:
