@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from moe_parity import defaults
 from moe_parity.errors import UserError
 from moe_parity.published import anomalies, derivations, tables
 from moe_parity.resources.accounting import account
@@ -136,10 +137,12 @@ def test_seven_billion_budgets_agree_to_an_iteration_under_paper_full():
   assert costs[0] == pytest.approx(costs[1], rel=5e-6)
 
 
-def test_training_settings_are_those_of_table_4():
-  settings = tables.training_settings()
-  assert settings["vocab"] == "65536" and settings["min_lr"] == "1e-5"
-  assert len(settings) == 7
+def test_a_config_that_decides_nothing_trains_by_table_4():
+  settings, optimizer = tables.training_settings(), defaults.base().optimizer
+  assert settings.keys() >= {"vocab", "lr_scheduler", "warmup_iters"} and len(settings) == 7
+  assert optimizer.weight_decay == float(settings["weight_decay"])
+  assert optimizer.clip_norm == float(settings["gradient_clipping_norm"])
+  assert optimizer.final_learning_rate == float(settings["min_lr"])
 
 
 @pytest.mark.parametrize(

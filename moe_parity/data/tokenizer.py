@@ -230,7 +230,7 @@ def byte_tokenizer() -> Tokenizer:
   return Tokenizer(_description(vocab, []), "bytes")
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, progress: bool = False) -> Tokenizer:
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   """Byte-level BPE over GPT-4's pieces, specials and bytes included in `vocab_size`.
 
   Deterministic for the same texts in the same order.
@@ -257,7 +257,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, progress: bool = False) -> 
     vocab_size=vocab_size,
     special_tokens=list(SPECIALS),
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    show_progress=progress,
+    show_progress=False,
   )
   backend.train_from_iterator(texts, trainer)
   model = json.loads(backend.to_str())["model"]

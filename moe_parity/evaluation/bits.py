@@ -18,6 +18,7 @@ and count no byte. Characters are Unicode code points; bytes and characters are 
 Modes give different numbers: the result says its mode, and no table should mix them.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -44,7 +45,6 @@ def evaluate(
   stride: int = 0,
   max_tokens: int = 0,
   seed: int = 0,
-  progress: Callable[[int, int], None] | None = None,
 ) -> dict:
   """Scores held-out text.
 
@@ -56,7 +56,6 @@ def evaluate(
     max_tokens: text tokens to score, 0 for all. Modes by document take whole documents, each domain
       up to its share of the split and at least one; 'packed' takes whole windows.
     seed: which documents or windows make up `max_tokens`; the same for arms that are compared.
-    progress: called with (rows done, rows in all).
   Returns:
     {"mode", "seq_len", "stride", "bpc", "bpb", "cross_entropy" (nats a token), "nats",
     "num_tokens", "num_bytes", "num_chars", "num_documents", "by_domain", "macro_bpc", "macro_bpb"
@@ -69,22 +68,18 @@ def evaluate(
   documents = split.documents
   if mode == "packed":
     windows = _some_windows(split.num_windows(seq_len), seq_len, max_tokens, seed)
-    rows, num_rows = _packed_rows(split, windows, seq_len), len(windows)
+    rows = _packed_rows(split, windows, seq_len)
     complete = len(windows) == split.num_windows(seq_len)
   else:
     step = stride if mode == "strided" else seq_len
     chosen = choose_documents(documents, max_tokens, seed)
-    lengths = documents.num_text_tokens[chosen]
-    num_rows = sum(num_spans(int(n), seq_len, step) for n in lengths)
     rows = document_rows(split, chosen, seq_len, step)
     complete = len(chosen) == len(documents)
-  if num_rows == 0:
+  nats, counted = _accumulate(score, rows, split, (batch_sequences, seq_len), mode == "packed")
+  if not counted[0].any():
     raise UserError(
       f"the {split.name} split has no row of seq_len={seq_len} to score; use mode=document"
     )
-  nats, counted = _accumulate(
-    score, rows, num_rows, split, (batch_sequences, seq_len), mode == "packed", progress
-  )
   result = summarize(documents, nats, *counted)
   stated = {"mode": mode, "seq_len": seq_len, "stride": stride if mode == "strided" else 0}
   return stated | result | {"split_documents": len(documents), "sampled": not complete}
@@ -99,13 +94,6 @@ def spans(num_targets: int, seq_len: int, stride: int) -> Iterator[tuple[int, in
     new = min(end + stride, num_targets)
     yield new - seq_len, new, end
     end = new
-
-
-def num_spans(num_targets: int, seq_len: int, stride: int) -> int:
-  """How many windows `spans` gives."""
-  if num_targets == 0:
-    return 0
-  return 1 + max(0, math.ceil((num_targets - seq_len) / stride))
 
 
 def choose_documents(documents: Documents, max_tokens: int, seed: int) -> np.ndarray:
@@ -213,11 +201,9 @@ def _some_windows(num_windows: int, seq_len: int, max_tokens: int, seed: int) ->
 def _accumulate(
   score: Score,
   rows: Iterator[_Row],
-  num_rows: int,
   split: Split,
   shape: tuple[int, int],
   count_by_token: bool,
-  progress: Callable[[int, int], None] | None,
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
   """Nats and (tokens, bytes, characters) scored of each document of the split."""
   documents, pad = split.documents, split.tokenizer.pad_id
@@ -226,12 +212,10 @@ def _accumulate(
   num_bytes, num_chars = np.zeros(size, np.int64), np.zeros(size, np.int64)
   if count_by_token:
     token_bytes, token_chars = split.tokenizer.token_bytes, split.tokenizer.token_chars
-  for done in range(0, num_rows, shape[0]):
+  for batch in itertools.batched(rows, shape[0]):
     inputs, targets = np.full(shape, pad, np.int32), np.full(shape, pad, np.int32)
     owner = np.full(shape, NO_DOCUMENT, np.int64)
-    filled = min(shape[0], num_rows - done)
-    for place in range(filled):
-      given, wanted, owned = next(rows)
+    for place, (given, wanted, owned) in enumerate(batch):
       inputs[place, : given.size], targets[place, : given.size] = given, wanted
       owner[place, : given.size] = owned
     mask = owner != NO_DOCUMENT
@@ -250,8 +234,6 @@ def _accumulate(
     if count_by_token:
       np.add.at(num_bytes, owners, token_bytes[targets[mask]])
       np.add.at(num_chars, owners, token_chars[targets[mask]])
-    if progress:
-      progress(done + filled, num_rows)
   if not count_by_token:
     seen = num_tokens > 0
     assert np.array_equal(num_tokens[seen], documents.num_text_tokens[seen])

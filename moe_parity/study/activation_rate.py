@@ -89,10 +89,10 @@ def name_of(rate: int | float) -> str:
   return f"moe_{100 * rate:.6g}".replace(".", "p")
 
 
-def neighbourhood(values: Sequence[int | float], reach: int = 1) -> range:
-  """Indices of the smallest value and of up to `reach` neighbours on either side."""
+def neighbourhood(values: Sequence[int | float]) -> range:
+  """Indices of the smallest value and of its neighbours on either side."""
   best = min(range(len(values)), key=values.__getitem__)
-  return range(max(best - reach, 0), min(best + reach, len(values) - 1) + 1)
+  return range(max(best - 1, 0), min(best + 2, len(values)))
 
 
 def sweep_arms(config: ConfigDict, replicated: Sequence[int | float] = ()) -> dict[str, ConfigDict]:

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
 from moe_parity.model.weights import draw
-from moe_parity.parallel.mesh import STORED, WEIGHTS, Rules, spec
+from moe_parity.parallel.mesh import STORED, WEIGHTS, spec
 from moe_parity.resources.architecture import Architecture
 from moe_parity.training.optimizer import OptimizerOptions, make_optimizer
 
@@ -47,9 +47,9 @@ def map_variables(function, tree: Any) -> Any:
   return jax.tree.map(of, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
-def shardings(tree: Any, mesh: Mesh, rules: Rules = WEIGHTS) -> Any:
+def shardings(tree: Any, mesh: Mesh) -> Any:
   """Where each array of a state lies on a mesh."""
-  return map_variables(lambda _, axes: NamedSharding(mesh, spec(axes, rules)), tree)
+  return map_variables(lambda _, axes: NamedSharding(mesh, spec(axes, WEIGHTS)), tree)
 
 
 def _filled(shape: tuple[int, ...], axes: str, mesh: Mesh) -> tuple[int, ...]:
