@@ -2,34 +2,47 @@
 
   moe-parity plan  --config=configs/architecture_small.py
   moe-parity study --config=configs/architecture_small.py --workdir=runs/search
+  moe-parity study --config=configs/architecture_small.py:gpu --workdir=runs/search_gpu
   moe-parity study --config=configs/architecture_small.py:tiny --workdir=runs/tiny_search
 
 Greedy, in the paper's order: layout with and without shared expert, gate normalisation, top-K at
 constant K x D_e, then zeta and mu; the dense baseline is searched over d / L and d_ffn / d by the
-same rule. Three seeds each. Later stages follow from the results of earlier ones."""
+same rule. Three seeds each, N = 0.2 M: an hour or two on two CPU cores; with `gpu` N = 8 M, about
+3e17 FLOPs in all. Later stages follow from the results of earlier ones."""
 
 from moe_parity.config import parse_arg
 from moe_parity.defaults import base, dense_arm, moe_arm
 
 
 def get_config(arg=None):
-  arg = parse_arg(arg, activation_rate=0.25, tiny=False)
+  arg = parse_arg(arg, activation_rate=0.25, gpu=False, tiny=False)
   config = base()
   config.name = "architecture_small"
-  config.budget.num_params = 100_000 if arg.tiny else 8_000_000
-  config.budget.dense_tokens = 20_000 if arg.tiny else 160_000_000
-  config.budget.seq_len = 64 if arg.tiny else 512
-  shape = dict(d_head=16, multiple_of=4) if arg.tiny else dict(d_head=32)
-  backbone = dict(num_layers=2, d_model=32) if arg.tiny else dict(num_layers=6, d_model=160)
-  config.arms.dense = dense_arm(**shape)
-  config.arms.moe = moe_arm(arg.activation_rate, **backbone, **shape)
   config.study.method = "architecture"
   config.study.seeds = (0,) if arg.tiny else (0, 1, 2)
+  study, budget = config.study, config.budget
   if arg.tiny:
-    config.study.layouts, config.study.granularities = ("1dense+se", "1dense"), (2.0,)
+    budget.num_params, budget.dense_tokens, budget.seq_len = 100_000, 20_000, 64
+    shape = dict(d_head=16, multiple_of=4)
+    dense, moe = {}, dict(num_layers=2, d_model=32)
+    study.layouts, study.granularities = ("1dense+se", "1dense"), (2.0,)
+    study.aspect_ratios, study.dense_aspect_ratios = (10.7,), (24.0,)
+    config.evaluation.max_tokens = 5_000
+  elif arg.gpu:
+    budget.num_params, budget.dense_tokens, budget.seq_len = 8_000_000, 160_000_000, 512
+    shape, dense, moe = dict(d_head=32), {}, dict(num_layers=6, d_model=160)
+    study.aspect_ratios, study.total_ffn_ratios = (16.0, 27.0, 45.0), (14.0, 24.0)
+    study.dense_aspect_ratios, study.dense_ffn_ratios = (18.0, 27.0, 54.0), (2.7, 3.5, 5.0)
   else:
-    config.study.aspect_ratios, config.study.total_ffn_ratios = (16.0, 27.0, 45.0), (14.0, 24.0)
-    config.study.dense_aspect_ratios = (18.0, 27.0, 54.0)
-    config.study.dense_ffn_ratios = (2.7, 3.5, 5.0)
-  config.evaluation.max_tokens = 5_000 if arg.tiny else 0
+    budget.num_params, budget.dense_tokens, budget.seq_len = 200_000, 240_000, 128
+    budget.params_tolerance = 0.01  # few shapes of so few parameters come closer
+    # StepLaw starts at 6e7 parameters and is too fast here; the factor of mixture_small.py.
+    shape = dict(d_head=16, multiple_of=2, learning_rate_multiplier=0.3)
+    dense = dict(num_layers=4, d_model=64)
+    moe = dict(num_layers=4, d_model=32, experts_per_token=2)
+    study.aspect_ratios, study.total_ffn_ratios = (5.3, 8.0, 16.0), (12.0, 28.0)
+    study.dense_aspect_ratios, study.dense_ffn_ratios = (8.0, 24.0), (2.0, 3.5, 5.0)
+    config.evaluation.max_tokens = 100_000
+  config.arms.dense = dense_arm(**dense, **shape)
+  config.arms.moe = moe_arm(arg.activation_rate, **moe, **shape)
   return config

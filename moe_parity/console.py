@@ -1,4 +1,4 @@
-"""Progress bars: for text on its way to tokens, and for arms on their way to a result.
+"""Progress bars: for text on its way to tokens, and for runs on their way to a result.
 
 Without a terminal (a log file, CI) bars are left out and training prints a line now and then.
 """
@@ -6,9 +6,17 @@ Without a terminal (a log file, CI) bars are left out and training prints a line
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 QUIET_SECONDS = 10.0  # between lines of an arm when there is no terminal
+
+
+def duration(hours: int | float) -> str:
+  """Hours in the unit that suits: 0.4 s, 12 min, 3.5 h."""
+  for size, unit in ((1.0, "h"), (1 / 60, "min")):
+    if hours >= size:
+      return f"{hours / size:.3g} {unit}"
+  return f"{hours * 3600:.2g} s" if hours else "0 s"
 
 
 @contextlib.contextmanager
@@ -68,23 +76,25 @@ class Stages:
 
 
 class TrainingBars:
-  """One bar for all FLOPs of the arms at hand, one for the arm in training."""
+  """One bar for all FLOPs of the runs at hand, one for the run in training.
 
-  def __init__(self, arms: Sequence):
+  What is to be done may grow, for a study that goes by stages: `plan` says anew.
+  """
+
+  def __init__(self):
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     self._terminal = sys.stdout.isatty()
     self._bars = Progress(
-      TextColumn("{task.description:16}"),
+      TextColumn("{task.description:20}"),
       BarColumn(),
       TextColumn("{task.percentage:3.0f}%"),
       TimeRemainingColumn(),
       TextColumn("{task.fields[note]}"),
       disable=not self._terminal,
     )
-    total = sum(arm.train_flops for arm in arms)
-    self._all = self._bars.add_task("all arms", total=total, note="") if len(arms) > 1 else None
-    self._share = {(arm.name, arm.seed): 0.0 for arm in arms}
+    self._all = None
+    self._total, self._share = {}, {}  # FLOPs by label
     self._tasks: dict = {}
     self._last = 0.0
 
@@ -95,21 +105,29 @@ class TrainingBars:
   def __exit__(self, *exception):
     self._bars.stop()
 
-  def update(self, arm, progress) -> None:
-    """Shows a logged step of an arm."""
-    key, line = (arm.name, arm.seed), progress.line
+  def plan(self, flops: Mapping[str, int | float]) -> None:
+    """What is left to do: FLOPs by label of each run."""
+    self._total.update(flops)
+    if self._all is None and len(self._total) > 1:
+      self._all = self._bars.add_task("all runs", total=0, note="")
+    if self._all is not None:
+      self._bars.update(self._all, total=sum(self._total.values()))
+
+  def update(self, label: str, progress) -> None:
+    """Shows a logged step of a run."""
+    line = progress.line
     note = f"{line['cross_entropy']:.3f} nats  {line['tokens_per_second']:,.0f} tok/s"
-    if key not in self._tasks:
-      self._tasks[key] = self._bars.add_task(arm.name, total=progress.num_steps, note=note)
-    self._bars.update(self._tasks[key], completed=progress.step, note=note)
-    self._share[key] = arm.train_flops * progress.step / progress.num_steps
+    if label not in self._tasks:
+      self._tasks[label] = self._bars.add_task(label, total=progress.num_steps, note=note)
+    self._bars.update(self._tasks[label], completed=progress.step, note=note)
+    self._share[label] = self._total.get(label, 0) * progress.step / progress.num_steps
     if self._all is not None:
       self._bars.update(self._all, completed=sum(self._share.values()))
     last = progress.step == progress.num_steps
     if not self._terminal and (last or time.monotonic() - self._last > QUIET_SECONDS):
       self._last = time.monotonic()
-      print(f"{arm.name:16} step {progress.step}/{progress.num_steps}  {note}", flush=True)
+      print(f"{label:20} step {progress.step}/{progress.num_steps}  {note}", flush=True)
 
   def print(self, text: str) -> None:
     """A line that stays above the bars."""
-    self._bars.console.print(text, highlight=False, markup=False)
+    self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -31,7 +31,7 @@ def config(**study):
 def run(folder, made, **kwargs):
   study = fake_training.open_study(folder, made)
   kwargs.setdefault("trainer", fake_training.trainer())
-  arms = run_study(study, warn=lambda line: None, **kwargs)
+  arms = run_study(study, say=lambda line: None, **kwargs)
   return study, arms
 
 

@@ -191,7 +191,7 @@ def test_the_optimum_is_found_and_its_sentence_matches_the_numbers(tmp_path):
 def test_two_moe_arms_give_differences_but_no_curve(tmp_path):
   report = analysis.analyse(study(tmp_path, telemetry=False, rates=(0.2, 0.4)))
   assert report["curve"] is None and len(report["comparisons"]) == 2
-  assert "a curve takes three" in words(report)
+  assert "a curve takes three different rates" in words(report)
 
 
 def test_without_documents_there_is_no_interval_and_that_is_said(tmp_path):

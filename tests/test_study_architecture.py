@@ -29,7 +29,7 @@ def config(**study):
 
 def run(folder, made, truth):
   study = fake_training.open_study(folder, made)
-  arms = run_study(study, warn=lambda line: None, trainer=fake_training.trainer(truth=truth))
+  arms = run_study(study, say=lambda line: None, trainer=fake_training.trainer(truth=truth))
   return study.summarise(), arms
 
 
@@ -63,6 +63,11 @@ def test_the_search_finds_the_known_answer_in_the_papers_order(tmp_path):
   )
   dense = value["dense_backbone"]
   assert abs(dense["aspect_ratio"] / 20 - 1) < 0.35 and abs(dense["ffn_ratio"] / 2 - 1) < 0.35
+  between = backbone["bpc"] - dense["bpc"]
+  assert value["between"]["difference"] == pytest.approx(between)
+  low, high = value["between"]["interval"]
+  assert low < between < high < 0
+  assert value["headline"].startswith("The search locks the backbones. MoE: full+SE, normalized, K")
   # Each option once: 4 layouts, the other gates, K of 1 (no router left) and 20; dense: 3.
   assert value["num_arms"] == {"moe": 6, "dense": 3}
   assert value["num_runs"] == {"moe": 12, "dense": 6} and len(arms) == 18
@@ -98,7 +103,7 @@ def test_inside_the_noise_the_one_in_place_stays_and_the_tie_is_said(tmp_path):
   value, _ = run(tmp_path, config(seeds=(0, 1), gates=False, granularities=()), truth)
   (stage,) = [s for s in value["stages"] if s["name"] == "layout"]
   assert stage["chosen"] == "1dense+SE" and stage["tie"]
-  assert any("inside the noise of it: 1dense, full+SE, full" in s for s in value["sentences"])
+  assert any("Inside the noise of it: 1dense, full+SE, full." in s for s in value["sentences"])
 
 
 def test_a_diverged_option_loses_and_the_search_goes_on(tmp_path):
@@ -113,7 +118,7 @@ def test_a_diverged_option_loses_and_the_search_goes_on(tmp_path):
     good.train(config_, arm, *args)
 
   study = fake_training.open_study(tmp_path, config(granularities=(), gates=False))
-  arms = run_study(study, warn=lambda line: None, trainer=Trainer(train, good.certify))
+  arms = run_study(study, say=lambda line: None, trainer=Trainer(train, good.certify))
   assert [arm.status for arm in arms if arm.name == "layout_full_se"] == ["failed"]
   stage = next(s for s in study.summarise()["stages"] if s["name"] == "layout")
   verdicts = {o["label"]: o["verdict"] for o in stage["options"]}

@@ -11,7 +11,6 @@ import numpy as np
 from moe_parity.report import style
 from moe_parity.study import reading
 
-SAME_RATE = 1.05  # arms of a search differ by less, and BPC over r_a says nothing
 MAX_POINTS = 160  # of a loss curve: more cannot be seen and make the page heavy
 
 
@@ -19,7 +18,7 @@ def activation_rate(report: dict) -> style.Drawing | None:
   """BPC over r_a with the fit, dense lines and, below, the differences to dense with intervals."""
   moe = [g for g in report["groups"] if g["kind"] == "moe" and g["role"] == "arm"]
   rates = [g["activation_rate"] for g in moe]
-  if not moe or (len(moe) > 1 and max(rates) < SAME_RATE * min(rates)):
+  if not moe or (len(moe) > 1 and max(rates) < style.SAME_RATE * min(rates)):
     return None
 
   def draw(width: int | float) -> Any:
@@ -140,12 +139,12 @@ def loss_curves(study: reading.Study) -> style.Drawing | None:
     narrow = width < 5
     shape = {"nrows": 2, "ncols": 1} if narrow else {"nrows": 1, "ncols": 2}
     figure, axes = style.new_figure(width, 6.2 if narrow else 3.7, sharey=True, **shape)
-    rates = [run.plan["activation_rate"] for run, _ in lines if run.plan["kind"] == "moe"]
+    colours = style.run_colours({run.name: run.plan["activation_rate"] for run, _ in lines})
     seen: set[str] = set()
     floor, top, first = np.inf, -np.inf, np.inf
     for run, train in lines:
       tokens, loss = _smooth(train)
-      look = _look(run, rates)
+      look = _look(run, colours[run.name])
       label = "" if run.name in seen else run.name
       seen.add(run.name)
       axes[0].plot(tokens, loss, label=label, **look)
@@ -168,18 +167,17 @@ def loss_curves(study: reading.Study) -> style.Drawing | None:
     "loss_curves",
     "Training loss over tokens and over compute",
     "Cross-entropy on training batches, a mean over 2 % of the run. MoE arms from dark (small r_a) "
-    "to light; dense black; references dashed. At equal C all arms end at the same FLOPs and, the "
-    "smaller r_a, at the more tokens. Horizontal axes are logarithmic; the steep start is cut off.",
+    "to light, or a colour each where they share r_a; dense black; references dashed. At equal "
+    "C all arms end at the same FLOPs and, the smaller r_a, at the more tokens. Horizontal axes "
+    "are logarithmic; the steep start is cut off.",
     draw,
   )
 
 
-def _look(run: reading.Run, rates: list[float]) -> dict[str, Any]:
-  look: dict[str, Any] = {"linewidth": 1.2}
-  if run.plan["kind"] == "dense":
-    look["color"] = style.DENSE if run.plan["role"] == "arm" else style.REFERENCE
-  else:
-    look["color"] = style.rate_colour(run.plan["activation_rate"], min(rates), max(rates))
+def _look(run: reading.Run, colour: Any) -> dict[str, Any]:
+  look: dict[str, Any] = {"linewidth": 1.2, "color": colour}
+  if run.plan["kind"] == "dense" and run.plan["role"] != "arm":
+    look["color"] = style.REFERENCE
   if run.plan["role"] != "arm":
     look["linestyle"] = (0, (5, 3))
   return look

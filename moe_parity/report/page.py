@@ -75,12 +75,12 @@ def page(
   plan = "".join(table(parts[n], "plan.json is not there") for n in ("shapes", "plan"))
   found = [
     *sections.architecture(steps["architecture"], drawings, parts),
-    sections.main_sweep(drawings, report),
+    *sections.data_reuse(steps["data_reuse"], drawings, parts),
+    *sections.main_sweep(drawings, report, steps),
     Section("MoE against dense", table(parts["comparisons"], "nothing to compare yet")),
     *sections.parts(study),
     *sections.activation_rate(steps["activation_rate"], drawings, parts),
-    *sections.data_reuse(steps["data_reuse"], drawings, parts),
-    Section("Arms", table(parts["arms"], "no arms are planned")),
+    Section("Arms", table(parts["arms"], "no arms are planned") + table(parts["effort"])),
     Section("Plan", plan),
     sections.certificate(study, report, parts),
     Section("Loss", figure(drawings.get("loss_curves"), "no run has logged a step yet")),
@@ -111,7 +111,7 @@ def page(
 <h1>{title}</h1>
 <p class="when">{created}</p>
 </header>
-{sections.verdict(report)}
+{sections.finding(steps)}{sections.verdict(report)}
 <nav aria-label="Contents">{contents}</nav>
 {body}
 </body>

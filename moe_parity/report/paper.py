@@ -169,10 +169,10 @@ def loss_over_data(study: reading.Study) -> style.Drawing | None:
     narrow = width < 5
     shape = {"nrows": 2} if narrow else {"ncols": 2}
     figure, (own, other) = style.new_figure(width, 6.4 if narrow else 3.6, **shape)
-    rates = [rate for rate, _ in runs.values() if rate < 1]
-    for name, (rate, lines) in runs.items():
+    colours = style.run_colours({name: rate for name, (rate, _) in runs.items()})
+    for name, (_, lines) in runs.items():
       tokens, bpc = [line["num_tokens"] for line in lines], [line["bpc"] for line in lines]
-      colour = style.rate_colour(rate, min(rates), max(rates)) if rate < 1 else style.DENSE
+      colour = colours[name]
       own.plot(tokens, bpc, color=colour, linewidth=1.2)
       own.plot(tokens[-1], bpc[-1], "o", color=colour, markersize=3.5, label=name)
     rows = tables.table("table09")

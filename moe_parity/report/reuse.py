@@ -144,7 +144,7 @@ def decay(step: dict) -> style.Drawing | None:
       shown.add(rate)
       axis.plot(point["epochs"], point["cross_entropy"], "o", markersize=5.5, label=label,
                 color=look(rate))  # fmt: skip
-    axis.plot([], [], color=style.INK, label=f"R* = {law['token_decay']:.3g}, fitted here")
+    axis.plot([], [], color=style.INK, label=f"R* = {law['token_decay']:.4g}, fitted here")
     axis.plot([], [], color=style.INK, linestyle=(0, (2, 2)),
               label=f"R* = {law['token_decay_published']:.4g}, published")  # fmt: skip
     style.log_ticks(axis.xaxis, [point["epochs"] for point in law["points"]])
@@ -154,13 +154,13 @@ def decay(step: dict) -> style.Drawing | None:
     return figure
 
   ends = law.get("interval")
-  sure = f" (95 % interval {ends[0]:.3g} to {ends[1]:.3g})" if ends else ""
+  sure = f" (95 % interval {ends[0]:.4g} to {ends[1]:.4g})" if ends else ""
   return style.Drawing(
     "reuse_decay",
     "What a repeated token is worth",
     f"Points are runs. Lines: the law of Muennighoff et al. (2305.16264), in which D tokens of U "
     f"unique ones count as U (1 + R* (1 - exp(-(epochs - 1) / R*))); solid with R* = "
-    f"{law['token_decay']:.3g} fitted to {law['num_runs']} runs{sure}, dotted with their "
+    f"{law['token_decay']:.4g} fitted to {law['num_runs']} runs{sure}, dotted with their "
     f"{law['token_decay_published']:.4g} for dense models.",
     draw,
   )

@@ -33,7 +33,7 @@ def health(study: reading.Study) -> style.Drawing | None:
     figure, axes = style.new_figure(
       width, 8.6 if narrow else 4.7, nrows=4 if narrow else 2, ncols=1 if narrow else 2, sharex=True
     )
-    rates = [run.plan["activation_rate"] for run, _ in runs]
+    colours = style.run_colours({run.name: run.plan["activation_rate"] for run, _ in runs})
     seen: set[str] = set()
     for axis, (title, value) in zip(axes.flat, panels, strict=True):
       for run, train in runs:
@@ -43,7 +43,7 @@ def health(study: reading.Study) -> style.Drawing | None:
         seen.add(run.name)
         axis.plot(
           share, [value(line, experts) for line in train], linewidth=1.2, label=label,
-          color=style.rate_colour(run.plan["activation_rate"], min(rates), max(rates))
+          color=colours[run.name]
         )  # fmt: skip
       axis.set_title(title)
     for axis in np.atleast_2d(axes)[-1] if not narrow else axes[-1:]:
@@ -96,6 +96,7 @@ def loads(runs: list[reading.Run]) -> style.Drawing | None:
         )
         axis.grid(False)
         axis.set_yticks(range(1, len(final) + 1, max(1, len(final) // 4)))
+        axis.xaxis.get_major_locator().set_params(integer=True)
       left.set_title(label)
       left.set_ylabel("MoE layer")
     axes[-1, 0].set_xlabel("expert, by load")

@@ -38,11 +38,28 @@ def verdict(report: dict) -> str:
 {notes}"""
 
 
+def finding(steps: dict[str, dict]) -> str:
+  """The headline and the sentences of a step that answers another question than the verdict."""
+  return "".join(
+    f"""<section class="verdict">
+<p class="headline">{words(step["headline"])}</p>
+{bullets(step["sentences"])}</section>
+"""
+    for step in steps.values()
+    if step.get("headline")
+  )
+
+
+def _sentences(step: dict) -> str:
+  """Of a step whose headline does not stand above already."""
+  return "" if step.get("headline") else bullets(step.get("sentences", []))
+
+
 def architecture(step: dict, drawings: Drawings, tables: Tables) -> list[Section]:
   """Step 1; nothing where it was not run."""
   if not step:
     return []
-  body = bullets(step.get("sentences", []))
+  body = _sentences(step)
   if step.get("rule"):
     body += paragraphs([f"How a choice is made: {step['rule']}"])
   body += table(tables["backbones"]) + figure(drawings.get("shape_scatter"))
@@ -57,10 +74,13 @@ def architecture(step: dict, drawings: Drawings, tables: Tables) -> list[Section
   return [Section("Architecture search", body)]
 
 
-def main_sweep(drawings: Drawings, report: dict) -> Section:
+def main_sweep(drawings: Drawings, report: dict, steps: dict[str, dict]) -> list[Section]:
+  """BPC over activation rate; nothing for a search, all of whose MoE arms share one rate."""
+  if steps["architecture"] and "activation_rate" not in drawings:
+    return []
   done = any(group["kind"] == "moe" and group["role"] == "arm" for group in report["groups"])
   missing = "MoE arms of different activation rates" if done else "no MoE arm is done yet"
-  return Section("Activation rate", figure(drawings.get("activation_rate"), missing))
+  return [Section("Activation rate", figure(drawings.get("activation_rate"), missing))]
 
 
 def parts(study: reading.Study) -> list[Section]:
@@ -76,7 +96,7 @@ def activation_rate(step: dict, drawings: Drawings, tables: Tables) -> list[Sect
   """Step 2 beyond the main sweep."""
   if not step:
     return []
-  body = bullets(step.get("sentences", []))
+  body = _sentences(step)
   for name in ("sweeps", "fixed_data", "transfer"):
     body += figure(drawings.get(name))
   tuning = table(tables["tuning"])
@@ -89,7 +109,7 @@ def data_reuse(step: dict, drawings: Drawings, tables: Tables) -> list[Section]:
   """Step 3."""
   if not step:
     return []
-  body = bullets(step.get("sentences", []))
+  body = _sentences(step)
   body += figure(drawings.get("reuse_by_scheme")) + figure(drawings.get("reuse_decay"))
   body += fold("Every arm under every scheme", table(tables["data_reuse"]))
   return [Section("Data reuse", body)]
@@ -168,13 +188,26 @@ def method(report: dict) -> Section:
 
 
 def reproduce(study: reading.Study, tables: Tables) -> Section:
-  """Command, versions, data hashes, config, and what each side of the comparison was given."""
+  """Command, versions, data hashes and config."""
   info = study.info
   if info.get("command"):
-    body = f"<pre>{html.escape(str(info['command']))}</pre>\n"
+    body = paragraphs(
+      ["In a checkout of moe_parity of the version below, with the packages below:"]
+    )
+    body += f"<pre>{html.escape(str(info['command']))}</pre>\n"
   else:
     body = absent("the command, for study.json does not hold it")
-  body += table(tables["effort"])
+  source = info.get("config", {}).get("data", {}).get("source")
+  text = "The text comes with the package." if source == "builtin" else (
+    "The text is the user's own: these are the same runs only if the hashes below are the same;"
+    " `moe-parity data show STORE` prints those of a store."
+  )  # fmt: skip
+  again = [
+    "The same command on the same --workdir trains what is missing and writes this page again;"
+    " `moe-parity report` on that folder only writes the page. The same versions on the same kind"
+    " of machine give the same losses; another machine moves their last digits."
+  ]
+  body += paragraphs(([text] if source else []) + again)
   body += table(tables["versions"], "versions, for study.json does not hold it")
   body += table(tables["data"], "data, for study.json does not hold it")
   if info.get("config"):

@@ -64,9 +64,9 @@ def by_layer(counted: list[Counted]) -> style.Drawing | None:
 
   def draw(width: int | float) -> Any:
     figure, axis = style.new_figure(width, 4.2 if width < 5 else 3.3)
-    rates = [c.run.plan["activation_rate"] for c in shown]
+    colours = style.run_colours({c.run.name: c.run.plan["activation_rate"] for c in shown})
     for c in shown:
-      colour = style.rate_colour(c.run.plan["activation_rate"], min(rates), max(rates))
+      colour = colours[c.run.name]
       layers = [row["layer"] for row in c.layers]
       shares = [100 * row["share"] for row in c.layers]
       axis.plot(layers, shares, color=colour, linewidth=1.1, label=c.run.name)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 DESK, PHONE = 6.6, 3.75  # width in inches at which a figure is drawn, with the same 9-point text
@@ -15,6 +15,7 @@ DENSE, REFERENCE, FIT = "#1b1f24", "#7a828c", "#0b6e99"
 BETTER, WORSE, ACCENT = "#1a7f4b", "#b3362b", "#c4501b"
 SERIES = ("#0b6e99", "#c98a00", "#8e4585", "#1a7f4b", "#c4501b", "#5b6470")
 MARKERS = "osD^vP"
+SAME_RATE = 1.05  # arms of a search differ by less in what whole numbers make of one rate
 ROUND_RATES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0)
 SETTINGS = {
   "font.family": "DejaVu Sans",
@@ -122,6 +123,21 @@ def rate_colour(
 
   position = 0.5 if low == high else math.log(rate / low) / math.log(high / low)
   return colormaps["viridis"](0.05 + 0.78 * position)
+
+
+def run_colours(rates: Mapping[str, int | float]) -> dict[str, Any]:
+  """A colour for each arm: black for dense, others by activation rate; where the MoE arms of a
+  search share one rate, a colour each.
+
+  Args:
+    rates: activation rate by arm, 1 for dense.
+  """
+  moe = {name: rate for name, rate in rates.items() if rate < 1}
+  looks = dict.fromkeys(rates, DENSE)
+  if len(moe) > 1 and max(moe.values()) < SAME_RATE * min(moe.values()):
+    return looks | {name: look for name, (look, _) in zip(moe, series(len(moe)), strict=True)}
+  ends = (min(moe.values(), default=1), max(moe.values(), default=1))
+  return looks | {name: rate_colour(rate, *ends) for name, rate in moe.items()}
 
 
 def rate_axis(axis: Any, rates: list[float], round_ticks: bool = False) -> None:

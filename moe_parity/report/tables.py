@@ -1,5 +1,6 @@
 """The tables every study has: arms, plan, scores, comparisons, certificates."""
 
+from moe_parity.console import duration
 from moe_parity.report.table import (
   Column,
   Table,
@@ -233,7 +234,7 @@ def effort(report: dict) -> Table:
       Column("num_runs", "runs planned"),
       Column("num_done", "runs done"),
       Column("train_flops", "FLOPs spent", scientific),
-      Column("hours", "hours", fixed(2)),
+      Column("hours", "time", duration),
     ),
     rows,
   )
@@ -253,6 +254,8 @@ def data(info: dict) -> Table:
   rows = []
   for name, value in info.get("data", {}).items():
     parts = value.items() if isinstance(value, dict) else [("", value)]
+    told = {"train_sha256": "training tokens, sha256", "validation_sha256": "held-out, sha256"}
+    name = told.get(name, name)
     rows += [{"name": f"{name} {key}".strip(), "value": str(part)} for key, part in parts]
   columns = (
     Column("name", "what", number=False),

@@ -74,7 +74,7 @@ def analyse_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, curve.Cu
 def _statistics(runs: list[reading.Run], warnings: list[str]) -> tuple[dict, curve.Curve | None]:
   """All that rests on finished runs. Arms are averaged over seeds before they are compared."""
   empty = {"groups": [], "baseline": "", "comparisons": [], "references": [], "by_domain": []}
-  empty |= {"noise": {"sd": None, "df": 0}, "curve": None, "documents": {}}
+  empty |= {"noise": {"sd": None, "df": 0}, "curve": None, "num_rates": 0, "documents": {}}
   if not runs:
     return empty, None
   rng = np.random.default_rng(BOOTSTRAP_SEED)
@@ -120,7 +120,8 @@ def _statistics(runs: list[reading.Run], warnings: list[str]) -> tuple[dict, cur
   ]
   rate_A = np.array([first[name].plan["activation_rate"] for name in names])
   fitted = None
-  if _different(rate_A[moe]) >= curve.NUM_COEFFICIENTS:
+  report["num_rates"] = _different(rate_A[moe])
+  if report["num_rates"] >= curve.NUM_COEFFICIENTS:
     fitted = curve.fit(rate_A[moe], value_A[moe], seeds_A[moe], documents_BA[:, moe], noise, rng)
     report["curve"] = _curve(fitted)
     if dense:

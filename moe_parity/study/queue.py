@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from moe_parity.console import duration
 from moe_parity.resources.arm_plan import ArmPlan
 from moe_parity.study.parts import Results
 from moe_parity.study.study_folder import Study, Task
@@ -59,5 +60,5 @@ def queue(
   left = sum(row["hours"] for row in rows)
   missing = sum(row["status"] != "done" for row in rows)
   word = "at least" if bound else "about"
-  notes.append(f"{missing} of {len(rows)} runs are left, {word} {left:.2f} hours on one device")
+  notes.append(f"{missing} of {len(rows)} runs are left, {word} {duration(left)} on one device")
   return rows, notes

@@ -62,7 +62,7 @@ def summarise(folder: pathlib.Path, parts: Sequence[Part]) -> dict:
       {run.label for study in studies.values() for run in study.runs if not run.done}
     ),
   }
-  return value | {"sentences": _sentences(value)}
+  return value | {"headline": _headline(value), "sentences": _sentences(value)}
 
 
 def _by_arm(study: reading.Study) -> dict[str, list[reading.Run]]:
@@ -223,6 +223,23 @@ def _curves(points: list[Point], names: list[str], decay: float, loss: np.ndarra
   return list(rows.values())
 
 
+def _headline(value: dict) -> str:
+  """Under which schemes MoE leads, in one sentence."""
+  told = []
+  for scheme in value["schemes"]:
+    rows = scheme["comparisons"]
+    better = sum(row["verdict"] == "MoE better" for row in rows)
+    if rows:
+      told.append(f"{_scheme_name(scheme)} {better} of {len(rows)}")
+  if not told:
+    return "No scheme can be judged yet: it takes a finished dense arm and a finished MoE arm."
+  return f"MoE arms that beat dense beyond the noise, by reuse scheme: {', '.join(told)}."
+
+
+def _scheme_name(scheme: dict) -> str:
+  return f"{scheme['epochs']:g} epochs" if scheme["reuse"] == "epochs" else scheme["reuse"]
+
+
 def _sentences(value: dict) -> list[str]:
   lines = []
   for scheme in value["schemes"]:
@@ -230,13 +247,20 @@ def _sentences(value: dict) -> list[str]:
     if rows:
       better = [row["name"] for row in rows if row["verdict"] == "MoE better"]
       best = min(rows, key=lambda row: row["difference"])
-      told = f"{scheme['epochs']:g} epochs" if scheme["reuse"] == "epochs" else scheme["reuse"]
       lines.append(
-        f"{told}: {len(better)} of {len(rows)} MoE arms beat dense beyond the noise; the best,"
-        f" {best['name']} at {best['epochs']:.2f} epochs, by {-best['difference']:+.4f} BPC."
+        f"{_scheme_name(scheme)}: {len(better)} of {len(rows)} MoE arms beat dense beyond the"
+        f" noise; the best, {best['name']} at {best['epochs']:.2f} epochs, by"
+        f" {-best['difference']:+.4f} BPC."
       )
   law = value["law"]
-  if law:
+  if law and law["at_edge"]:
+    lines.append(
+      f"Muennighoff's law does not describe these runs: its fit runs to the end of the range tried"
+      f" (R* = {law['token_decay']:.3g}), so they say nothing about R*; its error is"
+      f" {law['rmse']:.4f} nats a token, {law['rmse_published']:.4f} with the published R* ="
+      f" {law['token_decay_published']:.1f}."
+    )
+  elif law:
     low, high = law["interval"]
     lines.append(
       f"Muennighoff's law fits these runs with R* = {law['token_decay']:.2f}"

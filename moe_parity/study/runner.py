@@ -17,7 +17,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moe_parity.errors import UserError, disk_is_full
-from moe_parity.resources.arm_plan import ArmPlan
 from moe_parity.study import certificate
 from moe_parity.study.claims import DONE, FAILED, STOPPED
 from moe_parity.study.shard import Shard
@@ -42,8 +41,8 @@ def run_study(
   *,
   only: Sequence[str] = (),
   shard: Shard = Shard(1, 1),  # noqa: B008 - an immutable tuple
-  report: Callable[[ArmPlan, Progress], None] = lambda arm, progress: None,
-  warn: Callable[[str], None] = print,
+  report: Callable[[Task, Progress], None] = lambda task, progress: None,
+  say: Callable[[str], None] = print,
   trainer: Trainer = Trainer(),  # noqa: B008 - frozen
 ) -> list[Arm]:
   """Trains what this worker can get of the study, then certifies each finished run and the parts.
@@ -51,13 +50,16 @@ def run_study(
   A staged study's worker waits for arms that others train, since they decide what comes next; a
   plain one's ends when the rest is with other workers.
 
+  Args:
+    report: called for every logged step. say: takes a line a run that ended, failed or was taken
+      over, and a line for each damaged checkpoint.
   Returns:
     every arm of the study with its status; a failed one holds its error.
   """
   while True:
     study.derive()
     tasks = tasks_of(study.parts, only)
-    if _train_one(study, shard.order(tasks), report, warn, trainer):
+    if _train_one(study, shard.order(tasks), report, say, trainer):
       continue
     running = [task.run for task in tasks if study.status(task.run)[0] == "running"]
     if not (study.staged and running):
@@ -72,7 +74,7 @@ def run_study(
   return arms
 
 
-def _train_one(study: Study, tasks: list[Task], report, warn, trainer: Trainer) -> bool:
+def _train_one(study: Study, tasks: list[Task], report, say, trainer: Trainer) -> bool:
   """Takes and trains the first run that is to be had; False if there is none."""
   for task in tasks:
     folder = study.folder / task.run
@@ -85,17 +87,17 @@ def _train_one(study: Study, tasks: list[Task], report, warn, trainer: Trainer) 
       claim.release(DONE)
       continue
     if claim.took_over:
-      warn(f"{task.arm.name} (seed {task.arm.seed}): {claim.took_over}; taking its run over")
+      say(f"{task.label}: {claim.took_over}; taking its run over")
     study.write()
 
-    def tell(progress: Progress, claim=claim, arm=task.arm) -> None:
+    def tell(progress: Progress, claim=claim, task=task) -> None:
       claim.check()
-      report(arm, progress)
+      report(task, progress)
 
     state, failure = STOPPED, None
     try:
       config = config_of(task)
-      trainer.train(config, task.arm, study.store, folder, tell, warn)
+      trainer.train(config, task.arm, study.store, folder, tell, say)
       state = DONE
     except Exception as error:
       if disk_is_full(error):
@@ -103,11 +105,13 @@ def _train_one(study: Study, tasks: list[Task], report, warn, trainer: Trainer) 
       state, failure = FAILED, error
       if not isinstance(error, UserError):
         (folder / TRACE).write_text(traceback.format_exc())
-      warn(f"{task.arm.name} (seed {task.arm.seed}) failed: {error}")
+      say(f"{task.label} failed: {error}")
     finally:
       claim.release(state, failure)
     if state == DONE:
       _certify(folder, trainer)
+      validation = run_folder.read_result(folder)["validation"]
+      say(f"{task.label}: done, {validation['bpc']:.4f} bits per character")
     study.write()
     return True
   return False

@@ -59,9 +59,10 @@ def summarise(
     "dense_backbone": _last(rows, "dense"),
     "num_arms": {kind: len(names) for kind, names in arms.items()},
     "num_runs": {kind: sum(len(runs[n]) for n in names) for kind, names in arms.items()},
+    "between": _between(rows, runs, noise),
     "noise": {"sd": noise.sd if noise.df else None, "df": noise.df},
   }
-  return value | {"sentences": _sentences(value)}
+  return value | {"headline": _headline(value), "sentences": _sentences(value)}
 
 
 def _stage(stage: Stage, plans: dict[str, ArmPlan], runs: dict[str, list[reading.Run]]) -> dict:
@@ -128,22 +129,75 @@ def _last(rows: list[dict], kind: str) -> dict | None:
   return next(o for o in done[-1]["options"] if o["label"] == done[-1]["chosen"])
 
 
+def _between(rows: list[dict], runs: dict[str, list[reading.Run]], noise) -> dict | None:
+  """The MoE backbone minus the dense one, BPC, with an interval; None while one is missing."""
+  arms = [_last(rows, kind) for kind in ("dense", "moe")]
+  if None in arms or any(arm["bpc"] is None for arm in arms):
+    return None
+  results = [[run.result for run in runs[arm["arm"]] if run.done] for arm in arms]
+  difference, interval = choice.differences(results, 0, noise)[1]
+  return {"difference": difference, "interval": list(interval) if interval else None}
+
+
+def _headline(value: dict) -> str:
+  """What was locked in, in one sentence."""
+  sides = {"moe": "MoE", "dense": "dense"}
+  if not all(row["complete"] for row in value["stages"]) or value["between"] is None:
+    return "The search is not complete: no backbone is locked yet."
+  chosen = {
+    side: ", ".join(row["chosen"] for row in value["stages"] if row["kind"] == kind)
+    for kind, side in sides.items()
+  }
+  locked = "; ".join(f"{side}: {labels}" for side, labels in chosen.items())
+  return f"The search locks the backbones. {locked}."
+
+
 def _sentences(value: dict) -> list[str]:
-  lines = []
-  for row in value["stages"]:
-    if not row["complete"]:
-      lines.append(f"{row['question']} Not all of its {len(row['options'])} arms are done.")
-      continue
-    rivals = [o["label"] for o in row["options"] if o["verdict"] == "inside the noise"]
-    tied = f"; inside the noise of it: {', '.join(rivals)}" if rivals else ""
-    lines.append(f"{row['question']} {row['chosen']} of {len(row['options'])} options{tied}.")
+  lines = [_stage_sentence(row) for row in value["stages"]]
   arms, runs = value["num_arms"], value["num_runs"]
   lines.append(
-    f"The MoE side got {arms['moe']} arms ({runs['moe']} runs), the dense side {arms['dense']}"
-    f" ({runs['dense']} runs), all at equal N and C."
+    f"The MoE side got {_arms(arms['moe'])} ({_runs(runs['moe'])}), the dense side"
+    f" {_arms(arms['dense'])} ({_runs(runs['dense'])}), all at equal N and C."
   )
+  if between := value["between"]:
+    told = ""
+    if between["interval"]:
+      low, high = between["interval"]
+      told = f" (95 % interval {low:+.4f} to {high:+.4f})"
+    lines.append(
+      f"The MoE backbone minus the dense one: {between['difference']:+.4f} BPC{told}. Both were"
+      " chosen on the text they are scored on, which flatters the side with more arms."
+    )
   if not value["noise"]["df"]:
     lines.append(
-      "Every arm ran with one seed: the noise above is that of the validation documents only."
+      "Every arm ran with one seed: intervals cover the choice of validation documents and not"
+      " training noise, so a choice may be an accident of the seed."
     )
   return lines
+
+
+def _stage_sentence(row: dict) -> str:
+  """The answer to a stage's question, and by how much."""
+  question, options = row["question"], row["options"]
+  if not row["complete"]:
+    return f"{question} Not all of its {len(options)} arms are done."
+  if len(options) == 1:
+    return f"{question} {row['chosen']}; nothing else was tried."
+  rivals = [o["label"] for o in options if o["verdict"] == "inside the noise"]
+  tied = f" Inside the noise of it: {', '.join(rivals)}." if rivals else ""
+  start = next(o for o in options if o["label"] == row["incumbent"])
+  if row["chosen"] == row["incumbent"]:
+    return f"{question} {row['chosen']} stays, of {len(options)} options.{tied}"
+  gain = "" if start["difference"] is None else f" by {start['difference']:.4f} BPC"
+  return (
+    f"{question} {row['chosen']}, of {len(options)} options; it beats {row['incumbent']},"
+    f" which was in place,{gain}.{tied}"
+  )
+
+
+def _arms(count: int) -> str:
+  return f"{count} arm{'s' * (count != 1)}"
+
+
+def _runs(count: int) -> str:
+  return f"{count} run{'s' * (count != 1)}"

@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import pathlib
 import platform
+import subprocess
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,6 +32,12 @@ class Task(NamedTuple):
   arm: ArmPlan
   run: str
 
+  @property
+  def label(self) -> str:
+    """What a reader calls it: its part, its arm, and its seed where that is not the first."""
+    part = f"{self.part.name}/" if self.part.name else ""
+    return f"{part}{self.arm.name}" + (f" seed {self.arm.seed}" if self.arm.seed else "")
+
 
 @dataclasses.dataclass
 class Arm:
@@ -47,7 +54,21 @@ class Arm:
 def versions() -> dict[str, str]:
   """Of Python and of what decides a run's numbers."""
   found = {name: importlib.metadata.version(name) for name in VERSIONS}
+  if commit := _commit():
+    found["moe_parity"] += f" ({commit})"
   return found | {"python": platform.python_version()}
+
+
+def _commit() -> str:
+  """The commit of the checkout this package is run from, with -dirty where files differ from it."""
+  root = pathlib.Path(__file__).resolve().parents[2]
+  if not (root / ".git").exists():
+    return ""
+  asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+  try:
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):  # no git here, or it does not trust the owner
+    return ""
 
 
 def tasks_of(parts: Sequence[Part], only: Sequence[str] = ()) -> list[Task]:

@@ -134,9 +134,10 @@ def _comparison(report: dict) -> list[str]:
 def _optimum(report: dict) -> list[str]:
   fitted = report["curve"]
   if not fitted:
-    have = sum(g["kind"] == "moe" and g["role"] == "arm" for g in report["groups"])
+    have = report["num_rates"]
     return [
-      f"No best activation rate can be read off: {have} MoE arms are done, a curve takes three."
+      "No best activation rate can be read off: a curve takes three different rates, and the MoE"
+      f" arms that are done have {have}."
     ] if have else []  # fmt: skip
   minimum = fitted["minimum"]
   low, high = minimum["interval"]

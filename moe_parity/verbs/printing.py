@@ -29,10 +29,17 @@ def show(value) -> str:
   return f"{value:.4g}"
 
 
-def print_verdict(analysis: dict, page: pathlib.Path) -> None:
-  """The verdict in words, then where the page is."""
+def print_verdict(analysis: dict, page: pathlib.Path, step: dict | None = None) -> None:
+  """What a step of the paper found and the verdict, in words, then where the page is."""
+  if step and step.get("headline"):
+    _print_words(step["headline"], step["sentences"])
+    step = None
   verdict = analysis["verdict"]
-  print("\n" + textwrap.fill(verdict["headline"], 96))
-  for sentence in verdict["sentences"]:
-    print(textwrap.fill(sentence, 96, initial_indent="- ", subsequent_indent="  "))
+  _print_words(verdict["headline"], verdict["sentences"] + (step["sentences"] if step else []))
   print(f"\nreport: {page}")
+
+
+def _print_words(headline: str, sentences: Sequence[str]) -> None:
+  print("\n" + textwrap.fill(headline, 96))
+  for sentence in sentences:
+    print(textwrap.fill(sentence, 96, initial_indent="- ", subsequent_indent="  "))

@@ -16,11 +16,13 @@ def arguments(parser) -> None:
 
 def run(args) -> int:
   from moe_parity.report.page import write_report
+  from moe_parity.report.steps import read_steps
 
   page = write_report(args.folder)
   analysis = json.loads((args.folder / "analysis.json").read_text())
   if args.json:
     print(json.dumps(analysis, indent=2))
   else:
-    print_verdict(analysis, page)
+    step = next((s for s in read_steps(args.folder).values() if s), None)
+    print_verdict(analysis, page, step)
   return 0

@@ -58,6 +58,7 @@ def open_study(args, config, store):
 
 def dry_run(args, config, store, only) -> int:
   """Prints the queue, and what it rests on."""
+  from moe_parity.console import duration
   from moe_parity.startup import start_jax
   from moe_parity.study.parts import method_of
   from moe_parity.study.queue import queue
@@ -73,7 +74,8 @@ def dry_run(args, config, store, only) -> int:
   if args.json:
     print(json.dumps(rows, indent=2))
     return 0
-  print_table(rows)
+  shown = [{k: v for k, v in row.items() if k != "hours"} for row in rows]
+  print_table([s | {"time": duration(r["hours"])} for s, r in zip(shown, rows, strict=True)])
   for note in notes:
     print(f"note: {note}")
   return 0
@@ -97,27 +99,37 @@ def run_and_judge(args, config, store, only) -> int:
     return 0
   study = open_study(args, config, store)
   tasks = tasks_of(study.derive(), only)
-  with TrainingBars([task.arm for task in tasks]) as bars:
+  before = {task.run for task in tasks if study.status(task.run)[0] == "done"}
+  seen = set()
+  with TrainingBars() as bars:
+
+    def show(task, progress) -> None:
+      if task.run not in seen:  # a stage may have added runs
+        seen.add(task.run)
+        left = (t for t in tasks_of(study.parts, only) if t.run not in before)
+        bars.plan({t.label: t.arm.train_flops for t in left})
+      bars.update(task.label, progress)
+
     if note := idle_devices(config):
       bars.print(note)
     arms = run_study(
       study,
       only=only,
       shard=shard,
-      report=bars.update,
-      warn=bars.print,
+      report=show,
+      say=bars.print,
       trainer=leading(Trainer()),
     )
   dismiss()
   for part in study.parts[1:]:
     write_report(study.folder / part.folder)
-  study.summarise()
+  step = study.summarise()
   page = write_report(args.workdir)
   analysis = json.loads((args.workdir / "analysis.json").read_text())
   if args.json:
     print(json.dumps(analysis, indent=2))
   else:
-    print_verdict(analysis, page)
+    print_verdict(analysis, page, step)
   if running := [arm.name for arm in arms if arm.status == "running"]:
     print(f"with other workers still: {', '.join(running)}; the report grows when they are done")
   failed = [arm for arm in arms if arm.status == "failed"]

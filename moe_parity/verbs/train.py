@@ -38,11 +38,11 @@ def run(args) -> int:
   from moe_parity.training.loop import train_arm
 
   start_jax(**processes(args))
-  with TrainingBars(arms) as bars:
+  with TrainingBars() as bars:
     if note := idle_devices(config):
       bars.print(note)
     result = train_arm(
-      config, arms[0], store, args.workdir, lambda p: bars.update(arms[0], p), bars.print
+      config, arms[0], store, args.workdir, lambda p: bars.update(arms[0].name, p), bars.print
     )
   if not hosts.is_first():
     return 0
