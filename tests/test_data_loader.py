@@ -150,8 +150,9 @@ def test_sizes_that_do_not_fit_are_refused(train):
 def test_prefetch_puts_ahead_and_loses_nothing():
   started = []
   moved = prefetch(range(7), lambda x: (started.append(x), x * 10)[1], depth=2)
-  assert next(moved) == 0 and started == [0, 1, 2]
-  assert list(moved) == [10, 20, 30, 40, 50, 60]
+  assert next(moved) == 0 and started == [0]  # the first step waits for nothing else
+  assert next(moved) == 10 and started == [0, 1, 2, 3]
+  assert list(moved) == [20, 30, 40, 50, 60]
 
 
 @pytest.mark.parametrize("depth", [1, 3])

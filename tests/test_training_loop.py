@@ -3,13 +3,16 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from moe_parity import cli, config
 from moe_parity.data.prepare import prepare
 from moe_parity.errors import UserError
 from moe_parity.resources.plan import make_plan
+from moe_parity.training import loop
 from moe_parity.training.loop import NotFiniteError, train_arm
+from moe_parity.training.step import make_train_step
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL = ["--config.budget.dense_tokens=5120", "--config.evaluation.max_tokens=2000"]
@@ -68,14 +71,42 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(run, store):
   assert (run / "checkpoints" / f"damaged-{steps[-1]}").exists()
 
 
-def test_a_loss_that_is_no_number_stops_with_its_step_and_keeps_the_checkpoint(store, tmp_path):
+def test_a_loss_that_is_no_number_stops_with_its_step(store, tmp_path):
   loaded, plan = arm(
     "dense", "--config.train.save_every=5", "--config.arms.dense.peak_learning_rate=1e30"
   )
-  with pytest.raises(NotFiniteError, match=r"'dense': the loss of step \d+ is (nan|inf)"):
+  message = r"'dense': the loss of step [2-4] is (nan|inf); no checkpoint is yet in .*checkpoints"
+  with pytest.raises(NotFiniteError, match=message):
     train_arm(loaded, plan, store, tmp_path / "run")
   assert not (tmp_path / "run" / "result.json").exists()
   assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") >= 1
+
+
+def test_a_loss_that_is_no_number_keeps_the_checkpoint_before_it(store, tmp_path, monkeypatch):
+  class FailsAt7:
+    def __init__(self, step):
+      self.step, self.calls = step, 0
+
+    def lower(self, *arguments):
+      self.step = self.step.lower(*arguments).compile()
+      return self
+
+    def compile(self):
+      return self
+
+    def __call__(self, *arguments):
+      state, scalars = self.step(*arguments)
+      self.calls += 1
+      return state, scalars | ({"loss": np.nan} if self.calls == 7 else {})
+
+  loaded, plan = arm("dense", "--config.train.save_every=3")
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "make_train_step", lambda *a: FailsAt7(make_train_step(*a)))
+    with pytest.raises(NotFiniteError, match="step 7 is nan; the checkpoint of step 6 is kept in"):
+      train_arm(loaded, plan, store, tmp_path / "run")
+  lines = []
+  train_arm(loaded, plan, store, tmp_path / "run", lambda progress: lines.append(progress.step))
+  assert lines[0] == 7
 
 
 def test_micro_batches_that_do_not_divide_the_batch_are_refused_before_any_compile(store, tmp_path):

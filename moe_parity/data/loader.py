@@ -165,16 +165,24 @@ class _Steps:
 
 
 def _read(loader: Loader) -> Iterator[dict[str, np.ndarray]]:
-  """The batches in their order, `loader.prefetch` of them read ahead by a thread of their own."""
-  import grain  # over a second to import, so only once batches are wanted
+  """The batches in their order, `loader.prefetch` of them read ahead by a thread of their own.
+
+  Reading ahead begins with the second: grain and what it loads take most of a second to import,
+  which the first step should not wait for.
+  """
+  steps = _Steps(loader)
+  if len(steps):
+    yield steps[0]
+  import grain
 
   threads = min(1, loader.prefetch)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=loader.prefetch)
-  return iter(grain.MapDataset.source(_Steps(loader)).to_iter_dataset(options))
+  yield from grain.MapDataset.source(steps)[1:].to_iter_dataset(options)
 
 
 def prefetch(batches: Iterable[Any], put: Callable[[Any], Any], depth: int = 1) -> Iterator[Any]:
-  """Keeps `depth` batches on the way to the device while the one before them is in use.
+  """Keeps `depth` batches on the way to the device while the one before them is in use; the first
+  is handed out as soon as it is there.
 
   Args:
     put: starts the transfer of one batch and returns at once, such as `jax.device_put`.
@@ -183,13 +191,14 @@ def prefetch(batches: Iterable[Any], put: Callable[[Any], Any], depth: int = 1) 
     cost the steps it still allows.
   """
   waiting: deque = deque()
-  source, ended = iter(batches), None
+  source, ended, ahead = iter(batches), None, 0
   while ended is None or waiting:
-    while ended is None and len(waiting) <= depth:
+    while ended is None and len(waiting) <= ahead:
       try:
         waiting.append(put(next(source)))
       except Exception as error:  # noqa: BLE001 - raised below, in its turn
         ended = error
+    ahead = depth
     if waiting:
       yield waiting.popleft()
   if not isinstance(ended, StopIteration):

@@ -6,6 +6,7 @@ flipped byte that its format notices) is passed over for the one before it, with
 """
 
 import dataclasses
+import functools
 import logging
 import pathlib
 import shutil
@@ -44,18 +45,29 @@ class Checkpoints:
         f"train.keep_checkpoints={keep} leaves nothing to fall back on when the newest checkpoint"
         " is damaged; use 2 or more"
       )
-    from orbax.checkpoint import v1 as ocp
+    self.folder, self._keep = folder.resolve(), keep
+
+  @functools.cached_property
+  def _checkpointer(self):
+    from orbax.checkpoint import v1 as ocp  # half a second: a fresh run needs it at its first save
 
     # Orbax narrates every save at INFO, and logs with a traceback a thread what it also raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    self._ocp = ocp
-    self.folder = folder.resolve()
-    self._checkpointer = ocp.training.Checkpointer(
+    return ocp.training.Checkpointer(
       self.folder,
       save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-      preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+      preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
       cleanup_tmp_directories=True,
     )
+
+  def _is_open(self) -> bool:
+    return "_checkpointer" in vars(self)
+
+  def steps(self) -> list[int]:
+    """Finished steps of the checkpoints there are, the newest first."""
+    if not self._is_open() and not self.folder.exists():
+      return []
+    return sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
 
   def save(self, step: int, state: TrainState, ledger: dict[str, np.ndarray]) -> None:
     """Starts writing; returns once the arrays are copied. Waits for the save before it."""
@@ -65,7 +77,8 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Returns when the last save is on disk; raises what went wrong with it (a full disk)."""
-    self._checkpointer.wait()
+    if self._is_open():
+      self._checkpointer.wait()
 
   def restore(self, abstract_state: TrainState, abstract_ledger: dict[str, Any]) -> Restored | None:
     """The newest checkpoint that can be read whole; None if there is none at all.
@@ -76,7 +89,7 @@ class Checkpoints:
     Raises:
       UserError: there are checkpoints and none can be read.
     """
-    steps = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
+    steps = self.steps()
     warnings = []
     for step in steps:
       try:
@@ -109,7 +122,8 @@ class Checkpoints:
     self._checkpointer.reload()
 
   def close(self) -> None:
-    self._checkpointer.close()
+    if self._is_open():
+      self._checkpointer.close()
 
 
 def _parts(state: TrainState) -> dict[str, dict]:

@@ -143,9 +143,12 @@ def train_arm(
     scalars = jax.device_get(scalars)
     loss = float(scalars["loss"])
     if not np.isfinite(loss):
+      checkpoints.wait()
+      kept = next(iter(checkpoints.steps()), None)
+      what = f"the checkpoint of step {kept} is kept in" if kept else "no checkpoint is yet in"
       raise NotFiniteError(
-        f"arm {plan.name!r}: the loss of step {step} is {loss}; the checkpoint before it is kept in"
-        f" {checkpoints.folder}; lower --config.arms.{plan.name}.learning_rate_multiplier"
+        f"arm {plan.name!r}: the loss of step {step} is {loss}; {what} {checkpoints.folder}; lower"
+        f" --config.arms.{plan.name}.learning_rate_multiplier"
       )
     if due(step, config.train.log_every, plan.num_steps) or step == first + 1:
       line = log_line(step, scalars, clock)
@@ -170,7 +173,8 @@ def train_arm(
       pending = scalars
       evaluating = due(step, config.train.eval_every, plan.num_steps)
       saving = due(step, config.train.save_every, plan.num_steps)
-      if evaluating or saving:  # both need this step's own loss to be known good first
+      # Both need this step's own loss to be known good first; a user waits for the first.
+      if evaluating or saving or step == first + 1:
         record(step, pending)
         pending = None
         with clock.paused():
