@@ -74,6 +74,35 @@ def test_a_split_is_counted_document_by_document(tmp_path):
   assert found.domains == open_store(tmp_path / "store").validation.documents.domains
 
 
+@pytest.mark.parametrize("max_tokens, cut", [(600, 256), (90, 256), (2000, 20), (0, 256)])
+def test_a_sample_is_the_beginnings_of_documents_and_no_longer_than_asked(
+  tmp_path, monkeypatch, max_tokens, cut
+):
+  monkeypatch.setattr(choices, "CUT", cut)
+  split = small_store(tmp_path, count=60).validation
+  rows, tokens = choices.sample(split.documents, max_tokens, seed=3)
+  lengths = split.documents.num_text_tokens[rows]
+  assert np.all(np.diff(rows) > 0) and np.all(tokens <= lengths)
+  if not max_tokens:
+    assert len(rows) == len(split.documents) and np.array_equal(tokens, lengths)
+    return
+  assert 0 < tokens.sum() <= max_tokens
+  assert set(split.documents.domain[rows]) == set(split.documents.domain)
+  seen = []
+
+  def count(inputs, counted):
+    seen.append((inputs, counted))
+    return np.zeros((2, len(inputs), 7), int), np.zeros((2, 7, 7), int)
+
+  found = choices.count_split(
+    count, split, small_model.moe(), seq_len=16, batch_sequences=3, max_tokens=max_tokens, seed=3
+  )
+  assert np.array_equal(found.tokens_N, tokens)
+  looked_at = [list(inputs[mask]) for batch in seen for inputs, mask in zip(*batch, strict=True)]
+  text = [[split.tokenizer.bos_id, *split.document(int(i))][:n] for i, n in zip(rows, tokens)]  # noqa: B905
+  assert sum(looked_at, []) == sum(text, [])
+
+
 def test_a_dense_model_has_no_choices_to_count():
   with pytest.raises(UserError, match="dense model"):
     choices.make_counter(small_model.dense(), ModelOptions())

@@ -69,7 +69,12 @@ def planned(store, *overrides):
   """The config, and its dense arm and one of its MoE arms: batches of other sizes."""
   loaded = config.load(
     f"{ROOT}/configs/demo.py:tiny",
-    ["--config.budget.dense_tokens=9600", "--config.evaluation.max_tokens=500", *overrides],
+    [
+      "--config.budget.dense_tokens=9600",
+      "--config.evaluation.max_tokens=500",
+      "--config.evaluation.routing_tokens=0",
+      *overrides,
+    ],  # fmt: skip
   )
   plan = make_plan(loaded, **facts(store, loaded))
   arms = {arm.name: arm for arm in plan.arms}

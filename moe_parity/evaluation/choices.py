@@ -1,7 +1,8 @@
 """Which experts held-out text is sent to, counted document by document.
 
 One pass over at most `max_tokens` tokens in windows of one document each, as mode `document` of
-`bits` makes them. A token counts where it is scored, so context that is shown twice counts once.
+`bits` makes them. Tokens of one document are alike, so a sample takes the beginnings of many
+documents rather than a few whole ones.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from moe_parity.data.token_store import Split
+from moe_parity.data.order import key, permute
+from moe_parity.data.token_store import Documents, Split
 from moe_parity.errors import UserError
 from moe_parity.evaluation import bits
 from moe_parity.evaluation.specialisation import MAX_DOCUMENTS, Choices
@@ -20,6 +22,7 @@ from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import Transformer, abstract_model
 from moe_parity.resources.architecture import Architecture
 
+CUT = 256  # tokens of a document that a sample takes before it takes another document
 # (inputs int32 [B, S], counted bool [B, S]) -> counts [MoE layers, B, E] and pairs [layers, E, E]
 Count = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -34,9 +37,13 @@ def make_counter(architecture: Architecture, options: ModelOptions) -> Callable[
     raise UserError("a dense model routes nothing; count the choices of an MoE run")
   graph, _, _ = abstract_model(architecture, options)
 
-  @jax.jit
-  def count(params, buffers, inputs_BS, counted_BS):
+  def counted(params, buffers, inputs_BS, counted_BS):
     return count_choices(nnx.merge(graph, params, buffers), inputs_BS, counted_BS)
+
+  # A few batches are counted and then never again: on a CPU, half the time to compile is worth
+  # twice the time to run.
+  cheaply = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+  count = jax.jit(counted, compiler_options=cheaply)
 
   def with_weights(params, buffers) -> Count:
     return lambda inputs, counted: jax.device_get(count(params, buffers, inputs, counted))
@@ -91,6 +98,32 @@ def _count_layer(layer, x_TD, counted_BS) -> tuple[jax.Array, jax.Array]:
   return row_BE, pair_EE.astype(jnp.int32)
 
 
+def sample(documents: Documents, max_tokens: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Rows of the documents to look at, in stream order, and from how many tokens of each.
+
+  Every domain gets an even share of max_tokens, in documents drawn in a seeded order, the first CUT
+  tokens of each or more where there are too few of them. With max_tokens = 0 it is all of the
+  text; of more than MAX_DOCUMENTS documents some, evenly spread, so that what is kept stays small.
+  """
+  lengths = documents.num_text_tokens.astype(np.int64)
+  if max_tokens == 0:
+    many = min(len(documents), MAX_DOCUMENTS)
+    chosen = np.linspace(0, len(documents) - 1, many).round().astype(np.int64)
+    return chosen, lengths[chosen]
+  present = np.unique(documents.domain)
+  share = max(max_tokens // len(present), 1)
+  rows, tokens = [], []
+  for domain in present:
+    members = np.flatnonzero(documents.domain == domain)
+    wanted = min(max(share // CUT, 1), MAX_DOCUMENTS // len(present), len(members))
+    drawn = members[permute(np.arange(wanted), len(members), key(seed, int(domain)))]
+    rows.append(drawn)
+    tokens.append(np.minimum(lengths[drawn], share // wanted))
+  chosen, taken = np.concatenate(rows), np.concatenate(tokens)
+  order = np.argsort(chosen)
+  return chosen[order], taken[order]
+
+
 def count_split(
   count: Count,
   split: Split,
@@ -101,15 +134,9 @@ def count_split(
   max_tokens: int,
   seed: int = 0,
 ) -> Choices:
-  """Counts the choices over a split; every domain up to its share of max_tokens (0: all).
-
-  At most MAX_DOCUMENTS documents are taken, evenly spread over those chosen, so that what is kept
-  stays small whatever the split.
-  """
+  """Counts the choices over a split, or over a sample of about `max_tokens` of it; see `sample`."""
   documents = split.documents
-  chosen = bits.choose_documents(documents, max_tokens, seed)
-  if len(chosen) > MAX_DOCUMENTS:
-    chosen = chosen[np.linspace(0, len(chosen) - 1, MAX_DOCUMENTS).round().astype(int)]
+  chosen, left_N = sample(documents, max_tokens, seed)
   place = np.full(len(documents), -1)
   place[chosen] = np.arange(len(chosen))
   layers, experts = architecture.num_moe_layers, architecture.num_experts
@@ -123,9 +150,14 @@ def count_split(
     counted, owner = np.zeros(shape, bool), np.full(batch_sequences, -1)
     filled = 0
     for given, _, owned in rows:
-      scored = owned != bits.NO_DOCUMENT
-      inputs[filled, : given.size], counted[filled, : given.size] = given, scored
-      owner[filled] = place[owned[scored][0]]
+      scored = np.flatnonzero(owned != bits.NO_DOCUMENT)
+      document = place[owned[scored[0]]]
+      scored = scored[: left_N[document]]
+      if not scored.size:
+        continue
+      left_N[document] -= scored.size
+      inputs[filled, : given.size], counted[filled, scored] = given, True
+      owner[filled] = document
       filled += 1
       if filled == batch_sequences:
         break

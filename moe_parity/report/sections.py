@@ -143,7 +143,8 @@ def routing(drawings: Drawings, tables: Tables, report: dict) -> Section:
     body += fold(special.title, table(special))
   elif any(group["kind"] == "moe" for group in report["groups"]):
     body += absent(
-      "specialisation of experts by domain; moe-parity evaluate STUDY --routing counts it"
+      "specialisation of experts by domain, which a run on one device counts when it ends (on a "
+      "mesh, or for runs without it: moe-parity evaluate STUDY --routing)"
     )
   return Section("Routing", body)
 

@@ -82,9 +82,11 @@ def by_layer(counted: list[Counted]) -> style.Drawing | None:
     figure.legend(loc="outside lower center", ncols=2 if width < 5 else 5)
     return figure
 
+  seen = shown[0].choices.tokens_N
   return style.Drawing(
     "specialisation",
     "Specialisation of experts by domain",
+    f"From {int(seen.sum()):,} held-out tokens of {int((seen > 0).sum())} documents. "
     "Mutual information between the domain of a held-out token (domains weigh the same) and its "
     "expert, minus what dealing the domains anew among the documents gives, in percent of "
     "ln(domains): 0 is chance, 100 an expert for each domain alone. Filled points stand out from "

@@ -17,7 +17,8 @@ from moe_parity.data.ledger import Ledger
 from moe_parity.data.loader import Loader, prefetch
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
-from moe_parity.evaluation import bits
+from moe_parity.evaluation import bits, specialisation
+from moe_parity.evaluation.choices import count_split, make_counter
 from moe_parity.evaluation.score import make_scorer
 from moe_parity.model.documents import documents_of
 from moe_parity.parallel import hosts
@@ -191,6 +192,18 @@ def train_arm(
     if not hosts.is_first():
       hosts.wait(f"{plan.name}: finished")  # the first process writes the result meanwhile
       return run_folder.read_result(folder)
+    if architecture.is_moe and mesh is None and config.evaluation.routing_tokens:
+      count = make_counter(architecture, model)(state.params, state.buffers)
+      choices = count_split(
+        count,
+        store.validation,
+        architecture,
+        seq_len=plan.seq_len,
+        batch_sequences=config.evaluation.batch_sequences,
+        max_tokens=config.evaluation.routing_tokens,
+        seed=config.data.seed,
+      )
+      specialisation.save(choices, folder)
     ledger.save(folder / "ledger.npz")
     result = {
       "name": plan.name,

@@ -76,5 +76,6 @@ def claim(folder: pathlib.Path, config: dict, plan: dict, *, write: bool = True)
 
 def _numbers(config: dict) -> dict:
   """The fields that decide a run's numbers beyond its plan."""
-  kept = {name: config[name] for name in ("data", "model", "optimizer", "evaluation")}
+  kept = {name: dict(config[name]) for name in ("data", "model", "optimizer", "evaluation")}
+  kept["evaluation"].pop("routing_tokens", None)  # how much is looked at, of what is there anyway
   return kept | {"micro_batch_sequences": config["train"]["micro_batch_sequences"]}
