@@ -1,7 +1,6 @@
 """Figures and tables of the paper's three steps: what they show is what the files hold."""
 
 import csv
-import dataclasses
 import io
 import json
 import math
@@ -14,7 +13,6 @@ import pytest
 from moe_parity.errors import UserError
 from moe_parity.published import tables as published
 from moe_parity.report import architecture, figures, page, reuse, sections, steps, style, sweeps
-from moe_parity.study import reading
 from tests import fake_steps, fake_study
 from tests.test_report_page import read
 
@@ -139,14 +137,37 @@ def test_far_larger_differences_than_the_paper_s_get_an_axis_of_their_own():
   assert labels[:3] == ["strict (1.8 to 10 epochs)", "unique (1.8 to 10 epochs)", "4 epochs"]
 
 
-def test_the_headline_of_every_part_stands_on_the_page(folder, tmp_path):
-  (tmp_path / "parts/unique").mkdir(parents=True)
-  content = {"verdict": {"headline": "MoE & dense are even"}}
-  (tmp_path / "parts/unique/analysis.json").write_text(json.dumps(content))
-  study = dataclasses.replace(reading.read_study(folder), folder=tmp_path)
-  (section,) = sections.parts(study)
-  assert "unique: MoE &amp; dense are even" in section.body
-  assert sections.parts(reading.read_study(folder)) == []
+def test_every_part_has_its_certificate_figure_and_tables_on_the_page_and_beside_it(tmp_path):
+  rates = (0.17, 0.26, 0.38)
+  fake_study.write_study(tmp_path, fake_study.Fake(rates=rates, telemetry=False))
+  for name, budget in (
+    ("unique", {"reuse": "unique", "equal_data": False}),
+    ("fixed_data", {"shared": "tokens", "dense_tokens": 3_000_000}),
+    ("epochs_4", {"reuse": "epochs", "epochs": 4.0}),
+  ):
+    fake = fake_study.Fake(rates=rates, telemetry=False, seeds=(0, 1), seed_sd=0.003)
+    part = fake_study.write_study(tmp_path / "parts" / name, fake)
+    plan = json.loads((part / "plan.json").read_text())
+    plan["budget"] |= budget
+    if name == "epochs_4":
+      listed = json.loads((part / "study.json").read_text())
+      for of in (plan, listed):
+        of["arms"] = [arm for arm in of["arms"] if not arm["name"].startswith("dense")]
+      (part / "study.json").write_text(json.dumps(listed))
+    (part / "plan.json").write_text(json.dumps(plan))
+  _, words = read(page.write_report(tmp_path))
+  assert "At equal parameters and compute but not equal data, 3 of 3 MoE arms beat dense" in words
+  assert "At equal parameters and tokens but not equal compute, 3 of 3 MoE" in words
+  assert "3M tokens, whatever that costs" in words and "reuse: 4 epochs." in words
+  assert words.count("Certificate: passed.") == 3 and "It trains no dense arm" in words
+  names = {path.name for path in (tmp_path / "report").iterdir()}
+  for part in ("unique", "fixed_data", "epochs_4"):
+    for made in ("paper_columns", "certificate", "certificates"):
+      assert {f"{part}_{made}.{ending}" for ending in ("md", "csv", "tex")} <= names
+    assert f"{part}_activation_rate.svg" in names
+  assert "unique_comparisons.csv" in names
+  verdict = json.loads((tmp_path / "parts/epochs_4/analysis.json").read_text())["verdict"]
+  assert verdict["headline"] == "No verdict: no dense arm is part of this comparison."
 
 
 def test_arms_of_one_activation_rate_are_not_drawn_over_it(folder):

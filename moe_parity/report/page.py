@@ -8,6 +8,7 @@ import html
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 
 from moe_parity.report import (
   architecture,
@@ -21,6 +22,7 @@ from moe_parity.report import (
   sweeps,
   tables,
 )
+from moe_parity.report import parts as further
 from moe_parity.report.markup import Section, figure, fold, table
 from moe_parity.report.steps import read_steps
 from moe_parity.report.stylesheet import CSS
@@ -29,7 +31,8 @@ from moe_parity.study import analysis, reading
 
 
 def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
-  """Analyses a study or a single run and writes analysis.json and report/; returns index.html.
+  """Analyses a study and its parts, or a single run, and writes analysis.json and report/; returns
+  index.html.
 
   report/ then holds index.html, figures as PNG and SVG, tables as Markdown, CSV and LaTeX.
   Files are replaced one by one, each atomically; those of an older report that this study no
@@ -44,8 +47,11 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
   folder = pathlib.Path(study_folder) / "report"
   folder.mkdir(exist_ok=True)
   counted = specialisation.read(study)
+  others = further.read(pathlib.Path(study_folder))
   drawings = _drawings(study, report, steps, counted)
+  drawings |= {drawing.name: drawing for drawing in further.drawings(others)}
   parts = _tables(study, report, steps, counted)
+  parts |= {made.name: made for made in further.each_tables(others)}
   written = {"index.html"}
   for drawing in drawings.values():
     _write(folder / f"{drawing.name}.png", drawing.png(style.DESK))
@@ -55,7 +61,7 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
     for ending, text in (("md", part.markdown()), ("csv", part.csv()), ("tex", part.latex())):
       _write(folder / f"{part.name}.{ending}", text.encode())
       written.add(f"{part.name}.{ending}")
-  _write(folder / "index.html", page(study, report, steps, drawings, parts).encode())
+  _write(folder / "index.html", page(study, report, steps, drawings, parts, others).encode())
   for path in folder.iterdir():
     if path.suffix in (".png", ".svg", ".md", ".csv", ".tex") and path.name not in written:
       path.unlink()
@@ -68,6 +74,7 @@ def page(
   steps: dict[str, dict],
   drawings: dict[str, style.Drawing],
   parts: dict[str, Table],
+  others: Sequence[further.Part] = (),
 ) -> str:
   """The whole HTML text."""
   domains = table(parts["domains"], "no arm is evaluated yet")
@@ -78,8 +85,8 @@ def page(
     *sections.data_reuse(steps["data_reuse"], drawings, parts),
     *sections.main_sweep(drawings, report, steps),
     Section("MoE against dense", table(parts["comparisons"], "nothing to compare yet")),
-    *sections.parts(study),
     *sections.activation_rate(steps["activation_rate"], drawings, parts),
+    *further.section(list(others), drawings, parts),
     Section("Arms", table(parts["arms"], "no arms are planned") + table(parts["effort"])),
     Section("Plan", plan),
     sections.certificate(study, report, parts),

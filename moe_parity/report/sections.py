@@ -83,15 +83,6 @@ def main_sweep(drawings: Drawings, report: dict, steps: dict[str, dict]) -> list
   return [Section("Activation rate", figure(drawings.get("activation_rate"), missing))]
 
 
-def parts(study: reading.Study) -> list[Section]:
-  """What the other comparisons of the study found, each a study folder under parts/."""
-  lines = []
-  for path in sorted((study.folder / "parts").glob("*/analysis.json")):
-    found = json.loads(path.read_text())
-    lines.append(f"{path.parent.name}: {found['verdict']['headline']}")
-  return [Section("Parts of this study", bullets(lines))] if lines else []
-
-
 def activation_rate(step: dict, drawings: Drawings, tables: Tables) -> list[Section]:
   """Step 2 beyond the main sweep."""
   if not step:

@@ -42,8 +42,8 @@ def analyse_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, curve.Cu
   gives the same numbers.
 
   Keys: study, arms (a row for every run), groups (arms over seeds), not_done, baseline,
-  comparisons, references, by_domain, noise, curve (None without three MoE arms), certificate,
-  documents, warnings, verdict.
+  equal (what arms share by plan), comparisons, references, by_domain, noise, curve (None without
+  MoE arms of three rates), certificate, documents, warnings, verdict.
 
   Raises:
     UserError: the folder is not a study.
@@ -60,6 +60,7 @@ def analyse_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, curve.Cu
     "arms": [_row(run) for run in study.runs],
     "not_done": [_absence(run) for run in study.runs if not run.done],
     "certificate": _certificate(study),
+    "equal": _equal(study.plan.get("budget", {})),
   }
   statistics, fitted = _statistics(runs, warnings)
   report |= statistics
@@ -135,6 +136,14 @@ def _statistics(runs: list[reading.Run], warnings: list[str]) -> tuple[dict, cur
         "ranges": below, "surely": surely,
       })  # fmt: skip
   return report, fitted
+
+
+def _equal(budget: dict) -> dict[str, bool]:
+  """What the arms share besides N, by plan: a sweep at fixed data differs in compute, and some
+  reuse schemes in unique data."""
+  if budget.get("shared") == "tokens":
+    return {"tokens": True, "compute": False}
+  return {"compute": True, "data": budget.get("equal_data", True)}
 
 
 def _different(rate_A: np.ndarray) -> int:

@@ -33,6 +33,8 @@ def _headline(report: dict, ahead: str) -> str:
   certificate = report["certificate"]
   if certificate["passed"] is False:
     return "No winner: the certificate did not pass, so the arms did not spend equal resources."
+  if report["arms"] and not any(row["kind"] == "dense" for row in report["arms"]):
+    return "No verdict: no dense arm is part of this comparison."
   if not ahead:
     return "No verdict yet: it takes a finished dense arm and a finished MoE arm."
   if certificate["passed"] is None:
@@ -41,7 +43,9 @@ def _headline(report: dict, ahead: str) -> str:
     return f"One seed proves nothing; in these runs, {ahead}."
   if report["not_done"]:
     return f"Not all runs are done. So far, {ahead}."
-  return f"At equal parameters, compute and data, {ahead}."
+  equal = _listed(["parameters", *(name for name, same in report["equal"].items() if same)])
+  other = _listed([name for name, same in report["equal"].items() if not same])
+  return f"At equal {equal}{f' but not equal {other}' if other else ''}, {ahead}."
 
 
 def _ahead(report: dict) -> dict:

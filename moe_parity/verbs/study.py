@@ -121,8 +121,6 @@ def run_and_judge(args, config, store, only) -> int:
       trainer=leading(Trainer()),
     )
   dismiss()
-  for part in study.parts[1:]:
-    write_report(study.folder / part.folder)
   step = study.summarise()
   page = write_report(args.workdir)
   analysis = json.loads((args.workdir / "analysis.json").read_text())

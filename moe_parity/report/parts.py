@@ -1,0 +1,114 @@
+"""The further comparisons of a study, each a complete study folder under parts/: what each found,
+its certificate, its arms in the paper's columns and its figure.
+
+`moe-parity report STUDY/parts/NAME` writes a whole page of one of them.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from moe_parity.report import figures, style, tables
+from moe_parity.report.markup import Section, absent, bullets, figure, fold, paragraphs, table
+from moe_parity.report.table import Table, count, scientific
+from moe_parity.study import analysis, reading
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A part's folder as it was read, and what analysis.json holds of it."""
+
+  name: str
+  study: reading.Study
+  report: dict
+
+  @property
+  def has_dense(self) -> bool:
+    return any(arm["kind"] == "dense" for arm in self.study.plan.get("arms", []))
+
+
+def read(study_folder: pathlib.Path) -> list[Part]:
+  """Every part of a study, analysed anew; [] for a study that has none."""
+  found = []
+  for path in sorted((pathlib.Path(study_folder) / "parts").glob("*/plan.json")):
+    report = json.loads(analysis.write_analysis(path.parent).read_text())
+    found.append(Part(path.parent.name, reading.read_study(path.parent), report))
+  return found
+
+
+def what(part: Part) -> str:
+  """What all arms of a part share, in words."""
+  budget = part.study.plan["budget"]
+  shared = f"C = {scientific(budget['train_flops'])} FLOPs"
+  if budget.get("shared") == "tokens":
+    shared = f"{count(budget['dense_tokens'])} tokens, whatever that costs"
+  reuse = budget["reuse"]
+  if reuse == "epochs":
+    reuse = f"{budget['epochs']:g} epochs"
+  return f"Every arm has N = {count(budget['num_params'])} and {shared}; reuse: {reuse}."
+
+
+def drawings(parts: list[Part]) -> list[style.Drawing]:
+  """BPC over activation rate of each part that has it."""
+  found = [(part, figures.activation_rate(part.report)) for part in parts]
+  return [
+    dataclasses.replace(
+      drawing, name=f"{part.name}_{drawing.name}", title=f"{part.name}: {_of(part, drawing.title)}"
+    )
+    for part, drawing in found
+    if drawing
+  ]
+
+
+def _of(part: Part, title: str) -> str:
+  at_tokens = part.study.plan["budget"].get("shared") == "tokens"
+  return title.replace("fixed N and C", "fixed N and D") if at_tokens else title
+
+
+def each_tables(parts: list[Part]) -> list[Table]:
+  """Differences to dense, certificate and the paper's columns, named after the part."""
+  found = []
+  for part in parts:
+    runs = [(run.label, run.certificate) for run in part.study.runs]
+    for made in (
+      tables.comparisons(part.report),
+      tables.paper_columns(part.report, part.study.plan["arms"]),
+      tables.certificate("certificate", [("all arms", part.study.certificate)]),
+      tables.certificate("certificates", runs),
+    ):
+      found.append(
+        dataclasses.replace(
+          made, name=f"{part.name}_{made.name}", title=f"{part.name}: {made.title}"
+        )
+      )
+  return found
+
+
+def section(
+  parts: list[Part], drawn: dict[str, style.Drawing], made: dict[str, Table]
+) -> list[Section]:
+  """One section for all parts; nothing for a study that has none."""
+  if not parts:
+    return []
+  body = ""
+  for part in parts:
+    body += f"<h3>{part.name}</h3>\n" + paragraphs([what(part)])
+    if part.has_dense:
+      body += bullets([part.report["verdict"]["headline"]])
+    else:
+      body += paragraphs(["It trains no dense arm: the study's own stands against it, see above."])
+    body += figure(drawn.get(f"{part.name}_activation_rate"))
+    body += table(made[f"{part.name}_comparisons"])
+    body += _certificate(part, made)
+    columns = made[f"{part.name}_paper_columns"]
+    body += fold(columns.title, table(columns))
+  return [Section("Parts of this study", body)]
+
+
+def _certificate(part: Part, made: dict[str, Table]) -> str:
+  found = part.report["certificate"]
+  if found["passed"] is None:
+    return absent(f"a certificate for {', '.join(found['missing']) or part.name}")
+  said = "passed" if found["passed"] else "did NOT pass: " + "; ".join(found["failures"])
+  checks = table(made[f"{part.name}_certificate"]) + table(made[f"{part.name}_certificates"])
+  return paragraphs([f"Certificate: {said}."]) + fold(f"{part.name}: every check", checks)
