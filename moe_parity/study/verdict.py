@@ -33,7 +33,7 @@ def _headline(report: dict, ahead: str) -> str:
   certificate = report["certificate"]
   if certificate["passed"] is False:
     return "No winner: the certificate did not pass, so the arms did not spend equal resources."
-  if report["arms"] and not any(row["kind"] == "dense" for row in report["arms"]):
+  if len(report["arms"]) > 1 and all(row["kind"] != "dense" for row in report["arms"]):
     return "No verdict: no dense arm is part of this comparison."
   if not ahead:
     return "No verdict yet: it takes a finished dense arm and a finished MoE arm."
