@@ -21,7 +21,7 @@ data D (arXiv 2506.12119), which wins, and at which activation rate N_a / N?
   moe-parity plan    --config=configs/paper_7b.py            what every arm would cost, in a second
   moe-parity compile --config=configs/paper_7b.py:arms=moe_20 --topology=v5p-128    a pod's step
   moe-parity study   --config=configs/demo.py --workdir=runs/mine      train, certify, judge
-  moe-parity report  runs/mine                               one HTML page
+  moe-parity report runs/mine                                one HTML page
 
 Any field of a config can be set on the command line: --config.budget.dense_tokens=2000000
 """

@@ -5,6 +5,17 @@ Options go through the environment, so tests of plain Python never pay for impor
 
 import os
 
+import hypothesis
+
+# How long an example takes says who else is on the machine.
+hypothesis.settings.register_profile(
+  "shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("shared")
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Most of the tests' time is compiling, which takes half as long without the expensive passes, for
+# the same arithmetic. With 0 the tests compile as a user does.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

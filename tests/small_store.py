@@ -3,6 +3,9 @@
 import json
 import random
 
+import tokenizers
+from tokenizers import models, pre_tokenizers, trainers
+
 from moe_parity.data.prepare import prepare
 
 LETTERS = "abcdefgh \n.éß日本\U0001f600"
@@ -29,3 +32,16 @@ def records(count, seed=0, longest=120, domains=("prose", "code", "math")):
 def small_store(folder, count=60, held_out="hash:0.2", seed=0, **kwargs):
   source = write_jsonl(folder / "corpus.jsonl", records(count, seed))
   return prepare(source, store=str(folder / "store"), held_out=held_out, **kwargs)
+
+
+def one_separator_tokenizer(folder) -> str:
+  """The path of a foreign tokenizer whose documents begin and end with the same token."""
+  backend = tokenizers.Tokenizer(models.BPE())
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  trainer = trainers.BpeTrainer(
+    vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False,
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+  )  # fmt: skip
+  backend.train_from_iterator(["one two three two one two"] * 40, trainer)
+  backend.save(str(folder / "tokenizer.json"))
+  return str(folder / "tokenizer.json")

@@ -40,7 +40,7 @@ def test_counts_are_what_was_handed_out(train):
   windows=st.lists(st.integers(0, 30), min_size=1, max_size=40),
   cuts=st.lists(st.integers(0, 40), max_size=5),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_ledger_does_not_depend_on_batch_size(windows, cuts):
   whole, pieces = Ledger(31, S), Ledger(31, S)
   whole.update(np.array(windows))
@@ -52,7 +52,7 @@ def test_the_ledger_does_not_depend_on_batch_size(windows, cuts):
 
 
 @given(windows=st.lists(st.integers(0, 9), min_size=2, max_size=12), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_another_order_has_another_digest(windows, data):
   other = data.draw(st.permutations(windows))
   same = order_digest(np.array(windows)) == order_digest(np.array(other))
@@ -64,7 +64,7 @@ def test_another_order_has_another_digest(windows, data):
   hosts_after=st.sampled_from([1, 2, 6]),
   stops=st.lists(st.integers(0, 9), max_size=3),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_every_host_collects_the_ledger_of_one_also_when_their_number_changes(
   train, hosts, hosts_after, stops
 ):

@@ -40,7 +40,7 @@ def test_a_batch_is_rows_of_the_stream_shifted_by_one(train):
   unique=st.integers(1, 40),
   seed=st.integers(0, 2**32),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_hosts_and_restarts_leave_the_global_order_alone(
   train, hosts, restart, hosts_after, unique, seed
 ):

@@ -25,7 +25,7 @@ def mixture(seed=5, counts=(1, 7, 2), unique=(35, 245, 70), runs=9):
 
 
 @given(runs=st.integers(3, 12), seed=st.integers(0, 2**40))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_each_group_is_read_by_its_share_in_epochs_of_its_own(runs, seed):
   order = mixture(seed, runs=runs)
   windows = order.windows(0, 1000)
@@ -38,7 +38,7 @@ def test_each_group_is_read_by_its_share_in_epochs_of_its_own(runs, seed):
 
 
 @given(start=st.integers(0, 900), size=st.integers(1, 400))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_mixture_is_read_the_same_from_anywhere(start, size):
   order = mixture()
   again = order_from(order.to_dict(), order.labels)

@@ -24,7 +24,7 @@ def test_splitmix64_gives_the_published_sequence():
 
 
 @given(size=st.integers(1, 700), seed=seeds)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_permute_is_a_permutation(size, seed):
   assert sorted(permute(np.arange(size), size, key(seed)).tolist()) == list(range(size))
 
@@ -57,7 +57,7 @@ def test_the_order_is_the_same_for_ever():
 @given(
   num_windows=st.integers(2, 400), share=st.floats(0.01, 1), seed=seeds, epochs=st.integers(1, 4)
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_each_epoch_reads_the_same_windows_once_in_another_order(num_windows, share, seed, epochs):
   num_unique = max(1, int(num_windows * share))
   order = Order(num_windows, num_unique, seed)
@@ -71,7 +71,7 @@ def test_each_epoch_reads_the_same_windows_once_in_another_order(num_windows, sh
 
 
 @given(small=st.integers(1, 200), large=st.integers(1, 200), seed=seeds)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_smaller_budget_is_a_prefix_of_a_larger_one(small, large, seed):
   small, large = sorted((small, large))
   assert (
@@ -81,7 +81,7 @@ def test_a_smaller_budget_is_a_prefix_of_a_larger_one(small, large, seed):
 
 
 @given(cuts=st.lists(st.integers(0, 500), max_size=6), seed=seeds)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_order_does_not_depend_on_how_it_is_read(cuts, seed):
   order = Order(90, 70, seed)
   edges = [0, *sorted(cuts), 500]

@@ -19,7 +19,7 @@ def write(folder, lengths, cuts=()):
   return entry, TokenStream(folder, [shard["name"] for shard in entry["shards"]])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
   lengths=st.lists(st.integers(2, 40), min_size=1, max_size=12),
   limit=st.integers(1, 90),

@@ -11,7 +11,7 @@ from moe_parity.data.tokenizer import train_bpe
 from moe_parity.errors import UserError
 from moe_parity.evaluation import bits
 from tests import lm_eval_golden
-from tests.small_store import records, small_store, write_jsonl
+from tests.small_store import one_separator_tokenizer, records, small_store, write_jsonl
 
 S, B = 20, 3
 
@@ -115,7 +115,7 @@ def test_domains_and_documents_add_up_to_the_whole(split):
 
 
 @given(n=st.integers(1, 200), seq_len=st.integers(1, 30), stride=st.integers(1, 30))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_windows_score_each_token_once_within_seq_len(n, seq_len, stride):
   stride = min(stride, seq_len)
   found = list(bits.spans(n, seq_len, stride))
@@ -214,18 +214,8 @@ def test_document_mode_is_the_bits_per_byte_of_lm_eval(tmp_path):
 
 
 def test_a_token_after_the_only_separator_belongs_to_the_next_document(tmp_path):
-  from tokenizers import Tokenizer as Backend
-  from tokenizers import models, pre_tokenizers, trainers
-
-  backend = Backend(models.BPE())
-  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  trainer = trainers.BpeTrainer(
-    vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False,
-    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-  )  # fmt: skip
-  backend.train_from_iterator(["one two three two one two"] * 40, trainer)
-  backend.save(str(tmp_path / "tokenizer.json"))
-  store = small_store(tmp_path, held_out="hash:0.4", tokenizer=str(tmp_path / "tokenizer.json"))
+  tokenizer = one_separator_tokenizer(tmp_path)
+  store = small_store(tmp_path, held_out="hash:0.4", tokenizer=tokenizer)
   split = store.validation
   found = bits.evaluate(bigram, split, mode="packed", seq_len=S, batch_sequences=B)
   whole = split.documents.num_text_tokens.tolist()

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,19 @@ from moe_parity.model.attention import alibi_slopes, attend, causal_attention, r
 from tests import reference_transformer
 
 B, S, H, N, Q = 2, 12, 6, 3, 5
+
+
+def operands(seed):
+  """(q, k, v) and the gradient of the result."""
+  keys = jax.random.split(jax.random.key(seed), 4)
+  shapes = (B, S, H, Q), (B, S, N, Q), (B, S, N, Q), (B, S, H, Q)
+  *qkv, dy = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+  return qkv, dy
+
+
+def gradients(function, seed):
+  qkv, dy = operands(seed)
+  return jax.jit(jax.value_and_grad(lambda *qkv: (dy * function(*qkv)).sum(), (0, 1, 2)))(*qkv)
 
 
 def plain(q, k, v, slopes, visible=True):
@@ -19,24 +34,18 @@ def plain(q, k, v, slopes, visible=True):
   return jnp.einsum("bhst,bthq->bshq", jax.nn.softmax(scores, -1), v)
 
 
+@functools.cache
+def of_plain_attention(alibi):
+  slopes = np.array(reference_transformer.slopes(H), np.float32)
+  return gradients(lambda *qkv: plain(*qkv, slopes if alibi else 0 * slopes), 0)
+
+
 @pytest.mark.parametrize("size", [12, 4, 3])
 @pytest.mark.parametrize("alibi", [True, False])
 def test_values_and_gradients_equal_plain_attention_in_any_blocks(size, alibi):
-  keys = jax.random.split(jax.random.key(0), 4)
-  q = jax.random.normal(keys[0], (B, S, H, Q))
-  k, v = (jax.random.normal(key, (B, S, N, Q)) for key in keys[1:3])
-  dy = jax.random.normal(keys[3], (B, S, H, Q))
-  slopes = np.array(reference_transformer.slopes(H), np.float32) if alibi else None
-
-  def gradients(function):
-    return jax.jit(jax.value_and_grad(lambda *qkv: (dy * function(*qkv)).sum(), (0, 1, 2)))(q, k, v)
-
-  value, got = gradients(
-    lambda q, k, v: causal_attention(q, k, v, alibi_slopes(H) if alibi else None, size)
-  )
-  expected_value, expected = gradients(
-    lambda q, k, v: plain(q, k, v, np.zeros(H, np.float32) if slopes is None else slopes)
-  )
+  slopes = alibi_slopes(H) if alibi else None
+  value, got = gradients(lambda *qkv: causal_attention(*qkv, slopes, size), 0)
+  expected_value, expected = of_plain_attention(alibi)
   np.testing.assert_allclose(value, expected_value, rtol=1e-5)
   for a, b in zip(got, expected, strict=True):
     np.testing.assert_allclose(a, b, atol=2e-6)  # float32, sums of at most 12 terms
@@ -44,19 +53,11 @@ def test_values_and_gradients_equal_plain_attention_in_any_blocks(size, alibi):
 
 @pytest.mark.parametrize("size", [12, 4])
 def test_values_and_gradients_within_documents_equal_those_of_a_plain_mask(size):
-  keys = jax.random.split(jax.random.key(1), 4)
-  q = jax.random.normal(keys[0], (B, S, H, Q))
-  k, v = (jax.random.normal(key, (B, S, N, Q)) for key in keys[1:3])
-  dy = jax.random.normal(keys[3], (B, S, H, Q))
   document = jnp.array([[0, 0, 0, 1, 1, 1, 1, 2, 3, 3, 3, 3], [0] * 9 + [1] * 3])
   visible = (document[:, :, None] == document[:, None, :])[:, None]
-
-  def gradients(function):
-    return jax.jit(jax.value_and_grad(lambda *qkv: (dy * function(*qkv)).sum(), (0, 1, 2)))(q, k, v)
-
   slopes = alibi_slopes(H)
-  value, got = gradients(lambda *qkv: causal_attention(*qkv, slopes, size, document))
-  expected_value, expected = gradients(lambda *qkv: plain(*qkv, slopes, visible))
+  value, got = gradients(lambda *qkv: causal_attention(*qkv, slopes, size, document), 1)
+  expected_value, expected = gradients(lambda *qkv: plain(*qkv, slopes, visible), 1)
   np.testing.assert_allclose(value, expected_value, rtol=1e-5)
   for a, b in zip(got, expected, strict=True):
     np.testing.assert_allclose(a, b, atol=2e-6)  # float32, sums of at most 12 terms

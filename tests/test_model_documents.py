@@ -63,7 +63,7 @@ def alone(inputs, targets, begins):
 
 
 @given(rows=st.lists(st.lists(st.integers(0, 3), min_size=9, max_size=9), min_size=4, max_size=4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_numbers_are_those_of_walking_along_the_row(rows):
   tokens = jnp.array(rows, jnp.int32)
   for end in (1, 0):

@@ -14,12 +14,9 @@ from moe_parity.errors import UserError
 from moe_parity.parallel.dispatch import expert_ffn_local
 from moe_parity.resources.exchange import Shape
 from tests import reference
+from tests.routed import FLOAT32_ERROR, ROUTINGS, assert_equals_reference, draw
 
-T, D, D_EXPERT = 80, 7, 5  # T tokens on each device
-FAST_COMPILE = {"xla_backend_optimization_level": 0}  # half the time to compile, same arithmetic
-
-# Sums of at most a few hundred float32 terms near 1, relative to the largest.
-FLOAT32_ERROR = 2e-5
+T = 80  # tokens on each device
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +57,7 @@ def sharded(num_data, num_devices, num_experts, *, check_vma=False, **options):
 def value_and_gradients(num_data, num_devices, num_experts, **options):
   ffn = sharded(num_data, num_devices, num_experts, **options)
 
-  @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+  @jax.jit
   def both(x, expert, gate, w_in, w_down, dy):
     y, vjp, num_dropped = jax.vjp(
       lambda x, gate, w_in, w_down: ffn(x, expert, gate, w_in, w_down),
@@ -72,40 +69,6 @@ def value_and_gradients(num_data, num_devices, num_experts, **options):
     return (y, dx, dgate, dw_in, dw_down), (num_dropped, phantom)
 
   return both
-
-
-ROUTINGS = ("fair", "skewed", "few experts", "all to one", "half to nobody")
-
-
-def draw(rng, routing, t, e, k):
-  expert = {
-    "fair": lambda: np.argsort(rng.random((t, e)))[:, :k],
-    "skewed": lambda: np.argsort(-(rng.gumbel(size=(t, e)) + 3 * rng.normal(size=e)))[:, :k],
-    "few experts": lambda: np.stack([rng.permutation(k) + e - k for _ in range(t)]),
-    "all to one": lambda: np.concatenate(
-      [np.full((t, 1), rng.integers(e)), np.full((t, k - 1), e)], axis=1
-    ),
-    "half to nobody": lambda: np.where(
-      rng.random((t, k)) < 0.5, e, np.argsort(rng.random((t, e)))[:, :k]
-    ),
-  }[routing]()
-  return (
-    rng.normal(size=(t, D)).astype(np.float32),
-    expert.astype(np.int32),
-    rng.random((t, k), np.float32),
-    rng.normal(size=(e, 2, D_EXPERT, D)).astype(np.float32),
-    rng.normal(size=(e, D_EXPERT, D)).astype(np.float32),
-    rng.normal(size=(t, D)).astype(np.float32),
-  )
-
-
-def assert_equals_reference(actual, arguments, error=FLOAT32_ERROR):
-  *inputs, dy = arguments
-  expected = reference.expert_ffn(*inputs), *reference.expert_ffn_gradients(*inputs, dy)
-  for name, a, b in zip(("y", "dx", "dgate", "dw_in", "dw_down"), actual, expected, strict=True):
-    scale = max(1.0, np.abs(b).max())
-    np.testing.assert_allclose(np.asarray(a, np.float64) / scale, b / scale, atol=error,
-                               err_msg=name)  # fmt: skip
 
 
 # data x expert devices, E, K, exchange, formulation, check_vma. Meshes of 1, 2, 4 and 8; K from 1
@@ -133,7 +96,7 @@ def test_values_and_gradients_equal_the_loop_over_tokens(case):
   )  # fmt: skip
 
   @hypothesis.given(seed=st.integers(0, 2**32 - 1), routing=st.sampled_from(ROUTINGS))
-  @hypothesis.settings(max_examples=8, deadline=None)
+  @hypothesis.settings(max_examples=8)
   @hypothesis.example(seed=0, routing="all to one")
   @hypothesis.example(seed=0, routing="few experts")
   def check(seed, routing):
@@ -177,7 +140,7 @@ def test_tight_capacity_equals_the_loop_with_the_dropped_weights_at_zero(exchang
   )  # fmt: skip
 
   @hypothesis.given(seed=st.integers(0, 2**32 - 1), routing=st.sampled_from(ROUTINGS))
-  @hypothesis.settings(max_examples=8, deadline=None)
+  @hypothesis.settings(max_examples=8)
   @hypothesis.example(seed=0, routing="all to one")
   def check(seed, routing):
     x, expert, gate, *weights = draw(
@@ -219,7 +182,7 @@ def test_a_scan_over_checkpointed_layers_has_the_gradients_of_the_loop():
   x, expert, gate, w_in, w_down, dy = draw(rng, "skewed", T * 4, e, k)
   ffn = sharded(1, 4, e, exchange="padded", implementation="slotted")
 
-  @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+  @jax.jit
   def gradients(x, expert, gate, w_in, w_down, dy):
     def scanned(x, gate, w_in, w_down):
       weights = pad_experts(w_in, 4), pad_experts(w_down, 4)

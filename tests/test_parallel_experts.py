@@ -13,13 +13,10 @@ from moe_parity.errors import UserError
 from moe_parity.parallel import overflow
 from moe_parity.parallel.experts import expert_ffn, expert_loads, implementation_for, slots_for
 from moe_parity.parallel.grouping import group_by_expert
-from tests import reference
+from tests.routed import D_EXPERT, ROUTINGS, D, assert_equals_reference, draw
 
-T, D, E, K, D_EXPERT = 40, 7, 24, 3, 5
+T, E, K = 40, 24, 3
 TIGHT = 3  # slots per expert, where the mean load is 5
-
-# Sums of at most 120 float32 terms near 1: a few times 120 * 2**-24, relative to the largest.
-FLOAT32_ERROR = 2e-5
 
 
 @pytest.fixture(autouse=True)
@@ -28,26 +25,6 @@ def strict_promotion():
     yield
 
 
-def draw(rng, routing, t=T, d=D, e=E, k=K, i=D_EXPERT):
-  expert = {
-    "fair": lambda: np.stack([rng.permutation(e)[:k] for _ in range(t)]),
-    "skewed": lambda: np.argsort(-(rng.gumbel(size=(t, e)) + 2 * rng.normal(size=e)))[:, :k],
-    "few experts": lambda: np.stack([rng.permutation(k)[::-1] + e // 2 for _ in range(t)]),
-    "all to one": lambda: np.full((t, k), rng.integers(e)),
-    "half to nobody": lambda: np.where(rng.random((t, k)) < 0.5, e, rng.integers(e, size=(t, k))),
-    "all to nobody": lambda: np.full((t, k), e),
-  }[routing]()
-  return (
-    rng.normal(size=(t, d)).astype(np.float32),
-    expert.astype(np.int32),
-    rng.random((t, k), np.float32),
-    rng.normal(size=(e, 2, i, d)).astype(np.float32),
-    rng.normal(size=(e, i, d)).astype(np.float32),
-    rng.normal(size=(t, d)).astype(np.float32),
-  )
-
-
-ROUTINGS = ("fair", "skewed", "few experts", "all to one", "half to nobody", "all to nobody")
 FORMULATIONS = (
   ("slotted", None), ("slotted", TIGHT), ("slotted", T * K), ("ragged", None), ("ragged", 1),
 )  # fmt: skip
@@ -67,20 +44,11 @@ def value_and_gradients(implementation, num_slots):
   return jax.jit(both)
 
 
-def assert_equals_reference(actual, arguments, error=FLOAT32_ERROR):
-  *inputs, dy = arguments
-  expected = reference.expert_ffn(*inputs), *reference.expert_ffn_gradients(*inputs, dy)
-  for name, a, b in zip(("y", "dx", "dgate", "dw_in", "dw_down"), actual, expected, strict=True):
-    scale = max(1.0, np.abs(b).max())
-    np.testing.assert_allclose(np.asarray(a, np.float64) / scale, b / scale, atol=error,
-                               err_msg=name)  # fmt: skip
-
-
 @pytest.mark.parametrize(("implementation", "num_slots"), FORMULATIONS)
 @hypothesis.given(seed=st.integers(0, 2**32 - 1), routing=st.sampled_from(ROUTINGS))
-@hypothesis.settings(max_examples=12, deadline=None)
+@hypothesis.settings(max_examples=12)
 def test_values_and_gradients_equal_the_loop_over_tokens(implementation, num_slots, seed, routing):
-  arguments = draw(np.random.default_rng(seed), routing)
+  arguments = draw(np.random.default_rng(seed), routing, T, E, K)
   actual = value_and_gradients(implementation, num_slots)(*arguments)
   assert_equals_reference(actual, arguments)
 
@@ -91,7 +59,7 @@ def test_values_and_gradients_equal_the_loop_over_tokens(implementation, num_slo
   ids=["one choice", "all experts chosen", "two experts", "more experts than tokens", "odd"],
 )
 def test_any_number_of_tokens_experts_and_choices_is_exact(t, d, e, k, i):
-  arguments = draw(np.random.default_rng(t), "fair", t, d, e, k, i)
+  arguments = draw(np.random.default_rng(t), "fair", t, e, k, d, i)
   actual = value_and_gradients("slotted", TIGHT)(*arguments)
   assert_equals_reference(actual, arguments)
 
@@ -102,14 +70,14 @@ def num_overflow_steps(expert, num_slots):
 
 
 def test_tight_slots_make_the_overflow_loop_take_several_steps():
-  _, expert, *_ = draw(np.random.default_rng(0), "fair")
+  _, expert, *_ = draw(np.random.default_rng(0), "fair", T, E, K)
   assert num_overflow_steps(expert, TIGHT) >= 2
-  _, expert, *_ = draw(np.random.default_rng(0), "all to one")
+  _, expert, *_ = draw(np.random.default_rng(0), "all to one", T, E, K)
   assert num_overflow_steps(expert, TIGHT) >= 1
 
 
 def test_the_overflow_loop_takes_no_step_when_every_assignment_has_a_slot():
-  _, expert, *_ = draw(np.random.default_rng(0), "fair")
+  _, expert, *_ = draw(np.random.default_rng(0), "fair", T, E, K)
   largest = np.bincount(expert.reshape(-1)).max()
   assert num_overflow_steps(expert, int(largest)) == 0
   assert num_overflow_steps(expert, int(largest) - 1) == 1
@@ -117,7 +85,7 @@ def test_the_overflow_loop_takes_no_step_when_every_assignment_has_a_slot():
 
 def test_relabelling_experts_changes_nothing():
   rng = np.random.default_rng(5)
-  x, expert, gate, w_in, w_down, dy = draw(rng, "skewed")
+  x, expert, gate, w_in, w_down, dy = draw(rng, "skewed", T, E, K)
   new_of_old = rng.permutation(E).astype(np.int32)
   old_of_new = np.argsort(new_of_old)
   both = value_and_gradients("slotted", TIGHT)
@@ -130,7 +98,7 @@ def test_relabelling_experts_changes_nothing():
 
 @pytest.mark.parametrize(("implementation", "num_slots"), [("slotted", TIGHT), ("ragged", None)])
 def test_bfloat16_rows_and_weights_give_bfloat16_near_the_loop(implementation, num_slots):
-  x, expert, gate, w_in, w_down, dy = draw(np.random.default_rng(7), "skewed")
+  x, expert, gate, w_in, w_down, dy = draw(np.random.default_rng(7), "skewed", T, E, K)
   x, w_in, w_down, dy = (jnp.asarray(a, jnp.bfloat16) for a in (x, w_in, w_down, dy))
   arguments = x, expert, gate, w_in, w_down, dy
   actual = value_and_gradients(implementation, num_slots)(*arguments)
@@ -141,7 +109,7 @@ def test_bfloat16_rows_and_weights_give_bfloat16_near_the_loop(implementation, n
 
 def test_a_scan_over_checkpointed_layers_has_the_gradients_of_layers_one_by_one():
   rng = np.random.default_rng(11)
-  x, expert, gate, _, _, dy = (jnp.asarray(a) for a in draw(rng, "skewed"))
+  x, expert, gate, _, _, dy = (jnp.asarray(a) for a in draw(rng, "skewed", T, E, K))
   num_layers = 4
   weights = (
     rng.normal(size=(num_layers, E, 2, D_EXPERT, D)).astype(np.float32) * 0.3,
@@ -167,7 +135,7 @@ def test_a_scan_over_checkpointed_layers_has_the_gradients_of_layers_one_by_one(
 
 
 def test_loads_count_every_assignment_but_those_of_nobody():
-  _, expert, *_ = draw(np.random.default_rng(3), "half to nobody")
+  _, expert, *_ = draw(np.random.default_rng(3), "half to nobody", T, E, K)
   load = np.asarray(jax.jit(expert_loads, static_argnums=1)(expert, E))
   expected = [sum(int(e == chosen) for chosen in expert.reshape(-1)) for e in range(E)]
   assert load.tolist() == expected
@@ -218,11 +186,11 @@ def test_what_a_grouped_kernel_leaves_in_rows_of_nobody_reaches_no_result(monkey
 
   careless.defvjp(forward, backward)
   monkeypatch.setattr(jax.lax, "ragged_dot", careless)
-  arguments = draw(np.random.default_rng(13), "half to nobody")
+  arguments = draw(np.random.default_rng(13), "half to nobody", T, E, K)
   assert_equals_reference(value_and_gradients.__wrapped__("ragged", None)(*arguments), arguments)
 
 
 def test_an_unknown_implementation_is_refused_with_the_known_ones():
-  *arguments, _ = (jnp.asarray(a) for a in draw(np.random.default_rng(0), "fair"))
+  *arguments, _ = (jnp.asarray(a) for a in draw(np.random.default_rng(0), "fair", T, E, K))
   with pytest.raises(UserError, match="implementation='dense' .* slotted, ragged"):
     expert_ffn(*arguments, implementation="dense")

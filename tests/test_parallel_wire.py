@@ -11,7 +11,8 @@ import pytest
 from moe_parity.parallel import hlo
 from moe_parity.parallel.grouping import group_by_expert
 from moe_parity.resources.exchange import Shape, wire_bytes
-from tests.test_parallel_dispatch import D_EXPERT, FAST_COMPILE, D, T, sharded
+from tests.routed import D_EXPERT, D
+from tests.test_parallel_dispatch import T, sharded
 
 G, E, K = 8, 78, 5
 ITEM_BYTES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "bf16": 2}
@@ -54,7 +55,7 @@ def traced(exchange, implementation="slotted"):
 
 @functools.cache
 def compiled(exchange):
-  return traced(exchange).lower().compile(compiler_options=FAST_COMPILE).as_text()
+  return traced(exchange).lower().compile().as_text()
 
 
 def test_a_program_priced_on_paper_leaves_out_the_loops_that_skewed_routing_needs():

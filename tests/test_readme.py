@@ -8,6 +8,7 @@ import re
 import pytest
 
 from moe_parity import cli
+from moe_parity import config as configs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -26,6 +27,32 @@ def test_files_and_pictures_named_in_the_readme_exist():
   assert len(named) > 8
   for name in named:
     assert (ROOT / name).exists(), name
+
+
+def shown_commands():
+  """Every command that the front page, the help, configs and launchers tell people to type."""
+  verb = rf"(?:{'|'.join(cli.VERBS)})\b"
+  files = [*(ROOT / "configs").glob("*.py"), *(ROOT / "launch").glob("*.sh")]
+  lines = "\n".join([README, cli.ABOUT, *(path.read_text() for path in files)]).splitlines()
+  found = set()
+  for line in lines:
+    typed = re.findall(rf"(?:moe-parity|launch/\w+\.sh) +({verb}[^`#]*)", line)
+    if line.startswith("| `"):
+      typed += re.findall(rf"`({verb}[^`]*)`", line)
+    for command in typed:
+      command = re.sub(r" +-", " -", command.rstrip("\\"))  # `plan  --config=` is one command
+      found.add(re.split(r" {2,}", command)[0].strip())
+  return sorted(command for command in found if not re.search(r"\.\.\.|--help", command))
+
+
+@pytest.mark.parametrize("command", shown_commands())
+def test_a_command_that_is_shown_is_one_that_the_program_takes(command, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  args, overrides = cli._parser().parse_known_args(command.split())
+  if "config" in args and args.config is not None:
+    configs.load(args.config, overrides)
+  else:
+    assert not overrides or args.verb == "test"
 
 
 @pytest.mark.parametrize("line", re.findall(r"launch/local\.sh (plan --config.*)", README))

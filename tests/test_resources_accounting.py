@@ -1,6 +1,7 @@
 """Parameters and FLOPs: hand counts, the golden integers, and the identities between them."""
 
 import csv
+import dataclasses
 import pathlib
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_parity.errors import UserError
+from moe_parity.published import tables
 from moe_parity.resources.accounting import account, compute_ratio
 from moe_parity.resources.architecture import Architecture
 
@@ -36,13 +38,8 @@ GOLDEN = [
 
 
 def two_billion(num_experts, experts_per_token, d_expert, d_shared):
-  return Architecture(
-    16,
-    1408,
-    11,
-    128,
-    layout="1dense",
-    d_ffn=3904,
+  return dataclasses.replace(
+    tables.row("table10", 2).architecture,
     num_experts=num_experts,
     experts_per_token=experts_per_token,
     d_expert=d_expert,
@@ -77,18 +74,7 @@ def test_the_golden_rows_of_the_2b_backbone_come_back(
 
 
 def test_the_router_of_the_7b_row_counts_under_paper_full_only():
-  shape = Architecture(
-    24,
-    2048,
-    16,
-    128,
-    layout="1dense",
-    d_ffn=5464,
-    num_experts=78,
-    experts_per_token=6,
-    d_expert=512,
-    d_shared=3072,
-  )
+  shape = tables.row("table11", 4).architecture
   router, norms = 78 * 2048 * 23, 49 * 2048
   assert account(shape, 2048, "paper").num_params + router == 6_517_444_608
   full = account(shape, 2048, "paper_full")

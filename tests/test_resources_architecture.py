@@ -6,20 +6,13 @@ import sys
 import pytest
 
 from moe_parity.errors import UserError
+from moe_parity.published import tables
 from moe_parity.resources.architecture import Architecture
 
 MOE = dict(
-  num_layers=5,
-  d_model=48,
-  num_heads=6,
-  d_head=8,
-  layout="1dense",
-  d_ffn=128,
-  num_experts=7,
-  experts_per_token=3,
-  d_expert=16,
-  d_shared=24,
-)
+  num_layers=5, d_model=48, num_heads=6, d_head=8, layout="1dense", d_ffn=128, num_experts=7,
+  experts_per_token=3, d_expert=16, d_shared=24,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -48,18 +41,7 @@ def test_a_dense_model_has_no_moe_layer():
 
 
 def test_ratios_are_the_papers():
-  architecture = Architecture(
-    16,
-    1408,
-    11,
-    128,
-    layout="1dense",
-    d_ffn=3904,
-    num_experts=84,
-    experts_per_token=6,
-    d_expert=352,
-    d_shared=2112,
-  )
+  architecture = tables.row("table10", 6).architecture
   assert architecture.ffn_ratio == pytest.approx(2.7727, abs=5e-5)
   assert architecture.aspect_ratio == 88
   assert architecture.total_ffn_ratio == 22.5

@@ -1,10 +1,13 @@
 """Bytes on a device: small cases counted by hand, and what must hold for any mesh."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_parity.errors import UserError
+from moe_parity.published import tables
 from moe_parity.resources.accounting import account
 from moe_parity.resources.architecture import Architecture
 from moe_parity.resources.memory import device_memory, kept_channels
@@ -13,18 +16,9 @@ DENSE = Architecture(
   num_layers=2, d_model=6, num_heads=3, num_kv_heads=1, d_head=4, d_ffn=10, vocab_size=17
 )
 MOE = Architecture(
-  num_layers=3,
-  d_model=8,
-  num_heads=2,
-  d_head=4,
-  layout="1dense",
-  d_ffn=20,
-  num_experts=5,
-  experts_per_token=2,
-  d_expert=12,
-  d_shared=24,
-  vocab_size=32,
-)
+  num_layers=3, d_model=8, num_heads=2, d_head=4, layout="1dense", d_ffn=20, num_experts=5,
+  experts_per_token=2, d_expert=12, d_shared=24, vocab_size=32,
+)  # fmt: skip
 # By hand: attention 2*6*4*(3+1), feed-forward 3*6*10, two norms; vocabulary twice, last norm.
 DENSE_PARAMS = 2 * (192 + 180 + 12) + 2 * 17 * 6 + 6
 
@@ -104,19 +98,7 @@ def test_more_devices_never_need_more_each_and_keeping_less_never_costs_weights(
 
 
 def test_the_papers_seven_billion_moe_fits_64_chips_of_95_gigabytes_and_not_one():
-  shape = Architecture(
-    24,
-    2048,
-    16,
-    128,
-    layout="1dense",
-    d_ffn=5464,
-    num_experts=78,
-    experts_per_token=6,
-    d_expert=512,
-    d_shared=3072,
-    vocab_size=65536,
-  )
+  shape = dataclasses.replace(tables.row("table11", 4).architecture, vocab_size=65536)
   options = dict(remat="layer", flash_attention=True, most_logits=2**26)
   assert device_memory(shape, 2048, 256, {"fsdp": 8, "expert": 8}, **options).total < 95e9 / 4
   assert device_memory(shape, 2048, 256, **options).total > 95e9

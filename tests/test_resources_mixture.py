@@ -19,7 +19,7 @@ def shares_of(found):
 
 
 @given(found=counts)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_cycle_holds_each_domain_by_its_weight_and_every_stretch_nearly(found):
   shares = shares_of(found)
   assert [shares.pattern.count(i) for i in range(len(found))] == found
@@ -32,7 +32,7 @@ def test_a_cycle_holds_each_domain_by_its_weight_and_every_stretch_nearly(found)
 
 
 @given(found=counts, num_rows=st.integers(0, 500))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rows_are_those_of_walking_along_the_pattern(found, num_rows):
   shares = shares_of(found)
   walked = [shares.pattern[i % len(shares.pattern)] for i in range(num_rows)]
@@ -113,7 +113,7 @@ def test_a_domain_of_weight_zero_needs_no_text():
 
 
 @given(found=counts, small=st.integers(0, 300), more=st.integers(0, 300))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_the_first_rows_name_is_read_once_and_grows_with_the_budget(found, small, more):
   shares = shares_of(found)
   first = plan_mixture("a", "unique", shares, 8 * small, 8 * small, 8, None, 0)

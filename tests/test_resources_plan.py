@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
@@ -289,7 +289,7 @@ def test_what_cannot_be_meant_is_refused_in_one_line(change, words):
   assert "\n" not in str(error.value)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=40)
 @given(
   exponent=st.floats(5.3, 10.5),
   tokens_per_param=st.floats(0.5, 100),

@@ -5,7 +5,7 @@ import dataclasses
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_parity.errors import UserError
@@ -143,7 +143,7 @@ def test_toy_sizes_have_every_rate_a_demonstration_needs(num_params, layout):
     assert params <= 0.003 and miss <= RATE_TOLERANCE
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=40)
 @given(
   exponent=st.floats(5, 11),
   rate=st.floats(0.02, 0.95),

@@ -8,7 +8,7 @@ from moe_parity.errors import UserError
 from moe_parity.study.parts import Results, from_part, plan_parts
 
 
-@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=25, derandomize=True)
 @hypothesis.given(
   num_params=st.integers(100_000, 30_000_000),
   tokens_per_param=st.floats(0.2, 40.0),

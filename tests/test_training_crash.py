@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-KILLS = 3
+KILLS = 2
 
 
 def command(workdir):
   return [
     sys.executable, "-m", "moe_parity.cli", "train", f"--config={ROOT}/configs/demo.py:tiny",
     "--arm=moe_40", f"--workdir={workdir}", "--config.train.save_every=15",
+    "--config.budget.dense_tokens=5120", "--config.evaluation.max_tokens=2000",
     "--config.train.log_every=1", "--config.train.eval_every=40",
     "--config.model.bias_update_rate=0.001",
   ]  # fmt: skip
@@ -72,7 +73,7 @@ def test_a_run_killed_again_and_again_ends_to_the_last_bit_like_one_never_killed
   workdir = tmp_path / "run"
   last = lines(never_killed)
   for kill in range(KILLS):
-    # Somewhere in the next third of the run; the pause lands it between, in or after a save.
+    # Somewhere in the next part of the run; the pause lands it between, in or after a save.
     wait_for = rng.randrange(last * kill // KILLS, last * (kill + 1) // KILLS)
     process = subprocess.Popen(command(workdir), env=environment, stdout=subprocess.DEVNULL)
     while lines(workdir) <= wait_for and process.poll() is None:

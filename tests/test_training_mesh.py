@@ -34,21 +34,11 @@ MODEL = ModelOptions()
 OPTIMIZER = OptimizerOptions(0.01, 1e-5, num_steps=STEPS, warmup_steps=4)
 RUNS = {
   "one device": (MeshSizes(), 1, "none"),
-  "data 8": (MeshSizes(data=8), 1, "none"),
-  "fsdp 8": (MeshSizes(fsdp=8), 1, "none"),
+  "data 2, fsdp 4": (MeshSizes(data=2, fsdp=4), 1, "none"),
   "expert 8": (MeshSizes(expert=8), 1, "none"),
   "all 2, micro-batches, remat": (MeshSizes(2, 2, 2), 2, "layer"),
 }
 on_meshes = pytest.mark.parametrize("name", [name for name in RUNS if name != "one device"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-  """Half the time, and the partitioned program is the same."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-  run.cache_clear()
 
 
 def rows(number, mesh):

@@ -26,12 +26,11 @@ SMALL = [
 
 
 def train(workdir, cache, *arguments, devices=1):
-  """A started `moe-parity train`. Compiles are short: no optimisation, one cache for all."""
+  """A started `moe-parity train`. One compile cache for all."""
   environment = os.environ | {
     "MOE_PARITY_CACHE": str(cache),
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": str(devices),
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
   }
   command = [sys.executable, "-m", "moe_parity.cli", "train", f"--workdir={workdir}"]
   return subprocess.Popen(

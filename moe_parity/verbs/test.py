@@ -15,5 +15,6 @@ def arguments(parser) -> None:
 
 def run(args) -> int:
   # A fresh process: the tests check array shapes by a hook that must come before our imports.
-  arguments = args.pytest or ["-n", "2", str(ROOT / "tests")]
+  # Stealing work keeps most files whole on one worker, so what a file's tests share is made once.
+  arguments = args.pytest or ["-n", "2", "--dist", "worksteal", str(ROOT / "tests")]
   return subprocess.call([sys.executable, "-m", "pytest", *arguments], cwd=ROOT)
