@@ -194,3 +194,54 @@ def download(source: str, names: list[str], folder: Path) -> None:
         files.get_file(join(root, name), str(folder / name))
       except FileNotFoundError:
         raise UserError(f"{join(source, name)} is missing; prepare the store again") from None
+
+
+def names(folder: str) -> dict[str, int]:
+  """Bytes of every object below a remote folder, by its name relative to it; {} for none."""
+  with _reaching(folder) as (files, root):
+    files.invalidate_cache()  # others write there too
+    try:
+      found = files.find(root, detail=True)
+    except FileNotFoundError:
+      return {}
+    root = files._strip_protocol(root).rstrip("/") + "/"
+    return {name.removeprefix(root): entry["size"] for name, entry in sorted(found.items())}
+
+
+def read_bytes(path: str) -> bytes:
+  """A remote object.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  with _reaching(path) as (files, root):
+    return files.cat_file(root)
+
+
+def write_bytes(path: str, content: bytes) -> None:
+  """Makes or replaces a remote object; on a bucket readers see the old one or the new."""
+  with _reaching(path) as (files, root):
+    files.pipe_file(root, content)
+
+
+def get_file(path: str, local: Path) -> None:
+  """Copies a remote object to a local file, of which the folder is made.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  local.parent.mkdir(parents=True, exist_ok=True)
+  with _reaching(path) as (files, root):
+    files.get_file(root, str(local))
+
+
+def put_file(local: Path, path: str) -> None:
+  """Copies a local file to a remote object; on a bucket it is there whole or not at all."""
+  with _reaching(path) as (files, root):
+    files.put_file(str(local), root)
+
+
+def remove_below(folder: str) -> None:
+  """Removes every object below a remote folder; nothing where there is none."""
+  with _reaching(folder) as (files, root), contextlib.suppress(FileNotFoundError):
+    files.rm(root, recursive=True)

@@ -10,7 +10,8 @@ finds its record changed, and stops before it writes a result.
 
 On Cloud Storage the same holds, because a write with a generation condition is atomic there. Disks
 must honour `rename` and `flock` between the workers' hosts: local disks and NFS 4 do, a mounted
-bucket (gcsfuse) does not, so give such workers a `gs://` place for the claims.
+bucket (gcsfuse) does not, so give such workers a `gs://` place for the claims, or the whole study
+(`remote_study`).
 """
 
 import json
@@ -70,7 +71,7 @@ class Claims:
     """Why the worker behind a running record counts as dead; "" while it may be alive."""
     who = f"worker {record['host']}:{record['pid']}"
     reused = record["pid"] == self.pid and record["since"] < self.started  # containers start alike
-    if record["host"] == self.host and (reused or not _alive(record["pid"])):
+    if record["host"] == self.host and (reused or not alive(record["pid"])):
       return f"{who} is gone"
     age = time.time() - record["beat"]
     return f"{who} was last heard of {age:.0f} s ago" if age > self.stale_seconds else ""
@@ -147,7 +148,8 @@ class Claim:
     self._generation, self._lost = written, not written
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+  """Whether a process of this host runs."""
   try:
     os.kill(pid, 0)
   except ProcessLookupError:

@@ -83,7 +83,7 @@ def _train_one(study: Study, tasks: list[Task], report, say, trainer: Trainer) -
     claim = study.claims.take(task.run)
     if claim is None:
       continue
-    if (folder / run_folder.RESULT).exists():  # finished by another between the two looks
+    if study.finished(task.run):  # finished by another between the two looks
       claim.release(DONE)
       continue
     if claim.took_over:
@@ -92,24 +92,28 @@ def _train_one(study: Study, tasks: list[Task], report, say, trainer: Trainer) -
 
     def tell(progress: Progress, claim=claim, task=task) -> None:
       claim.check()
+      study.keep(task.run, claim.check, say)
       report(task, progress)
 
     state, failure = STOPPED, None
     try:
-      config = config_of(task)
-      trainer.train(config, task.arm, study.store, folder, tell, say)
+      study.fetch(task.run)
+      trainer.train(config_of(task), task.arm, study.store, folder, tell, say)
+      _certify(folder, trainer)
+      study.deliver(task.run, claim.check, say)
       state = DONE
     except Exception as error:
       if disk_is_full(error):
         raise  # every other arm would fail of it as well
       state, failure = FAILED, error
       if not isinstance(error, UserError):
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / TRACE).write_text(traceback.format_exc())
+        study.failed(task.run)
       say(f"{task.label} failed: {error}")
     finally:
       claim.release(state, failure)
     if state == DONE:
-      _certify(folder, trainer)
       validation = run_folder.read_result(folder)["validation"]
       say(f"{task.label}: done, {validation['bpc']:.4f} bits per character")
     study.write()

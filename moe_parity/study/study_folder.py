@@ -7,7 +7,7 @@ import importlib.metadata
 import pathlib
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -162,6 +162,28 @@ class Study:
     if record.get("state") == FAILED:
       return "failed", record.get("error", "")
     return "pending", ""
+
+  def finished(self, run: str) -> bool:
+    """Whether a run has its result, asked anew."""
+    return (self.folder / run / run_folder.RESULT).exists()
+
+  # What a study on a bucket does besides (`remote_study`); here a run's folder is the study's own.
+
+  def fetch(self, run: str) -> None:
+    """Before a run is trained: makes its folder what was kept of it."""
+
+  def keep(self, run: str, check: Callable[[], None], say: Callable[[str], None]) -> None:
+    """While it is trained: after every logged step."""
+
+  def deliver(self, run: str, check: Callable[[], None], say: Callable[[str], None]) -> None:
+    """When it is finished and certified."""
+
+  def failed(self, run: str) -> None:
+    """When it failed."""
+
+  def publish(self) -> str:
+    """When all is analysed; returns where the page is."""
+    return str(self.folder / "report" / "index.html")
 
   def write(self) -> list[Arm]:
     """study.json of every part: what was run on what, with which versions, how far it is.

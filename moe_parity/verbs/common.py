@@ -3,6 +3,8 @@
 import argparse
 import pathlib
 
+from moe_parity.errors import UserError
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]  # of the checkout: configs/ and tests/
 
 
@@ -18,7 +20,23 @@ def config_argument(parser: argparse.ArgumentParser) -> None:
 
 def workdir_argument(parser: argparse.ArgumentParser, help_: str) -> None:
   """`--workdir`: the folder a verb makes or continues."""
-  parser.add_argument("--workdir", required=True, type=pathlib.Path, help=help_)
+  parser.add_argument("--workdir", required=True, type=place, help=help_)
+
+
+def place(text: str) -> str | pathlib.Path:
+  """A folder of this machine's, or the URL of one elsewhere as it was written."""
+  return text if "://" in text else pathlib.Path(text)
+
+
+def on_disk(path: str | pathlib.Path, what: str) -> pathlib.Path:
+  """The path, for verbs that work on this machine's folders only.
+
+  Raises:
+    UserError: it is a URL.
+  """
+  if isinstance(path, str):
+    raise UserError(f"{path}: {what}; `study` alone works on a bucket, copy from there to a disk")
+  return path
 
 
 def process_arguments(parser: argparse.ArgumentParser) -> None:

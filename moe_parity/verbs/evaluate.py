@@ -1,17 +1,16 @@
 """`moe-parity evaluate`."""
 
 import json
-import pathlib
 
 from moe_parity.errors import UserError
-from moe_parity.verbs.common import json_argument
+from moe_parity.verbs.common import json_argument, on_disk, place
 from moe_parity.verbs.printing import print_table
 
 HELP = "score a trained run on held-out text"
 
 
 def arguments(parser) -> None:
-  parser.add_argument("folder", type=pathlib.Path, metavar="RUN")
+  parser.add_argument("folder", type=place, metavar="RUN")
   parser.add_argument("--mode", default="document", help="document | strided | packed")
   parser.add_argument("--stride", type=int, default=0, help="tokens, for --mode=strided")
   parser.add_argument("--max-tokens", type=int, default=0, help="0: all held-out text")
@@ -31,6 +30,7 @@ def run(args) -> int:
   from moe_parity.resources.mesh import read_mesh
 
   sizes = read_mesh(args)
+  on_disk(args.folder, "evaluate reads a run on this machine")
   if args.routing:
     if sizes.num_devices != 1:
       raise UserError(f"--routing counts on one device, not on {sizes}; leave the mesh axes out")

@@ -29,7 +29,7 @@ def show(value) -> str:
   return f"{value:.4g}"
 
 
-def print_verdict(analysis: dict, page: pathlib.Path, step: dict | None = None) -> None:
+def print_verdict(analysis: dict, page: str | pathlib.Path, step: dict | None = None) -> None:
   """What a step of the paper found and the verdict, in words, then where the page is."""
   if step and step.get("headline"):
     _print_words(step["headline"], step["sentences"])

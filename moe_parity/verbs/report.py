@@ -1,20 +1,20 @@
 """`moe-parity report`."""
 
 import json
-import pathlib
 
-from moe_parity.verbs.common import json_argument
+from moe_parity.verbs.common import json_argument, on_disk, place
 from moe_parity.verbs.printing import print_verdict
 
 HELP = "write a study's page, figures and tables again"
 
 
 def arguments(parser) -> None:
-  parser.add_argument("folder", type=pathlib.Path, metavar="STUDY")
+  parser.add_argument("folder", type=place, metavar="STUDY")
   json_argument(parser)
 
 
 def run(args) -> int:
+  on_disk(args.folder, "report writes beside a study on this machine")
   from moe_parity.report.page import write_report
   from moe_parity.report.steps import read_steps
 

@@ -2,6 +2,7 @@
 
 import json
 
+from moe_parity.errors import UserError
 from moe_parity.verbs.common import (
   config_argument,
   idle_devices,
@@ -18,7 +19,7 @@ HELP = "train all arms, certify equal resources, judge"
 
 def arguments(parser) -> None:
   config_argument(parser)
-  workdir_argument(parser, "study folder")
+  workdir_argument(parser, "study folder; gs://bucket/name too")
   json_argument(parser)
   parser.add_argument("--only", default="", metavar="ARM,ARM", help="train these arms only")
   parser.add_argument("--dry-run", action="store_true", help="print the queue and train nothing")
@@ -53,7 +54,16 @@ def open_study(args, config, store):
   given = {"place": getattr(args, "claims", ""), "command": args.command}
   if hasattr(args, "stale_after"):
     given["stale_seconds"] = args.stale_after
-  return Study(config, store, args.workdir, **given)
+  if not isinstance(args.workdir, str):
+    return Study(config, store, args.workdir, **given)
+  from moe_parity.study.remote_study import RemoteStudy
+
+  if getattr(args, "coordinator", "") or getattr(args, "num_processes", 0):
+    raise UserError(
+      f"--workdir={args.workdir}: several processes as one run write one folder that all see; give"
+      " a network disk, or start workers of one process each"
+    )
+  return RemoteStudy(config, store, args.workdir, **given)
 
 
 def dry_run(args, config, store, only) -> int:
@@ -122,8 +132,9 @@ def run_and_judge(args, config, store, only) -> int:
     )
   dismiss()
   step = study.summarise()
-  page = write_report(args.workdir)
-  analysis = json.loads((args.workdir / "analysis.json").read_text())
+  write_report(study.folder)
+  analysis = json.loads((study.folder / "analysis.json").read_text())
+  page = study.publish()
   if args.json:
     print(json.dumps(analysis, indent=2))
   else:

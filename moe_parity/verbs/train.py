@@ -4,6 +4,7 @@ from moe_parity.errors import UserError
 from moe_parity.verbs.common import (
   config_argument,
   idle_devices,
+  on_disk,
   planned,
   process_arguments,
   processes,
@@ -22,6 +23,7 @@ def arguments(parser) -> None:
 
 
 def run(args) -> int:
+  on_disk(args.workdir, "train writes into a folder of this machine")
   config, plan, store = planned(args)
   from moe_parity.study.study_folder import select
 

@@ -1,0 +1,195 @@
+"""A study folder on a bucket: runs are trained in a local scratch folder and mirrored.
+
+Under gs://bucket/study lie the files of an ordinary study folder, so that a copy of it is one. A
+run in training has instead
+
+    latest.json                names, bytes and hashes of one snapshot's files
+    snapshots/<step>-<id>/     config, plan, metrics, routing and the checkpoint of that step
+
+A snapshot counts once latest.json names it, which is one object, replaced whole and written last;
+so a snapshot half written by a worker that died is never picked up, and the one before it stays
+until then. A finished run's files lie under their own names, result.json written last.
+
+Workers exclude each other by claims. One that was thought dead and was only asleep finds out before
+it writes latest.json; were it to sleep between the two, the run would go on from its older
+checkpoint, which is work done twice and no other result.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import pathlib
+import secrets
+import shutil
+from collections.abc import Callable
+
+from moe_parity.data import storage
+from moe_parity.errors import UserError
+from moe_parity.training import run_folder
+
+LATEST, SNAPSHOTS, CHECKPOINTS = "latest.json", "snapshots", "checkpoints"
+WITH_CHECKPOINT = ("config.json", "plan.json", "metrics.jsonl", "routing.npz")
+NOT_KEPT = ("tensorboard", "failed.txt")  # drawn from metrics.jsonl; what went wrong is over
+RETRIES = 3
+
+
+class Mirror:
+  """One study folder on a bucket and this worker's local copy of it.
+
+  Args:
+    url: gs://bucket/prefix of the study.
+    local: the scratch folder, this worker's alone.
+  """
+
+  def __init__(self, url: str, local: pathlib.Path):
+    self.url, self.local = url.rstrip("/"), local
+    self._pool = concurrent.futures.ThreadPoolExecutor(1)
+    self._writing: concurrent.futures.Future | None = None
+    self._kept: dict[str, int] = {}  # run -> step of its newest snapshot there
+
+  def pull(self) -> set[str]:
+    """Fetches plans, and the small files of every run that has finished since.
+
+    Returns:
+      the runs that are finished there, relative to the study folder.
+    """
+    there = storage.names(self.url)
+    for name in there:
+      path = pathlib.PurePosixPath(name)
+      at_root = len(path.parts) == 1 or (path.parts[0] == "parts" and len(path.parts) == 3)
+      if at_root and (
+        path.name == "plan.json" or (path.name == "study.json" and not self._has(name))
+      ):
+        self._get(name)
+    end = f"/{run_folder.RESULT}"
+    done = {name.removesuffix(end) for name in there if name.endswith(end)}
+    for run in sorted(done):
+      if not self._has(f"{run}{end}"):
+        small = [n for n in there if n.startswith(f"{run}/") and not _is_checkpoint(n, run)]
+        for name in sorted(small, key=lambda name: name.endswith(end)):
+          self._get(name)
+    return done
+
+  def fetch(self, run: str) -> None:
+    """Makes the local run folder what the newest snapshot holds, or empty where there is none.
+
+    Raises:
+      UserError: the snapshot is not what latest.json says.
+    """
+    folder = self.local / run
+    for attempt in range(RETRIES):
+      shutil.rmtree(folder, ignore_errors=True)
+      try:
+        latest = json.loads(storage.read_bytes(f"{self.url}/{run}/{LATEST}"))
+      except FileNotFoundError:
+        return
+      try:
+        self._fetch_snapshot(run, latest)
+      except (FileNotFoundError, _ChangedError) as error:
+        if attempt == RETRIES - 1:  # else replaced while it was read: latest.json names a newer one
+          raise UserError(
+            f"{self.url}/{run}: its snapshot of step {latest['step']} is damaged ({error}); remove"
+            f" {LATEST} there to train this run from its beginning"
+          ) from None
+        continue
+      self._kept[run] = latest["step"]
+      return
+
+  def keep(self, run: str, check: Callable[[], None], say: Callable[[str], None]) -> None:
+    """Starts copying the newest whole checkpoint, if it is newer than what is there and nothing is
+    being copied. A copy that fails is told, and the next checkpoint tries again.
+
+    Args:
+      check: raises where another worker has the run.
+    """
+    if self._writing is not None:
+      if not self._writing.done():
+        return
+      self._collect(run, say)
+    step = newest_step(self.local / run)
+    if step > self._kept.get(run, 0):
+      self._writing = self._pool.submit(self._write_snapshot, run, step, check)
+
+  def deliver(self, run: str, check: Callable[[], None], say: Callable[[str], None]) -> None:
+    """Copies a finished run: all its files with the newest checkpoint, result.json last."""
+    if self._writing is not None:
+      concurrent.futures.wait([self._writing])
+      self._collect(run, say)
+    folder, step = self.local / run, newest_step(self.local / run)
+    check()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+      name = path.relative_to(folder)
+      old = name.parts[0] == CHECKPOINTS and name.parts[1:2] != (str(step),)
+      if name.parts[0] not in NOT_KEPT and str(name) != run_folder.RESULT and not old:
+        storage.put_file(path, f"{self.url}/{run}/{name.as_posix()}")
+    check()
+    storage.put_file(folder / run_folder.RESULT, f"{self.url}/{run}/{run_folder.RESULT}")
+    storage.remove_below(f"{self.url}/{run}/{LATEST}")
+    storage.remove_below(f"{self.url}/{run}/{SNAPSHOTS}")
+
+  def put(self, name: str) -> None:
+    """Copies one file of the study folder, or all files below one of its folders."""
+    path = self.local / name
+    found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in found:
+      storage.put_file(file, f"{self.url}/{file.relative_to(self.local).as_posix()}")
+
+  def _has(self, name: str) -> bool:
+    return (self.local / name).exists()
+
+  def _get(self, name: str) -> None:
+    target = self.local / name
+    part = target.with_name(f"{target.name}.part")
+    storage.get_file(f"{self.url}/{name}", part)
+    part.replace(target)
+
+  def _collect(self, run: str, say: Callable[[str], None]) -> None:
+    error, self._writing = self._writing.exception(), None
+    if error is not None:
+      say(f"{run}: a checkpoint could not be copied to {self.url} ({error}); the next one may")
+
+  def _write_snapshot(self, run: str, step: int, check: Callable[[], None]) -> None:
+    folder, name = self.local / run, f"{SNAPSHOTS}/{step}-{secrets.token_hex(4)}"
+    there = f"{self.url}/{run}"
+    before = {
+      part.split("/")[1] for part in storage.names(f"{there}") if part.startswith(SNAPSHOTS)
+    }
+    files = {}
+    for part in WITH_CHECKPOINT:  # read whole first: training goes on writing them
+      if (folder / part).exists():
+        content = (folder / part).read_bytes()
+        files[part] = [len(content), hashlib.sha256(content).hexdigest()]
+        storage.write_bytes(f"{there}/{name}/{part}", content)
+    for path in sorted(p for p in (folder / CHECKPOINTS / str(step)).rglob("*") if p.is_file()):
+      part = path.relative_to(folder).as_posix()
+      files[part] = [path.stat().st_size, storage.sha256_of(path)]
+      storage.put_file(path, f"{there}/{name}/{part}")
+    check()
+    latest = {"step": step, "snapshot": name, "files": files}
+    storage.write_bytes(f"{there}/{LATEST}", json.dumps(latest).encode())
+    self._kept[run] = step
+    for old in before:
+      storage.remove_below(f"{there}/{SNAPSHOTS}/{old}")
+
+  def _fetch_snapshot(self, run: str, latest: dict) -> None:
+    folder = self.local / run
+    for name, (size, sha256) in latest["files"].items():
+      path = folder / name
+      storage.get_file(f"{self.url}/{run}/{latest['snapshot']}/{name}", path)
+      if path.stat().st_size != size or storage.sha256_of(path) != sha256:
+        raise _ChangedError(f"{name} is not what was written")
+
+
+class _ChangedError(Exception):
+  """An object that is not the one latest.json names."""
+
+
+def newest_step(folder: pathlib.Path) -> int:
+  """Step of the newest whole checkpoint of a run folder; 0 if there is none."""
+  checkpoints = folder / CHECKPOINTS
+  found = checkpoints.iterdir() if checkpoints.is_dir() else ()
+  return max((int(path.name) for path in found if path.name.isdigit()), default=0)
+
+
+def _is_checkpoint(name: str, run: str) -> bool:
+  return name.removeprefix(f"{run}/").split("/")[0] in (CHECKPOINTS, SNAPSHOTS)

@@ -1,0 +1,105 @@
+"""A study whose folder is on a bucket: a `Study` in a scratch folder with a `Mirror` behind it.
+
+Workers share nothing but the bucket. Each trains in a scratch folder of its own, in the cache, that
+goes when the worker ends; those of workers of this host that were killed go when the next begins.
+"""
+
+import os
+import pathlib
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from moe_parity.data import storage
+from moe_parity.data.token_store import TokenStore
+from moe_parity.errors import UserError
+from moe_parity.study import claims
+from moe_parity.study.mirror import Mirror
+from moe_parity.study.parts import Part
+from moe_parity.study.runner import TRACE
+from moe_parity.study.study_folder import CLAIMS, PLAN, STUDY, Arm, Study
+
+SCHEME = "gs://"
+
+
+class RemoteStudy(Study):
+  """See `Study`; `folder` is the scratch folder, `url` the study's."""
+
+  def __init__(self, config: ConfigDict, store: TokenStore, url: str, *, place: str = "", **kwargs):
+    """Args:
+      url: gs://bucket/prefix.
+    Raises:
+      UserError: another scheme; the place holds something that is no study, or is out of reach.
+    """
+    if not url.startswith(SCHEME) or not url.removeprefix(SCHEME).strip("/"):
+      raise UserError(f"--workdir={url}: a study lies on a disk or under gs://bucket/name")
+    self.url = url.rstrip("/")
+    there = storage.names(self.url)
+    if there and PLAN not in there and any(not name.startswith(f"{CLAIMS}/") for name in there):
+      raise UserError(f"{self.url} is not empty and holds no study; use another --workdir")
+    self._scratch = scratch_folder()
+    self.mirror = Mirror(self.url, pathlib.Path(self._scratch.name))
+    self.mirror.pull()
+    place = place or f"{self.url}/{CLAIMS}"
+    super().__init__(config, store, self.mirror.local, place=place, **kwargs)
+
+  def derive(self, write: bool = True) -> list[Part]:
+    self.mirror.pull()
+    before = self._plans()
+    parts = super().derive(write)
+    for name, content in self._plans().items():
+      if before.get(name) != content:
+        self.mirror.put(name)
+    return parts
+
+  def finished(self, run: str) -> bool:
+    return run in self.mirror.pull()
+
+  def fetch(self, run: str) -> None:
+    self.mirror.fetch(run)
+
+  def keep(self, run: str, check: Callable[[], None], say: Callable[[str], None]) -> None:
+    self.mirror.keep(run, check, say)
+
+  def deliver(self, run: str, check: Callable[[], None], say: Callable[[str], None]) -> None:
+    self.mirror.deliver(run, check, say)
+
+  def failed(self, run: str) -> None:
+    self.mirror.put(f"{run}/{TRACE}")
+
+  def write(self) -> list[Arm]:
+    arms = super().write()
+    for part in self.parts:
+      self.mirror.put(_named(part, STUDY))
+    return arms
+
+  def publish(self) -> str:
+    names = (f"{self.config.study.method}.json", "certificate.json", "analysis.json", "report")
+    for part in self.parts:
+      for name in (_named(part, name) for name in names):
+        if (self.folder / name).exists():
+          self.mirror.put(name)
+    return f"{self.url}/report/index.html"
+
+  def _plans(self) -> dict[str, bytes]:
+    paths = [self.folder / PLAN, *self.folder.glob(f"parts/*/{PLAN}")]
+    return {
+      path.relative_to(self.folder).as_posix(): path.read_bytes() for path in paths if path.exists()
+    }
+
+
+def _named(part: Part, name: str) -> str:
+  return f"{part.folder}/{name}" if part.name else name
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory:
+  """A folder of this process that goes with it; those of dead processes of this host go now."""
+  place, host = storage.cache_folder() / "studies", socket.gethostname()
+  place.mkdir(parents=True, exist_ok=True)
+  for path in place.glob(f"{host}.*.*"):
+    if not claims.alive(int(path.name.rsplit(".", 2)[1])):
+      shutil.rmtree(path, ignore_errors=True)
+  return tempfile.TemporaryDirectory(prefix=f"{host}.{os.getpid()}.", dir=place)

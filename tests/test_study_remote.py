@@ -1,0 +1,163 @@
+"""A study on a bucket: workers that share nothing else give the study that one disk gives."""
+
+import json
+import pathlib
+
+import pytest
+
+from moe_parity import cli
+from moe_parity.data import storage
+from moe_parity.errors import UserError
+from moe_parity.report.page import write_report
+from moe_parity.study.remote_study import RemoteStudy
+from moe_parity.study.runner import run_study
+from moe_parity.study.shard import Shard
+from moe_parity.training import loop
+from tests import fake_training, test_study_activation_rate
+from tests.bucket import install
+from tests.test_training_loop import arm, store  # noqa: F401 - a fixture
+
+URL = "gs://mine/studies/a"
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+  monkeypatch.setenv("MOE_PARITY_CACHE", str(tmp_path / "cache"))
+  return install(monkeypatch)
+
+
+def open_study(tmp_path, made=None, url=URL):
+  return RemoteStudy(
+    made or fake_training.config(), fake_training.store(), url, place=str(tmp_path / "claims")
+  )
+
+
+def run(study, trainer=None, **kwargs):
+  lines = []
+  trainer = trainer or fake_training.trainer()
+  arms = run_study(study, say=lines.append, trainer=trainer, **kwargs)
+  return {arm.name: (arm.status, arm.error) for arm in arms}, lines
+
+
+def results(read) -> dict[str, dict]:
+  """What every arm scored, from a way to read a file of the study."""
+  listed = json.loads(read("study.json"))["arms"]
+  return {a["name"]: json.loads(read(f"{a['folder']}/result.json"))["validation"] for a in listed}
+
+
+def test_two_workers_of_a_bucket_give_the_study_of_one_disk(bucket, tmp_path):
+  first = open_study(tmp_path)
+  names = [a.name for a in first.derive()[0].plan.arms]
+  states, lines = run(first, only=names[:2], shard=Shard(1, 2))
+  assert [line.split(":")[0] for line in lines] == names[:2]
+  second = open_study(tmp_path)
+  states, lines = run(second, shard=Shard(2, 2))
+  assert set(states.values()) == {("done", "")}
+  assert {line.split(":")[0] for line in lines} == set(names[2:])
+  write_report(second.folder)
+  page = second.publish()
+  alone = fake_training.open_study(tmp_path / "alone")
+  run(alone)
+  there = results(lambda name: storage.read_bytes(f"{URL}/{name}"))
+  assert there == results(lambda name: (tmp_path / "alone" / name).read_bytes())
+  assert storage.is_file(page) and page == f"{URL}/report/index.html"
+  assert {"analysis.json", "certificate.json", "plan.json"} <= set(storage.names(URL))
+
+
+def test_stages_of_a_study_follow_results_that_another_worker_left(bucket, tmp_path):
+  made = test_study_activation_rate.config(more_seeds=(1,), fixed_data=True)
+  first = open_study(tmp_path, made)
+  run(first, only=["dense", "moe_20", "moe_25"])
+  second = open_study(tmp_path, made)
+  states, lines = run(second)
+  seeds = {(a.name, a.seed) for a in second.parts[0].plan.arms if a.seed}
+  assert seeds == {("dense", 1), ("moe_25", 1), ("moe_30", 1), ("moe_40", 1)}
+  assert set(states.values()) == {("done", "")}
+  assert not any(line.startswith(("dense:", "moe_20:", "moe_25:")) for line in lines)
+  second.summarise()
+  second.publish()
+  there = storage.names(URL)
+  assert {"activation_rate.json", "parts/fixed_data/certificate.json"} <= set(there)
+  assert "parts/fixed_data/runs/moe_55-s0/result.json" in there
+  assert len(json.loads(storage.read_bytes(f"{URL}/plan.json"))["arms"]) == 11
+
+
+def test_an_arm_that_failed_leaves_its_trace_and_the_next_worker_tries_again(bucket, tmp_path):
+  states, _ = run(open_study(tmp_path), fake_training.trainer(failing=("moe_30",)))
+  assert states["moe_30"] == ("failed", "moe_30 broke")
+  assert b"moe_30 broke" in storage.read_bytes(f"{URL}/runs/moe_30-s0/failed.txt")
+  assert run(open_study(tmp_path))[0]["moe_30"] == ("done", "")
+
+
+def test_what_a_study_cannot_lie_on_is_refused(bucket, tmp_path, capsys):
+  for url in ("s3://mine/a", "gs://", "http://x/y"):
+    with pytest.raises(UserError, match="on a disk or under gs://bucket/name"):
+      open_study(tmp_path, url=url)
+  storage.write_bytes("gs://mine/text/a.txt", b"x")
+  with pytest.raises(UserError, match="gs://mine/text is not empty and holds no study"):
+    open_study(tmp_path, url="gs://mine/text")
+  run(open_study(tmp_path))
+  with pytest.raises(UserError, match="holds another study"):
+    open_study(tmp_path, fake_training.config((0.2, 0.35))).derive()
+  demo = f"--config={pathlib.Path(__file__).resolve().parent.parent}/configs/demo.py:tiny"
+  for verb in (
+    ["train", demo, "--arm=dense", f"--workdir={URL}"], ["report", URL], ["evaluate", URL]
+  ):  # fmt: skip
+    assert cli.main(verb) == 2
+    assert "`study` alone works on a bucket" in capsys.readouterr().err
+
+
+def test_a_scratch_folder_goes_with_its_worker_and_after_it(bucket, tmp_path):
+  study = open_study(tmp_path)
+  (place,) = (tmp_path / "cache" / "studies").iterdir()
+  assert study.folder == place
+  host, _, unique = place.name.rsplit(".", 2)
+  killed = place.with_name(f"{host}.4194999.{unique}")  # above any process id of Linux
+  killed.mkdir()
+  del study
+  open_study(tmp_path)
+  assert not place.exists() and not killed.exists()
+
+
+def test_a_run_taken_over_on_another_disk_ends_as_one_never_interrupted(
+  bucket,
+  tmp_path,
+  store,  # noqa: F811 - the fixture
+):
+  """Real training: the first worker dies after a checkpoint was kept; another goes on from it."""
+  loaded, _ = arm("dense", "--config.train.save_every=10", "--config.train.log_every=1")
+  with loaded.unlocked():
+    for name in [name for name in loaded.arms if name != "dense"]:
+      del loaded.arms[name]
+  begun = []
+
+  def until_kept(made, plan, data, folder, tell, say):
+    def watch(progress):
+      tell(progress)
+      begun.append(progress.step)
+      if first.mirror._writing is not None:
+        first.mirror._writing.result()
+      if "latest.json" in storage.names(f"{URL}/runs/dense-s0"):
+        raise KeyboardInterrupt
+
+    loop.train_arm(made, plan, data, folder, watch, say)
+
+  def open_(folder_or_url):
+    return RemoteStudy(loaded, store, folder_or_url, place=str(tmp_path / "claims"))
+
+  first = open_(URL)
+  real = fake_training.Trainer()
+  with pytest.raises(KeyboardInterrupt):
+    run_study(first, say=print, trainer=fake_training.Trainer(until_kept, real.certify))
+  latest = json.loads(storage.read_bytes(f"{URL}/runs/dense-s0/latest.json"))
+  second, steps = open_(URL), []
+  report = lambda task, progress: steps.append(progress.step)  # noqa: E731
+  (done,) = run_study(second, say=print, report=report, trainer=real)
+  assert done.status == "done" and steps[0] == latest["step"] + 1 == 11
+  whole = tmp_path / "whole"
+  (plan,) = second.parts[0].plan.arms
+  loop.train_arm(loaded, plan, store, whole)
+  there = json.loads(storage.read_bytes(f"{URL}/runs/dense-s0/result.json"))
+  assert there["validation"] == json.loads((whole / "result.json").read_text())["validation"]
+  certificate = json.loads(storage.read_bytes(f"{URL}/runs/dense-s0/certificate.json"))
+  assert certificate["passed"]
