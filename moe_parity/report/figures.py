@@ -166,7 +166,8 @@ def loss_curves(study: reading.Study) -> style.Drawing | None:
   return style.Drawing(
     "loss_curves",
     "Training loss over tokens and over compute",
-    "Cross-entropy on training batches, a mean over 2 % of the run. MoE arms from dark (small r_a) "
+    "Cross-entropy on training batches, a running mean of 2 % of the run or, in short runs, five "
+    "logged steps. MoE arms from dark (small r_a) "
     "to light, or a colour each where they share r_a; dense black; references dashed. At equal "
     "C all arms end at the same FLOPs and, the smaller r_a, at the more tokens. Horizontal axes "
     "are logarithmic; the steep start is cut off.",
@@ -184,10 +185,11 @@ def _look(run: reading.Run, colour: Any) -> dict[str, Any]:
 
 
 def _smooth(train: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens and running means of the cross-entropy over 2 % of the lines, thinned to MAX_POINTS."""
+  """Tokens and running means of the cross-entropy over 2 % of the lines, in short runs over up to
+  five of them, thinned to MAX_POINTS."""
   tokens = np.array([line["num_tokens"] for line in train], dtype=np.float64)
   loss = np.array([line["cross_entropy"] for line in train], dtype=np.float64)
-  span = max(1, len(loss) // 50)
+  span = max(1, len(loss) // 50, min(5, len(loss) // 8))
   sums = np.concatenate([[0.0], np.cumsum(loss)])
   start = np.maximum(np.arange(len(loss)) + 1 - span, 0)
   end = np.arange(len(loss)) + 1

@@ -4,6 +4,7 @@ A section of an ordinary study names what is not there yet; one of a step that w
 out.
 """
 
+import dataclasses
 import html
 import json
 
@@ -22,6 +23,7 @@ from moe_parity.report.style import Drawing
 from moe_parity.report.table import Table
 from moe_parity.study import reading
 
+MAX_CHECKS = 16  # a table longer than that hides what comes after it
 Drawings = dict[str, Drawing]
 Tables = dict[str, Table]
 
@@ -115,10 +117,26 @@ def certificate(study: reading.Study, report: dict, tables: Tables) -> Section:
     body = absent(f"a certificate for {', '.join(found['missing']) or 'this study'}")
   else:
     body = f'<div class="verdict bad"><p>Did not pass:</p>{bullets(found["failures"])}</div>\n'
-  body += table(tables["certificate"])
+  body += checks(tables["certificate"])
   if tables["certificates"].rows:
     body += fold("Checks of every run", table(tables["certificates"]))
   return Section("Certificate", body)
+
+
+def checks(content: Table) -> str:
+  """The checks across arms, folded where they are many; those that failed stand in the open."""
+  if len(content.rows) <= MAX_CHECKS:
+    return table(content)
+  off: dict[str, float] = {}
+  for row in content.rows:
+    if row["difference_pct"] is not None:
+      name = row["name"].rpartition(": ")[2]
+      off[name] = max(off.get(name, 0.0), abs(row["difference_pct"]))
+  largest = ", ".join(f"{name} {value:.3f} %" for name, value in off.items())
+  lines = [f"Largest distance of an arm from the budget: {largest}."] if off else []
+  failed = [row for row in content.rows if row["passed"] != "yes"]
+  shown = dataclasses.replace(content, rows=failed).html() if failed else ""
+  return paragraphs(lines) + shown + fold(f"All {len(content.rows)} checks", table(content))
 
 
 def routing(drawings: Drawings, tables: Tables, report: dict) -> Section:

@@ -135,9 +135,18 @@ def run_colours(rates: Mapping[str, int | float]) -> dict[str, Any]:
   moe = {name: rate for name, rate in rates.items() if rate < 1}
   looks = dict.fromkeys(rates, DENSE)
   if len(moe) > 1 and max(moe.values()) < SAME_RATE * min(moe.values()):
-    return looks | {name: look for name, (look, _) in zip(moe, series(len(moe)), strict=True)}
+    return looks | dict(zip(moe, _distinct(len(moe)), strict=True))
   ends = (min(moe.values(), default=1), max(moe.values(), default=1))
   return looks | {name: rate_colour(rate, *ends) for name, rate in moe.items()}
+
+
+def _distinct(count: int) -> list[Any]:
+  """So many colours, no two alike."""
+  from matplotlib import colormaps
+
+  if count <= len(SERIES):
+    return list(SERIES[:count])
+  return [colormaps["turbo"](0.06 + 0.9 * i / (count - 1)) for i in range(count)]
 
 
 def rate_axis(axis: Any, rates: list[float], round_ticks: bool = False) -> None:

@@ -159,7 +159,7 @@ def _side(config: ConfigDict, results: Results, kind: str, fields: dict) -> Iter
       try:
         same = identity(_plan(config, kind, changed))
       except UserError as error:
-        skipped.append((label, str(error)))
+        skipped.append((label, str(error).removeprefix("arm 'option': ")))
         continue
       known = trained.setdefault(same, Option(label, _named(name, label), changed))
       if known.arm not in [option.arm for option in options]:

@@ -141,15 +141,17 @@ def _between(rows: list[dict], runs: dict[str, list[reading.Run]], noise) -> dic
 
 def _headline(value: dict) -> str:
   """What was locked in, in one sentence."""
-  sides = {"moe": "MoE", "dense": "dense"}
   if not all(row["complete"] for row in value["stages"]) or value["between"] is None:
     return "The search is not complete: no backbone is locked yet."
-  chosen = {
-    side: ", ".join(row["chosen"] for row in value["stages"] if row["kind"] == kind)
-    for kind, side in sides.items()
-  }
-  locked = "; ".join(f"{side}: {labels}" for side, labels in chosen.items())
-  return f"The search locks the backbones. {locked}."
+  moe, dense = value["backbone"], value["dense_backbone"]
+  shared = " with a shared expert" if moe["d_shared"] else " without a shared expert"
+  gates = f", {moe['gates']} gates" if moe["gates"] else ""
+  return (
+    f"The search locks the backbones. MoE: {moe['layout']}{shared}{gates}, {moe['num_layers']}"
+    f" layers of width {moe['d_model']}, {moe['experts_per_token']} of {moe['num_experts']} experts"
+    f" of width {moe['d_expert']} (kappa {moe['kappa']:.3f}). Dense: {dense['num_layers']} layers"
+    f" of width {dense['d_model']}, feed-forward {dense['d_ffn']}."
+  )
 
 
 def _sentences(value: dict) -> list[str]:
