@@ -21,6 +21,22 @@ def test_planning_loads_no_jax():
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
   plan = json.loads(done.stdout)
   assert len(plan["arms"]) == 8
+  for arm in plan["arms"]:  # all on one device, as the config has no mesh: more than any holds
+    memory = arm["device_memory_bytes"]
+    assert memory["parameters"] == 4 * arm["exact_num_params"] and memory["total"] > 100 * 2**30
+
+
+def test_a_plan_says_what_a_device_of_the_mesh_holds_if_it_knows_the_mesh(capsys):
+  config = f"--config={ROOT}/configs/paper_2b.py:activation_rate=0.2"
+
+  def held(*arguments):
+    assert cli.main(["plan", config, "--config.budget.batch_multiple=8", *arguments, "--json"]) == 0
+    return [arm["device_memory_bytes"] for arm in json.loads(capsys.readouterr().out)["arms"]]
+
+  one, eight = held(), held("--config.mesh.fsdp=2", "--config.mesh.expert=4")
+  for before, after in zip(one, eight, strict=True):
+    assert before["parameters"] / 8 < after["parameters"] < before["parameters"] / 1.9
+  assert held("--config.mesh.fsdp=-1") == [None, None]
 
 
 def test_plan_prints_a_row_an_arm(capsys):

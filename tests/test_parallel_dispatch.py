@@ -74,12 +74,12 @@ def value_and_gradients(num_data, num_devices, num_experts, **options):
 # data x expert devices, E, K, exchange, formulation, check_vma. Meshes of 1, 2, 4 and 8; K from 1
 # to 8; E that divide by nothing, one that leaves devices with phantoms only (9 over 8).
 CASES = [
-  (3, 1, 6, 2, "padded", "slotted", False),
+  (3, 1, 10, 6, "padded", "slotted", False),
   (3, 2, 11, 8, "padded", "slotted", False),
   (2, 4, 83, 3, "padded", "slotted", True),
   (1, 8, 9, 2, "padded", "slotted", False),
   (1, 8, 81, 1, "gathered", "slotted", False),
-  (2, 4, 89, 6, "gathered", "slotted", True),
+  (2, 4, 89, 7, "gathered", "slotted", True),
   (1, 8, 78, 5, "ragged", "slotted", False),
   (2, 4, 13, 4, "ragged", "ragged", True),
 ]
@@ -113,6 +113,8 @@ def test_skewed_routing_takes_several_further_rounds_in_these_tests():
   for num_devices, e, k in ((8, 9, 2), (8, 78, 5), (4, 13, 4)):
     shape = Shape(T, k, e, num_devices)
     assert shape.replay_rows and shape.first_rows + shape.replay_rows < shape.most_rows
+    most = T * shape.most_choices
+    assert shape.replay_choices and shape.first_choices + shape.replay_choices < most
 
 
 TIGHT = (2, 4, 13, 3, 0.6)  # data, expert, E, K, capacity factor

@@ -194,3 +194,20 @@ def test_an_unknown_implementation_is_refused_with_the_known_ones():
   *arguments, _ = (jnp.asarray(a) for a in draw(np.random.default_rng(0), "fair", T, E, K))
   with pytest.raises(UserError, match="implementation='dense' .* slotted, ragged"):
     expert_ffn(*arguments, implementation="dense")
+
+
+def test_rows_for_no_more_assignments_than_there_are_suffice():
+  """With half the assignments nobody's, room for the others alone gives the same."""
+  arguments = draw(np.random.default_rng(3), "half to nobody", t=400)
+  x, expert, gate, w_in, w_down, dy = map(jnp.asarray, arguments)
+  real = int((expert < E).sum())
+  assert real < 640 < expert.size
+
+  def ffn(x, gate, w_in, w_down):
+    return expert_ffn(
+      x, expert, gate, w_in, w_down, implementation="ragged", most_assignments=real
+    )
+
+  y, vjp = jax.vjp(ffn, x, gate, w_in, w_down)
+  assert "while" not in str(jax.make_jaxpr(ffn)(x, gate, w_in, w_down))
+  assert_equals_reference((y, *vjp(dy)), arguments)

@@ -195,3 +195,37 @@ def test_attention_kernels_cost_the_causal_half_of_their_products():
 
 def test_arrays_on_the_chip_touch_no_hbm():
   assert hlo.num_bytes("(f32[10]{0:T(128)S(1)}, bf16[3,5]{1,0})", space=0) == 30
+
+
+SPARSECORE = """HloModule sparse
+
+%gathering (x: bf16[4096,64], i: s32[512]) -> bf16[512,64] {
+  %x = bf16[4096,64]{1,0} parameter(0)
+  %i = s32[512]{0} parameter(1)
+  ROOT %gather = bf16[512,64]{1,0} gather(%x, %i), offset_dims={1}, slice_sizes={1,64}
+}
+
+%called (x.1: bf16[4096,64], i.1: s32[512]) -> bf16[512,64] {
+  %x.1 = bf16[4096,64]{1,0} parameter(0)
+  %i.1 = s32[512]{0} parameter(1)
+  ROOT %offloaded = bf16[512,64]{1,0} fusion(%x.1, %i.1), kind=kCustom, calls=%gathering
+}
+
+ENTRY %main (x.2: bf16[4096,64], i.2: s32[512]) -> bf16[512,64] {
+  %x.2 = bf16[4096,64]{1,0} parameter(0)
+  %i.2 = s32[512]{0} parameter(1)
+  %start = ((), (), (s32[1]{0})) call-start(), to_apply=%called, backend_config={"sparse_core_config":{"hbm_bandwidth_adjustment_factor":0.5}}
+  %before = bf16[4096,64]{1,0} copy(%x.2), backend_config={"window_config":{"estimated_cycles":"1750000"}}
+  %update = ((bf16[4096,64]{1,0}, s32[512]{0}), bf16[512,64]{1,0}) call-update(%start, %before, %i.2)
+  ROOT %done = bf16[512,64]{1,0} call-done(%update)
+}
+"""  # noqa: E501
+
+
+def test_a_sparsecores_gather_is_priced_and_begins_when_its_operands_are_there():
+  """Half of the HBM's rate, for the rows it reads and writes and not the array it reads from."""
+  walked = schedule.walk(hlo.parse(SPARSECORE), PLACE)
+  call = op(walked, "start")
+  assert call.hbm_bytes == 2 * 512 * 64 * 2
+  assert call.seconds == pytest.approx(call.hbm_bytes / (0.5 * HBM))
+  assert call.exposed == pytest.approx(call.seconds) and call.asynchronous

@@ -108,3 +108,15 @@ def test_a_mesh_axis_may_take_a_part_of_a_torus_axis():
   place = place_of(slice_, mesh)
   assert place.axes == {"data": 2, "fsdp": 4, "expert": 8}
   assert len({tuple(c) for c in place.coordinates.tolist()}) == 64
+
+
+def test_a_search_without_compiling_prices_every_mesh_those_that_fit_first(capsys):
+  arguments = ["--config=configs/paper_2b.py:activation_rate=0.2", "--arm=moe_20"]
+  arguments += ["--config.budget.batch_multiple=64", "--topology=v5e-64", "--search=0", "--json"]
+  assert main(["compile", *arguments]) == 0
+  rows = json.loads(capsys.readouterr().out)
+  assert {row["data"] * row["fsdp"] * row["expert"] for row in rows} == {64}
+  fits = [row["fits"] == "yes" for row in rows]
+  assert fits == sorted(fits, reverse=True) and set(fits) == {True, False}
+  priced = [row["priced_s"] for row in rows if row["fits"] == "yes"]
+  assert priced == sorted(priced) and priced[0] > 0

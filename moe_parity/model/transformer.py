@@ -21,8 +21,8 @@ from moe_parity.model.options import ModelOptions
 from moe_parity.model.weights import RMSNorm, matrix, ready
 from moe_parity.parallel import mesh
 from moe_parity.resources.architecture import Architecture
+from moe_parity.resources.memory import LOGITS_AT_ONCE
 
-LOGITS_AT_ONCE = 2**26
 # Up to this many copies are written out on a CPU: a loop fills, writes and reads a stack of all its
 # backward pass needs, a tenth of a small model's step; four copies compile as fast as the loop.
 UNROLLED = 4

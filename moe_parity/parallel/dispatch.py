@@ -4,6 +4,7 @@ Pure functions for use inside `jax.shard_map`; they know no model. `moe_parity.r
 says which exchange suits which platform and what each sends.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -12,7 +13,7 @@ from moe_parity.errors import UserError
 from moe_parity.parallel import exchange_padded, exchange_ragged
 from moe_parity.parallel.capacity import drop_beyond_capacity
 from moe_parity.parallel.exchange_gathered import gathered
-from moe_parity.parallel.experts import expert_ffn, slots_for
+from moe_parity.parallel.experts import expert_ffn, implementation_for, slots_for
 from moe_parity.parallel.rounds import in_rounds
 from moe_parity.parallel.rows import Rows, gates_of_rows, gather_into_rows
 from moe_parity.parallel.varying import equally_varying
@@ -95,26 +96,38 @@ def expert_ffn_local(
 def by_rows(exchange, operands, rows: Rows, shape: Shape, axis_name: str, how: dict):
   """Rounds of an exchange that sends rows; operands are x_TD, gate_TPJ, w_in_L2ID, w_down_LID."""
 
-  def one_round(seats, rows: Rows, operands, num_slots):
+  first_size, more_size = exchange.per_pair(shape)
+  implementation = how["implementation"] or implementation_for(jax.default_backend())
+
+  def one_round(seats, rows: Rows, operands, num_slots, per_pair):
     x_TD, gate_TPJ, *weights = operands
     x_RD, gate_RJ, expert_RJ = exchange.send(
       x_TD, gate_TPJ, rows.expert_TPJ, seats, shape, axis_name
     )
+    arrived_R1 = (expert_RJ < shape.experts_per_device).any(1)[:, None]
+
+    def finite(a_RD):
+      """And, transposed, the gradients of these rows, where uninitialised memory may hold NaN:
+      a slot that nobody needs computes with any row at weight 0. Sorted rows are never such."""
+      clean = exchange is exchange_padded or implementation == "ragged"
+      return a_RD if clean else jnp.where(arrived_R1, a_RD, 0)
+
     y_RD = expert_ffn(
-      x_RD, expert_RJ, gate_RJ, *weights, implementation=how["implementation"], num_slots=num_slots
-    )
-    return exchange.give_back(y_RD, seats, axis_name)
+      finite(x_RD), expert_RJ, gate_RJ, *weights, implementation=implementation,
+      num_slots=num_slots, most_assignments=exchange.most_arriving(shape, per_pair),
+    )  # fmt: skip
+    return exchange.give_back(finite(y_RD), seats, axis_name)
 
   def first(operands, routing):
     seats = exchange.first_round(*routing, shape, axis_name)
-    return one_round(seats, routing[0], operands, how["num_slots"])
+    return one_round(seats, routing[0], operands, how["num_slots"], first_size)
 
   def replay(index, operands, routing):
     seats = exchange.replay(*routing, index, shape, axis_name)
-    few_slots = slots_for(shape.replay_rows * shape.num_devices, 1, shape.experts_per_device)
-    return one_round(seats, routing[0], operands, few_slots)
+    few_slots = slots_for(more_size * shape.num_devices, 1, shape.experts_per_device)
+    return one_round(seats, routing[0], operands, few_slots, more_size)
 
-  routing = rows, exchange.survey(rows, axis_name)
-  if not shape.replay_rows:
+  routing = rows, exchange.survey(rows, shape, axis_name)
+  if not more_size:
     return first(operands, routing)
   return in_rounds(first, replay, operands, routing, exchange.num_replays(routing[1], shape))

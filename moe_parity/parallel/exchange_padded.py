@@ -31,7 +31,7 @@ class Seats(NamedTuple):
   taken_GC: Bool[Array, "G C"]
 
 
-def survey(rows: Rows, axis_name: str) -> Int[Array, ""]:
+def survey(rows: Rows, shape: Shape, axis_name: str) -> Int[Array, ""]:
   """The most rows that a device has for another. One maximum over the axis."""
   return lax.pmax(jnp.max(rows.groups.count_E), axis_name)
 
@@ -39,6 +39,16 @@ def survey(rows: Rows, axis_name: str) -> Int[Array, ""]:
 def num_replays(most, shape: Shape) -> Int[Array, ""]:
   """Further rounds that the fullest pair of devices needs."""
   return -(-jnp.maximum(most - shape.first_rows, 0) // shape.replay_rows)
+
+
+def per_pair(shape: Shape) -> tuple[int, int]:
+  """Rows a pair of devices that the first and a further round carry."""
+  return shape.first_rows, shape.replay_rows
+
+
+def most_arriving(shape: Shape, per_pair: int) -> int:
+  """The most assignments that a round brings."""
+  return shape.num_devices * per_pair * shape.choices_per_row
 
 
 def first_round(rows: Rows, most, shape: Shape, axis_name: str) -> Seats:

@@ -1,9 +1,11 @@
 """The ragged exchange: `lax.ragged_all_to_all` of exactly the rows there are. For TPU and GPU.
 
-Every device knows how many rows every other has for every third: one all-gather of G counts. A
-device numbers the rows it is to receive by source, then by token; a round takes a window of those
-numbers. Buffers are `lax.empty`: filling them with zeros cost more than the exchange (5.3 ms for
-98,304 rows of 2,048 on v5p, compiler-estimated).
+Every device knows how many assignments every other has for every third: one all-gather of G counts.
+A device numbers the assignments it is to receive by source, then by token; a round takes the rows
+whose first assignment has a number in a window, so what arrives fits both the buffer and the
+experts. A second all-gather tells how many rows that is for each pair. Buffers are `lax.empty`:
+filling them with zeros cost more than the exchange (5.3 ms for 98,304 rows of 2,048 on v5p,
+compiler-estimated). Rows travel as pieces of 128 numbers, the layout that gathers leave them in.
 
 Ids and routing weights travel as rows of 128 numbers, the least a TPU sends, each of them the
 *tags* of several rows. So the rows for a device begin at a whole number of such groups, here and
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_parity.parallel.gathers import barrier, rows_at, sum_of_rows
+from moe_parity.parallel.gathers import as_lanes, barrier, rows_at, sum_of_rows
 from moe_parity.parallel.grouping import IN_BOUNDS
 from moe_parity.parallel.ragged_all_to_all import ragged_all_to_all
 from moe_parity.parallel.rows import Rows
@@ -50,9 +52,24 @@ class Seats(NamedTuple):
   back: Slices
 
 
-def survey(rows: Rows, axis_name: str) -> Int[Array, "G G"]:
-  """Rows of each device (first axis) for each (second). One all-gather of G integers."""
-  return lax.all_gather(rows.groups.count_E, axis_name)
+def survey(rows: Rows, shape: Shape, axis_name: str) -> Int[Array, "G G"]:
+  """Assignments of each device (first axis) for each (second). One all-gather of G integers."""
+  choices_TP1 = _choices(rows, shape)[:, :, None]
+  for_TPG = _for_each(rows, shape)
+  return lax.all_gather(
+    jnp.where(for_TPG, choices_TP1, 0).sum((0, 1), dtype=jnp.int32), axis_name
+  )  # fmt: skip
+
+
+def _choices(rows: Rows, shape: Shape) -> Int[Array, "T P"]:
+  """Assignments in each row."""
+  return (rows.expert_TPJ < shape.experts_per_device).sum(2, dtype=jnp.int32)
+
+
+def _for_each(rows: Rows, shape: Shape) -> Bool[Array, "T P G"]:
+  """Whether a row goes to a device."""
+  device_G = jnp.arange(shape.num_devices, dtype=jnp.int32)
+  return rows.device_TP[:, :, None] == device_G[None, None, :]
 
 
 def _whole(count, group: int):
@@ -61,48 +78,67 @@ def _whole(count, group: int):
 
 
 def num_replays(counts_GG, shape: Shape) -> Int[Array, ""]:
-  """Further rounds that the device with the most rows to receive needs."""
-  most = jnp.max(_whole(counts_GG, shape.rows_per_tag).sum(0))
-  first, more = (
-    shape.num_devices * _whole(a, shape.rows_per_tag) for a in (shape.first_rows, shape.replay_rows)
-  )
+  """Further rounds that the device with the most assignments to receive needs."""
+  most = jnp.max(counts_GG.sum(0))
+  first, more = (shape.num_devices * choices for choices in per_pair(shape))
   return -(-jnp.maximum(most - first, 0) // more)
 
 
+def per_pair(shape: Shape) -> tuple[int, int]:
+  """Assignments a pair of devices that the first and a further round carry."""
+  return shape.first_choices, shape.replay_choices
+
+
+def most_arriving(shape: Shape, per_pair: int) -> int:
+  """The most assignments that a round brings: a row may begin in its window and end beyond."""
+  return shape.num_devices * per_pair + shape.choices_per_row - 1
+
+
 def first_round(rows: Rows, counts_GG, shape: Shape, axis_name: str) -> Seats:
-  return _seat(rows, counts_GG, 0, _whole(shape.first_rows, shape.rows_per_tag), shape, axis_name)
+  return _seat(rows, counts_GG, 0, shape.first_choices, shape, axis_name)
 
 
 def replay(rows: Rows, counts_GG, index, shape: Shape, axis_name: str) -> Seats:
-  first, more = (_whole(a, shape.rows_per_tag) for a in (shape.first_rows, shape.replay_rows))
+  first, more = shape.first_choices, shape.replay_choices
   return _seat(rows, counts_GG, first + index * more, more, shape, axis_name)
 
 
-def _seat(rows: Rows, counts_GG, start, rows_per_pair: int, shape: Shape, axis_name) -> Seats:
-  """A round for the G * rows_per_pair places numbered from G * start of each receiving device."""
+def _seat(rows: Rows, counts_GG, start, choices_per_pair: int, shape: Shape, axis_name) -> Seats:
+  """A round for the G * choices_per_pair assignments numbered from G * start of each receiver."""
   num_devices, num, me = shape.num_devices, rows.device_TP.size, lax.axis_index(axis_name)
-  size, start = num_devices * rows_per_pair, num_devices * start
-  room_GG = _whole(counts_GG, shape.rows_per_tag)
-  number_GG = jnp.cumsum(room_GG, axis=0, dtype=jnp.int32) - room_GG  # of the first row
-  low_GG = jnp.clip(start - number_GG, 0, room_GG)
-  high_GG = jnp.minimum(jnp.clip(start + size - number_GG, 0, room_GG), counts_GG)
-  size_GG = jnp.maximum(high_GG - low_GG, 0)
-  write_at_GG = jnp.clip(number_GG + low_GG - start, 0, size)
-  first_GG = jnp.cumsum(room_GG, axis=1, dtype=jnp.int32) - room_GG
-  packed_GG = first_GG + low_GG
-
+  window, start, group = num_devices * choices_per_pair, num_devices * start, shape.rows_per_tag
   device_TP = jnp.minimum(rows.device_TP, num_devices - 1)
-  inside_TP = (rows.rank_TP >= low_GG[me][device_TP]) & (rows.rank_TP < high_GG[me][device_TP])
-  inside_TP &= rows.device_TP < num_devices
-  num_places = _whole(num, shape.rows_per_tag) + num_devices * shape.rows_per_tag
+  # The number of each row's first assignment among all that its device is to receive.
+  number_GG = jnp.cumsum(counts_GG, axis=0, dtype=jnp.int32) - counts_GG
+  choices_A = _choices(rows, shape).reshape(-1).at[rows.groups.order_A].get(mode=IN_BOUNDS)
+  before_A = jnp.cumsum(choices_A, dtype=jnp.int32) - choices_A
+  mine_G = jnp.cumsum(counts_GG[me], dtype=jnp.int32) - counts_GG[me]
+  before_TP = before_A.at[rows.groups.place_A].get(mode=IN_BOUNDS).reshape(device_TP.shape)
+  first_TP = before_TP + (number_GG[me] - mine_G)[device_TP] - start
+
+  real_TP = rows.device_TP < num_devices
+  inside_TP = real_TP & (first_TP >= 0) & (first_TP < window)
+  for_TPG = _for_each(rows, shape)
+
+  def rows_of_each(condition_TP):
+    return (for_TPG & condition_TP[:, :, None]).sum((0, 1), dtype=jnp.int32)
+
+  low_G = rows_of_each(first_TP < 0)
+  size_GG = lax.all_gather(rows_of_each(inside_TP), axis_name)
+  room_GG = _whole(size_GG, group)
+  write_at_GG = jnp.cumsum(room_GG, axis=0, dtype=jnp.int32) - room_GG
+  packed_GG = jnp.cumsum(room_GG, axis=1, dtype=jnp.int32) - room_GG
+
+  num_places = _whole(num, group) + num_devices * group
+  num_received = _whole(window, group) + num_devices * group
   place_A = jnp.arange(num_places, dtype=jnp.int32)
-  end_G = first_GG[me] + room_GG[me]
+  end_G = packed_GG[me] + room_GG[me]
   device_A = (end_G[None, :-1] <= place_A[:, None]).sum(1, dtype=jnp.int32)
-  order_A = (rows.groups.start_E - first_GG[me])[device_A] + place_A
-  received_R = jnp.arange(size, dtype=jnp.int32)[:, None] - write_at_GG[:, me][None, :]
+  order_A = (rows.groups.start_E + low_G - packed_GG[me])[device_A] + place_A
+  received_R = jnp.arange(num_received, dtype=jnp.int32)[:, None] - write_at_GG[:, me][None, :]
   return barrier(
     Seats(
-      jnp.where(inside_TP, first_GG[me][device_TP] + rows.rank_TP, num_places),
+      jnp.where(inside_TP, (packed_GG[me] - low_G)[device_TP] + rows.rank_TP, num_places),
       rows.groups.order_A.at[jnp.clip(order_A, 0, num - 1)].get(mode=IN_BOUNDS),
       ((received_R >= 0) & (received_R < size_GG[:, me][None, :])).any(1),
       Slices(packed_GG[me], size_GG[me], write_at_GG[me], size_GG[:, me]),
@@ -112,8 +148,9 @@ def _seat(rows: Rows, counts_GG, start, rows_per_pair: int, shape: Shape, axis_n
 
 
 def _exchanged(a_ND, num_rows: int, slices: Slices, axis_name: str):
-  empty = lax.empty((num_rows, a_ND.shape[1]), a_ND.dtype)
-  return ragged_all_to_all(a_ND, empty, *slices, axis_name)
+  lanes = as_lanes(a_ND)
+  empty = lax.empty((num_rows, *lanes.shape[1:]), a_ND.dtype)
+  return ragged_all_to_all(lanes, empty, *slices, axis_name).reshape(num_rows, a_ND.shape[1])
 
 
 def _tags_exchanged(tags_NW, num_rows: int, slices: Slices, axis_name: str):
@@ -127,11 +164,9 @@ def _tags_exchanged(tags_NW, num_rows: int, slices: Slices, axis_name: str):
 
 
 def _sent(a_TD, seats: Seats, axis_name: str):
-  """The rows of `a_TD` to where they go, zeros in rows that nobody fills: uninitialised memory may
-  hold NaN, which a weight of 0 would not stop."""
+  """The rows of `a_TD` to where they go; rows that nobody fills hold whatever lay there."""
   packed_AD = rows_at(a_TD, seats.row_A // seats.place_TP.shape[1])
-  a_RD = _exchanged(packed_AD, seats.taken_R.size, seats.there, axis_name)
-  return jnp.where(seats.taken_R[:, None], a_RD, 0)
+  return _exchanged(packed_AD, seats.taken_R.size, seats.there, axis_name)
 
 
 def _summed(a_RD, seats: Seats, axis_name: str):
@@ -150,7 +185,8 @@ def send(
   """Rows to the devices of their experts: two ragged all-to-alls, of vectors and of tags.
 
   Returns:
-    x_RD, gate_RJ and expert_RJ; in a row nobody fills zeros and the id L, nobody.
+    x_RD, gate_RJ and expert_RJ; a row nobody fills has weight 0, the id L, nobody, and whatever
+    numbers lay there, NaN perhaps. So has dy_RD of `give_back`.
   """
   return _send_forward(x_TD, gate_TPJ, expert_TPJ, seats, shape, axis_name)[0]
 

@@ -7,7 +7,8 @@ What one takes is known on one of four grounds, and every table says which:
   kernel      a Pallas kernel: its FLOPs over the peak or its bytes over the HBM's, the slower; of a
               grouped product the FLOPs of every row its buffer has room for, filled or not
   bytes       no note: the HBM bytes it touches over the HBM's bytes/s. A lower bound; sorts,
-              gathers and what runs on a SparseCore are of this sort
+              gathers and what runs on a SparseCore are of this sort (there over the share of the
+              HBM's rate that the compiler notes, 0.8)
   collective  bytes over links (`collectives.py`), no latency
 
 An asynchronous one (a collective or copy in two halves) begins when its start is reached and the
@@ -92,6 +93,7 @@ class _Clock:
     self.now = 0.0
     self.free: dict[str, float] = {}
     self.transfers: dict[str, _Transfer] = {}
+    self.announced: dict[str, Op] = {}  # SparseCore calls whose operands come later
 
 
 def walk(module: hlo.Module, place: Place) -> Schedule:
@@ -130,7 +132,9 @@ def _step(module, instruction, shapes, place, times, ops, clock) -> None:
   """One instruction that is no control flow: the clock moves on by what it takes or waits for."""
   half, key = _half(module, instruction)
   if half == "middle":
-    if key in clock.transfers:
+    if key in clock.announced:
+      _begin(clock.announced.pop(key), instruction.name, ops, clock)
+    elif key in clock.transfers:
       clock.transfers[instruction.name] = clock.transfers[key]
     return
   if half == "done":
@@ -145,14 +149,22 @@ def _step(module, instruction, shapes, place, times, ops, clock) -> None:
   if op is None:
     return
   if half == "start":
-    engine = "link" if op.collective else "sparsecore" if "call" in op.opcode else "copy"
-    begins = max(clock.now, clock.free.get(engine, 0.0))
-    clock.free[engine] = begins + op.seconds
-    clock.transfers[key] = _Transfer(len(ops), begins + op.seconds)
-    ops.append(dataclasses.replace(op, exposed=0.0, asynchronous=True))
+    if op.opcode == "call-start" and not instruction.operands:
+      clock.announced[key] = op
+    else:
+      _begin(op, key, ops, clock)
     return
   ops.append(op)
   clock.now += op.seconds
+
+
+def _begin(op: Op, key: str, ops: list[Op], clock: _Clock) -> None:
+  """An asynchronous operation gets under way as soon as what carries it out is free."""
+  engine = "link" if op.collective else "sparsecore" if "call" in op.opcode else "copy"
+  begins = max(clock.now, clock.free.get(engine, 0.0))
+  clock.free[engine] = begins + op.seconds
+  clock.transfers[key] = _Transfer(len(ops), begins + op.seconds)
+  ops.append(dataclasses.replace(op, exposed=0.0, asynchronous=True))
 
 
 def _half(module: hlo.Module, instruction: hlo.Instruction) -> tuple[str, str]:
@@ -189,8 +201,12 @@ def _priced(module, instruction, shapes, place: Place, times: int) -> Op | None:
   generation = place.slice.generation
   found = _collective(module, instruction, shapes, place)
   flops = instruction_flops(module, instruction, shapes)
-  touched = _hbm_bytes(module, instruction, shapes)
   config = hlo.backend_config(instruction)
+  elsewhere = config.get("sparse_core_config")
+  if elsewhere:
+    touched = _sparsecore_bytes(module, instruction)
+  else:
+    touched = _hbm_bytes(module, instruction, shapes)
   cycles = int(config.get("window_config", {}).get("estimated_cycles", 0))
   estimate = config.get("custom_call_config", {}).get("cost_estimate")
   if found is not None:
@@ -202,7 +218,8 @@ def _priced(module, instruction, shapes, place: Place, times: int) -> Op | None:
     basis = "kernel"
     seconds = max(flops / generation.flops_per_device, touched / generation.bandwidth_per_device)
   else:
-    basis, seconds = "bytes", touched / generation.bandwidth_per_device
+    share = float((elsewhere or {}).get("hbm_bandwidth_adjustment_factor", 1.0))
+    basis, seconds = "bytes", touched / (share * generation.bandwidth_per_device)
   return Op(
     instruction.name, instruction.opcode, instruction.shape, instruction.op_name, times, seconds,
     seconds, basis, flops, touched, False, found,
@@ -235,6 +252,15 @@ def _collective(module, instruction, shapes, place: Place) -> Collective | None:
 
 def _shapes(module: hlo.Module, name: str) -> dict[str, str]:
   return {i.name: i.shape for i in module.computations[name]}
+
+
+def _sparsecore_bytes(module: hlo.Module, call: hlo.Instruction) -> int:
+  """What the fusions behind a SparseCore's call read and write; the call itself shows no arrays."""
+  return sum(
+    _hbm_bytes(module, inner, _shapes(module, name))
+    for name, inner in hlo.inside(module, call)
+    if inner.opcode == "fusion"
+  )
 
 
 def _hbm_bytes(module, instruction, shapes) -> int:

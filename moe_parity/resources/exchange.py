@@ -103,8 +103,28 @@ class Shape:
     return min(rows, self.experts_per_device * self.capacity)
 
   @property
+  def first_choices(self) -> int:
+    """Assignments per pair of devices that the first round of a ragged exchange has room for, and
+    so its rows. All when there is a capacity."""
+    most = min(self.num_tokens * self.most_choices, self.experts_per_device * self.capacity)
+    if self.capacity_factor:
+      return most
+    share = self.experts_per_device / self.num_experts
+    mean = SLACK * self.num_tokens * self.experts_per_token * share
+    return min(16 * math.ceil(mean / 16), most)
+
+  @property
+  def replay_choices(self) -> int:
+    """What each further round has room for; 0 when the first carries all there can be."""
+    most = min(self.num_tokens * self.most_choices, self.experts_per_device * self.capacity)
+    if self.first_choices == most:
+      return 0
+    return 16 * math.ceil(self.first_choices / (16 * REPLAY_SHARE))
+
+  @property
   def first_rows(self) -> int:
-    """Rows per pair of devices that the first round carries. All when there is a capacity."""
+    """Rows per pair of devices that the first round of a padded exchange carries. All when there
+    is a capacity."""
     if self.capacity_factor:
       return self.most_rows
     mean = SLACK * self.num_tokens * self.rows_per_pair(self.choices_per_row)
@@ -195,7 +215,7 @@ def wire_bytes(exchange: str, shape: Shape, *, d_model: int, itemsize: int) -> W
   weights, 8 J), D b back; its gradient D b there, D b and 4 J of tags back.
 
       padded    forward (G-1) C (2 D b + 8 J)            backward (G-1) C (2 D b + 4 J)
-      ragged    forward n (2 D b + 4 W) + 4 (G-1) G      backward n (2 D b + 4 W)
+      ragged    forward n (2 D b + 4 W) + 8 (G-1) G      backward n (2 D b + 4 W)
       gathered  forward (G-1) T (2 D b + 8 K)            backward (G-1) T (2 D b + 4 K)
 
   C = `Shape.first_rows`, J = `Shape.choices_per_row`. n counts the rows there are, here those of a
@@ -211,7 +231,7 @@ def wire_bytes(exchange: str, shape: Shape, *, d_model: int, itemsize: int) -> W
   tags, tags_back = (4 * shape.tag_width,) * 2 if ragged else (8 * choices, 4 * choices)
   if ragged:
     rows = others * shape.num_tokens * shape.rows_per_pair(choices)
-    again, counts = 0, 4 * others * shape.num_devices
+    again, counts = 0, 8 * others * shape.num_devices
   else:
     rows, again, counts = others * shape.first_rows, others * shape.replay_rows, 0
   return WireBytes(

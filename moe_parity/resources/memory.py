@@ -25,6 +25,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from moe_parity.errors import UserError
 from moe_parity.resources.architecture import Architecture
@@ -32,6 +33,7 @@ from moe_parity.resources.architecture import Architecture
 AXES = ("data", "fsdp", "expert")
 REMAT = ("none", "dots", "layer")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+LOGITS_AT_ONCE = 2**26  # what the model's loss keeps of them at a time on a device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +120,33 @@ def device_memory(
     working=item * tokens * working,
     logits=8 * (min(logits, most_logits) if most_logits else logits),
     exchange=exchanged,
+  )
+
+
+def planned_memory(config: Any, arm: Any) -> Memory | None:
+  """What a device holds when a config's arm (an `ArmPlan`) trains as the config says; attention as
+  everywhere but on a TPU, whose kernel stores no scores.
+
+  Returns:
+    None where the config leaves the number of devices to the machine (a mesh axis of -1).
+  Raises:
+    UserError: as `device_memory`.
+  """
+  mesh = {axis: getattr(config.mesh, axis) for axis in AXES}
+  if -1 in mesh.values():
+    return None
+  if not arm.architecture.is_moe:  # there `expert` carries batch
+    mesh = {"data": mesh["data"] * mesh["expert"], "fsdp": mesh["fsdp"]}
+  micro = config.train.micro_batch_sequences or arm.batch_sequences
+  return device_memory(
+    arm.architecture,
+    arm.seq_len,
+    arm.batch_sequences,
+    mesh,
+    dtype=config.model.dtype,
+    remat=config.model.remat,
+    micro_batches=max(arm.batch_sequences // micro, 1),
+    most_logits=LOGITS_AT_ONCE,
   )
 
 

@@ -1,17 +1,23 @@
 """Which meshes an arm could train on, and in what order to try them: before any compile.
 
-Order is by planned wire bytes, what one device would send in a step, with b the bytes of the
+Order is by a price on paper: the plan's FLOPs over the peak, a third more where layers are computed
+again, and what one device would send in a step over its links, nothing overlapped and no pass over
+memory counted. Compiled steps take longer, all of them. What is sent, with b the bytes of the
 compute dtype, W_e and W the experts' and all other parameters, m micro-batches:
 
   fsdp     (f-1)/f x (W + W_e/e) x m x (2 b, weights collected forward and again backward, + 4,
            their gradients scattered)
   data     2 x 4 bytes of every gradient this device holds, summed over the copies: expert weights
            over `data`, others over `expert` too
-  expert   (e-1)/e x b x K T D_m a layer, 4 times (there and back, forward and backward) and 2 more
-           where layers are computed again
+  expert   b D_m for each row that a fair draw sends (`exchange.Shape`), a layer, 4 times: there and
+           back, forward and backward, and once more where layers are computed again
 
-A mesh that does not fit comes after all that do. The estimate orders candidates and nothing more:
-what a compiler makes of a mesh is seen by compiling it.
+The first two go over two links of a ring. An all-to-all's rows travel on: along k chips in a ring
+the busiest link carries k/8 of what a device sends (`parallel/collectives.py` prices them so, where
+the devices' places are known; here k is the axis, at most the slice's longest side).
+
+A mesh that does not fit comes after all that do. The price orders candidates and nothing more: what
+a compiler makes of a mesh is seen by compiling it.
 """
 
 import dataclasses
@@ -19,8 +25,10 @@ import dataclasses
 from moe_parity.errors import UserError
 from moe_parity.resources.architecture import Architecture
 from moe_parity.resources.arm_plan import ArmPlan
-from moe_parity.resources.memory import DTYPE_BYTES, Memory, device_memory
+from moe_parity.resources.exchange import Shape
+from moe_parity.resources.memory import DTYPE_BYTES, LOGITS_AT_ONCE, Memory, device_memory
 from moe_parity.resources.mesh import MeshSizes, check_arms
+from moe_parity.resources.slices import Slice
 
 HEADROOM = 1.2  # what compilers add to planned bytes
 
@@ -32,26 +40,29 @@ class Candidate:
   sizes: MeshSizes
   memory: Memory
   wire_bytes: float
+  seconds: float
+  fits: bool
 
 
 def candidates(
   plan: ArmPlan,
-  num_devices: int,
-  hbm_bytes: int,
+  slice_: Slice,
   *,
   micro_batch_sequences: int = 0,
   dtype: str = "bfloat16",
   remat: str = "layer",
+  flash_attention: bool = False,
 ) -> list[Candidate]:
-  """Meshes of all the devices for an arm, best first.
+  """Meshes of all of a slice's devices for an arm, best first; those planned not to fit come last.
 
   Args:
-    hbm_bytes: of a device; meshes planned to need more of it come last.
     micro_batch_sequences: sequences in memory at a time over all devices; 0 is the whole batch.
   Raises:
     UserError: no mesh of so many devices can train the arm; says why the simplest cannot.
   """
   micro = plan.batch_sequences // (micro_batch_sequences or plan.batch_sequences)
+  generation, num_devices = slice_.generation, slice_.num_devices
+  tokens, again = plan.batch_sequences * plan.seq_len // num_devices, remat != "none"
   found, refused = [], None
   for expert in _divisors(num_devices) if plan.architecture.is_moe else [1]:
     for fsdp in _divisors(num_devices // expert):
@@ -63,21 +74,28 @@ def candidates(
         continue
       memory = device_memory(
         plan.architecture, plan.seq_len, plan.batch_sequences, dataclasses.asdict(sizes),
-        dtype=dtype, remat=remat, micro_batches=micro,
+        dtype=dtype, remat=remat, micro_batches=micro, flash_attention=flash_attention,
+        most_logits=LOGITS_AT_ONCE,
       )  # fmt: skip
-      tokens = plan.batch_sequences * plan.seq_len // num_devices
-      again = remat != "none"
-      wire = wire_bytes(plan.architecture, sizes, tokens, DTYPE_BYTES[dtype], micro, again)
-      found.append(Candidate(sizes, memory, wire))
+      weights, rows = wire_bytes(
+        plan.architecture, sizes, tokens, DTYPE_BYTES[dtype], micro, again
+      )
+      compute = plan.train_flops_per_token * tokens * (4 / 3 if again else 1)
+      along = min(expert, max(slice_.grid))
+      sent = weights / 2 + rows * max(along / 8, 0.5)
+      seconds = compute / generation.flops_per_device + sent / generation.link_bandwidth
+      fits = memory.total * HEADROOM <= generation.hbm_bytes
+      found.append(Candidate(sizes, memory, weights + rows, seconds, fits))
   if not found:
     raise UserError(f"no mesh of {num_devices} devices: {refused}")
-  return sorted(found, key=lambda c: (c.memory.total * HEADROOM > hbm_bytes, c.wire_bytes))
+  return sorted(found, key=lambda c: (not c.fits, round(c.seconds, 3), c.memory.total))
 
 
 def wire_bytes(
   architecture: Architecture, sizes: MeshSizes, tokens: int, item: int, micro: int, again: bool
-) -> float:
-  """Bytes one device sends in a step (see the top of the file).
+) -> tuple[float, float]:
+  """Bytes one device sends in a step (see the top of the file): of weights and their gradients, and
+  of rows to and from experts.
 
   Args:
     tokens: of one device and step. item: bytes of the compute dtype. again: whether layers are
@@ -94,9 +112,11 @@ def wire_bytes(
   collected = _left(sizes.fsdp) * (others + here) * micro * (2 * item + 4)
   copies = sizes.data * sizes.expert
   summed = 8 * (_left(sizes.data) * here + _left(copies) * others) / sizes.fsdp
-  trips = 6 if again else 4
-  rows = a.num_moe_layers * a.experts_per_token * tokens * a.d_model * item
-  return collected + summed + trips * _left(sizes.expert) * rows
+  if sizes.expert == 1:
+    return collected + summed, 0.0
+  shape = Shape(tokens, a.experts_per_token, a.num_experts, sizes.expert)
+  rows = (sizes.expert - 1) * tokens * shape.rows_per_pair(shape.choices_per_row)
+  return collected + summed, (5 if again else 4) * a.num_moe_layers * rows * a.d_model * item
 
 
 def _left(n: int) -> float:

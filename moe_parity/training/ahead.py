@@ -15,12 +15,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from moe_parity.model.transformer import LOGITS_AT_ONCE
 from moe_parity.parallel import hlo
 from moe_parity.parallel.schedule import Schedule, walk
 from moe_parity.parallel.topology import place_of, slice_mesh
 from moe_parity.resources.arm_plan import ArmPlan
-from moe_parity.resources.memory import device_memory
+from moe_parity.resources.memory import LOGITS_AT_ONCE, device_memory
 from moe_parity.resources.mesh import MeshSizes, check_arms
 from moe_parity.resources.slices import Slice
 from moe_parity.training.program import model_options, sharded_step

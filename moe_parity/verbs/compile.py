@@ -1,5 +1,6 @@
 """`moe-parity compile`."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -26,8 +27,9 @@ def arguments(parser) -> None:
     help="sizes of data, fsdp and expert; default: the config's, or the best planned",
   )
   parser.add_argument(
-    "--search", nargs="?", type=int, const=6, default=0, metavar="N",
-    help="compile the N best planned meshes (6) and report the fastest",
+    "--search", nargs="?", type=int, const=3, default=None, metavar="N",
+    help="price every mesh on paper, compile the N best that fit (3) and report the fastest;"
+    " 0 compiles none",
   )  # fmt: skip
   parser.add_argument(
     "--hlo", type=pathlib.Path, metavar="FILE", help="also write the compiled program's text"
@@ -43,6 +45,16 @@ def run(args) -> int:
   config = load_config(args)
   arm = select_arm(make_plan(config).arms, args.arm)
   meshes = choose_meshes(args, config, arm, slice_)
+  if args.search is not None:
+    priced = [priced_row(candidate) for candidate in meshes]
+    if not args.json or args.search == 0:
+      print(json.dumps(priced, indent=2)) if args.json else print_table(priced)
+    meshes = [c.sizes for c in meshes if c.fits][: args.search]
+    if not meshes:
+      if any(row["fits"] == "yes" for row in priced):
+        return 0
+      print("no mesh is planned to fit", file=sys.stderr)
+      return 1
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, so nothing else is looked for
   from moe_parity.training.ahead import compile_arm
 
@@ -50,7 +62,10 @@ def run(args) -> int:
   for sizes in meshes:
     if len(meshes) > 1:
       print(f"compiling for {sizes} ...", file=sys.stderr, flush=True)
-    reports.append(compile_arm(config, arm, slice_, sizes, args.hlo))
+    report = compile_arm(config, arm, slice_, sizes, args.hlo)
+    reports.append(report)
+    if len(meshes) > 1:
+      print(f"{report.get('compile_seconds', 0):.0f} s", file=sys.stderr, flush=True)
   best = min(reports, key=lambda r: (not r["fits"], r.get("seconds", {}).get("step", 0)))
   if args.json:
     found = best if len(reports) == 1 else best | {"searched": [summary(r) for r in reports]}
@@ -76,31 +91,42 @@ def select_arm(arms, name: str):
   return fit[0]
 
 
+def priced_row(candidate) -> dict:
+  """One line of what a search considers."""
+  return dataclasses.asdict(candidate.sizes) | {
+    "fits": "yes" if candidate.fits else "no",
+    "planned_GiB": round(candidate.memory.total / GIB, 2),
+    "wire_GB": round(candidate.wire_bytes / 1e9, 2),
+    "priced_s": round(candidate.seconds, 3),
+  }
+
+
 def choose_meshes(args, config, arm, slice_) -> list:
-  """The meshes to compile for: the one given, or the best planned.
+  """The meshes to compile for: the one given, or the best planned. For a search all candidates.
 
   Raises:
     UserError: sizes that are no mesh of the slice; a slice on which no mesh trains the arm.
   """
   from moe_parity.resources.mesh import MeshSizes, read_mesh, resolve
   from moe_parity.resources.mesh_choice import candidates
+  from moe_parity.training.program import model_options
 
   given = read_mesh(config.mesh)
   if args.mesh:
     given = parse_mesh(args.mesh)
   if given != MeshSizes() or slice_.num_devices == 1:
-    if args.search:
+    if args.search is not None:
       raise UserError(f"--search looks for a mesh and mesh {given} is given; leave one out")
     return [resolve(given, slice_.num_devices)]
   ordered = candidates(
     arm,
-    slice_.num_devices,
-    slice_.generation.hbm_bytes,
+    slice_,
     micro_batch_sequences=config.train.micro_batch_sequences,
     dtype=config.model.dtype,
     remat=config.model.remat,
+    flash_attention=model_options(config).uses_splash(arm.seq_len, "tpu"),
   )
-  return [candidate.sizes for candidate in ordered[: args.search or 1]]
+  return ordered if args.search is not None else [ordered[0].sizes]
 
 
 def parse_mesh(text: str):

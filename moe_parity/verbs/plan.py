@@ -19,13 +19,18 @@ def run(args) -> int:
   config = load_config(args)
   parts = plan_parts(config, Results(None))
   if args.json:
-    plans = {part.name: part.plan.to_dict() for part in parts}
+    plans = {part.name: with_memory(config, part.plan) for part in parts}
     print(json.dumps(plans[""] if len(parts) == 1 else plans, indent=2))
     return 0
   for part in parts:
     if part.name:
       print(f"\npart {part.name}")
-    print_table(part.plan.to_rows())
+    print_table(
+      [
+        row | {"GiB a device": bytes_ and round(bytes_["total"] / 2**30, 2)}
+        for row, bytes_ in zip(part.plan.to_rows(), memory_of(config, part.plan), strict=True)
+      ]
+    )
     if part.plan.mixture_rows():
       print()
       print_table(part.plan.mixture_rows())
@@ -35,3 +40,23 @@ def run(args) -> int:
     for note in method.still_to_come(config, parts):
       print(f"note: {note}")
   return 0
+
+
+def memory_of(config, plan) -> list[dict | None]:
+  """Planned bytes of a device for every arm, by what they hold; None where the mesh is open."""
+  from moe_parity.resources.memory import planned_memory
+
+  planned = {}
+  for arm in plan.arms:  # the seeds of an arm need the same
+    if arm.name not in planned:
+      memory = planned_memory(config, arm)
+      planned[arm.name] = memory and memory.to_dict()
+  return [planned[arm.name] for arm in plan.arms]
+
+
+def with_memory(config, plan) -> dict:
+  """The plan ready for JSON, each arm with its `device_memory_bytes`."""
+  found = plan.to_dict()
+  for arm, memory in zip(found["arms"], memory_of(config, plan), strict=True):
+    arm["device_memory_bytes"] = memory
+  return found
