@@ -149,7 +149,8 @@ def _seat(rows: Rows, counts_GG, start, choices_per_pair: int, shape: Shape, axi
 
 def _exchanged(a_ND, num_rows: int, slices: Slices, axis_name: str):
   lanes = as_lanes(a_ND)
-  empty = lax.empty((num_rows, *lanes.shape[1:]), a_ND.dtype)
+  # Tied to what is sent, or XLA makes one buffer outside the loop over layers and copies it there.
+  empty, lanes = barrier((lax.empty((num_rows, *lanes.shape[1:]), a_ND.dtype), lanes))
   return ragged_all_to_all(lanes, empty, *slices, axis_name).reshape(num_rows, a_ND.shape[1])
 
 

@@ -18,10 +18,10 @@ barrier = lax.optimization_barrier
 
 
 def as_lanes(a_ND):
-  """Rows of D numbers as [N, D / 128, 128], where D is a multiple of 128: on a TPU a row is then one piece of
-  memory. Gathering rows of 2,048 bfloat16 numbers compiles in 1 to 3 CPU-seconds as such pieces and
-  in 8 as a matrix (v5p, libtpu 0.0.50), and an exchange takes them as they are. A matrix product
-  wants the matrix, which costs a copy; gathers and exchanges in a row need only one."""
+  """Rows of D numbers as [N, D / 128, 128] where 128 divides D: on a TPU a row is then one
+  piece of memory. Gathering rows of 2,048 bfloat16 numbers compiles in 1 to 3 CPU-seconds as such
+  pieces and in 8 as a matrix (v5p, libtpu 0.0.50), and an exchange takes them as they are. A matrix
+  product wants the matrix, which costs a copy; gathers and exchanges in a row need only one."""
   num, width = a_ND.shape
   return a_ND if width % LANES or width == LANES else a_ND.reshape(num, width // LANES, LANES)
 

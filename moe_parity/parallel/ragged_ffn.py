@@ -118,14 +118,13 @@ def _forward(x_TD, gate_TK, w_in_EHD, w_down_EID, window: Window):
   gate_AI, up_AI = _halves(h_AH)
   s_AI = _known(jax.nn.silu(gate_AI) * up_AI * _weight(gate_TK, window), window, x_TD.dtype)
   y_AD = lax.ragged_dot(s_AI, w_down_EID, window.count_E)
-  return sum_of_rows(y_AD, window.place_TK), (x_TD, gate_TK, w_in_EHD, w_down_EID, window, h_AH)
+  return sum_of_rows(y_AD, window.place_TK), (x_AD, gate_TK, w_in_EHD, w_down_EID, window, h_AH)
 
 
 def _backward(residuals, dy_TD):
-  x_TD, gate_TK, w_in_EHD, w_down_EID, window, h_AH = residuals
-  dtype, count_E = x_TD.dtype, window.count_E
-  # Gathered again: cheaper than keeping them until their turn comes.
-  x_AD = rows_at(x_TD, window.token_A)
+  # Rows as the products want them are kept: as many as came, and no gather and copy again.
+  x_AD, gate_TK, w_in_EHD, w_down_EID, window, h_AH = residuals
+  dtype, count_E = x_AD.dtype, window.count_E
   dy_AD = rows_at(dy_TD.astype(dtype), window.token_A)
   ds_AI = lax.ragged_dot(dy_AD, w_down_EID.swapaxes(1, 2), count_E).astype(jnp.float32)
   gate_AI, up_AI = _halves(h_AH)

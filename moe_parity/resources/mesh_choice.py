@@ -77,9 +77,7 @@ def candidates(
         dtype=dtype, remat=remat, micro_batches=micro, flash_attention=flash_attention,
         most_logits=LOGITS_AT_ONCE,
       )  # fmt: skip
-      weights, rows = wire_bytes(
-        plan.architecture, sizes, tokens, DTYPE_BYTES[dtype], micro, again
-      )
+      weights, rows = wire_bytes(plan.architecture, sizes, tokens, DTYPE_BYTES[dtype], micro, again)
       compute = plan.train_flops_per_token * tokens * (4 / 3 if again else 1)
       along = min(expert, max(slice_.grid))
       sent = weights / 2 + rows * max(along / 8, 0.5)
