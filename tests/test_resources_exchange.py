@@ -81,6 +81,7 @@ def test_gathered_is_taken_where_most_tokens_go_to_most_devices():
   take = dict(num_experts=64, experts_per_token=8)
   assert default_exchange("tpu", num_devices=2, **take) == "gathered"
   assert default_exchange("tpu", num_devices=16, **take) == "ragged"
+  assert default_exchange("tpu", num_devices=16, has_ragged=False, **take) == "padded"
   assert default_exchange("gpu", num_devices=16, **take) == "padded"
   assert default_exchange("cpu", num_devices=8, num_experts=78, experts_per_token=2) == "padded"
 

@@ -18,6 +18,12 @@ TINY = (
 )
 
 
+BATCH_OF_32 = (
+  *("--config.arms.moe_20.batch_sequences=32", "--config.arms.dense.batch_sequences=32"),
+  "--config.budget.flops_tolerance=0.1",
+)
+
+
 def compiled(capsys, *arguments) -> tuple[int, dict]:
   status = main(["compile", *arguments, "--json"])
   return status, json.loads(capsys.readouterr().out)
@@ -87,6 +93,7 @@ def test_a_model_that_does_not_fit_says_so_and_exits_with_1(capsys):
     (["--topology=v5e-4", "--mesh=expert=3"], "is 3 devices and 4 are here"),
     (["--topology=v5e-4", "--mesh=tensor=4"], "'tensor=4' is not one of data, fsdp, expert"),
     (["--topology=v5e-4", "--mesh=expert=4", "--search"], "leave one out"),
+    (["--topology=v5e-32", "--mesh=fsdp=4,expert=8", *BATCH_OF_32], "use 'padded' or 'gathered'"),
     (["--topology=v5e-64"], "cannot be cut for 64 devices"),
     (["--topology=v5e-4", "--arm=moe_21"], "--arm=dense, --arm=moe_20"),
   ],

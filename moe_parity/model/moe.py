@@ -160,6 +160,7 @@ class MoE(nnx.Module):
       num_experts=num_experts,
       experts_per_token=chosen,
       num_devices=jax.lax.axis_size("expert"),
+      has_ragged=mesh.has_ragged(),
     )
     return expert_ffn_local(
       x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, num_experts=num_experts, exchange=exchange,

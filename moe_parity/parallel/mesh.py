@@ -24,6 +24,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from moe_parity.resources.exchange import lacks_ragged
 from moe_parity.resources.mesh import AXES, MeshSizes
 
 Rules = Mapping[str, str | tuple[str, ...]]
@@ -80,6 +81,13 @@ def current() -> AbstractMesh | None:
   """The mesh of the program being traced; None for a single device."""
   mesh = jax.sharding.get_abstract_mesh()
   return None if mesh.empty else mesh
+
+
+def has_ragged() -> bool:
+  """Whether the slice that the current mesh is of, if it is of a TPU's, has a ragged all-to-all."""
+  mesh = current()
+  device = mesh and mesh.abstract_device
+  return device is None or not lacks_ragged(device.device_kind, mesh.size)
 
 
 def num_shards() -> int:

@@ -177,7 +177,12 @@ def check_exchange(
 
 
 def default_exchange(
-  platform: str, *, num_experts: int, experts_per_token: int, num_devices: int
+  platform: str,
+  *,
+  num_experts: int,
+  experts_per_token: int,
+  num_devices: int,
+  has_ragged: bool = True,
 ) -> str:
   """The exchange to take when none is named.
 
@@ -185,11 +190,21 @@ def default_exchange(
   buffers then hold every token anyway, and a ragged exchange would save a fifth at most. Otherwise
   `ragged` on TPU and `padded` elsewhere: on CPU XLA has no ragged all-to-all, on GPU its fast
   kernel stops at 8 devices.
+
+  Args:
+    has_ragged: whether a TPU's slice has a ragged all-to-all (`lacks_ragged`).
   """
   fair = Shape(1, experts_per_token, num_experts, num_devices)
   if SLACK * fair.rows_per_pair(fair.most_choices) >= 1:
     return "gathered"
-  return "ragged" if platform == "tpu" else "padded"
+  return "ragged" if platform == "tpu" and has_ragged else "padded"
+
+
+def lacks_ragged(device_kind: str, num_devices: int) -> bool:
+  """Whether a TPU slice has no ragged all-to-all: v5e of more than 16 chips, where libtpu 0.0.50
+  refuses it ("not supported in limited ICI routing settings"). It compiles for 4 x 4 of them, and
+  for v6e up to 16 x 16 and v5p at all sizes tried."""
+  return "v5 lite" in device_kind and num_devices > 16
 
 
 @dataclasses.dataclass(frozen=True)
