@@ -60,6 +60,21 @@ def mixture() -> str:
   return "\n".join(lines + [f"- {s}" for s in said])
 
 
+def search() -> str:
+  """The architecture search: what it locked, and every question with its answer."""
+  folder = HERE / "architecture_small"
+  step = json.loads((folder / "architecture.json").read_text())
+  budget = json.loads((folder / "plan.json").read_text())["budget"]
+  noise = step["noise"]
+  lines = [
+    f"{sum(step['num_runs'].values())} runs, N = {budget['num_params']:,}, C ="
+    f" {budget['train_flops']:.3g} FLOPs, {budget['num_unique_tokens']:,} bytes of text; seeds vary"
+    f" by {noise['sd']:.4f} BPC ({noise['df']} degrees of freedom). *{step['headline']}*",
+    "",
+  ]
+  return "\n".join(lines + [f"- {s}" for s in step["sentences"]])
+
+
 def markdown(names: list[str], rows: list[list]) -> list[str]:
   """A Markdown table, with an empty line before it."""
   lines = [names, ["---"] * len(names), *rows]
@@ -131,7 +146,8 @@ def maxtext() -> str:
 
 def quoted(text: str) -> str:
   """The README with its blocks as the files have them."""
-  blocks = {"demo": demo(), "mixture": mixture(), "bench": bench(), "maxtext": maxtext()}
+  blocks = {"demo": demo(), "mixture": mixture(), "search": search()}
+  blocks |= {"bench": bench(), "maxtext": maxtext()}
   for name, block in blocks.items():
     marked = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
     text = re.sub(marked, lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL)
