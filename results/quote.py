@@ -75,6 +75,35 @@ def search() -> str:
   return "\n".join(lines + [f"- {s}" for s in step["sentences"]])
 
 
+def reuse() -> str:
+  """Data reuse: every arm under every scheme against dense."""
+  folder = HERE / "data_reuse_small"
+  step = json.loads((folder / "data_reuse.json").read_text())
+  budget = json.loads((folder / "plan.json").read_text())["budget"]
+  rows = []
+  for scheme in step["schemes"]:
+    name = f"{scheme['epochs']:g} epochs" if scheme["reuse"] == "epochs" else scheme["reuse"]
+    arms = {arm["name"]: arm for arm in scheme["arms"]}
+    for row in scheme["comparisons"]:
+      arm, (low, high) = arms[row["name"]], row["simultaneous"]
+      rows.append([
+        name, f"{arm['activation_rate']:.3f}", f"{arm['epochs']:.2f}", f"{arm['bpc']:.4f}",
+        f"{row['difference']:+.4f}", f"{low:+.4f} to {high:+.4f}", row["verdict"],
+      ])  # fmt: skip
+  noise = step["noise"]
+  names = ["reuse", "N_a / N", "epochs", "bits per character", "minus dense",
+           "95 %, a scheme's rows at once", ""]  # fmt: skip
+  lines = [
+    f"{sum(step['num_runs'].values())} runs, N = {budget['num_params']:,}, C ="
+    f" {budget['train_flops']:.3g} FLOPs, dense reads {budget['dense_tokens']:,} bytes once; two"
+    f" seeds each vary by {noise['sd']:.4f} BPC ({noise['df']} degrees of freedom).",
+    *markdown(names, rows),
+    "",
+    f"*{step['headline']}* {step['sentences'][-1]}",
+  ]
+  return "\n".join(lines)
+
+
 def markdown(names: list[str], rows: list[list]) -> list[str]:
   """A Markdown table, with an empty line before it."""
   lines = [names, ["---"] * len(names), *rows]
@@ -146,7 +175,7 @@ def maxtext() -> str:
 
 def quoted(text: str) -> str:
   """The README with its blocks as the files have them."""
-  blocks = {"demo": demo(), "mixture": mixture(), "search": search()}
+  blocks = {"demo": demo(), "mixture": mixture(), "search": search(), "reuse": reuse()}
   blocks |= {"bench": bench(), "maxtext": maxtext()}
   for name, block in blocks.items():
     marked = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"

@@ -255,8 +255,8 @@ def _sentences(value: dict) -> list[str]:
   law = value["law"]
   if law and law["at_edge"]:
     lines.append(
-      f"Muennighoff's law does not describe these runs: its fit runs to the end of the range tried"
-      f" (R* = {law['token_decay']:.3g}), so they say nothing about R*; its error is"
+      "Muennighoff's R* cannot be read off these runs: the fit of his law runs to the end of the"
+      f" range tried (R* = {law['token_decay']:.3g}); its error there is"
       f" {law['rmse']:.4f} nats a token, {law['rmse_published']:.4f} with the published R* ="
       f" {law['token_decay_published']:.1f}."
     )
