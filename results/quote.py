@@ -173,10 +173,32 @@ def maxtext() -> str:
   return "\n".join([about, *markdown(names, rows)])
 
 
+def compiled() -> str:
+  """What the compiler says of steps for TPU slices, a row a file."""
+  gib, rows = 2**30, []
+  for path in sorted(HERE.glob("compile_*.json")):
+    report = json.loads(path.read_text())
+    mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items() if size > 1)
+    memory, seconds = report["memory"], report.get("seconds")
+    row = [f"{report['arm']} of {report['config']}", report["topology"], mesh, report["remat"],
+           f"{report['tokens_per_device']:,}"]  # fmt: skip
+    if not report["fits"]:
+      rows.append([*row, "does not fit", *[""] * 4])
+      continue
+    rows.append(
+      [*row, f"{memory['total'] / gib:.1f} of {memory['hbm'] / gib:.1f}",
+       f"{1e3 * seconds['step']:.0f}", f"{1e3 * seconds['collective']:.0f}",
+       f"{1e3 * seconds['roofline']:.0f}", f"{seconds['step'] / seconds['roofline']:.2f}"]
+    )  # fmt: skip
+  names = ["arm", "slice", "mesh", "remat", "tokens a device", "GiB", "step, ms",
+           "of it links, ms", "FLOPs at peak, ms", "ratio"]  # fmt: skip
+  return "\n".join(markdown(names, rows))
+
+
 def quoted(text: str) -> str:
   """The README with its blocks as the files have them."""
   blocks = {"demo": demo(), "mixture": mixture(), "search": search(), "reuse": reuse()}
-  blocks |= {"bench": bench(), "maxtext": maxtext()}
+  blocks |= {"bench": bench(), "maxtext": maxtext(), "compiled": compiled()}
   for name, block in blocks.items():
     marked = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
     text = re.sub(marked, lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL)
