@@ -65,6 +65,7 @@ def test_a_run_that_read_another_window_fails_its_audit(tmp_path, store):
 def test_a_run_is_held_to_its_plan(tmp_path, store):
   plan = {"num_tokens": 10 * B * S, "num_unique_tokens": 30 * S, "batch_sequences": B}
   assert audit_run(run(tmp_path / "a", store, 10, 30, plan=plan))["passed"]
+  assert audit_run(run(tmp_path / "d", store, 11, 30, plan=plan))["passed"]  # within a step
   assert not audit_run(run(tmp_path / "b", store, 12, 30, plan=plan))["passed"]
   assert not audit_run(run(tmp_path / "c", store, 10, 31, plan=plan))["passed"]
 
