@@ -13,7 +13,7 @@ and twice their learning rate: 4 more."""
 from moe_parity.config import parse_arg
 from moe_parity.defaults import base, dense_arm, moe_arm
 
-RATES = (0.12, 0.16, 0.2, 0.27, 0.36, 0.5, 0.7)
+RATES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.55, 0.75)
 
 
 def get_config(arg=None):
@@ -21,15 +21,20 @@ def get_config(arg=None):
   config = base()
   config.name = "mixture_small"
   config.budget.num_params = 100_000 if arg.tiny else 200_000
-  config.budget.dense_tokens = 20_000 if arg.tiny else 240_000
+  config.budget.dense_tokens = 20_000 if arg.tiny else 1_200_000
   config.budget.seq_len = 64 if arg.tiny else 128
   config.budget.reuse = "strict"
   # StepLaw starts at 6e7 parameters. Here its rate keeps dense at byte frequencies for long; 0.3
   # times it did better than 0.1 for dense and for r_a = 0.2 (LOG.md): one factor for all arms.
-  config.arms.dense = dense_arm(d_head=16, learning_rate_multiplier=0.3)
-  config.arms.moe = moe_arm(
-    num_layers=2, d_model=32, d_head=16, multiple_of=4, learning_rate_multiplier=0.3
-  )
+  common = dict(d_head=16, learning_rate_multiplier=0.3)
+  if arg.tiny:
+    config.arms.dense = dense_arm(**common)
+    config.arms.moe = moe_arm(num_layers=2, d_model=32, multiple_of=4, **common)
+  else:  # of seven dense and four MoE shapes, at a third of the compute (LOG.md)
+    config.arms.dense = dense_arm(num_layers=3, d_model=80, multiple_of=1, **common)
+    config.arms.moe = moe_arm(
+      num_layers=2, d_model=48, d_ffn=44, d_expert=8, multiple_of=2, **common
+    )
   config.study.method = "activation_rate"
   config.study.activation_rates = (0.2, 0.3, 0.4) if arg.tiny else RATES
   config.study.more_seeds = (1,) if arg.tiny else (1, 2)
