@@ -97,13 +97,15 @@ def to_json(config: ConfigDict) -> dict:
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-  """Where two plain configs differ, one line a field: `name: old -> new`."""
+  """Where two plain configs differ, one line a field: `name: old -> new`; `name: only in the old
+  one` (or new) for what the other lacks."""
   lines = []
   for name in sorted(set(old) | set(new)):
     path = f"{prefix}{name}"
-    a, b = old.get(name, "(absent)"), new.get(name, "(absent)")
-    if isinstance(a, dict) and isinstance(b, dict):
-      lines += differences(a, b, f"{path}.")
-    elif a != b:
-      lines.append(f"{path}: {a} -> {b}")
+    if name not in new or name not in old:
+      lines.append(f"{path}: only in the {'old' if name in old else 'new'} one")
+    elif isinstance(old[name], dict) and isinstance(new[name], dict):
+      lines += differences(old[name], new[name], f"{path}.")
+    elif old[name] != new[name]:
+      lines.append(f"{path}: {old[name]} -> {new[name]}")
   return lines

@@ -52,6 +52,26 @@ def test_seeds_go_to_dense_to_the_best_rate_and_to_its_neighbours(tmp_path):
   assert {arm.status for arm in arms} == {"done"} and len(ran(tmp_path)) == len(arms)
 
 
+def test_a_rate_that_more_seeds_make_the_best_gets_its_neighbours_too():
+  bpc = {(rate, 0): value for rate, value in zip(RATES, (3.2, 3.1, 3.3, 3.4, 3.5), strict=True)}
+
+  class Known(Results):
+    def bpc(self, name, seed, part=""):
+      return next((v for (r, s), v in bpc.items() if (f"moe_{100 * r:g}", s) == (name, seed)), None)
+
+  def seeded():
+    arms = activation_rate.derive(config(more_seeds=(1,)), Known(None))[""].arms
+    return [rate for rate in RATES if 1 in arms[activation_rate.name_of(rate)].seeds]
+
+  assert seeded() == [0.2, 0.25, 0.3]
+  bpc |= {(0.2, 1): 3.2, (0.25, 1): 3.5}
+  assert seeded() == [0.2, 0.25, 0.3]  # not before all of them are known
+  bpc[0.3, 1] = 2.9
+  assert seeded() == [0.2, 0.25, 0.3, 0.4]
+  bpc[0.4, 1] = 2.2
+  assert seeded() == [0.2, 0.25, 0.3, 0.4, 0.55]
+
+
 def test_a_study_stopped_after_any_arm_and_resumed_trains_the_same_arms_once(tmp_path):
   made = config(more_seeds=(1,), learning_rates=(0.5,))
   run(tmp_path / "whole", made)

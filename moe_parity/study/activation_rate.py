@@ -5,6 +5,7 @@ Derived from the templates `config.arms.dense` and `config.arms.moe`, in stages:
 1. MoE arms at each of `study.activation_rates`, dense at C and at multiples of it, all with
    `study.seeds`; dense at C also with `study.more_seeds`;
 2. the best rate and its neighbours with `study.more_seeds`, so that seeds go where the answer is;
+   if more seeds make another rate the best, its neighbours too;
 3. the best MoE arm and dense with other learning rates and batches (`study.learning_rates`,
    `study.batches`), in equal number: is the answer one of tuning?
 
@@ -122,9 +123,7 @@ def _swept(config: ConfigDict, results: Results, part: str) -> ConfigDict:
   """Stages 1 to 3 of one part; the checks belong to the main part only."""
   rates = config.study.activation_rates
   values = [_mean(results, name_of(rate), config.study.seeds, part) for rate in rates]
-  replicated = []
-  if config.study.more_seeds and None not in values:
-    replicated = [rates[i] for i in neighbourhood(values)]
+  replicated = _replicated_rates(config, results, part, values)
   arms = sweep_arms(config, replicated)
   if not part and None not in values:
     seeds = tuple(config.study.seeds) + (tuple(config.study.more_seeds) if replicated else ())
@@ -133,6 +132,28 @@ def _swept(config: ConfigDict, results: Results, part: str) -> ConfigDict:
       best = min(final, key=final.__getitem__)
       arms |= _checks(config, arms, name_of(best))
   return with_arms(config, arms)
+
+
+def _replicated_rates(
+  config: ConfigDict, results: Results, part: str, values: Sequence[float | None]
+) -> list[float]:
+  """The rates that get more seeds by what is known: always the best so far and its neighbours.
+
+  Args:
+    values: mean BPC of each rate over the first seeds.
+  """
+  study = config.study
+  seeds, found = (*study.seeds, *study.more_seeds), set()
+  while study.more_seeds and None not in values:
+    wanted = found | set(neighbourhood(values))
+    if wanted == found:
+      break
+    found = wanted
+    values = [
+      _mean(results, name_of(rate), seeds, part) if i in found else values[i]
+      for i, rate in enumerate(study.activation_rates)
+    ]
+  return [study.activation_rates[i] for i in sorted(found)]
 
 
 def _mean(results: Results, name: str, seeds: Sequence[int], part: str) -> float | None:
