@@ -86,7 +86,7 @@ def _curve_panel(axis: Any, report: dict, moe: list[dict]) -> None:
     zorder=5, label="MoE arm"
   )  # fmt: skip
   for g in report["groups"]:
-    if g["kind"] == "dense":
+    if g["kind"] == "dense" and g["role"] != "check":
       own = g["role"] == "arm"
       axis.axhline(
         g["bpc"],
