@@ -91,5 +91,5 @@ def test_what_changed_between_two_configs_is_named():
   old = {"a": 1, "b": {"c": 2, "d": 3}, "gone": 0}
   new = {"a": 1, "b": {"c": 2, "d": 4}, "new": 1}
   assert configs.differences(old, new) == [
-    "b.d: 3 -> 4", "gone: 0 -> (absent)", "new: (absent) -> 1",
+    "b.d: 3 -> 4", "gone: only in the old one", "new: only in the new one",
   ]  # fmt: skip

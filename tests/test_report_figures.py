@@ -69,11 +69,13 @@ def test_loss_curves_end_at_the_tokens_and_flops_that_were_spent(folder):
     assert b.get_xdata()[-1] == pytest.approx(expected)
 
 
-def test_smoothing_is_the_mean_of_the_last_two_percent_seen_so_far():
-  train = [{"num_tokens": i, "cross_entropy": float(i % 7)} for i in range(150)]
+@pytest.mark.parametrize(("lines", "span"), [(350, 7), (150, 5), (24, 3)])
+def test_smoothing_is_the_mean_of_two_percent_or_of_five_lines_seen_so_far(lines, span):
+  train = [{"num_tokens": i, "cross_entropy": float(i % 11)} for i in range(lines)]
   tokens, loss = figures._smooth(train)
-  assert len(tokens) == 150 and loss[0] == 0 and loss[2] == pytest.approx(1.0)
-  assert loss[140] == pytest.approx(np.mean([i % 7 for i in range(138, 141)]))
+  assert tokens[-1] == lines - 1 and len(tokens) == min(lines, figures.MAX_POINTS)
+  assert loss[0] == 0 and loss[1] == pytest.approx(tokens[1] / 2)
+  assert loss[-1] == pytest.approx(np.mean([i % 11 for i in range(lines - span, lines)]))
   assert len(figures._smooth(train * 10)[0]) == figures.MAX_POINTS
 
 

@@ -61,6 +61,17 @@ def test_two_workers_train_every_arm_once_and_share_the_work(tmp_path):
   assert final(tmp_path / "s") == final(tmp_path / "alone")
 
 
+def test_a_folder_that_another_worker_is_making_is_joined_and_anything_else_refused(tmp_path):
+  being_made, other = tmp_path / "being_made", tmp_path / "other"
+  (being_made / "claims").mkdir(parents=True)
+  (being_made / "plan.json.12ab34cd.tmp").write_text("{")
+  fake_training.open_study(being_made, None)
+  other.mkdir()
+  (other / "plan.jsonl").write_text("")
+  with pytest.raises(UserError, match="is not empty and holds no study"):
+    fake_training.open_study(other, None)
+
+
 def test_a_killed_worker_costs_only_the_arm_it_was_at(tmp_path):
   worker = spawn(tmp_path, "1/1", 0.0, hanging=("moe_30",))
   wait_for(tmp_path, "moe_30")

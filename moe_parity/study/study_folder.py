@@ -118,11 +118,10 @@ class Study:
     place: where claims are kept; "" is inside the study folder.
     """
     self.config, self.store, self.folder, self.command = config, store, folder, command
-    if (
-      folder.exists()
-      and not (folder / PLAN).exists()
-      and any(path.name != CLAIMS for path in folder.iterdir())
-    ):
+    # Another worker may be making the folder at this moment: first what is there, then the plan.
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    strange = [name for name in names if name != CLAIMS and not name.startswith(f"{PLAN}.")]
+    if strange and not (folder / PLAN).exists():
       raise UserError(f"{folder} is not empty and holds no study; use another --workdir")
     stale = {"stale_seconds": stale_seconds, "beat_seconds": min(20, stale_seconds / 4)}
     self.claims = Claims(place or folder / CLAIMS, **stale)
