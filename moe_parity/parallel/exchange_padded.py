@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moe_parity.parallel.gathers import barrier, rows_at, sum_of_rows
 from moe_parity.parallel.grouping import IN_BOUNDS
-from moe_parity.parallel.rows import Rows
+from moe_parity.parallel.rows import Rows, giving_back
 from moe_parity.resources.exchange import Shape
 
 
@@ -134,19 +134,5 @@ def _send_backward(shape, axis_name, seats, gradients):
 send.defvjp(_send_forward, _send_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def give_back(y_RD: Float[Array, "R D"], seats: Seats, axis_name: str) -> Float[Array, "T D"]:
-  """Every token's rows back from the devices they went to, summed in float32: one all-to-all."""
-  return _returned(y_RD, seats, axis_name)
-
-
-def _give_back_forward(y_RD, seats, axis_name):
-  return give_back(y_RD, seats, axis_name), (seats, jnp.zeros((), y_RD.dtype))
-
-
-def _give_back_backward(axis_name, residuals, dy_TD):
-  seats, like = residuals
-  return _sent(dy_TD.astype(like.dtype), seats, axis_name), None
-
-
-give_back.defvjp(_give_back_forward, _give_back_backward)
+# Every token's rows back from the devices they went to: one all-to-all.
+give_back = giving_back(_returned, _sent)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from moe_parity.parallel.gathers import as_lanes, barrier, rows_at, sum_of_rows
 from moe_parity.parallel.grouping import IN_BOUNDS
 from moe_parity.parallel.ragged_all_to_all import ragged_all_to_all
-from moe_parity.parallel.rows import Rows
+from moe_parity.parallel.rows import Rows, giving_back
 from moe_parity.resources.exchange import LANES, Shape
 
 
@@ -224,19 +224,5 @@ def _send_backward(shape, axis_name, seats, gradients):
 send.defvjp(_send_forward, _send_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def give_back(y_RD: Float[Array, "R D"], seats: Seats, axis_name: str) -> Float[Array, "T D"]:
-  """Every token's rows back from where they went, summed in float32: one ragged all-to-all."""
-  return _summed(y_RD, seats, axis_name)
-
-
-def _give_back_forward(y_RD, seats, axis_name):
-  return _summed(y_RD, seats, axis_name), (seats, jnp.zeros((), y_RD.dtype))
-
-
-def _give_back_backward(axis_name, residuals, dy_TD):
-  seats, like = residuals
-  return _sent(dy_TD.astype(like.dtype), seats, axis_name), None
-
-
-give_back.defvjp(_give_back_forward, _give_back_backward)
+# Every token's rows back from where they went: one ragged all-to-all.
+give_back = giving_back(_summed, _sent)

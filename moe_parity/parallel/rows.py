@@ -4,8 +4,10 @@ A row is a token's vector for one device with up to J of the experts it chose th
 chose more of that device sends another. A row never goes to a device without one of its experts.
 """
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -74,3 +76,26 @@ def gates_of_rows(gate_TK: Float[Array, "T K"], rows: Rows) -> Float[Array, "T P
   a comparison and a sum like itself, never a scatter."""
   at_TPJK = _at(rows.slot_TK, *rows.expert_TPJ.shape[1:])
   return jnp.where(at_TPJK, gate_TK[:, None, None, :], 0).sum(3)
+
+
+def giving_back(summed, sent):
+  """`give_back(y_RD, seats, axis_name)` of an exchange: what came of the rows to their tokens.
+
+  Args:
+    summed: rows [R, D] back over the wire, those of a token summed in float32, [T, D].
+    sent: its transpose: a token's vector [T, D] to every device where it has rows, [R, D].
+  """
+
+  @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+  def give_back(y_RD: Float[Array, "R D"], seats, axis_name: str) -> Float[Array, "T D"]:
+    return summed(y_RD, seats, axis_name)
+
+  def forward(y_RD, seats, axis_name):
+    return summed(y_RD, seats, axis_name), (seats, jnp.zeros((), y_RD.dtype))
+
+  def backward(axis_name, residuals, dy_TD):
+    seats, like = residuals
+    return sent(dy_TD.astype(like.dtype), seats, axis_name), None
+
+  give_back.defvjp(forward, backward)
+  return give_back
