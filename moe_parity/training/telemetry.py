@@ -5,6 +5,7 @@ continues from a checkpoint first takes back the lines of steps after it, then w
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -31,11 +32,7 @@ class Telemetry:
     self._routing: dict[str, list] = {"steps": [], "num_tokens": [], "loads": []}
     self._keep_until(from_step)
     self._metrics = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-    self._board = None
-    if tensorboard:
-      from tensorboardX import SummaryWriter
-
-      self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1)
+    self._tensorboard, self._from_step = tensorboard, from_step
 
   def _keep_until(self, step: int) -> None:
     path = self.folder / METRICS
@@ -51,7 +48,7 @@ class Telemetry:
     """Appends one line (`kind` "train" or "validation") and mirrors its numbers to TensorBoard."""
     self._metrics.write(json.dumps(line) + "\n")
     self._metrics.flush()
-    if self._board is None:
+    if not self._tensorboard:
       return
     for name, value in line.items():
       if name in ("kind", "step"):
@@ -60,6 +57,12 @@ class Telemetry:
       for index, number in enumerate(values):
         suffix = f"/layer_{index}" if isinstance(value, list) else ""
         self._board.add_scalar(f"{line['kind']}/{name}{suffix}", number, line["step"])
+
+  @functools.cached_property
+  def _board(self):
+    from tensorboardX import SummaryWriter  # its 0.07 s come after the first loss
+
+    return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._from_step + 1)
 
   def write_routing(self, step: int, num_tokens: int, load_LE: np.ndarray) -> None:
     """Remembers expert loads (share of assignments, a row a MoE layer) for `save_routing`."""
@@ -77,7 +80,7 @@ class Telemetry:
 
   def close(self) -> None:
     self._metrics.close()
-    if self._board is not None:
+    if "_board" in vars(self):
       self._board.close()
 
 
