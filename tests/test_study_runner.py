@@ -5,12 +5,16 @@ import multiprocessing
 import os
 import signal
 import time
+import types
 
 import pytest
 
+from moe_parity.defaults import moe_arm
 from moe_parity.errors import UserError
+from moe_parity.study import runner
 from moe_parity.study.runner import run_study
 from moe_parity.study.shard import Shard
+from moe_parity.study.study_folder import tasks_of
 from tests import fake_training
 
 ARMS = ["dense", "moe_20", "moe_30", "moe_40", "moe_50"]
@@ -59,6 +63,48 @@ def test_two_workers_train_every_arm_once_and_share_the_work(tmp_path):
   assert len({pid for pid, _, _ in begun}) == 2
   run(tmp_path / "alone")
   assert final(tmp_path / "s") == final(tmp_path / "alone")
+
+
+def with_another_worker(folder, made, monkeypatch):
+  """Runs a worker while another has moe_40; returns what each of its waits found trained."""
+  worker, other = (fake_training.open_study(folder, made) for _ in range(2))
+  task = next(task for task in tasks_of(other.derive()) if task.label == "moe_40")
+  claim, trainer, seen = other.claims.take(task.run), fake_training.trainer(), []
+
+  def wait(seconds):
+    seen.append([(name, seed) for _, name, seed in fake_training.started(folder)])
+    assert len(seen) < 5, "waits with nothing to wait for"
+    if len(seen) == 2:
+      trainer.train(task.part.config, task.arm, other.store, folder / task.run, None, None)
+      trainer.certify(folder / task.run)
+      claim.release("done")
+
+  monkeypatch.setattr(runner, "time", types.SimpleNamespace(sleep=wait))
+  arms = run_study(worker, say=lambda line: None, trainer=trainer)
+  if not seen:
+    claim.release("stopped")
+  return seen, arms
+
+
+def test_a_worker_of_a_study_in_stages_waits_for_what_another_trains(tmp_path, monkeypatch):
+  made = fake_training.config(rates=()).unlock()
+  made.arms.moe = moe_arm(num_layers=2, d_model=32, d_head=16, multiple_of=4)
+  made.study.update(method="activation_rate", activation_rates=(0.2, 0.3, 0.4, 0.5))
+  made.study.update(more_seeds=(1,), compute_multiples=())
+  seen, arms = with_another_worker(tmp_path, made.lock(), monkeypatch)
+  first = {("dense", 0), ("dense", 1), ("moe_20", 0), ("moe_30", 0), ("moe_50", 0)}
+  assert len(seen) == 2 and seen[0] == seen[1] and set(seen[0]) == first
+  assert {arm.status for arm in arms} == {"done"}
+  begun = [(name, seed) for _, name, seed in fake_training.started(tmp_path)]
+  assert len(begun) == len(set(begun)) == len(arms)
+  assert set(begun) - first == {("moe_40", 0), ("moe_20", 1), ("moe_30", 1), ("moe_40", 1)}
+
+
+def test_a_worker_of_listed_arms_ends_when_the_rest_is_with_another(tmp_path, monkeypatch):
+  seen, arms = with_another_worker(tmp_path, fake_training.config(), monkeypatch)
+  assert not seen
+  assert {arm.name for arm in arms if arm.status == "running"} == {"moe_40"}
+  assert {arm.name for arm in arms if arm.status == "done"} == {*ARMS} - {"moe_40"}
 
 
 def test_a_folder_that_another_worker_is_making_is_joined_and_anything_else_refused(tmp_path):
