@@ -113,8 +113,8 @@ def base() -> ConfigDict:
   evaluation.stride = 0  # tokens, for mode="strided"
   evaluation.max_tokens = 0  # whole documents up to about this many tokens; 0 is all
   evaluation.batch_sequences = 16
-  # Held-out tokens whose experts are counted when an MoE run on one device ends, for the report's
-  # page on what experts specialise in: at most this many, beginnings of documents; 0 leaves it out.
+  # Held-out tokens whose experts are counted when an MoE run ends, for the report's page on what
+  # experts specialise in: at most this many, beginnings of documents; 0 leaves it out.
   evaluation.routing_tokens = 16_384
   return config
 

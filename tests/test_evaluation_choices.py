@@ -3,11 +3,15 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from moe_parity.data.token_store import open_store
 from moe_parity.errors import UserError
 from moe_parity.evaluation import choices
 from moe_parity.model.options import ModelOptions
+from moe_parity.parallel.mesh import make_mesh
+from moe_parity.resources.mesh import MeshSizes
+from moe_parity.training.state import from_stored, model_places
 from tests import small_model
 from tests.small_store import small_store
 
@@ -47,6 +51,26 @@ def test_a_row_s_counts_do_not_depend_on_the_rows_beside_it(counted):
   order = np.array([3, 0, 4, 1, 2])
   moved, _ = count(inputs[order], mask[order])
   assert np.array_equal(np.asarray(moved), np.asarray(rows)[:, order])
+
+
+def test_a_mesh_counts_as_one_device_does():
+  """Eight devices, 7 experts on 2 x 4 of them (one phantom), and 5 rows, which 8 do not divide.
+
+  Sums in another order may tip a choice between two experts that are as good as equal; here none
+  is, and every number agrees."""
+  assert jax.device_count() == 8
+  architecture = small_model.moe(layout="full", num_layers=2, d_model=16)
+  options, mesh = ModelOptions(), make_mesh(MeshSizes(fsdp=2, expert=4))
+  weights = nnx.split(small_model.build(architecture, 3), nnx.Param, ...)[1:]
+  inputs, _ = small_model.tokens(batch=5, seq_len=8, seed=4)
+  mask = np.random.default_rng(5).random(inputs.shape) < 0.7
+  expected = choices.make_counter(architecture, options)(*weights)(inputs, mask)
+  on_mesh = from_stored(weights, model_places(architecture, options, mesh)[1])
+  assert jax.tree.leaves(on_mesh)[0].sharding.mesh.size == 8
+  found = choices.make_counter(architecture, options, mesh)(*on_mesh)(inputs, mask)
+  for one, many in zip(expected, found, strict=True):
+    assert np.array_equal(one, many)
+  assert expected[0].shape == (2, 5, 7) and expected[0].sum() == 2 * 2 * mask.sum()
 
 
 def test_a_split_is_counted_document_by_document(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from moe_parity.errors import UserError
+from moe_parity.evaluation import specialisation
 from moe_parity.resources.mesh import MeshSizes
 from moe_parity.startup import start_jax
 from moe_parity.training.restore import evaluate_run, load_run
@@ -93,6 +94,16 @@ def test_the_ledger_of_two_processes_counts_every_row_once(runs):
     for name in ("counts", "row", "digest"):
       np.testing.assert_array_equal(found[name], expected[name])
   assert json.loads((two / "certificate.json").read_text())["passed"]
+
+
+def test_two_processes_count_which_experts_held_out_text_goes_to(runs):
+  one, two = (specialisation.load(folder) for folder in runs[:2])
+  for name in ("domain_N", "tokens_N"):
+    np.testing.assert_array_equal(getattr(two, name), getattr(one, name))
+  np.testing.assert_array_equal(two.expert_NLE.sum(-1), one.expert_NLE.sum(-1))
+  # Two weights, as their losses are (above): a choice in fifty may be another.
+  moved = np.abs(two.by_domain() - one.by_domain()).sum() / 2
+  assert moved <= one.expert_NLE.sum() / 50 and one.expert_NLE.sum() > 1000
 
 
 def test_only_the_first_process_speaks(runs):

@@ -5,12 +5,14 @@ One pass over at most `max_tokens` tokens in windows of one document each, as mo
 documents rather than a few whole ones.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from moe_parity.data.order import key, permute
 from moe_parity.data.token_store import Documents, Split
@@ -20,6 +22,7 @@ from moe_parity.evaluation.specialisation import MAX_DOCUMENTS, Choices
 from moe_parity.model.moe import MoE, route, router_logits
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import Transformer, abstract_model
+from moe_parity.parallel import mesh as meshes
 from moe_parity.resources.architecture import Architecture
 
 CUT = 256  # tokens of a document that a sample takes before it takes another document
@@ -27,9 +30,13 @@ CUT = 256  # tokens of a document that a sample takes before it takes another do
 Count = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-def make_counter(architecture: Architecture, options: ModelOptions) -> Callable[..., Count]:
+def make_counter(
+  architecture: Architecture, options: ModelOptions, mesh: Mesh | None = None
+) -> Callable[..., Count]:
   """Compiles once; the result takes (params, buffers) of a model and gives a `Count` for them.
 
+  Args:
+    mesh: where the weights lie; every process then counts every row and gets every result.
   Raises:
     UserError: a dense architecture.
   """
@@ -38,17 +45,26 @@ def make_counter(architecture: Architecture, options: ModelOptions) -> Callable[
   graph, _, _ = abstract_model(architecture, options)
 
   def counted(params, buffers, inputs_BS, counted_BS):
-    return count_choices(nnx.merge(graph, params, buffers), inputs_BS, counted_BS)
+    with meshes.use(mesh):
+      return count_choices(nnx.merge(graph, params, buffers), inputs_BS, counted_BS)
 
   # A few batches are counted and then never again: on a CPU, half the time to compile is worth
   # twice the time to run.
   cheaply = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-  count = jax.jit(counted, compiler_options=cheaply)
+  if mesh is None:
+    count = jax.jit(counted, compiler_options=cheaply)
+    return lambda params, buffers: (
+      lambda inputs, counted: jax.device_get(count(params, buffers, inputs, counted))
+    )
+  everywhere = NamedSharding(mesh, meshes.P())
+  count = jax.jit(counted, compiler_options=cheaply, out_shardings=everywhere)
 
-  def with_weights(params, buffers) -> Count:
-    return lambda inputs, counted: jax.device_get(count(params, buffers, inputs, counted))
+  def count_rows(params, buffers, inputs, counted):
+    given = (meshes.same_on_all(x, mesh) for x in (inputs, counted))
+    row_LBE, pair_LEE = jax.device_get(count(params, buffers, *given))
+    return row_LBE[:, : len(inputs)], pair_LEE
 
-  return with_weights
+  return lambda params, buffers: functools.partial(count_rows, params, buffers)
 
 
 def count_choices(model: Transformer, inputs_BS, counted_BS) -> tuple[jax.Array, jax.Array]:
@@ -61,7 +77,9 @@ def count_choices(model: Transformer, inputs_BS, counted_BS) -> tuple[jax.Array,
     int32 [MoE layers, B, E]; int32 [MoE layers, E, E], symmetric, with the loads on its diagonal.
   """
   B, S = inputs_BS.shape
-  x_TD = jnp.take(model.embedding[...], inputs_BS.reshape(-1), axis=0).astype(model.options.dtype)
+  table_VD = meshes.gathered(model.embedding[...], model.embedding.axes)
+  x_TD = jnp.take(table_VD, inputs_BS.reshape(-1), axis=0)
+  x_TD = meshes.constrain(x_TD.astype(model.options.dtype), "TD")
   rows, pairs = [], []
   for segment in model.segments:
     graph, stacked = nnx.split(segment.layers)
@@ -88,8 +106,7 @@ def _count_layer(layer, x_TD, counted_BS) -> tuple[jax.Array, jax.Array]:
   x_TD = x_TD + layer.attention(layer.attention_norm(x_TD), B)
   logit_TE = router_logits(layer.feedforward_norm(x_TD), moe.router[...])
   expert_TK, _, _ = route(logit_TE, moe.selection_bias[...], moe.experts_per_token, False)
-  chosen_TE = jnp.zeros(logit_TE.shape, jnp.float32)
-  chosen_TE = chosen_TE.at[jnp.arange(B * S)[:, None], expert_TK].set(1.0)
+  chosen_TE = jax.nn.one_hot(expert_TK, logit_TE.shape[1]).sum(1)  # distinct within a row
   chosen_TE = chosen_TE * counted_BS.reshape(-1, 1)
   # float32 counts are exact to 2^24, far above the tokens of a batch
   row_BE = chosen_TE.reshape(B, S, -1).sum(1).astype(jnp.int32)

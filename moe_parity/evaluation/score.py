@@ -44,11 +44,8 @@ def make_scorer(
   nats = jax.jit(nats, out_shardings=NamedSharding(mesh, meshes.P()))
 
   def score(params, buffers, inputs, targets):
-    num_rows = inputs.shape[0]
-    filled = -(-num_rows // mesh.size) * mesh.size  # rows of token 0 until the devices divide them
-    rows = (np.pad(x, ((0, filled - num_rows), (0, 0))) for x in (inputs, targets))
-    result = nats(params, buffers, *(meshes.same_on_all(x, mesh) for x in rows))
-    return np.asarray(result)[:num_rows]
+    result = nats(params, buffers, *(meshes.same_on_all(x, mesh) for x in (inputs, targets)))
+    return np.asarray(result)[: len(inputs)]
 
   return lambda params, buffers: (
     lambda inputs, targets, mask: score(params, buffers, inputs, targets)

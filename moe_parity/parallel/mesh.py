@@ -142,7 +142,10 @@ def on_devices(rows_BS: np.ndarray, mesh: Mesh | None) -> jax.Array:
 
 
 def same_on_all(rows_BS: np.ndarray, mesh: Mesh) -> jax.Array:
-  """A batch that every process holds whole, cut over the devices."""
+  """A batch that every process holds whole, cut over the devices, with rows of zeros after it until
+  they divide it."""
+  num_rows = -(-rows_BS.shape[0] // mesh.size) * mesh.size
+  rows_BS = np.pad(rows_BS, ((0, num_rows - rows_BS.shape[0]), (0, 0)))
   return jax.make_array_from_callback(
     rows_BS.shape, batch_sharding(mesh), lambda index: rows_BS[index]
   )

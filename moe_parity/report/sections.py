@@ -152,8 +152,8 @@ def routing(drawings: Drawings, tables: Tables, report: dict) -> Section:
     body += fold(special.title, table(special))
   elif any(group["kind"] == "moe" for group in report["groups"]):
     body += absent(
-      "specialisation of experts by domain, which a run on one device counts when it ends (on a "
-      "mesh, or for runs without it: moe-parity evaluate STUDY --routing)"
+      "specialisation of experts by domain, which a run counts when it ends (for runs without it: "
+      "moe-parity evaluate STUDY --routing)"
     )
   return Section("Routing", body)
 

@@ -189,13 +189,10 @@ def train_arm(
             checkpoints.save(step, to_stored(state, stored), ledger.state())
     checkpoints.wait()
     validation = validate(config.evaluation.mode, config.evaluation.max_tokens)
-    if not hosts.is_first():
-      hosts.wait(f"{plan.name}: finished")  # the first process writes the result meanwhile
-      return run_folder.read_result(folder)
-    if architecture.is_moe and mesh is None and config.evaluation.routing_tokens:
-      count = make_counter(architecture, model)(state.params, state.buffers)
+    choices = None
+    if architecture.is_moe and config.evaluation.routing_tokens:
       choices = count_split(
-        count,
+        make_counter(architecture, model, mesh)(state.params, state.buffers),
         store.validation,
         architecture,
         seq_len=plan.seq_len,
@@ -203,6 +200,10 @@ def train_arm(
         max_tokens=config.evaluation.routing_tokens,
         seed=config.data.seed,
       )
+    if not hosts.is_first():
+      hosts.wait(f"{plan.name}: finished")  # the first process writes the result meanwhile
+      return run_folder.read_result(folder)
+    if choices is not None:
       specialisation.save(choices, folder)
     ledger.save(folder / "ledger.npz")
     result = {

@@ -81,16 +81,20 @@ def evaluate_run(
   )
 
 
-def count_run_choices(folder: pathlib.Path, max_tokens: int) -> pathlib.Path:
+def count_run_choices(
+  folder: pathlib.Path,
+  max_tokens: int,
+  sizes: MeshSizes = MeshSizes(),  # noqa: B008 - frozen
+) -> pathlib.Path:
   """Counts which experts the run's held-out text goes to; writes and returns specialisation.npz.
 
   Args:
     max_tokens: held-out tokens to look at, 0 for all.
   Raises:
-    UserError: the folder is no run, or its model is dense.
+    UserError: its model is dense; see `load_run`.
   """
-  run = load_run(folder)
-  count = make_counter(run.architecture, run.options)(run.params, run.buffers)
+  run = load_run(folder, sizes)
+  count = make_counter(run.architecture, run.options, run.mesh)(run.params, run.buffers)
   choices = count_split(
     count,
     open_data(run.config.data).validation,

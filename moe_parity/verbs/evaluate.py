@@ -32,9 +32,7 @@ def run(args) -> int:
   sizes = read_mesh(args)
   on_disk(args.folder, "evaluate reads a run on this machine")
   if args.routing:
-    if sizes.num_devices != 1:
-      raise UserError(f"--routing counts on one device, not on {sizes}; leave the mesh axes out")
-    return _routing(args)
+    return _routing(args, sizes)
   from moe_parity.startup import start_jax
 
   start_jax()
@@ -52,7 +50,7 @@ def run(args) -> int:
   return 0
 
 
-def _routing(args) -> int:
+def _routing(args, sizes) -> int:
   """specialisation.npz into every finished MoE run of the folder, and what it says."""
   if args.mode != "document" or args.stride:
     raise UserError("--routing looks at whole documents; leave --mode and --stride out")
@@ -69,7 +67,7 @@ def _routing(args) -> int:
 
   rows = []
   for run in runs:
-    count_run_choices(run.folder, args.max_tokens)
+    count_run_choices(run.folder, args.max_tokens, sizes)
     choices = specialisation.load(run.folder)
     for row in specialisation.specialisation(choices):
       pairs = specialisation.pair_information(choices, row["layer"] - 1)
