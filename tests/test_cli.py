@@ -72,6 +72,10 @@ def test_account_prices_a_table_and_its_printed_values(tmp_path, capsys):
     (["evaluate", "nowhere"], "no run folder"),
     (["prepare", "--sauce=x"], "unknown option"),
     (["train", f"--config={ROOT}/configs/demo.py:tiny", "--workdir=w"], "choose one of"),
+    (
+      ["train", f"--config={ROOT}/configs/demo.py:tiny", "--workdir=w", "--arm=mo"],
+      "--arm=mo: the plan's arms are dense",
+    ),
   ],
 )
 def test_wrong_input_is_one_line_and_exit_two(argv, words, capsys, tmp_path, monkeypatch):

@@ -84,20 +84,22 @@ def tasks_of(parts: Sequence[Part], only: Sequence[str] = ()) -> list[Task]:
   names = list(dict.fromkeys(task.arm.name for task in found.values()))
   for name in only:
     if name not in names:
-      raise UserError(f"--only={name}: the plan's arms are {', '.join(names)}")
+      raise UserError(f"{option}={name}: the plan's arms are {', '.join(names)}")
   return [task for task in found.values() if not only or task.arm.name in only]
 
 
-def select(arms: Sequence[ArmPlan], only: Sequence[str]) -> list[ArmPlan]:
+def select(arms: Sequence[ArmPlan], only: Sequence[str], option: str = "--only") -> list[ArmPlan]:
   """The arms named in `only` (all of them if it is empty).
 
+  Args:
+    option: of the command line, where the names were given.
   Raises:
     UserError: a name that is no arm.
   """
   names = [arm.name for arm in arms]
   for name in only:
     if name not in names:
-      raise UserError(f"--only={name}: the plan's arms are {', '.join(dict.fromkeys(names))}")
+      raise UserError(f"{option}={name}: the plan's arms are {', '.join(dict.fromkeys(names))}")
   return [arm for arm in arms if not only or arm.name in only]
 
 

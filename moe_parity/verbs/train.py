@@ -27,7 +27,7 @@ def run(args) -> int:
   config, plan, store = planned(args)
   from moe_parity.study.study_folder import select
 
-  arms = select(plan.arms, [args.arm] if args.arm else [])
+  arms = select(plan.arms, [args.arm] if args.arm else [], "--arm")
   if args.seed is not None:
     arms = [arm for arm in arms if arm.seed == args.seed]
   if len(arms) != 1:
