@@ -69,8 +69,8 @@ _RESULT = (
   Column("num_seeds", "seeds"),
   Column("difference", "to the choice", signed),
   Column("simultaneous", "95 % interval", interval),
-  Column("verdict", "verdict", number=False),
 )
+_OPTION = (Column("label", "option", number=False), Column("verdict", "verdict", number=False))
 
 
 def stage_tables(step: dict) -> list[Table]:
@@ -82,7 +82,7 @@ def stage_tables(step: dict) -> list[Table]:
       Table(
         f"architecture_{stage['name']}",
         TITLES.get(stage["name"], stage["name"]),
-        (Column("label", "option", number=False), *columns, *_RESULT),
+        (*_OPTION, *columns, *_RESULT),
         stage["options"],
       )
     )

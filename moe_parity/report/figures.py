@@ -168,9 +168,9 @@ def loss_curves(study: reading.Study) -> style.Drawing | None:
     "Training loss over tokens and over compute",
     "Cross-entropy on training batches, a running mean of 2 % of the run or, in short runs, five "
     "logged steps. MoE arms from dark (small r_a) "
-    "to light, or a colour each where they share r_a; dense black; references dashed. At equal "
-    "C all arms end at the same FLOPs and, the smaller r_a, at the more tokens. Horizontal axes "
-    "are logarithmic; the steep start is cut off.",
+    "to light, or a colour each where they share r_a; dense black, further dense arms grey; "
+    "references dashed. At equal C all arms end at the same FLOPs and, the smaller r_a, at the "
+    "more tokens. Horizontal axes are logarithmic; the steep start is cut off.",
     draw,
   )
 

@@ -63,7 +63,9 @@ def architecture(step: dict, drawings: Drawings, tables: Tables) -> list[Section
     return []
   body = _sentences(step)
   if step.get("rule"):
-    body += paragraphs([f"How a choice is made: {step['rule']}"])
+    rule = step["rule"][:1].lower() + step["rule"][1:]
+    named = "Options are named by the ratio asked for; tables show what whole widths made of it."
+    body += paragraphs([f"How a choice is made: {rule} {named}"])
   body += table(tables["backbones"]) + figure(drawings.get("shape_scatter"))
   for stage in step.get("stages", []):
     state = "" if stage["complete"] else " (not complete)"

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -126,18 +127,24 @@ def rate_colour(
 
 
 def run_colours(rates: Mapping[str, int | float]) -> dict[str, Any]:
-  """A colour for each arm: black for dense, others by activation rate; where the MoE arms of a
-  search share one rate, a colour each.
+  """A colour for each arm: black for dense, greys for further dense arms, others by activation
+  rate; where the MoE arms of a search share one rate, a colour each.
 
   Args:
     rates: activation rate by arm, 1 for dense.
   """
   moe = {name: rate for name, rate in rates.items() if rate < 1}
-  looks = dict.fromkeys(rates, DENSE)
+  looks = dict(zip((name for name in rates if name not in moe), _greys(), strict=False))
   if len(moe) > 1 and max(moe.values()) < SAME_RATE * min(moe.values()):
     return looks | dict(zip(moe, _distinct(len(moe)), strict=True))
   ends = (min(moe.values(), default=1), max(moe.values(), default=1))
   return looks | {name: rate_colour(rate, *ends) for name, rate in moe.items()}
+
+
+def _greys() -> Iterator[str]:
+  """DENSE, then ever lighter ones."""
+  yield from (DENSE, "#6b737d", "#a3abb5")
+  yield from itertools.repeat("#c3c9d0")
 
 
 def _distinct(count: int) -> list[Any]:

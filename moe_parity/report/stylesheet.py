@@ -3,7 +3,7 @@
 CSS = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.4rem 1.1rem 4rem; max-width: 66rem; background: #fff;
+body { margin: 0 auto; padding: 1.4rem 1.1rem 4rem; max-width: 72rem; background: #fff;
   color: #1b1f24; font: 16px/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial,
   sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .1rem 0; }
@@ -31,12 +31,17 @@ figure img { display: block; width: 100%; height: auto; max-width: 46rem; margin
 img.phone { display: none; }
 figcaption { margin: .5rem 0 0; max-width: 46rem; }
 .absent { font-style: italic; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .82rem; line-height: 1.35; min-width: 100%;
-  font-variant-numeric: tabular-nums; }
+/* Shadows at the edges behind which a table goes on. */
+.scroll { overflow-x: auto; background:
+  linear-gradient(to right, #fff 30%, #fff0) 0 0 / 2.5rem 100% no-repeat local,
+  linear-gradient(to left, #fff 30%, #fff0) 100% 0 / 2.5rem 100% no-repeat local,
+  linear-gradient(to right, #1b1f2433, #1b1f2400) 0 0 / .8rem 100% no-repeat scroll,
+  linear-gradient(to left, #1b1f2433, #1b1f2400) 100% 0 / .8rem 100% no-repeat scroll; }
+table { border-collapse: separate; border-spacing: 0; font-size: .82rem; line-height: 1.35;
+  min-width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: left; white-space: nowrap; vertical-align: bottom; font-weight: 600;
-  border-bottom: 1.5px solid #1b1f24; padding: .3rem .9rem .3rem 0; }
-td { border-bottom: 1px solid #e8ebee; padding: .28rem .9rem .28rem 0; vertical-align: top;
+  border-bottom: 1.5px solid #1b1f24; padding: .3rem .75rem .3rem 0; }
+td { border-bottom: 1px solid #e8ebee; padding: .28rem .75rem .28rem 0; vertical-align: top;
   white-space: nowrap; }
 td.w { white-space: normal; min-width: 12rem; overflow-wrap: anywhere; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
@@ -58,7 +63,7 @@ summary { cursor: pointer; color: #0b6e99; }
   nav { display: none; }
   figure, .verdict, tr { break-inside: avoid; }
   h2 { break-after: avoid; }
-  .scroll { overflow: visible; }
+  .scroll { overflow: visible; background: none; }
   .caption { break-after: avoid; }
   table { font-size: 6.6pt; }
   details::details-content { content-visibility: visible; height: auto; }
