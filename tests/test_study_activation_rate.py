@@ -50,6 +50,7 @@ def test_seeds_go_to_dense_to_the_best_rate_and_to_its_neighbours(tmp_path):
     "dense_2c": [0],
   }  # fmt: skip
   assert {arm.status for arm in arms} == {"done"} and len(ran(tmp_path)) == len(arms)
+  assert study.summarise()["sentences"][-1] == "11 MoE runs and 4 dense runs are done."
 
 
 def test_a_rate_that_more_seeds_make_the_best_gets_its_neighbours_too():

@@ -134,19 +134,22 @@ def experts(counted: list[Counted]) -> style.Drawing | None:
     for axis in axes:
       axis.grid(False)
     bar = figure.colorbar(
-      drawn, ax=list(axes), label="over even use, over independent choice", location="bottom",
-      aspect=40, shrink=0.7,
+      drawn, ax=list(axes), location="bottom", aspect=40, shrink=0.7,
+      label="over even use, over independent choice" if pairs else "over even use",
     )  # fmt: skip
     bar.set_ticks(range(-SPAN, SPAN + 1))
     bar.set_ticklabels(["≤1/4", "1/2", "1", "2", "≥4"])
     return figure
 
+  together = (
+    "Below: tokens that chose both experts over what independent choices with the same loads would "
+    "give (white on the diagonal). "
+  )
   return style.Drawing(
     "experts",
     "What one layer's experts are used for",
-    "The layer with the most specialisation. Above: an expert's share of a domain's assignments "
-    "over its mean share over domains. Below: tokens that chose both experts over what independent "
-    "choices with the same loads would give (white on the diagonal). Colours are logarithmic; "
-    "finite counts scatter, see the table for what stands out from chance.",
+    f"The layer with the most specialisation{', above' if pairs else ''}: an expert's share of a "
+    f"domain's assignments over its mean share over domains. {together if pairs else ''}Colours "
+    "are logarithmic; finite counts scatter, see the table for what stands out from chance.",
     draw,
   )

@@ -244,7 +244,9 @@ def _sentences(value: dict) -> list[str]:
   if value["tuning"]:
     lines.append(_tuning_sentence(value["tuning"]))
   runs = value["num_runs"]
-  lines.append(f"{runs['moe']} MoE runs and {runs['dense']} dense runs are planned so far.")
+  left = sum(len(sweep["not_done"]) for sweep in value["sweeps"])
+  state = f"planned so far, {left} of them not done" if left else "done"
+  lines.append(f"{runs['moe']} MoE runs and {runs['dense']} dense runs are {state}.")
   return lines
 
 
