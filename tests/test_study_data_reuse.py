@@ -9,7 +9,7 @@ import pytest
 from moe_parity.defaults import base, dense_arm, moe_arm
 from moe_parity.errors import UserError
 from moe_parity.resources.laws import DataConstrainedLaw
-from moe_parity.study import reuse_report
+from moe_parity.study import reuse_law
 from moe_parity.study.parts import Results, plan_parts
 from moe_parity.study.runner import run_study
 from tests import fake_training
@@ -85,6 +85,21 @@ def test_a_lead_lost_to_repetition_is_told_scheme_by_scheme(tmp_path):
   assert verdicts["unique"] == verdicts["loose"] == {"MoE better"}
   assert verdicts["epochs_4"] == verdicts["epochs_8"] == {"dense better"}
   assert any(s.startswith("unique: 3 of 3 MoE arms beat dense") for s in value["sentences"])
+  costs = [row for row in value["costs"] if row["name"] == "moe_20"]
+  assert [round(row["epochs"]) for row in costs] == sorted(round(row["epochs"]) for row in costs)
+  assert {row["part"] for row in costs} == {"", "loose", "epochs_4", "epochs_8"}  # loose is two
+  for row in costs:  # the truth's 0.03 an epoch
+    assert row["difference"] == pytest.approx(0.03 * (row["epochs"] - 1), abs=0.004)
+    assert row["simultaneous"][0] < row["difference"] < row["simultaneous"][1]
+  told = next(s for s in value["sentences"] if s.startswith("What repetition costs moe_20"))
+  assert told.count(" at ") == len(costs) and "inside the noise" not in told
+
+
+def test_one_seed_is_said_to_prove_nothing(tmp_path):
+  study, _ = run(tmp_path, config(), lambda arm: law(arm, 6.0))
+  value = study.summarise()
+  assert value["headline"].startswith("One seed proves nothing; MoE arms below dense")
+  assert any("one seed" in sentence for sentence in value["sentences"])
 
 
 def test_noise_around_the_law_is_covered_by_the_interval_as_often_as_it_says():
@@ -96,10 +111,10 @@ def test_noise_around_the_law_is_covered_by_the_interval_as_often_as_it_says():
       for epochs in (1.0, 2.0, 4.0, 8.0, 16.0):
         tokens = int(1e6 / rate)
         arrays = np.array([float(tokens)]), np.array([epochs])
-        worth = reuse_report.effective_tokens(*arrays, decay)[0]
+        worth = reuse_law.effective_tokens(*arrays, decay)[0]
         loss = 2 + rate + 100 * worth**-0.3526596 + 0.0005 * rng.standard_normal()
-        points.append(reuse_report.Point(f"moe_{rate}", rate, epochs, tokens, loss))
-    low, high = reuse_report.fit(points)["interval"]
+        points.append(reuse_law.Point(f"moe_{rate}", rate, epochs, tokens, loss))
+    low, high = reuse_law.fit(points)["interval"]
     inside += low <= decay <= high
   assert inside >= 34  # 95 % of 40 is 38; 33 or fewer would happen once in 1000 times
 
@@ -110,13 +125,13 @@ def test_effective_tokens_are_those_of_the_published_law():
     tokens = 4.0e9
     found = law_.predict(num_params=1e8, num_tokens=tokens, num_unique_tokens=tokens / epochs)
     arrays = np.array([tokens]), np.array([epochs])
-    ours = reuse_report.effective_tokens(*arrays, reuse_report.REUSE_TOKEN_DECAY)[0]
+    ours = reuse_law.effective_tokens(*arrays, reuse_law.REUSE_TOKEN_DECAY)[0]
     assert ours == pytest.approx(found["effective_tokens"], rel=1e-12)
 
 
 def test_too_few_runs_give_no_law():
-  points = [reuse_report.Point("moe_20", 0.2, e, 1000, 2.0 + e / 10) for e in (1.0, 2.0, 4.0)]
-  assert reuse_report.fit(points) is None
+  points = [reuse_law.Point("moe_20", 0.2, e, 1000, 2.0 + e / 10) for e in (1.0, 2.0, 4.0)]
+  assert reuse_law.fit(points) is None
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def _tables(
   if steps["activation_rate"]:
     every += [sweeps.table(steps["activation_rate"]), sweeps.tuning(steps["activation_rate"])]
   if steps["data_reuse"]:
-    every.append(reuse.schemes(steps["data_reuse"]))
+    every += [reuse.schemes(steps["data_reuse"]), reuse.costs(steps["data_reuse"])]
   return {part.name: part for part in every}
 
 

@@ -35,6 +35,25 @@ def schemes(step: dict) -> Table:
   )
 
 
+def costs(step: dict) -> Table:
+  """What repetition costs: every arm under every scheme minus the same arm with nothing twice."""
+  names = {scheme["part"]: scheme_name(scheme) for scheme in step.get("schemes", [])}
+  rows = [{**row, "scheme": names[row["part"]]} for row in step.get("costs", [])]
+  return Table(
+    "reuse_cost",
+    "What repetition costs: BPC minus that of the same arm reading no text twice",
+    (
+      Column("name", "arm", number=False),
+      Column("activation_rate", "r_a %", percent),
+      Column("scheme", "scheme", number=False),
+      Column("epochs", "epochs", fixed(2)),
+      Column("difference", "cost", signed),
+      Column("simultaneous", "95 % interval, an arm's rows at once", interval),
+    ),
+    rows,
+  )
+
+
 def scheme_name(scheme: dict) -> str:
   """Such as "strict" or "4 epochs"."""
   if scheme["reuse"] == "epochs" and scheme.get("epochs"):

@@ -106,6 +106,7 @@ def data_reuse(step: dict, drawings: Drawings, tables: Tables) -> list[Section]:
     return []
   body = _sentences(step)
   body += figure(drawings.get("reuse_by_scheme")) + figure(drawings.get("reuse_decay"))
+  body += table(tables["reuse_cost"])
   body += fold("Every arm under every scheme", table(tables["data_reuse"]))
   return [Section("Data reuse", body)]
 

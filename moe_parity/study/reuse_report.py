@@ -1,37 +1,17 @@
-"""data_reuse.json: the schemes side by side, and Muennighoff's law fitted to their runs.
-
-The law (arXiv 2305.16264), at one N and for each activation rate r with its tokens D:
-
-    L(r, e) = a_r + B D_eff^-beta,   D_eff = U (1 + R* (1 - exp(-(e - 1) / R*))),   U = D / e
-
-beta is the published one: runs at one D per rate cannot tell it from B. Fitted are a_r, B and R*,
-the number of epochs over which repeated text loses its worth (15.4 for the authors' dense models).
-Their second term, for models too large for their text, is left out: N is the same in all runs.
-"""
+"""data_reuse.json: the schemes side by side, what repetition costs, and the law of `reuse_law`."""
 
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from moe_parity.resources.laws import REUSE_EXPONENT, REUSE_TOKEN_DECAY
 from moe_parity.study import bootstrap, choice, reading
 from moe_parity.study.parts import Part
+from moe_parity.study.reuse_law import Point, fit
 
-DECAYS = np.exp(np.linspace(math.log(0.05), math.log(2000), 161))
-NUM_DRAWS = 1000
-
-
-class Point(NamedTuple):
-  """One arm under one scheme, averaged over seeds; cross_entropy in nats a token, validation."""
-
-  name: str
-  activation_rate: int | float
-  epochs: int | float
-  num_tokens: int
-  cross_entropy: int | float
+UNIQUE = "unique"  # the part in which nothing is read twice
 
 
 def summarise(folder: pathlib.Path, parts: Sequence[Part]) -> dict:
@@ -52,6 +32,7 @@ def summarise(folder: pathlib.Path, parts: Sequence[Part]) -> dict:
     "method": "data_reuse",
     "level": choice.LEVEL,
     "schemes": schemes,
+    "costs": _costs(parts, runs, noise),
     "law": fit(points),
     "noise": {"sd": noise.sd if noise.df else None, "df": noise.df},
     "num_runs": {
@@ -111,6 +92,31 @@ def _scheme(
   }
 
 
+def _costs(parts: Sequence[Part], runs: dict[str, dict], noise: bootstrap.SeedNoise) -> list[dict]:
+  """What repetition costs each MoE arm: its BPC under every other scheme minus that under unique.
+
+  Intervals hold for all rows of an arm at once.
+  """
+  rows = []
+  for name, unique in runs.get(UNIQUE, {}).items():
+    if unique[0].plan["kind"] != "moe":
+      continue
+    seen = {unique[0].folder.resolve(): (UNIQUE, unique)}
+    for part in parts:  # loose and two epochs may be one run
+      if again := runs[part.name].get(name):
+        seen.setdefault(again[0].folder.resolve(), (part.name, again))
+    others = sorted(list(seen.values())[1:], key=lambda pair: pair[1][0].plan["epochs"])
+    results = [[run.result for run in of] for of in (unique, *(of for _, of in others))]
+    found = choice.differences(results, 0, noise)[1:] if others else []
+    for (part_name, of), (difference, interval) in zip(others, found, strict=True):
+      rows.append({
+        "name": name, "part": part_name,
+        **{field: of[0].plan[field] for field in ("activation_rate", "epochs")},
+        "difference": difference, "simultaneous": list(interval) if interval else None,
+      })  # fmt: skip
+  return rows
+
+
 def _mean(runs: list[reading.Run], name: str) -> float:
   return float(np.mean([run.result["validation"][name] for run in runs]))
 
@@ -134,95 +140,6 @@ def _points(parts: Sequence[Part], runs: dict[str, dict]) -> list[Point]:
   return list(found.values())
 
 
-def effective_tokens(tokens: np.ndarray, epochs: np.ndarray, decay: int | float) -> np.ndarray:
-  """D_eff of tokens seen in so many epochs, for R* = decay."""
-  return tokens / epochs * (1 + decay * (1 - np.exp(-(epochs - 1) / decay)))
-
-
-def fit(points: list[Point]) -> dict | None:
-  """R*, its interval from the residuals, and how much better it fits than the published R*.
-
-  None: fewer runs than a level a rate, B, R* and one to spare; or no rate with several epochs.
-  """
-  names = sorted({p.name for p in points})
-  if len(points) < len(names) + 3 or len({round(p.epochs, 3) for p in points}) < 3:
-    return None
-  loss = np.array([p.cross_entropy for p in points])
-  projections = [_project(points, names, decay) for decay in DECAYS]
-  squares_R = np.array([squares(loss[None])[0] for _, squares in projections])
-  best = int(squares_R.argmin())
-  df = len(points) - len(names) - 2
-  sd = math.sqrt(squares_R[best] / df)
-  rng = np.random.default_rng(choice.SEED)
-  fitted = projections[best][0](loss)
-  moved = fitted + bootstrap.noise_deviations(np.full(len(points), sd), df, NUM_DRAWS, rng)
-  squares_RB = np.array([squares(moved) for _, squares in projections])
-  tail = (1 - choice.LEVEL) / 2
-  ends = np.quantile(DECAYS[squares_RB.argmin(0)], [tail, 1 - tail])
-  published = _project(points, names, REUSE_TOKEN_DECAY)[1](loss[None])[0]
-  return {
-    "name": "Muennighoff",
-    "token_decay_published": REUSE_TOKEN_DECAY,
-    "token_decay": float(DECAYS[best]),
-    "interval": ends.tolist(),
-    "at_edge": bool(best in (0, len(DECAYS) - 1)),
-    "open": [bool(ends[0] <= DECAYS[1]), bool(ends[1] >= DECAYS[-2])],
-    "exponent": REUSE_EXPONENT,
-    "num_runs": len(points),
-    "rmse": math.sqrt(squares_R[best] / len(points)),
-    "rmse_published": math.sqrt(published / len(points)),
-    "curves": _curves(points, names, float(DECAYS[best]), loss),
-    "points": [
-      {"name": p.name, "activation_rate": p.activation_rate, "epochs": p.epochs,
-       "cross_entropy": p.cross_entropy} for p in points
-    ],
-  }  # fmt: skip
-
-
-def _design(
-  tokens: np.ndarray, epochs: np.ndarray, index: np.ndarray, names: list[str], decay: int | float
-) -> np.ndarray:
-  levels = (index[:, None] == np.arange(len(names))).astype(float)
-  worth = effective_tokens(tokens, epochs, decay) ** -REUSE_EXPONENT
-  return np.concatenate([levels, worth[:, None]], -1)
-
-
-def _project(points: list[Point], names: list[str], decay: int | float):
-  """(loss -> fitted loss, losses [B, points] -> sums of squares [B]) for one R*.
-
-  B below zero would mean that more text is worse; such a fit counts as the one without text.
-  """
-  tokens = np.array([p.num_tokens for p in points], float)
-  epochs = np.array([p.epochs for p in points], float)
-  index = np.array([names.index(p.name) for p in points])
-  full = _design(tokens, epochs, index, names, decay)
-  solve, flat = np.linalg.pinv(full), np.linalg.pinv(full[:, :-1])
-
-  def fitted(loss: np.ndarray) -> np.ndarray:
-    found = loss @ solve.T
-    plain = (loss @ flat.T) @ full[:, :-1].T
-    return np.where(found[..., -1:] > 0, found @ full.T, plain)
-
-  return fitted, lambda losses: ((losses - fitted(losses)) ** 2).sum(-1)
-
-
-def _curves(points: list[Point], names: list[str], decay: float, loss: np.ndarray) -> list[dict]:
-  tokens = np.array([p.num_tokens for p in points], float)
-  epochs = np.array([p.epochs for p in points], float)
-  index = np.array([names.index(p.name) for p in points])
-  grid = np.exp(np.linspace(0, math.log(max(epochs.max(), 1.01)), 41))
-  rows = {}
-  for label, value in (("cross_entropy", decay), ("cross_entropy_published", REUSE_TOKEN_DECAY)):
-    found = np.linalg.pinv(_design(tokens, epochs, index, names, value)) @ loss
-    for i, name in enumerate(names):
-      first = next(p for p in points if p.name == name)
-      row = rows.setdefault(name, {"name": name, "activation_rate": first.activation_rate,
-                                   "epochs": grid.tolist()})  # fmt: skip
-      worth = effective_tokens(np.full(len(grid), float(first.num_tokens)), grid, value)
-      row[label] = (found[i] + found[-1] * worth**-REUSE_EXPONENT).tolist()
-  return list(rows.values())
-
-
 def _headline(value: dict) -> str:
   """Under which schemes MoE leads, in one sentence."""
   told = []
@@ -233,6 +150,8 @@ def _headline(value: dict) -> str:
       told.append(f"{_scheme_name(scheme)} {better} of {len(rows)}")
   if not told:
     return "No scheme can be judged yet: it takes a finished dense arm and a finished MoE arm."
+  if not value["noise"]["df"]:
+    return f"One seed proves nothing; MoE arms below dense, by reuse scheme: {', '.join(told)}."
   return f"MoE arms that beat dense beyond the noise, by reuse scheme: {', '.join(told)}."
 
 
@@ -245,30 +164,59 @@ def _sentences(value: dict) -> list[str]:
   for scheme in value["schemes"]:
     rows = scheme["comparisons"]
     if rows:
-      better = [row["name"] for row in rows if row["verdict"] == "MoE better"]
+      better = sum(row["verdict"] == "MoE better" for row in rows)
       best = min(rows, key=lambda row: row["difference"])
+      where = "below" if best["difference"] < 0 else "above"
       lines.append(
-        f"{_scheme_name(scheme)}: {len(better)} of {len(rows)} MoE arms beat dense beyond the"
-        f" noise; the best, {best['name']} at {best['epochs']:.2f} epochs, by"
-        f" {-best['difference']:+.4f} BPC."
+        f"{_scheme_name(scheme)}: {better} of {len(rows)} MoE arms beat dense beyond the noise; the"
+        f" best, {best['name']} at {best['epochs']:.2f} epochs, is {abs(best['difference']):.4f}"
+        f" BPC {where} it."
       )
-  law = value["law"]
-  if law and law["at_edge"]:
+  lines += _cost_sentences(value["costs"])
+  if any(scheme["comparisons"] for scheme in value["schemes"]) and not value["noise"]["df"]:
     lines.append(
-      "Muennighoff's R* cannot be read off these runs: the fit of his law runs to the end of the"
-      f" range tried (R* = {law['token_decay']:.3g}); its error there is"
-      f" {law['rmse']:.4f} nats a token, {law['rmse_published']:.4f} with the published R* ="
-      f" {law['token_decay_published']:.1f}."
+      "Every arm ran with one seed: the noise here is the choice of validation documents and not"
+      " that of training."
     )
-  elif law:
-    low, high = law["interval"]
-    lines.append(
-      f"Muennighoff's law fits these runs with R* = {law['token_decay']:.2f}"
-      f" ({'at most ' if law['open'][0] else ''}{low:.2f} to"
-      f" {'at least ' if law['open'][1] else ''}{high:.2f} at 95 %), against"
-      f" {law['token_decay_published']:.1f} published for dense models; its error is"
-      f" {law['rmse']:.4f} nats a token, {law['rmse_published']:.4f} with the published R*."
-    )
+  if law := value["law"]:
+    lines.append(_law_sentence(law))
   if value["not_done"]:
     lines.append(f"Not done: {', '.join(value['not_done'])}.")
   return lines
+
+
+def _cost_sentences(costs: list[dict]) -> list[str]:
+  """A sentence an arm: what each number of epochs cost it."""
+  arms: dict[str, list[str]] = {}
+  for row in costs:
+    ends = row["simultaneous"]
+    unsure = " (inside the noise)" if ends and ends[0] <= 0 <= ends[1] else ""
+    told = f"{row['difference']:+.4f} at {row['epochs']:.3g} epochs{unsure}"
+    arms.setdefault(row["name"], []).append(told)
+  return [
+    f"What repetition costs {name}, BPC minus that without any: {', '.join(told)}."
+    for name, told in arms.items()
+  ]
+
+
+def _law_sentence(law: dict) -> str:
+  fits = (
+    f"its error is {law['rmse']:.4f} nats a token, {law['rmse_published']:.4f} with the published"
+    f" R* = {law['token_decay_published']:.1f}"
+  )
+  if law["at_edge"]:
+    return (
+      "Muennighoff's R* cannot be read off these runs: the fit of his law runs to the end of the"
+      f" range tried (R* = {law['token_decay']:.3g}); {fits}."
+    )
+  low, high = law["interval"]
+  if all(law["open"]):
+    return (
+      "Muennighoff's R* cannot be read off these runs: his law fits them best with"
+      f" {law['token_decay']:.2f}, but at 95 % any from {low:.3g} to {high:.4g} may be; {fits}."
+    )
+  return (
+    f"Muennighoff's law fits these runs with R* = {law['token_decay']:.2f}"
+    f" ({'at most ' if law['open'][0] else ''}{low:.2f} to"
+    f" {'at least ' if law['open'][1] else ''}{high:.2f} at 95 %); {fits}."
+  )
