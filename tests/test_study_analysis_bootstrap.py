@@ -134,6 +134,17 @@ def test_seed_noise_pools_over_arms_of_different_size():
   assert bootstrap.seed_noise([np.array([1.0])]).df == 0
 
 
+def test_paired_noise_is_what_a_seed_s_own_level_does_not_explain():
+  rng = np.random.default_rng(5)
+  tables = []
+  for options, seeds in ((6, 3), (4, 2)) * 60:
+    level = rng.normal(0, 1, (1, seeds)) + rng.normal(0, 1, (options, 1))
+    tables.append(level + rng.normal(0, 0.05, (options, seeds)))
+  found = bootstrap.paired_noise(tables)
+  assert found.df == 60 * (5 * 2 + 3 * 1) and found.sd == pytest.approx(0.05, rel=0.1)
+  assert bootstrap.paired_noise([np.zeros((4, 1))]).df == 0
+
+
 def test_the_simultaneous_interval_of_a_single_arm_is_its_pointwise_interval():
   rng = np.random.default_rng(4)
   deviations = rng.standard_normal((4000, 1))

@@ -10,6 +10,7 @@ from moe_parity.defaults import base, dense_arm, moe_arm
 from moe_parity.errors import UserError
 from moe_parity.resources.laws import DataConstrainedLaw
 from moe_parity.study import reuse_law
+from moe_parity.study.bootstrap import SeedNoise
 from moe_parity.study.parts import Results, plan_parts
 from moe_parity.study.runner import run_study
 from tests import fake_training
@@ -90,7 +91,8 @@ def test_a_lead_lost_to_repetition_is_told_scheme_by_scheme(tmp_path):
   assert {row["part"] for row in costs} == {"", "loose", "epochs_4", "epochs_8"}  # loose is two
   for row in costs:  # the truth's 0.03 an epoch
     assert row["difference"] == pytest.approx(0.03 * (row["epochs"] - 1), abs=0.004)
-    assert row["simultaneous"][0] < row["difference"] < row["simultaneous"][1]
+    # Seeds differ by their level alone, which pairing takes out: nothing is left of an interval.
+    assert row["interval"] == pytest.approx([row["difference"]] * 2, abs=1e-9)
   told = next(s for s in value["sentences"] if s.startswith("What repetition costs moe_20"))
   assert told.count(" at ") == len(costs) and "inside the noise" not in told
 
@@ -114,7 +116,7 @@ def test_noise_around_the_law_is_covered_by_the_interval_as_often_as_it_says():
         worth = reuse_law.effective_tokens(*arrays, decay)[0]
         loss = 2 + rate + 100 * worth**-0.3526596 + 0.0005 * rng.standard_normal()
         points.append(reuse_law.Point(f"moe_{rate}", rate, epochs, tokens, loss))
-    low, high = reuse_law.fit(points)["interval"]
+    low, high = reuse_law.fit(points, SeedNoise(math.nan, 0))["interval"]
     inside += low <= decay <= high
   assert inside >= 34  # 95 % of 40 is 38; 33 or fewer would happen once in 1000 times
 
@@ -129,9 +131,38 @@ def test_effective_tokens_are_those_of_the_published_law():
     assert ours == pytest.approx(found["effective_tokens"], rel=1e-12)
 
 
+def test_runs_that_forget_their_text_by_more_than_seeds_explain_are_a_misfit():
+  def fitted(harm, noise):
+    points = []
+    for rate in RATES:
+      for epochs in (1.0, 2.0, 4.0, 8.0, 32.0):
+        arrays = np.array([1e6 / rate]), np.array([epochs])
+        worth = reuse_law.effective_tokens(*arrays, 8.0)[0]
+        loss = 2 + rate + 100 * worth**-0.3526596 + harm * (epochs > 8)
+        points.append(reuse_law.Point(f"moe_{rate}", rate, epochs, int(1e6 / rate), loss))
+    return reuse_law.fit(points, noise)
+
+  assert not fitted(0.0, SeedNoise(0.01, 12))["misfit"]
+  assert fitted(0.5, SeedNoise(0.01, 12))["misfit"]
+  assert not fitted(0.5, SeedNoise(math.nan, 0))["misfit"]  # with one seed it cannot be known
+
+
+def test_what_all_schemes_of_a_seed_share_is_no_noise_of_what_repetition_costs(tmp_path):
+  def truth(arm):
+    own = np.random.default_rng([arm.seed, arm.num_tokens, arm.num_unique_tokens]).normal(0, 0.002)
+    return 2.0 + 0.03 * arm.epochs + 0.2 * arm.seed + own
+
+  study, _ = run(tmp_path, config(seeds=(0, 1)), truth)
+  value = study.summarise()
+  assert value["noise"]["sd"] > 0.1
+  for row in value["costs"]:
+    low, high = row["interval"]
+    assert low < 0.03 * (row["epochs"] - 1) < high and high - low < 0.06
+
+
 def test_too_few_runs_give_no_law():
   points = [reuse_law.Point("moe_20", 0.2, e, 1000, 2.0 + e / 10) for e in (1.0, 2.0, 4.0)]
-  assert reuse_law.fit(points) is None
+  assert reuse_law.fit(points, SeedNoise(math.nan, 0)) is None
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def costs(step: dict) -> Table:
       Column("scheme", "scheme", number=False),
       Column("epochs", "epochs", fixed(2)),
       Column("difference", "cost", signed),
-      Column("simultaneous", "95 % interval, an arm's rows at once", interval),
+      Column("interval", "95 % interval, each by itself", interval),
     ),
     rows,
   )

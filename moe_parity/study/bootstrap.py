@@ -96,6 +96,23 @@ def seed_noise(values: list[np.ndarray]) -> SeedNoise:
   return SeedNoise(math.sqrt(sum(((v - v.mean()) ** 2).sum() for v in values) / df), df)
 
 
+def paired_noise(tables: list[np.ndarray]) -> SeedNoise:
+  """What is left between seeds when each seed's own level is taken out: the noise of differences
+  between options that were trained with the same seeds.
+
+  Args:
+    tables: [options, seeds] for each arm; the level of a seed is the arm's own.
+  """
+  df = sum((len(v) - 1) * (v.shape[1] - 1) for v in tables)
+  if not df:
+    return SeedNoise(math.nan, 0)
+  squares = sum(
+    ((v - v.mean(0, keepdims=True) - v.mean(1, keepdims=True) + v.mean()) ** 2).sum()
+    for v in tables
+  )
+  return SeedNoise(math.sqrt(squares / df), df)
+
+
 def noise_deviations(
   sd_A: np.ndarray, df: int, num_draws: int, rng: np.random.Generator
 ) -> np.ndarray:

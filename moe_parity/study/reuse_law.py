@@ -36,9 +36,12 @@ def effective_tokens(tokens: np.ndarray, epochs: np.ndarray, decay: int | float)
   return tokens / epochs * (1 + decay * (1 - np.exp(-(epochs - 1) / decay)))
 
 
-def fit(points: list[Point]) -> dict | None:
+def fit(points: list[Point], noise: bootstrap.SeedNoise) -> dict | None:
   """R*, its interval from the residuals, and how much better it fits than the published R*.
 
+  Args:
+    noise: of a point against the others of its arm; a scatter about the law that is larger than it
+      explains (p < 0.05) is a misfit.
   None: fewer runs than a level a rate, B, R* and one to spare; or no rate with several epochs.
   """
   names = sorted({p.name for p in points})
@@ -56,6 +59,8 @@ def fit(points: list[Point]) -> dict | None:
   squares_RB = np.array([squares(moved) for _, squares in projections])
   tail = (1 - choice.LEVEL) / 2
   ends = np.quantile(DECAYS[squares_RB.argmin(0)], [tail, 1 - tail])
+  ratio = (sd / noise.sd) ** 2 if noise.df and noise.sd else 0.0
+  misfit = ratio > 0 and bool((rng.f(df, noise.df, 20_000) >= ratio).mean() < 0.05)
   published = _project(points, names, REUSE_TOKEN_DECAY)[1](loss[None])[0]
   return {
     "name": "Muennighoff",
@@ -67,6 +72,8 @@ def fit(points: list[Point]) -> dict | None:
     "exponent": REUSE_EXPONENT,
     "num_runs": len(points),
     "rmse": math.sqrt(squares_R[best] / len(points)),
+    "noise": noise.sd if noise.df else None,
+    "misfit": misfit,
     "rmse_published": math.sqrt(published / len(points)),
     "curves": _curves(points, names, float(DECAYS[best]), loss),
     "points": [

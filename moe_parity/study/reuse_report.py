@@ -27,13 +27,16 @@ def summarise(folder: pathlib.Path, parts: Sequence[Part]) -> dict:
   noise = bootstrap.seed_noise([np.array(v) for v in groups.values()])
   dense = runs[""].get("dense")
   schemes = [_scheme(part, runs[part.name], dense, noise) for part in parts]
-  points = _points(parts, runs)
+  points, arms = _points(parts, runs), _again(parts, runs)
+  of_loss = _paired(arms, "cross_entropy")
+  num_seeds = min((len(of) for by_part in arms.values() for of in by_part.values()), default=1)
+  of_mean = bootstrap.SeedNoise(of_loss.sd / math.sqrt(num_seeds), of_loss.df)
   value = {
     "method": "data_reuse",
     "level": choice.LEVEL,
     "schemes": schemes,
-    "costs": _costs(parts, runs, noise),
-    "law": fit(points),
+    "costs": _costs(arms),
+    "law": fit(points, of_mean),
     "noise": {"sd": noise.sd if noise.df else None, "df": noise.df},
     "num_runs": {
       kind: sum(run.plan["kind"] == kind for run in everything.values())
@@ -92,27 +95,56 @@ def _scheme(
   }
 
 
-def _costs(parts: Sequence[Part], runs: dict[str, dict], noise: bootstrap.SeedNoise) -> list[dict]:
-  """What repetition costs each MoE arm: its BPC under every other scheme minus that under unique.
-
-  Intervals hold for all rows of an arm at once.
-  """
-  rows = []
+def _again(parts: Sequence[Part], runs: dict[str, dict]) -> dict[str, dict[str, list]]:
+  """The runs of every MoE arm by part, unique first and then by epochs, of the seeds that all of
+  them have, in one order. Loose and two epochs may be one run; it is listed once."""
+  arms = {}
   for name, unique in runs.get(UNIQUE, {}).items():
     if unique[0].plan["kind"] != "moe":
       continue
-    seen = {unique[0].folder.resolve(): (UNIQUE, unique)}
-    for part in parts:  # loose and two epochs may be one run
-      if again := runs[part.name].get(name):
-        seen.setdefault(again[0].folder.resolve(), (part.name, again))
-    others = sorted(list(seen.values())[1:], key=lambda pair: pair[1][0].plan["epochs"])
-    results = [[run.result for run in of] for of in (unique, *(of for _, of in others))]
-    found = choice.differences(results, 0, noise)[1:] if others else []
-    for (part_name, of), (difference, interval) in zip(others, found, strict=True):
+    found = {unique[0].folder.resolve(): (UNIQUE, unique)}
+    for part in parts:
+      if of := runs[part.name].get(name):
+        found.setdefault(of[0].folder.resolve(), (part.name, of))
+    shared = set.intersection(*({run.seed for run in of} for _, of in found.values()))
+    first, *others = found.values()
+    others.sort(key=lambda pair: pair[1][0].plan["epochs"])
+    if shared and others:
+      arms[name] = {
+        part: sorted((r for r in of if r.seed in shared), key=lambda r: r.seed)
+        for part, of in (first, *others)
+      }
+  return arms
+
+
+def _paired(
+  arms: dict[str, dict[str, list]], metric: str, only: str | None = None
+) -> bootstrap.SeedNoise:
+  """`bootstrap.paired_noise` over all schemes, or over unique and one other part."""
+  tables = []
+  for by_part in arms.values():
+    chosen = [of for part, of in by_part.items() if only is None or part in (UNIQUE, only)]
+    tables.append(np.array([[run.result["validation"][metric] for run in of] for of in chosen]))
+  return bootstrap.paired_noise(tables)
+
+
+def _costs(arms: dict[str, dict[str, list]]) -> list[dict]:
+  """What repetition costs each MoE arm: its BPC under every other scheme minus that under unique.
+
+  Of the same seeds, so with the noise that is left when a seed's level is taken out, pooled over
+  the arms of a scheme: where text is learnt by heart it is larger. Each interval holds by itself.
+  """
+  rows = []
+  for name, by_part in arms.items():
+    unique, *others = by_part.items()
+    for part, of in others:
+      noise = _paired({n: b for n, b in arms.items() if part in b}, "bpc", part)
+      results = [[run.result for run in runs] for runs in (unique[1], of)]
+      difference, interval = choice.differences(results, 0, noise)[1]
       rows.append({
-        "name": name, "part": part_name,
+        "name": name, "part": part,
         **{field: of[0].plan[field] for field in ("activation_rate", "epochs")},
-        "difference": difference, "simultaneous": list(interval) if interval else None,
+        "difference": difference, "interval": list(interval) if interval else None,
       })  # fmt: skip
   return rows
 
@@ -189,7 +221,7 @@ def _cost_sentences(costs: list[dict]) -> list[str]:
   """A sentence an arm: what each number of epochs cost it."""
   arms: dict[str, list[str]] = {}
   for row in costs:
-    ends = row["simultaneous"]
+    ends = row["interval"]
     unsure = " (inside the noise)" if ends and ends[0] <= 0 <= ends[1] else ""
     told = f"{row['difference']:+.4f} at {row['epochs']:.3g} epochs{unsure}"
     arms.setdefault(row["name"], []).append(told)
@@ -200,10 +232,17 @@ def _cost_sentences(costs: list[dict]) -> list[str]:
 
 
 def _law_sentence(law: dict) -> str:
+  known = f" where seeds explain {law['noise']:.4f}" if law["noise"] is not None else ""
   fits = (
-    f"its error is {law['rmse']:.4f} nats a token, {law['rmse_published']:.4f} with the published"
-    f" R* = {law['token_decay_published']:.1f}"
+    f"its error is {law['rmse']:.4f} nats a token{known}, {law['rmse_published']:.4f} with the"
+    f" published R* = {law['token_decay_published']:.1f}"
   )
+  if law["misfit"]:
+    low, high = law["interval"]
+    return (
+      "Muennighoff's law does not describe these runs: at the best R*,"
+      f" {law['token_decay']:.3g} ({low:.3g} to {high:.4g} at 95 %), {fits}."
+    )
   if law["at_edge"]:
     return (
       "Muennighoff's R* cannot be read off these runs: the fit of his law runs to the end of the"
