@@ -109,6 +109,11 @@ def test_phone_and_desk_show_the_same_lines_at_their_own_width(report):
     assert len(figure.axes[0].lines) == len(draw(drawing).axes[0].lines)
 
 
+def test_no_two_of_many_lines_look_alike():
+  assert len(set(style.series(20))) == 20
+  assert len({colour for colour, _ in style.series(8)}) == 8
+
+
 def test_the_same_study_gives_the_same_svg(report):
   assert figures.activation_rate(report).svg(4.0) == figures.activation_rate(report).svg(4.0)
 
