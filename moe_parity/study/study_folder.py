@@ -84,7 +84,7 @@ def tasks_of(parts: Sequence[Part], only: Sequence[str] = ()) -> list[Task]:
   names = list(dict.fromkeys(task.arm.name for task in found.values()))
   for name in only:
     if name not in names:
-      raise UserError(f"{option}={name}: the plan's arms are {', '.join(names)}")
+      raise UserError(f"--only={name}: the plan's arms are {', '.join(names)}")
   return [task for task in found.values() if not only or task.arm.name in only]
 
 
