@@ -173,6 +173,21 @@ def test_a_user_s_runs_are_fitted_and_another_text_is_refused(tmp_path, publishe
     study_rows([first])
 
 
+def test_runs_of_a_study_s_parts_are_rows_too_and_a_shared_one_is_one(tmp_path):
+  main = fake_study.write_study(tmp_path, fake_study.Fake(telemetry=False))
+  part = fake_study.write_study(main / "parts/loose", fake_study.Fake(telemetry=False))
+  info = json.loads((part / "study.json").read_text())
+  for arm in info["arms"]:
+    if arm["name"].startswith("dense"):  # trained once, in the folder of the first
+      arm["folder"] = f"../../{arm['folder']}"
+  fake_study.dump(part / "study.json", info)
+  rows = study_rows([main])
+  assert len(rows) == 7 + 5 and len(study_rows([part])) == 7
+  labels = [label.split("/", 1)[1] for label in rows.labels]
+  assert "loose/moe_10 (seed 0)" in labels and "moe_10 (seed 0)" in labels
+  assert "loose/dense (seed 0)" not in labels
+
+
 def test_impossible_arms_and_too_few_runs_are_refused(tmp_path):
   with pytest.raises(UserError, match="activation_rate=1.2"):
     Inputs([1e9], [1.2], [1e10], [1.0])

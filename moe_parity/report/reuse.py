@@ -5,6 +5,8 @@ from typing import Any
 from moe_parity.report import paper, style
 from moe_parity.report.table import Column, Table, count, fixed, interval, percent, signed
 
+BESIDE = 1.012  # schemes of one activation rate are drawn apart by this factor, or bars hide bars
+
 
 def schemes(step: dict) -> Table:
   """Every arm under every scheme, with its difference to dense."""
@@ -88,10 +90,12 @@ def by_scheme(step: dict) -> style.Drawing | None:
     )
     own, other = axes
     every = []
-    for (scheme, arms), (colour, marker) in zip(lines, style.series(len(lines)), strict=True):
+    looks = style.series(len(lines))
+    for i, ((scheme, arms), (colour, marker)) in enumerate(zip(lines, looks, strict=True)):
       dense = scheme["baseline"]["bpc"]
-      rates = [arm["activation_rate"] for arm in arms]
-      every += rates
+      every += [arm["activation_rate"] for arm in arms]
+      beside = BESIDE ** (i - (len(lines) - 1) / 2)
+      rates = [beside * arm["activation_rate"] for arm in arms]
       errors = {row["name"]: row for row in scheme["comparisons"]}
       values = [100 * (arm["bpc"] / dense - 1) for arm in arms]
       own.plot(rates, values, "-", color=colour, linewidth=1)
@@ -124,7 +128,8 @@ def by_scheme(step: dict) -> style.Drawing | None:
     "BPC over that of the dense arm of the same scheme, in percent; below zero MoE is better. "
     "Strict: every arm draws from the tokens dense reads once. Loose: MoE makes two epochs. "
     "Unique: nothing repeats, so a smaller r_a has seen more different text. Intervals hold for "
-    "all arms of a scheme at once, where the study has them; the paper has none.",
+    "all arms of a scheme at once, where the study has them; the paper has none. Points side by "
+    "side have one activation rate.",
     draw,
   )
 

@@ -88,6 +88,20 @@ def read_study(folder: str | pathlib.Path) -> Study:
   return Study(folder, name, info, plan, certificate, tuple(runs), tuple(problems))
 
 
+def read_everything(folder: str | pathlib.Path) -> list[tuple[str, Run]]:
+  """(label, run) of a study or run folder and of the parts it has, each run once.
+
+  A label holds the part: "unique/moe_20".
+  """
+  folder, found = pathlib.Path(folder), {}
+  parts = sorted(path.parent for path in (folder / "parts").glob("*/plan.json"))
+  for part in [folder, *parts]:
+    prefix = "" if part == folder else f"{part.name}/"
+    for run in read_study(part).runs:
+      found.setdefault(run.folder.resolve(), (prefix + run.label, run))
+  return list(found.values())
+
+
 def read_metrics(run_folder: pathlib.Path) -> tuple[list[dict], list[dict], str]:
   """metrics.jsonl as (train lines, validation lines, problem).
 

@@ -186,19 +186,24 @@ def log_ranges(rows: Inputs) -> np.ndarray:
   return np.log(np.stack([getattr(rows, name) for name in fields], axis=1))
 
 
+def _exp(x):
+  """e^x; far outside, where a trial step may go, so large that the fit turns back."""
+  return np.exp(np.minimum(x, 100.0))
+
+
 def _terms(theta: np.ndarray, rows: Inputs):
   """(E, A term, G term, data term, what slopes need): n, r, ln(D_eff/D0) and its slope in R."""
   (n0, d0), p = theta[:2], dict(zip(PARAMETERS, theta[2:], strict=True))
-  a, g, b, R = (np.exp(p[name]) for name in ("a", "g", "b", "R"))
+  a, g, b, R = (_exp(p[name]) for name in ("a", "g", "b", "R"))
   n, r, extra = np.log(rows.num_params) - n0, np.log(rows.activation_rate), rows.epochs - 1
   fade = np.exp(-extra / R)
   worth = 1 + R * (1 - fade)
   d = np.log(rows.num_tokens / rows.epochs) + np.log(worth) - d0
   d_slope = (R * (1 - fade) - extra * fade) / worth
   size = -a * n + p["h"] * rows.dense
-  floor = np.full_like(n, np.exp(p["E"]))
-  width, sparse = np.exp(p["A"] + size), np.exp(p["G"] + size - g * r)
-  data = np.exp(p["B"] + p["z"] * r - b * d)
+  floor = np.full_like(n, _exp(p["E"]))
+  width, sparse = _exp(p["A"] + size), _exp(p["G"] + size - g * r)
+  data = _exp(p["B"] + p["z"] * r - b * d)
   return floor, width, sparse, data, (n, r, d, d_slope, a, g, b)
 
 

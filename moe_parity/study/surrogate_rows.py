@@ -80,7 +80,7 @@ def published_rows() -> Rows:
 
 
 def study_rows(folders: Sequence[str | pathlib.Path]) -> Rows:
-  """Every finished run of study (or run) folders.
+  """Every finished run of study (or run) folders, those of a study's parts too.
 
   Raises:
     UserError: no finished run; folders whose scores cannot be compared (other held-out text,
@@ -88,7 +88,7 @@ def study_rows(folders: Sequence[str | pathlib.Path]) -> Rows:
   """
   labels, inputs, bpc, texts = [], [], [], {}
   for folder in folders:
-    for run in reading.read_study(folder).runs:
+    for label, run in reading.read_everything(folder):
       validation = run.result.get("validation", {})
       if not run.done or not run.plan or not math.isfinite(validation.get("bpc", math.nan)):
         continue
@@ -96,7 +96,7 @@ def study_rows(folders: Sequence[str | pathlib.Path]) -> Rows:
       key = (validation["mode"], validation["seq_len"], validation["stride"])
       documents = tuple((d["source"], d["num_chars"]) for d in validation["documents"])
       texts.setdefault((*key, validation["num_chars"], documents), []).append(str(folder))
-      labels.append(f"{pathlib.Path(folder).name}/{run.label}")
+      labels.append(f"{pathlib.Path(folder).name}/{label}")
       rate = 1.0 if plan["kind"] == "dense" else plan["activation_rate"]
       inputs.append([plan["num_params"], rate, plan["num_tokens"], max(1.0, plan["epochs"])])
       bpc.append(validation["bpc"])

@@ -54,9 +54,10 @@ def _routing(args, sizes) -> int:
   """specialisation.npz into every finished MoE run of the folder, and what it says."""
   if args.mode != "document" or args.stride:
     raise UserError("--routing looks at whole documents; leave --mode and --stride out")
-  from moe_parity.study.reading import read_study
+  from moe_parity.study.reading import read_everything
 
-  runs = [run for run in read_study(args.folder).runs if run.done and run.plan["kind"] == "moe"]
+  every = read_everything(args.folder)
+  runs = [(label, run) for label, run in every if run.done and run.plan["kind"] == "moe"]
   if not runs:
     raise UserError(f"{args.folder} holds no finished MoE run; only those route")
   from moe_parity.startup import start_jax
@@ -66,12 +67,12 @@ def _routing(args, sizes) -> int:
   from moe_parity.training.restore import count_run_choices
 
   rows = []
-  for run in runs:
+  for label, run in runs:
     count_run_choices(run.folder, args.max_tokens, sizes)
     choices = specialisation.load(run.folder)
     for row in specialisation.specialisation(choices):
       pairs = specialisation.pair_information(choices, row["layer"] - 1)
-      rows.append({"arm": run.name, "seed": run.seed, **row, "pair_information": pairs})
+      rows.append({"run": label, **row, "pair_information": pairs})
   if args.json:
     print(json.dumps(rows, indent=2))
   else:
