@@ -143,6 +143,7 @@ def test_every_part_has_its_certificate_figure_and_tables_on_the_page_and_beside
   for name, budget in (
     ("unique", {"reuse": "unique", "equal_data": False}),
     ("fixed_data", {"shared": "tokens", "dense_tokens": 3_000_000}),
+    ("epochs_16", {"reuse": "epochs", "epochs": 16.0}),
     ("epochs_4", {"reuse": "epochs", "epochs": 4.0}),
   ):
     fake = fake_study.Fake(rates=rates, telemetry=False, seeds=(0, 1), seed_sd=0.003)
@@ -159,7 +160,10 @@ def test_every_part_has_its_certificate_figure_and_tables_on_the_page_and_beside
   assert "At equal parameters and compute but not equal data, 3 of 3 MoE arms beat dense" in words
   assert "At equal parameters and tokens but not equal compute, 3 of 3 MoE" in words
   assert "3M tokens, whatever that costs" in words and "reuse: 4 epochs." in words
-  assert words.count("Certificate: passed.") == 3 and "It trains no dense arm" in words
+  assert words.index("reuse: 4 epochs.") < words.index("reuse: 16 epochs.")
+  assert (
+    words.count("Certificate: passed (every check: ") == 4 and "It trains no dense arm" in words
+  )
   names = {path.name for path in (tmp_path / "report").iterdir()}
   for part in ("unique", "fixed_data", "epochs_4"):
     for made in ("paper_columns", "certificate", "certificates"):

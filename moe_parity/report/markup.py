@@ -57,8 +57,10 @@ def absent(what: str) -> str:
   return f'<p class="absent">Not here: {html.escape(what)}.</p>\n'
 
 
-def fold(summary: str, body: str) -> str:
-  return f"<details><summary>{html.escape(summary)}</summary>\n{body}</details>\n"
+def fold(summary: str, body: str, on_paper: bool = True) -> str:
+  """Shown when asked for; on paper always, or not at all."""
+  kind = "" if on_paper else ' class="screen"'
+  return f"<details{kind}><summary>{html.escape(summary)}</summary>\n{body}</details>\n"
 
 
 def words(line: str) -> str:

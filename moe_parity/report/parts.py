@@ -7,6 +7,7 @@ its certificate, its arms in the paper's columns and its figure.
 import dataclasses
 import json
 import pathlib
+import re
 
 from moe_parity.report import figures, style, tables
 from moe_parity.report.markup import Section, absent, bullets, figure, fold, paragraphs, table
@@ -28,12 +29,18 @@ class Part:
 
 
 def read(study_folder: pathlib.Path) -> list[Part]:
-  """Every part of a study, analysed anew; [] for a study that has none."""
+  """Every part of a study, analysed anew, epochs_8 before epochs_16; [] if it has none."""
   found = []
-  for path in sorted((pathlib.Path(study_folder) / "parts").glob("*/plan.json")):
+  plans = (pathlib.Path(study_folder) / "parts").glob("*/plan.json")
+  for path in sorted(plans, key=lambda path: _by_number(path.parent.name)):
     report = json.loads(analysis.write_analysis(path.parent).read_text())
     found.append(Part(path.parent.name, reading.read_study(path.parent), report))
   return found
+
+
+def _by_number(name: str) -> list:
+  """A key that sorts digits by what they count."""
+  return [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)]
 
 
 def what(part: Part) -> str:
@@ -111,4 +118,8 @@ def _certificate(part: Part, made: dict[str, Table]) -> str:
     return absent(f"a certificate for {', '.join(found['missing']) or part.name}")
   said = "passed" if found["passed"] else "did NOT pass: " + "; ".join(found["failures"])
   checks = table(made[f"{part.name}_certificate"]) + table(made[f"{part.name}_certificates"])
-  return paragraphs([f"Certificate: {said}."]) + fold(f"{part.name}: every check", checks)
+  where = f"every check: {part.name}_certificate.csv and {part.name}_certificates.csv"
+  # Hundreds of rows a part: on paper their files are named instead.
+  return paragraphs([f"Certificate: {said} ({where})."]) + fold(
+    f"{part.name}: every check", checks, on_paper=False
+  )

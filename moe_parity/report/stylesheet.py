@@ -62,7 +62,8 @@ summary { cursor: pointer; color: #0b6e99; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   nav { display: none; }
   figure, .verdict, tr { break-inside: avoid; }
-  h2 { break-after: avoid; }
+  h2, h3 { break-after: avoid; }
+  details.screen { display: none; }
   .scroll { overflow: visible; background: none; }
   .caption { break-after: avoid; }
   table { font-size: 6.6pt; }
