@@ -3,6 +3,7 @@
 import argparse
 import gc
 import importlib
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -43,7 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     if overrides and not hasattr(args, "config"):
       raise UserError(f"unknown option {overrides[0]!r}; see moe-parity {args.verb} --help")
-    return args.run(args)
+    status = args.run(args)
+    sys.stdout.flush()
+    return status
+  except (
+    BrokenPipeError
+  ):  # whoever read this (head, less) has enough; what is buffered goes nowhere
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141  # as a shell calls it
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
   except KeyboardInterrupt:

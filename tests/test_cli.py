@@ -1,4 +1,5 @@
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -105,6 +106,15 @@ def test_a_full_disk_is_said_in_one_line_however_deep_it_lies(monkeypatch, capsy
   monkeypatch.setattr(plan, "run", full)
   assert cli.main(["plan", "--config=x"]) == 2
   assert "the disk is full" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_gets_no_traceback():
+  read, write = os.pipe()
+  os.close(read)
+  command = [sys.executable, "-m", "moe_parity.cli", "plan", f"--config={ROOT}/configs/demo.py"]
+  with os.fdopen(write, "w") as nobody:
+    done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+  assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_numbers_in_tables_read_well():

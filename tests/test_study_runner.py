@@ -154,6 +154,18 @@ def test_an_interrupted_arm_is_free_for_the_next_worker(tmp_path):
   )
 
 
+def test_output_that_nobody_reads_any_more_stops_the_worker_and_fails_no_arm(tmp_path):
+  def into_a_closed_pipe(*args):
+    raise BrokenPipeError
+
+  trainer = fake_training.trainer()
+  with pytest.raises(BrokenPipeError):
+    run(tmp_path, trainer=trainer.__class__(into_a_closed_pipe, trainer.certify))
+  study = fake_training.open_study(tmp_path)
+  study.derive()
+  assert {arm.status for arm in study.write()} == {"pending"}
+
+
 def test_only_trains_the_arms_that_were_named(tmp_path):
   states, _ = run(tmp_path, only=["moe_40", "dense"])
   assert {name for name, (status, _) in states.items() if status == "done"} == {"moe_40", "dense"}

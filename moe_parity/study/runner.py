@@ -103,8 +103,8 @@ def _train_one(study: Study, tasks: list[Task], report, say, trainer: Trainer) -
       study.deliver(task.run, claim.check, say)
       state = DONE
     except Exception as error:
-      if disk_is_full(error):
-        raise  # every other arm would fail of it as well
+      if disk_is_full(error) or isinstance(error, BrokenPipeError):
+        raise  # no arm's fault: every other would fail of the disk, or of a closed output, as well
       state, failure = FAILED, error
       if not isinstance(error, UserError):
         folder.mkdir(parents=True, exist_ok=True)
