@@ -90,7 +90,8 @@ def test_for_a_tpu_the_ragged_exchange_sends_vectors_and_whole_lanes():
   # There: vectors and tags. Back: results; then gradients there, and back with their tags. A
   # further round does all of it, and in its backward pass sends vectors and tags once more.
   vectors, tags = widths.count((D, "f32")), widths.count((128, "i32")) + widths.count((128, "f32"))
-  assert (vectors, tags) == (4 + 4 + 1, 2 + 2 + 1)
+  unread = jax.__version_info__ < (0, 12)  # results that a loop computes again: XLA drops them
+  assert (vectors, tags) == (4 + 4 + 1 + unread, 2 + 2 + 1)
   assert len(widths) == vectors + tags
 
 

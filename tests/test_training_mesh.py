@@ -70,13 +70,16 @@ def stored(mesh) -> TrainState:
 def test_a_run_on_a_mesh_is_the_run_on_one_device(name):
   """Exactly the same choices give the same numbers up to the order of float32 sums (128 tokens, 24
   widths, Adam's division). That order may tip a choice between two experts that are as good as
-  equal; what a tipped choice may do is bounded too."""
+  equal; what a tipped choice may do is bounded too: it may turn the sign of mean - load, and then
+  biases differ by twice their step of 0.01, and some of 384 choices are decided by less (5 in one
+  step under jax 0.11.2)."""
   assert jax.device_count() == 8
   tipped = 0.0
   for step, (one, many) in enumerate(zip(run("one device")[2], run(name)[2], strict=True)):
+    choices = 8.1 if tipped else 2.1
     tipped += np.abs(many["load_LE"] - one["load_LE"]).sum() / 2 > 1e-5
     assert many["load_LE"].shape == (2, NUM_EXPERTS)
-    np.testing.assert_allclose(many["load_LE"], one["load_LE"], atol=2.1 / (8 * BATCH * 3))
+    np.testing.assert_allclose(many["load_LE"], one["load_LE"], atol=choices / (8 * BATCH * 3))
     for scalar in set(one) - {"load_LE"}:
       np.testing.assert_allclose(
         many[scalar], one[scalar], rtol=2e-3 if tipped else 2e-5, atol=1e-6,
