@@ -48,13 +48,19 @@ def activation_rate(report: dict) -> style.Drawing | None:
   scatter = ", which also allows for the arms' scatter about it"
   if not report["curve"] or not report["curve"]["scatter_df"]:
     scatter = ""
+  below = ""
+  if report["comparisons"]:
+    below = (
+      " Below: MoE minus dense, below zero MoE is better; intervals hold for all arms at once with"
+      f" 95 % confidence ({covers}), and so does the band for the whole fitted curve{scatter}."
+    )
   return style.Drawing(
     "activation_rate",
     "BPC over activation rate at fixed N and C",
-    "Above: bits per character on held-out text; each point is an arm"
-    + (", a mean over seeds (small dots)" if seeds > 1 else "")
-    + ". Below: MoE minus dense, below zero MoE is better; intervals hold for all arms at once "
-    f"with 95 % confidence ({covers}), and so does the band for the whole fitted curve{scatter}.",
+    ("Above: bits" if below else "Bits")
+    + " per character on held-out text; each point is an arm"
+    + (", a mean over seeds (small dots)." if seeds > 1 else ".")
+    + below,
     draw,
   )
 

@@ -37,11 +37,12 @@ figcaption { margin: .5rem 0 0; max-width: 46rem; }
   linear-gradient(to left, #fff 30%, #fff0) 100% 0 / 2.5rem 100% no-repeat local,
   linear-gradient(to right, #1b1f2433, #1b1f2400) 0 0 / .8rem 100% no-repeat scroll,
   linear-gradient(to left, #1b1f2433, #1b1f2400) 100% 0 / .8rem 100% no-repeat scroll; }
-table { border-collapse: separate; border-spacing: 0; font-size: .82rem; line-height: 1.35;
+/* Rows of whole pixels: the first column stays in place, and a fraction would hide its rules. */
+table { border-collapse: separate; border-spacing: 0; font-size: 13px; line-height: 18px;
   min-width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: left; white-space: nowrap; vertical-align: bottom; font-weight: 600;
-  border-bottom: 1.5px solid #1b1f24; padding: .3rem .75rem .3rem 0; }
-td { border-bottom: 1px solid #e8ebee; padding: .28rem .75rem .28rem 0; vertical-align: top;
+  border-bottom: 2px solid #1b1f24; padding: 5px .75rem 5px 0; }
+td { border-bottom: 1px solid #e8ebee; padding: 4px .75rem 4px 0; vertical-align: top;
   white-space: nowrap; }
 td.w { white-space: normal; min-width: 12rem; overflow-wrap: anywhere; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
@@ -66,7 +67,7 @@ summary { cursor: pointer; color: #0b6e99; }
   details.screen { display: none; }
   .scroll { overflow: visible; background: none; }
   .caption { break-after: avoid; }
-  table { font-size: 6.6pt; }
+  table { font-size: 6.6pt; line-height: 1.35; }
   details::details-content { content-visibility: visible; height: auto; }
   td, th { padding-right: .25rem; }
   pre.long { columns: 3; font-size: 6pt; line-height: 1.3; padding: .3rem; }
