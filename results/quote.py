@@ -101,8 +101,8 @@ def reuse() -> str:
     f"{sum(step['num_runs'].values())} runs, N = {budget['num_params']:,}, C ="
     f" {budget['train_flops']:.3g} FLOPs, dense reads {budget['dense_tokens']:,} bytes once and"
     f" scores {step['schemes'][0]['baseline']['bpc']:.4f}; two seeds each vary by"
-    f" {noise['sd']:.4f} BPC ({noise['df']} degrees of freedom), most of it alike under all"
-    " schemes.",
+    f" {noise['sd']:.4f} BPC ({noise['df']} degrees of freedom). What stands against unique is of"
+    " the same seeds.",
     *markdown(names, rows),
     "",
     f"*{step['headline']}* {step['sentences'][-1]}",
