@@ -1,6 +1,7 @@
 """SwiGLU feed-forward (Shazeer 2002.05202): the dense layer's FFN and the shared expert."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -17,5 +18,27 @@ class FeedForward(nnx.Module):
 
   def __call__(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T D"]:
     dtype = x_TD.dtype
-    hidden_TF = jax.nn.silu(x_TD @ ready(self.gate, dtype)) * (x_TD @ ready(self.up, dtype))
+    hidden_TF = _gated(x_TD @ ready(self.gate, dtype), x_TD @ ready(self.up, dtype))
     return hidden_TF @ ready(self.down, dtype)
+
+
+@jax.custom_vjp
+def _gated(gate_TF, up_TF):
+  """silu(gate) * up, computed in float32. Only its arguments are kept: left to itself JAX keeps
+  three values more a hidden channel."""
+  return _gated_forward(gate_TF, up_TF)[0]
+
+
+def _gated_forward(gate_TF, up_TF):
+  gate, up = gate_TF.astype(jnp.float32), up_TF.astype(jnp.float32)
+  return (jax.nn.silu(gate) * up).astype(gate_TF.dtype), (gate_TF, up_TF)
+
+
+def _gated_backward(residuals, dy_TF):
+  gate, up, dy = (a.astype(jnp.float32) for a in (*residuals, dy_TF))
+  sigmoid = jax.nn.sigmoid(gate)
+  dgate = dy * up * sigmoid * (1 + gate * (1 - sigmoid))
+  return dgate.astype(dy_TF.dtype), (dy * gate * sigmoid).astype(dy_TF.dtype)
+
+
+_gated.defvjp(_gated_forward, _gated_backward)

@@ -18,7 +18,7 @@ from moe_parity.model.attention import Attention
 from moe_parity.model.feedforward import FeedForward
 from moe_parity.model.moe import MoE, RoutingStats
 from moe_parity.model.options import ModelOptions
-from moe_parity.model.weights import RMSNorm, matrix, ready
+from moe_parity.model.weights import RMSNorm, matrix
 from moe_parity.parallel import mesh
 from moe_parity.resources.architecture import Architecture
 from moe_parity.resources.memory import LOGITS_AT_ONCE
@@ -154,25 +154,32 @@ class Transformer(nnx.Module):
     self, hidden_TD: Float[Array, "T D"], targets_T: Int[Array, " T"]
   ) -> Float[Array, " T"]:
     """-ln p(target), float32. At most LOGITS_AT_ONCE logits exist at a time on a device, made again
-    in the backward pass, so that a vocabulary of 65,536 does not decide the memory of a step."""
-    T, V, shards = hidden_TD.shape[0], self.head.shape[1], mesh.num_shards()
-    head_DV = ready(self.head, hidden_TD.dtype)
-    on_device = T // shards
-    divisors = (n for n in range(1, on_device + 1) if on_device % n == 0)
-    num_chunks = next(n for n in divisors if on_device // n * V <= LOGITS_AT_ONCE or n == on_device)
-    if num_chunks == 1:
-      return _nats(hidden_TD, targets_T, head_DV)
+    in the backward pass, so that a vocabulary of 65,536 does not decide the memory of a step.
 
-    def chunks(x):  # a chunk takes as much from every device, so that all work on each
-      x = x.reshape(shards, num_chunks, -1, *x.shape[1:])
-      return x.swapaxes(0, 1)
+    The head is collected over `fsdp` once and its gradient scattered once, however many pieces.
+    """
+    head = self.head[...].astype(hidden_TD.dtype)
+    if mesh.current() is None:
+      return _nats_in_chunks(hidden_TD, targets_T, head)
 
-    def nats(chunk):
-      hidden, targets = (x.reshape(-1, *x.shape[2:]) for x in chunk)
-      return _nats(mesh.constrain(hidden, "TD"), targets, head_DV).reshape(shards, -1)
+    def local(hidden_TD, targets_T, head_DV):
+      head_DV = jax.lax.all_gather(head_DV, "fsdp", axis=0, tiled=True)
+      return _nats_in_chunks(hidden_TD, targets_T, head_DV)
 
-    chunked = jax.lax.map(jax.checkpoint(nats), (chunks(hidden_TD), chunks(targets_T)))
-    return chunked.swapaxes(0, 1).reshape(T)
+    tokens, weights = (mesh.spec("T", mesh.ACTIVATIONS), mesh.spec(self.head.axes, mesh.WEIGHTS))
+    return jax.shard_map(
+      local, in_specs=(tokens, tokens, weights), out_specs=tokens, check_vma=False
+    )(hidden_TD, targets_T, head)
+
+
+def _nats_in_chunks(hidden_TD, targets_T, head_DV):
+  T, V = hidden_TD.shape[0], head_DV.shape[1]
+  divisors = (n for n in range(1, T + 1) if T % n == 0)
+  num_chunks = next(n for n in divisors if T // n * V <= LOGITS_AT_ONCE or n == T)
+  if num_chunks == 1:
+    return _nats(hidden_TD, targets_T, head_DV)
+  chunks = (x.reshape(num_chunks, -1, *x.shape[1:]) for x in (hidden_TD, targets_T))
+  return jax.lax.map(jax.checkpoint(lambda chunk: _nats(*chunk, head_DV)), tuple(chunks)).reshape(T)
 
 
 def _nats(hidden_TD, targets_T, head_DV):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from moe_parity.parallel import mesh
 
@@ -109,7 +110,33 @@ class RMSNorm(nnx.Module):
   def __init__(self, width: int):
     self.scale = nnx.Param(jnp.ones((width,), jnp.float32), axes="-")
 
-  def __call__(self, x):
-    x32 = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)
-    return (x32 * inverse * self.scale[None, :]).astype(x.dtype)
+  def __call__(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T D"]:
+    return _normed(x_TD, self.scale[...])
+
+
+@jax.custom_vjp
+def _normed(x_TD, scale_D):
+  """The backward pass is written out: left to itself JAX keeps three float32 copies of x, which in
+  a stack of layers are written, copied and read (30 of 746 ms of the paper's 7B on v5p,
+  compiler-estimated)."""
+  return _normed_forward(x_TD, scale_D)[0]
+
+
+def _normed_forward(x_TD, scale_D):
+  x32_TD = x_TD.astype(jnp.float32)
+  inverse_T = jax.lax.rsqrt(jnp.mean(jnp.square(x32_TD), axis=-1) + 1e-6)
+  y_TD = x32_TD * inverse_T[:, None] * scale_D[None, :]
+  return y_TD.astype(x_TD.dtype), (x_TD, inverse_T, scale_D)
+
+
+def _normed_backward(residuals, dy_TD):
+  x_TD, inverse_T, scale_D = residuals
+  even_TD = x_TD.astype(jnp.float32) * inverse_T[:, None]
+  dy32_TD = dy_TD.astype(jnp.float32)
+  deven_TD = dy32_TD * scale_D[None, :]
+  along_T = jnp.mean(deven_TD * even_TD, axis=-1)
+  dx_TD = (deven_TD - even_TD * along_T[:, None]) * inverse_T[:, None]
+  return dx_TD.astype(x_TD.dtype), jnp.sum(dy32_TD * even_TD, axis=0)
+
+
+_normed.defvjp(_normed_forward, _normed_backward)

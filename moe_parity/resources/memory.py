@@ -6,10 +6,11 @@ micro-batch, b the bytes of the compute dtype:
   parameters  4 W, float32 masters
   optimizer   8 W, two float32 moments of Adam
   gradients   4 W, and 4 W more to accumulate where the batch is cut into micro-batches
-  gathered    b x the largest layer's parameters as computed with: cast, and collected over `fsdp`
+  gathered    b x the largest layer's parameters as computed with: cast, and collected over `fsdp`;
+              all layers' where nothing is computed again and what is computed with is a copy
   activations what the forward pass keeps for the backward pass, by remat policy (`kept_channels`)
   working     of the largest layer, while its backward pass runs: what is computed again, and the
-              gradients of its experts' rows
+              gradients of hidden values, scores and its experts' rows
   logits      8 t V: float32 logits and their gradient, at most `most_logits` at a time
   exchange    2 b x K t D_m, rows on their way to the experts and back; 0 without an `expert` axis
 
@@ -29,6 +30,7 @@ from typing import Any
 
 from moe_parity.errors import UserError
 from moe_parity.resources.architecture import Architecture
+from moe_parity.resources.exchange import SLACK
 
 AXES = ("data", "fsdp", "expert")
 REMAT = ("none", "dots", "layer")
@@ -68,7 +70,7 @@ def device_memory(
   dtype: str = "bfloat16",
   remat: str = "layer",
   micro_batches: int = 1,
-  flash_attention: bool = False,
+  kernels: bool = False,
   most_logits: int = 0,
 ) -> Memory:
   """What one device of `mesh` holds at the peak of a training step.
@@ -77,7 +79,9 @@ def device_memory(
     batch_sequences: the whole batch, over all devices. mesh: axis -> size, an axis left out is 1.
     dtype: of the arithmetic. remat: as of the model's options.
     micro_batches: pieces the batch is cut into, one after another.
-    flash_attention: whether scores are never stored; otherwise their softmax is, S a head.
+    kernels: whether attention and experts go through a TPU's kernels. Then scores are never stored
+      (otherwise their softmax is, S a head), q and k are padded to whole 128s with room for ALiBi's
+      columns, and rows that were sorted for the experts are kept.
     most_logits: logits that exist at a time on a device; 0 is all of a micro-batch.
   Raises:
     UserError: an unknown axis, policy or dtype; a batch or an expert count the mesh cannot cut.
@@ -108,16 +112,18 @@ def device_memory(
   exchanged = 0
   if sizes["expert"] > 1:
     exchanged = 2 * item * architecture.experts_per_token * tokens * architecture.d_model
-  scores = 0 if flash_attention else seq_len
-  kept, working = _kept(architecture, remat, scores, 4 // item)
+  spread = sizes["expert"] > 1
+  rows = (SLACK if spread else 1) * architecture.experts_per_token if kernels else 0
+  kept, working = _kept(architecture, remat, 0 if kernels else seq_len, 4 // item, rows)
+  layers = [_layer_params(architecture, is_moe, sizes) for is_moe in architecture.moe_layers]
+  copied = remat == "none" and (item < 4 or sizes["fsdp"] > 1)
   return Memory(
     parameters=4 * held,
     optimizer=8 * held,
     gradients=4 * held * (2 if micro_batches > 1 else 1),
-    gathered=item
-    * max(_layer_params(architecture, is_moe, sizes) for is_moe in set(architecture.moe_layers)),
-    activations=item * tokens * kept,
-    working=item * tokens * working,
+    gathered=item * (sum(layers) if copied else max(layers)),
+    activations=round(item * tokens * kept),
+    working=round(item * tokens * working),
     logits=8 * (min(logits, most_logits) if most_logits else logits),
     exchange=exchanged,
   )
@@ -156,21 +162,22 @@ def kept_channels(
   remat: str,
   scores: int,
   wide: int = 1,
-) -> int:
+  rows: int | float = 0,
+) -> int | float:
   """Values of the compute dtype that a token leaves in memory after one layer's forward pass.
 
   layer: what enters the layer, D_m.
   dots:  also every product with a weight: q, k, v, attention's output, and gate, up and down of
          the feed-forward part (of an MoE: of the shared expert, and K times of the routed ones).
-  none:  what JAX keeps when nothing is said: of each norm three float32 values a channel and its
-         result; q, k, v, what attention mixes, and the softmax of the scores (`scores` a head);
-         of a SwiGLU six values a hidden channel, since silu's derivative brings three; of an MoE
-         the router's E probabilities and float32 input, and of the routed experts gate and up
-         (slots, as on CPU and GPU: their rows are gathered again; grouped rows on a TPU stay too).
+  none:  what the backward pass asks for: of each norm what enters it and its result; q, k, v, what
+         attention mixes, and the softmax of the scores (`scores` a head); of a SwiGLU gate, up and
+         their product; of an MoE the router's logits and E probabilities, and of the routed experts
+         gate and up, and the sorted rows themselves where kernels take them.
 
   Args:
-    scores: keys whose weights are kept a head, 0 where attention never stores them.
+    scores: keys whose weights are kept a head; 0 where a kernel computes attention.
     wide: values of the compute dtype that a float32 takes, 2 for bfloat16.
+    rows: rows a token that a kernel computes the experts of; 0 where none does.
   """
   a = architecture
   if remat == "layer":
@@ -184,31 +191,36 @@ def kept_channels(
       return kept + 2 * a.d_ffn + a.d_model
     kept += chosen * (2 * a.d_expert + a.d_model)
     return kept + (2 * a.d_shared + a.d_model if a.d_shared else 0)
-  kept = 2 * (3 * wide + 1) * a.d_model + 2 * heads + keys
-  kept += a.num_heads * scores
+  kept = 4 * a.d_model + 2 * heads + keys
+  if scores:
+    kept += a.num_heads * scores
+  else:
+    kept += (a.num_heads + a.num_kv_heads) * (-(-(a.d_head + 4) // 128) * 128 - a.d_head)
   if not is_moe:
-    return kept + 6 * a.d_ffn
-  kept += wide * (a.num_experts + a.d_model) + chosen * 2 * a.d_expert
-  return kept + 6 * a.d_shared
+    return kept + 3 * a.d_ffn
+  kept += wide * 2 * a.num_experts
+  kept += rows * (2 * a.d_expert + a.d_model) if rows else chosen * 2 * a.d_expert
+  return kept + 3 * a.d_shared
 
 
-def _kept(architecture: Architecture, remat: str, scores: int, wide: int) -> tuple[int, int]:
+def _kept(
+  architecture: Architecture, remat: str, scores: int, wide: int, rows: int | float
+) -> tuple[int | float, int | float]:
   """Values a token leaves over all layers, and what the largest layer holds beyond that while its
-  backward pass runs: all of its own, where it is computed again, and the gradients of its experts'
-  rows and hidden values."""
-  kept = sum(
-    kept_channels(architecture, is_moe, remat, scores, wide=wide)
-    for is_moe in architecture.moe_layers
-  )
-  working = 0
-  for is_moe in set(architecture.moe_layers):
-    again = kept_channels(architecture, is_moe, "none", scores, wide=wide)
-    again -= kept_channels(architecture, is_moe, remat, scores, wide=wide)
+  backward pass runs: all of its own, where it is computed again, and the gradients of its hidden
+  values, of its scores (two a score, float32) and of its experts' rows and hidden values."""
+
+  def of(is_moe: bool, policy: str):
+    return kept_channels(architecture, is_moe, policy, scores, wide=wide, rows=rows)
+
+  a, working = architecture, 0
+  for is_moe in set(a.moe_layers):
+    again = of(is_moe, "none") - of(is_moe, remat)
+    again += 2 * wide * a.num_heads * scores + 3 * (a.d_shared if is_moe else a.d_ffn)
     if is_moe:
-      rows = 3 * architecture.d_model + (3 + wide) * architecture.d_expert
-      again += architecture.experts_per_token * rows
+      again += (rows or a.experts_per_token) * (3 * a.d_model + (3 + wide) * a.d_expert)
     working = max(working, again)
-  return kept, working
+  return sum(of(is_moe, remat) for is_moe in a.moe_layers), working
 
 
 def _axis_sizes(architecture: Architecture, mesh: Mapping[str, int]) -> dict[str, int]:

@@ -1,0 +1,41 @@
+"""Written-out gradients of the model's elementwise parts against those of their formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_parity.model.feedforward import _gated
+from moe_parity.model.weights import _normed
+
+T, D = 7, 12
+
+
+def norm(x, scale):
+  return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6) * scale[None, :]
+
+
+def gate(x, up):
+  return x / (1 + jnp.exp(-x)) * up
+
+
+@pytest.mark.parametrize(
+  ("written", "formula", "shapes"), [(_normed, norm, ((T, D), (D,))), (_gated, gate, ((T, D),) * 2)]
+)
+def test_written_out_gradients_are_those_of_the_formula(written, formula, shapes):
+  rng = np.random.default_rng(0)
+  dy, *arguments = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((T, D), *shapes))
+  y, vjp = jax.vjp(written, *arguments)
+  expected, expected_vjp = jax.vjp(formula, *arguments)
+  for a, b in zip((y, *vjp(dy)), (expected, *expected_vjp(dy)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)  # float32, sums of at most 12 terms
+
+
+@pytest.mark.parametrize("written", [_normed, _gated])
+def test_in_bfloat16_only_the_arguments_are_kept_and_gradients_have_their_types(written):
+  wide, narrow = jnp.ones((T, D), jnp.bfloat16), jnp.ones((D,), jnp.float32)
+  arguments = (wide, narrow) if written is _normed else (wide, wide)
+  y, vjp = jax.vjp(written, *arguments)
+  assert [a.dtype for a in (y, *vjp(y))] == [wide.dtype, *(a.dtype for a in arguments)]
+  large = [leaf for leaf in jax.tree.leaves(vjp) if leaf.size >= T * D]
+  assert all(leaf.dtype == jnp.bfloat16 for leaf in large) and len(large) <= 2
