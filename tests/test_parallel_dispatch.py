@@ -40,16 +40,18 @@ def sharded(num_data, num_devices, num_experts, *, check_vma=False, **options):
   )  # fmt: skip
   tokens, experts = PartitionSpec(("data", "expert")), PartitionSpec("expert")
 
-  def local(x, expert, gate, w_in, w_down):
+  def local(x, expert, gate, w_in, w_down, beside=None):
     y, num_dropped = expert_ffn_local(
-      x, expert, gate, w_in, w_down, num_experts=num_experts, **options
+      x, expert, gate, w_in, w_down, num_experts=num_experts, beside_TD=beside, **options
     )
     return y, num_dropped[None]
 
-  mapped = jax.shard_map(
-    local, mesh=mesh, in_specs=(tokens, tokens, tokens, experts, experts),
-    out_specs=(tokens, tokens), check_vma=check_vma,
-  )  # fmt: skip
+  def mapped(*arguments):
+    in_specs = (tokens, tokens, tokens, experts, experts, tokens)[: len(arguments)]
+    return jax.shard_map(
+      local, mesh=mesh, in_specs=in_specs, out_specs=(tokens, tokens), check_vma=check_vma
+    )(*arguments)
+
   return mapped
 
 
@@ -200,6 +202,26 @@ def test_a_scan_over_checkpointed_layers_has_the_gradients_of_the_loop():
   actual = gradients(x, expert, gate, w_in, w_down, dy)
   for a, b in zip(actual, expected, strict=True):
     np.testing.assert_allclose(a / np.abs(b).max(), b / np.abs(b).max(), atol=FLOAT32_ERROR)
+
+
+@pytest.mark.parametrize("exchange", ["padded", "ragged"])
+def test_what_is_to_be_added_is_added_once_however_many_rounds_there_are(exchange):
+  num_devices, e, k = 2, 7, 3
+  x, expert, gate, w_in, w_down, dy = draw(
+    np.random.default_rng(3), "all to one", T * num_devices, e, k
+  )
+  weights = pad_experts(w_in, num_devices), pad_experts(w_down, num_devices)
+
+  @jax.jit
+  def both(x, beside):
+    ffn = sharded(1, num_devices, e, exchange=exchange, implementation="slotted")
+    return jax.vjp(lambda x, beside: ffn(x, expert, gate, *weights, beside)[0], x, beside)
+
+  y, vjp = both(x, 3 * x)
+  alone, alone_vjp = both(x, 0 * x)
+  np.testing.assert_allclose(y, alone + 3 * x, atol=1e-5)
+  np.testing.assert_allclose(vjp(dy)[0], alone_vjp(dy)[0], atol=1e-5)
+  np.testing.assert_array_equal(vjp(dy)[1], dy)
 
 
 def test_what_uninitialised_buffers_hold_reaches_no_result(monkeypatch):

@@ -196,21 +196,6 @@ def test_an_unknown_implementation_is_refused_with_the_known_ones():
     expert_ffn(*arguments, implementation="dense")
 
 
-def test_rows_for_no_more_assignments_than_there_are_suffice():
-  """With half the assignments nobody's, room for the others alone gives the same."""
-  arguments = draw(np.random.default_rng(3), "half to nobody", 400, E, K)
-  x, expert, gate, w_in, w_down, dy = map(jnp.asarray, arguments)
-  real = int((expert < E).sum())
-  assert real < 640 < expert.size
-
-  def ffn(x, gate, w_in, w_down):
-    return expert_ffn(x, expert, gate, w_in, w_down, implementation="ragged", most_assignments=real)
-
-  y, vjp = jax.vjp(ffn, x, gate, w_in, w_down)
-  assert "while" not in str(jax.make_jaxpr(ffn)(x, gate, w_in, w_down))
-  assert_equals_reference((y, *vjp(dy)), arguments)
-
-
 @pytest.mark.parametrize("routing", ROUTINGS)
 def test_sorted_rows_beyond_the_first_window_are_computed_too(routing):
   """Windows take at least 128 rows, and here there are up to 600."""

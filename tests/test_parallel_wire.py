@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from moe_parity.parallel import hlo
+from moe_parity.parallel import exchange_ragged, hlo
 from moe_parity.parallel.grouping import group_by_expert
 from moe_parity.resources.exchange import Shape, wire_bytes
 from tests.routed import D_EXPERT, D
 from tests.test_parallel_dispatch import T, sharded
 
 G, E, K = 8, 78, 5
+RAGGED = Shape(T, K, E, G)
 ITEM_BYTES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "bf16": 2}
 SHAPES = re.compile(r"(pred|s32|u32|f32|bf16)\[([\d,]*)\]")
 
@@ -81,18 +82,25 @@ def test_compiled_collectives_send_what_the_formula_says(exchange):
 
 @functools.cache
 def ragged_for_tpu():
-  return traced("ragged", "ragged").lower(lowering_platforms=("tpu",)).as_text()
+  def on_tpu(*operands):
+    return jax.lax.ragged_all_to_all(*operands[:-1], axis_name=operands[-1])
+
+  with pytest.MonkeyPatch.context() as patch:  # the mesh here is of CPUs, and asks for the stand-in
+    patch.setattr(exchange_ragged, "ragged_all_to_all", on_tpu)
+    return traced("ragged", "ragged").lower(lowering_platforms=("tpu",)).as_text()
 
 
-def test_for_a_tpu_the_ragged_exchange_sends_vectors_and_whole_lanes():
-  operands = re.findall(r"ragged_all_to_all.*?: \(tensor<(\d+)x(\d+)x(\w+)>", ragged_for_tpu())
-  widths = [(int(width), kind) for _, width, kind in operands]
-  # There: vectors and tags. Back: results; then gradients there, and back with their tags. A
-  # further round does all of it, and in its backward pass sends vectors and tags once more.
-  vectors, tags = widths.count((D, "f32")), widths.count((128, "i32")) + widths.count((128, "f32"))
+def test_for_a_tpu_the_ragged_exchange_sends_vectors_and_gathers_the_rest():
+  operands = re.findall(r"ragged_all_to_all.*?: \(tensor<\d+x(\d+)x(\w+)>", ragged_for_tpu())
+  # There and back, and their gradients. A further round does all of it, and in its backward pass
+  # sends vectors there once more.
   unread = jax.__version_info__ < (0, 12)  # results that a loop computes again: XLA drops them
-  assert (vectors, tags) == (4 + 4 + 1 + unread, 2 + 2 + 1)
-  assert len(widths) == vectors + tags
+  assert operands == [(str(D), "f32")] * (4 + 4 + 1 + unread)
+  operands = re.findall(r'"stablehlo.all_gather".*?: \((tensor<[\dx]+\w+>)', ragged_for_tpu())
+  room = [G * size for size in (RAGGED.first_choices, RAGGED.replay_choices)]
+  rows = [f"tensor<{-(-size // 128) * 128}xf32>" for size in room]
+  weights, experts = f"tensor<{T * K}xf32>", f"tensor<1x{G * RAGGED.experts_per_device}xi32>"
+  assert sorted(operands) == sorted([experts, *[weights] * (1 + 1 + 1), *rows])
 
 
 def test_a_tpu_program_sorts_nothing_and_multiplies_by_groups():

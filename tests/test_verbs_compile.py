@@ -68,11 +68,11 @@ def test_seconds_of_a_step_are_those_of_its_parts(report):
 
 def test_tokens_cross_the_expert_axis_and_expert_weights_do_not(report):
   """Over `expert` rows travel by the ragged exchange; what else is gathered there are counts of
-  rows, far smaller than the weights of one expert (2 * 24 * 16 values a matrix here)."""
+  rows and routing weights, far smaller than the 38 experts of a device, three matrices each."""
   rows = {(row["collective"], row["axes"]): row for row in report["collectives"]}
   assert rows["ragged-all-to-all", "expert"]["count"] >= 4  # there and back, twice
   gathered = rows.get(("all-gather", "expert"), {"payload_bytes": 0, "count": 1})
-  assert gathered["payload_bytes"] / gathered["count"] < 1500
+  assert gathered["payload_bytes"] < 38 * 3 * (24 * 16) * 2 / 3  # bfloat16
   assert ("all-gather", "fsdp") in rows
 
 

@@ -4,6 +4,7 @@ The paper: gates g = softmax(W x), the K largest kept as they are (v2 eq. 11-14)
 their sum (eq. 15); y = sum of g_i E_i(x) over the chosen, plus an ungated shared expert.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -56,6 +57,7 @@ def balance_loss(
   return load_LE.shape[-1] * jnp.sum(jax.lax.stop_gradient(load_LE) * probability_LE, axis=-1)
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)  # keeps x as it is, and no float32 copy
 def router_logits(x_TD: Float[Array, "T D"], router_DE: Float[Array, "D E"]) -> Float[Array, "T E"]:
   """In float32 whatever the model computes in: a rounded logit is another expert."""
   return jnp.matmul(x_TD.astype(jnp.float32), router_DE, precision=jax.lax.Precision.HIGHEST)
@@ -101,48 +103,48 @@ class MoE(nnx.Module):
     dtype = x_TD.dtype
     weights = (self.router[...], self.selection_bias[...],
                self.experts_in.astype(dtype), self.experts_out.astype(dtype))  # fmt: skip
-    if mesh.current() is None:
-      y_TD, stats = self.routed_local(x_TD, *weights)
-    else:
-      y_TD, stats = self.routed_on_mesh(x_TD, *weights)
-    if self.shared is not None:
-      y_TD = y_TD + self.shared(x_TD)
-    return y_TD, stats
+    shared_TD = None if self.shared is None else self.shared(x_TD)
+    if mesh.current() is not None:
+      return self.on_mesh(x_TD, shared_TD, *weights)
+    return self.routed_local(x_TD, shared_TD, *weights)
 
-  def routed_on_mesh(self, x_TD, router_DE, bias_E, w_in_E2ID, w_down_EID):
+  def on_mesh(self, x_TD, shared_TD, router_DE, bias_E, w_in_E2ID, w_down_EID):
     """`routed_local` on every device's tokens. Expert weights are collected over `fsdp` (their
     gradients scattered back), never over `expert`; what comes back is of the whole batch."""
 
-    def local(x_TD, router_DE, bias_E, w_in_L2ID, w_down_LID):
+    def local(x_TD, shared_TD, router_DE, bias_E, w_in_L2ID, w_down_LID):
       w_in_L2ID, w_down_LID = (
         jax.lax.all_gather(w, "fsdp", axis=w.ndim - 1, tiled=True) for w in (w_in_L2ID, w_down_LID)
       )
-      y_TD, stats = self.routed_local(x_TD, router_DE, bias_E, w_in_L2ID, w_down_LID)
+      y_TD, stats = self.routed_local(x_TD, shared_TD, router_DE, bias_E, w_in_L2ID, w_down_LID)
       return y_TD, jax.tree.map(lambda of_device: of_device[None], stats)
 
     tokens = mesh.spec("TD", mesh.ACTIVATIONS)
     w_in, w_down = mesh.spec("E2ID", mesh.WEIGHTS), mesh.spec("EID", mesh.WEIGHTS)
     y_TD, stats = jax.shard_map(
       local,
-      in_specs=(tokens, mesh.P(), mesh.P(), w_in, w_down),
+      in_specs=(tokens, tokens, mesh.P(), mesh.P(), w_in, w_down),
       out_specs=(tokens, mesh.P(mesh.AXES)),
       check_vma=False,  # kernels do not say over which axes their results vary
-    )(x_TD, router_DE, bias_E, w_in_E2ID, w_down_EID)
+    )(x_TD, shared_TD, router_DE, bias_E, w_in_E2ID, w_down_EID)
     # Devices hold equally many tokens, so the batch's averages are the averages of theirs.
     return y_TD, jax.tree.map(lambda of_devices: jnp.mean(of_devices, axis=0), stats)
 
-  def routed_local(self, x_TD, router_DE, bias_E, w_in_L2ID, w_down_LID):
-    """The routed experts' sum for this device's tokens, and what the router did with them."""
+  def routed_local(self, x_TD, shared_TD, router_DE, bias_E, w_in_L2ID, w_down_LID):
+    """The experts' sum for this device's tokens, and what the router did with them."""
     logit_TE = router_logits(x_TD, router_DE)
     expert_TK, gate_TK, probability_TE = route(
       logit_TE, bias_E, self.experts_per_token, self.options.normalize_gates
     )
-    operands = x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID
+    operands = x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, shared_TD
     y_TD, num_dropped = self.experts_of(*operands, num_experts=router_DE.shape[1])
     return y_TD, routing_stats(logit_TE, probability_TE, expert_TK, num_dropped)
 
-  def experts_of(self, x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, *, num_experts: int):
-    """The chosen experts' weighted sum, wherever they live, and how many assignments dropped."""
+  def experts_of(
+    self, x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, shared_TD, *, num_experts: int
+  ):
+    """The chosen experts' weighted sum, wherever they live, with the shared expert's; and how many
+    assignments dropped."""
     options, (num_tokens, chosen) = self.options, expert_TK.shape
     platform = options.platform or jax.default_backend()
     implementation = implementation_for(platform)
@@ -154,7 +156,7 @@ class MoE(nnx.Module):
       y_TD = expert_ffn(
         x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, implementation=implementation
       )
-      return y_TD, num_dropped
+      return y_TD if shared_TD is None else y_TD + shared_TD, num_dropped
     exchange = options.exchange or default_exchange(
       platform,
       num_experts=num_experts,
@@ -164,7 +166,7 @@ class MoE(nnx.Module):
     )
     return expert_ffn_local(
       x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, num_experts=num_experts, exchange=exchange,
-      capacity_factor=options.capacity_factor, implementation=implementation,
+      capacity_factor=options.capacity_factor, implementation=implementation, beside_TD=shared_TD,
     )  # fmt: skip
 
 

@@ -4,24 +4,20 @@ Pure functions for use inside `jax.shard_map`; they know no model. `moe_parity.r
 says which exchange suits which platform and what each sends.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from moe_parity.errors import UserError
-from moe_parity.parallel import exchange_padded, exchange_ragged
 from moe_parity.parallel.capacity import drop_beyond_capacity
 from moe_parity.parallel.exchange_gathered import gathered
-from moe_parity.parallel.experts import expert_ffn, implementation_for, slots_for
-from moe_parity.parallel.rounds import in_rounds
-from moe_parity.parallel.rows import Rows, gates_of_rows, gather_into_rows
+from moe_parity.parallel.exchange_padded import padded
+from moe_parity.parallel.exchange_ragged import ragged
+from moe_parity.parallel.experts import expert_ffn, slots_for
 from moe_parity.parallel.varying import equally_varying
 from moe_parity.resources.exchange import EXCHANGES, Shape, check_exchange, default_exchange
 
 __all__ = ["check_exchange", "default_exchange", "expert_ffn_local"]
-
-BY_ROWS = {"padded": exchange_padded, "ragged": exchange_ragged}
 
 
 def expert_ffn_local(
@@ -37,6 +33,7 @@ def expert_ffn_local(
   capacity_factor: int | float = 0.0,
   implementation: str | None = None,
   num_slots: int | None = None,
+  beside_TD: Float[Array, "T D"] | None = None,
 ) -> tuple[Float[Array, "T D"], Int[Array, ""]]:
   """`experts.expert_ffn` with the experts spread over `axis_name`, G devices with L experts each.
 
@@ -57,6 +54,7 @@ def expert_ffn_local(
     implementation: as for `expert_ffn`, on the rows that arrive.
     num_slots: slots per expert of the slotted formulation, for the tokens of all G devices; only
       speed depends on it.
+    beside_TD: added to the result. A ragged exchange has it computed while its rows travel.
   Returns:
     y_TD in the dtype of x, and how many of this device's assignments were dropped (int32).
   Raises:
@@ -79,55 +77,13 @@ def expert_ffn_local(
   num_dropped = jnp.zeros((), jnp.int32)
   if capacity_factor:
     expert_TK, num_dropped = drop_beyond_capacity(expert_TK, num_experts, shape.capacity)
-  how = dict(implementation=implementation, num_slots=num_slots)
+  how: dict = dict(implementation=implementation, num_slots=num_slots)
   if shape.num_devices == 1:
     y_TD = expert_ffn(x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, **how)
-  elif exchange == "gathered":
-    y_TD = gathered(
-      x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, shape, axis_name, **how
-    )  # fmt: skip
   else:
-    rows = gather_into_rows(expert_TK, shape)
-    operands = x_TD, gates_of_rows(gate_TK, rows), w_in_L2ID, w_down_LID
-    y_TD = by_rows(BY_ROWS[exchange], operands, rows, shape, axis_name, how).astype(x_TD.dtype)
-  return y_TD, num_dropped
-
-
-def by_rows(exchange, operands, rows: Rows, shape: Shape, axis_name: str, how: dict):
-  """Rounds of an exchange that sends rows; operands are x_TD, gate_TPJ, w_in_L2ID, w_down_LID."""
-
-  first_size, more_size = exchange.per_pair(shape)
-  implementation = how["implementation"] or implementation_for(jax.default_backend())
-
-  def one_round(seats, rows: Rows, operands, num_slots, per_pair):
-    x_TD, gate_TPJ, *weights = operands
-    x_RD, gate_RJ, expert_RJ = exchange.send(
-      x_TD, gate_TPJ, rows.expert_TPJ, seats, shape, axis_name
-    )
-    arrived_R1 = (expert_RJ < shape.experts_per_device).any(1)[:, None]
-
-    def finite(a_RD):
-      """And, transposed, the gradients of these rows, where uninitialised memory may hold NaN:
-      a slot that nobody needs computes with any row at weight 0. Sorted rows are never such."""
-      clean = exchange is exchange_padded or implementation == "ragged"
-      return a_RD if clean else jnp.where(arrived_R1, a_RD, 0)
-
-    y_RD = expert_ffn(
-      finite(x_RD), expert_RJ, gate_RJ, *weights, implementation=implementation,
-      num_slots=num_slots, most_assignments=exchange.most_arriving(shape, per_pair),
-    )  # fmt: skip
-    return exchange.give_back(finite(y_RD), seats, axis_name)
-
-  def first(operands, routing):
-    seats = exchange.first_round(*routing, shape, axis_name)
-    return one_round(seats, routing[0], operands, how["num_slots"], first_size)
-
-  def replay(index, operands, routing):
-    seats = exchange.replay(*routing, index, shape, axis_name)
-    few_slots = slots_for(more_size * shape.num_devices, 1, shape.experts_per_device)
-    return one_round(seats, routing[0], operands, few_slots, more_size)
-
-  routing = rows, exchange.survey(rows, shape, axis_name)
-  if not more_size:
-    return first(operands, routing)
-  return in_rounds(first, replay, operands, routing, exchange.num_replays(routing[1], shape))
+    exchanged = {"padded": padded, "ragged": ragged, "gathered": gathered}[exchange]
+    if exchange == "ragged":
+      how["beside_TD"], beside_TD = beside_TD, None
+    operands = x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID
+    y_TD = exchanged(*operands, shape, axis_name, **how).astype(x_TD.dtype)
+  return y_TD if beside_TD is None else y_TD + beside_TD, num_dropped

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from moe_parity.parallel.experts import expert_ffn, slots_for
 from moe_parity.parallel.gathers import barrier, rows_at, sum_of_rows
 from moe_parity.parallel.grouping import IN_BOUNDS
-from moe_parity.parallel.rows import Rows, giving_back
+from moe_parity.parallel.rounds import in_rounds
+from moe_parity.parallel.rows import Rows, gates_of_rows, gather_into_rows, giving_back
 from moe_parity.resources.exchange import Shape
 
 
@@ -31,32 +33,44 @@ class Seats(NamedTuple):
   taken_GC: Bool[Array, "G C"]
 
 
-def survey(rows: Rows, shape: Shape, axis_name: str) -> Int[Array, ""]:
-  """The most rows that a device has for another. One maximum over the axis."""
-  return lax.pmax(jnp.max(rows.groups.count_E), axis_name)
+def padded(
+  x_TD: Float[Array, "T D"],
+  expert_TK: Int[Array, "T K"],
+  gate_TK: Float[Array, "T K"],
+  w_in_L2ID: Float[Array, "L 2 I D"],
+  w_down_LID: Float[Array, "L I D"],
+  shape: Shape,
+  axis_name: str,
+  *,
+  implementation: str | None,
+  num_slots: int,
+) -> Float[Array, "T D"]:
+  """`dispatch.expert_ffn_local` without drops; the sum in float32."""
 
+  def one_round(start, num_rows, num_slots, operands, rows: Rows):
+    x_TD, gate_TPJ, *weights = operands
+    seats = _seat(rows, start, num_rows)
+    x_RD, gate_RJ, expert_RJ = send(x_TD, gate_TPJ, rows.expert_TPJ, seats, shape, axis_name)
+    y_RD = expert_ffn(
+      x_RD, expert_RJ, gate_RJ, *weights, implementation=implementation, num_slots=num_slots
+    )
+    return give_back(y_RD, seats, axis_name)
 
-def num_replays(most, shape: Shape) -> Int[Array, ""]:
-  """Further rounds that the fullest pair of devices needs."""
-  return -(-jnp.maximum(most - shape.first_rows, 0) // shape.replay_rows)
+  def first(operands, _, rows: Rows):
+    return one_round(0, shape.first_rows, num_slots, operands, rows)
 
+  def replay(index, operands, rows: Rows):
+    start = shape.first_rows + index * shape.replay_rows
+    few_slots = slots_for(shape.replay_rows * shape.num_devices, 1, shape.experts_per_device)
+    return one_round(start, shape.replay_rows, few_slots, operands, rows)
 
-def per_pair(shape: Shape) -> tuple[int, int]:
-  """Rows a pair of devices that the first and a further round carry."""
-  return shape.first_rows, shape.replay_rows
-
-
-def most_arriving(shape: Shape, per_pair: int) -> int:
-  """The most assignments that a round brings."""
-  return shape.num_devices * per_pair * shape.choices_per_row
-
-
-def first_round(rows: Rows, most, shape: Shape, axis_name: str) -> Seats:
-  return _seat(rows, 0, shape.first_rows)
-
-
-def replay(rows: Rows, most, index, shape: Shape, axis_name: str) -> Seats:
-  return _seat(rows, shape.first_rows + index * shape.replay_rows, shape.replay_rows)
+  rows = gather_into_rows(expert_TK, shape)
+  operands = x_TD, gates_of_rows(gate_TK, rows), w_in_L2ID, w_down_LID
+  if not shape.replay_rows:
+    return first(operands, (), rows)
+  most = lax.pmax(jnp.max(rows.groups.count_E), axis_name)  # rows a device has for another
+  num_replays = -(-jnp.maximum(most - shape.first_rows, 0) // shape.replay_rows)
+  return in_rounds(first, replay, operands, (), rows, num_replays)
 
 
 def _seat(rows: Rows, start, num_slots: int) -> Seats:

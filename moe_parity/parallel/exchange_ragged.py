@@ -1,15 +1,20 @@
 """The ragged exchange: `lax.ragged_all_to_all` of exactly the rows there are. For TPU and GPU.
 
-Every device knows how many assignments every other has for every third: one all-gather of G counts.
-A device numbers the assignments it is to receive by source, then by token; a round takes the rows
-whose first assignment has a number in a window, so what arrives fits both the buffer and the
-experts. A second all-gather tells how many rows that is for each pair. Buffers are `lax.empty`:
-filling them with zeros cost more than the exchange (5.3 ms for 98,304 rows of 2,048 on v5p,
-compiler-estimated). Rows travel as pieces of 128 numbers, the layout that gathers leave them in.
+A row is one assignment. A device sorts its own by expert, which is by device too, and every device
+knows how many each has for each expert: one all-gather of E counts. So a sender knows where its
+rows for an expert belong among all rows of that expert, and writes them there: G * L slices a
+device. What arrives lies by expert and goes into the grouped product as it is; so does what comes
+back. A receiver numbers what it is to get by expert, then by source; a round takes a window of
+these numbers.
 
-Ids and routing weights travel as rows of 128 numbers, the least a TPU sends, each of them the
-*tags* of several rows. So the rows for a device begin at a whole number of such groups, here and
-there; what that leaves free between devices is not sent.
+A token that chose several experts of one device is sent there as often. To send it once costs more
+than it saves: merged rows have to be gathered and summed once more on the experts' side. For K 6,
+E 80 and 16 devices that took about 80 ms of the 7B's step on v5p and saved 13 of links
+(compiler-estimated; LOG.md).
+
+Buffers are `lax.empty`: filling them with zeros cost more than the exchange (5.3 ms for 98,304 rows
+of 2,048 on v5p, compiler-estimated). Rows travel as pieces of 128 numbers, the layout that gathers
+leave them in. Routing weights go in all-gathers: narrow rows would be padded to 512 bytes.
 """
 
 import functools
@@ -20,131 +25,159 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from moe_parity.parallel.experts import expert_ffn, implementation_for, slots_for
 from moe_parity.parallel.gathers import as_lanes, barrier, rows_at, sum_of_rows
-from moe_parity.parallel.grouping import IN_BOUNDS
+from moe_parity.parallel.grouping import IN_BOUNDS, Groups, group_by_expert
 from moe_parity.parallel.ragged_all_to_all import ragged_all_to_all
-from moe_parity.parallel.rows import Rows, giving_back
-from moe_parity.resources.exchange import LANES, Shape
+from moe_parity.parallel.ragged_ffn import grouped_ffn, whole_windows
+from moe_parity.parallel.rounds import in_rounds
+from moe_parity.parallel.rows import giving_back
+from moe_parity.resources.exchange import Shape
 
 
 class Slices(NamedTuple):
-  """One direction of an exchange, as `ragged_all_to_all` takes it."""
+  """One direction of an exchange, as `ragged_all_to_all` takes it; S = G * L, by other device."""
 
-  send_start_G: Int[Array, " G"]
-  send_size_G: Int[Array, " G"]
-  write_at_G: Int[Array, " G"]
-  receive_size_G: Int[Array, " G"]
+  send_start_S: Int[Array, " S"]
+  send_size_S: Int[Array, " S"]
+  write_at_S: Int[Array, " S"]
+  receive_size_S: Int[Array, " S"]
 
 
 class Seats(NamedTuple):
-  """Which rows a round carries. A packed places here, R in the buffer of a receiving device.
+  """What a round carries. A assignments sorted by expert here, R rows in a receiver's buffer.
 
-  place_TP: where a row lies among the packed; A if it is not in this round.
-  row_A: the row (t * P + p) in each place: by device, in token order; somebody's between devices.
-  taken_R: which rows of this device's buffer are received into.
+  token_A: whose vector lies in each place.
+  place_TK: where each assignment lies among them; A if it is not in this round.
+  count_L: rows received for each expert; they fill the buffer from its beginning.
+  weight_R: where each received row's weight lies in those of all devices, [G * A].
+  dweight_TK: where the gradient of each assignment's weight lies in those of all devices, [G * R].
   there, back: what goes where on the way there and on the way back.
   """
 
-  place_TP: Int[Array, "T P"]
-  row_A: Int[Array, " A"]
-  taken_R: Bool[Array, " R"]
+  token_A: Int[Array, " A"]
+  place_TK: Int[Array, "T K"]
+  count_L: Int[Array, " L"]
+  weight_R: Int[Array, " R"]
+  dweight_TK: Int[Array, "T K"]
   there: Slices
   back: Slices
 
 
-def survey(rows: Rows, shape: Shape, axis_name: str) -> Int[Array, "G G"]:
-  """Assignments of each device (first axis) for each (second). One all-gather of G integers."""
-  choices_TP1 = _choices(rows, shape)[:, :, None]
-  for_TPG = _for_each(rows, shape)
-  return lax.all_gather(
-    jnp.where(for_TPG, choices_TP1, 0).sum((0, 1), dtype=jnp.int32), axis_name
+def ragged(
+  x_TD: Float[Array, "T D"],
+  expert_TK: Int[Array, "T K"],
+  gate_TK: Float[Array, "T K"],
+  w_in_L2ID: Float[Array, "L 2 I D"],
+  w_down_LID: Float[Array, "L I D"],
+  shape: Shape,
+  axis_name: str,
+  *,
+  implementation: str | None,
+  num_slots: int,
+  beside_TD: Float[Array, "T D"] | None = None,
+) -> Float[Array, "T D"]:
+  """`dispatch.expert_ffn_local` without drops; the sum in float32.
+
+  Args:
+    beside_TD: to be added; computed while the first round's rows travel.
+  """
+  num_experts = shape.num_devices * shape.experts_per_device  # phantoms too, which nobody chose
+  groups = group_by_expert(
+    jnp.where(expert_TK < shape.num_experts, expert_TK, num_experts), num_experts
+  )
+  counts_GE = lax.all_gather(groups.count_E, axis_name)
+  implementation = implementation or implementation_for(jax.default_backend())
+  first_size, more_size = (
+    n * shape.num_devices for n in (shape.first_choices, shape.replay_choices)
+  )
+
+  def one_round(start, size, num_slots, operands, beside_TD, routing):
+    x_TD, gate_TK, *weights = operands
+    seats = _seat(*routing, start, size, shape, gate_TK.shape, axis_name)
+    x_RD, weight_R = send(x_TD, gate_TK, routing[0].order_A, seats, axis_name)
+    if beside_TD is not None:  # known before the rows are used: XLA then computes it meanwhile
+      x_RD, beside_TD = barrier((x_RD, beside_TD))
+    if implementation == "ragged":
+      y_RD = grouped_ffn(x_RD, weight_R, *weights, seats.count_L)
+    else:
+      row_R = jnp.arange(weight_R.size, dtype=jnp.int32)
+      expert_R = (jnp.cumsum(seats.count_L)[None, :] <= row_R[:, None]).sum(1, dtype=jnp.int32)
+      y_RD = expert_ffn(
+        x_RD, expert_R[:, None], weight_R[:, None], *weights,
+        implementation=implementation, num_slots=num_slots,
+      )  # fmt: skip
+    y_TD = give_back(y_RD, seats, axis_name)
+    return y_TD if beside_TD is None else y_TD + beside_TD.astype(jnp.float32)
+
+  def first(operands, beside_TD, routing):
+    return one_round(0, first_size, num_slots, operands, beside_TD, routing)
+
+  def replay(index, operands, routing):
+    few_slots = slots_for(more_size, 1, shape.experts_per_device)
+    start = first_size + index * more_size
+    return one_round(start, more_size, few_slots, operands, None, routing)
+
+  operands, routing = (x_TD, gate_TK, w_in_L2ID, w_down_LID), (groups, counts_GE)
+  if not more_size:
+    return first(operands, beside_TD, routing)
+  most = jnp.max(counts_GE.reshape(shape.num_devices, shape.num_devices, -1).sum((0, 2)))
+  num_replays = -(-jnp.maximum(most - first_size, 0) // more_size)
+  return in_rounds(first, replay, operands, beside_TD, routing, num_replays)
+
+
+def _seat(groups: Groups, counts_GE, start, size: int, shape: Shape, shape_TK, axis_name) -> Seats:
+  """The round of the assignments numbered start ... start + size - 1 of every receiver."""
+  G, L, me = shape.num_devices, shape.experts_per_device, lax.axis_index(axis_name)
+  num, num_received = groups.order_A.size, whole_windows(size)
+  # By receiver, its expert, source: a segment's rows, its first one's number, how many of its rows
+  # went before this round, how many go in it, and where to in the receiver's buffer.
+  rows_GLG = counts_GE.reshape(G, G, L).transpose(1, 2, 0)
+  number_GLG = (jnp.cumsum(rows_GLG.reshape(G, -1), axis=1) - rows_GLG.reshape(G, -1)).reshape(
+    rows_GLG.shape
+  )
+  before_GLG = jnp.clip(start - number_GLG, 0, rows_GLG)
+  size_GLG = jnp.clip(start + size - number_GLG, 0, rows_GLG) - before_GLG
+  write_at_GLG = jnp.clip(number_GLG + before_GLG - start, 0, size)
+  # The same segments where they come from: by source, then by expert.
+  first_GE = jnp.cumsum(counts_GE, axis=1) - counts_GE
+  from_GLG = first_GE.reshape(G, G, L).transpose(1, 2, 0) + before_GLG
+
+  def to_me(a_GLG):  # by source, then by expert
+    return a_GLG[me].T.reshape(-1)
+
+  def of_mine(a_GLG):  # by receiver, then by expert
+    return a_GLG[:, :, me].reshape(-1)
+
+  device_G = jnp.arange(G, dtype=jnp.int32)
+  weight_R, _ = _moved(
+    jnp.arange(num_received, dtype=jnp.int32),
+    to_me(write_at_GLG), to_me(size_GLG), to_me(from_GLG + num * device_G[None, None, :]),
   )  # fmt: skip
-
-
-def _choices(rows: Rows, shape: Shape) -> Int[Array, "T P"]:
-  """Assignments in each row."""
-  return (rows.expert_TPJ < shape.experts_per_device).sum(2, dtype=jnp.int32)
-
-
-def _for_each(rows: Rows, shape: Shape) -> Bool[Array, "T P G"]:
-  """Whether a row goes to a device."""
-  device_G = jnp.arange(shape.num_devices, dtype=jnp.int32)
-  return rows.device_TP[:, :, None] == device_G[None, None, :]
-
-
-def _whole(count, group: int):
-  """`count` rounded up to whole groups of rows that share their tags."""
-  return -(-count // group) * group
-
-
-def num_replays(counts_GG, shape: Shape) -> Int[Array, ""]:
-  """Further rounds that the device with the most assignments to receive needs."""
-  most = jnp.max(counts_GG.sum(0))
-  first, more = (shape.num_devices * choices for choices in per_pair(shape))
-  return -(-jnp.maximum(most - first, 0) // more)
-
-
-def per_pair(shape: Shape) -> tuple[int, int]:
-  """Assignments a pair of devices that the first and a further round carry."""
-  return shape.first_choices, shape.replay_choices
-
-
-def most_arriving(shape: Shape, per_pair: int) -> int:
-  """The most assignments that a round brings: a row may begin in its window and end beyond."""
-  return shape.num_devices * per_pair + shape.choices_per_row - 1
-
-
-def first_round(rows: Rows, counts_GG, shape: Shape, axis_name: str) -> Seats:
-  return _seat(rows, counts_GG, 0, shape.first_choices, shape, axis_name)
-
-
-def replay(rows: Rows, counts_GG, index, shape: Shape, axis_name: str) -> Seats:
-  first, more = shape.first_choices, shape.replay_choices
-  return _seat(rows, counts_GG, first + index * more, more, shape, axis_name)
-
-
-def _seat(rows: Rows, counts_GG, start, choices_per_pair: int, shape: Shape, axis_name) -> Seats:
-  """A round for the G * choices_per_pair assignments numbered from G * start of each receiver."""
-  num_devices, num, me = shape.num_devices, rows.device_TP.size, lax.axis_index(axis_name)
-  window, start, group = num_devices * choices_per_pair, num_devices * start, shape.rows_per_tag
-  device_TP = jnp.minimum(rows.device_TP, num_devices - 1)
-  # The number of each row's first assignment among all that its device is to receive.
-  number_GG = jnp.cumsum(counts_GG, axis=0, dtype=jnp.int32) - counts_GG
-  choices_A = _choices(rows, shape).reshape(-1).at[rows.groups.order_A].get(mode=IN_BOUNDS)
-  before_A = jnp.cumsum(choices_A, dtype=jnp.int32) - choices_A
-  mine_G = jnp.cumsum(counts_GG[me], dtype=jnp.int32) - counts_GG[me]
-  before_TP = before_A.at[rows.groups.place_A].get(mode=IN_BOUNDS).reshape(device_TP.shape)
-  first_TP = before_TP + (number_GG[me] - mine_G)[device_TP] - start
-
-  real_TP = rows.device_TP < num_devices
-  inside_TP = real_TP & (first_TP >= 0) & (first_TP < window)
-  for_TPG = _for_each(rows, shape)
-
-  def rows_of_each(condition_TP):
-    return (for_TPG & condition_TP[:, :, None]).sum((0, 1), dtype=jnp.int32)
-
-  low_G = rows_of_each(first_TP < 0)
-  size_GG = lax.all_gather(rows_of_each(inside_TP), axis_name)
-  room_GG = _whole(size_GG, group)
-  write_at_GG = jnp.cumsum(room_GG, axis=0, dtype=jnp.int32) - room_GG
-  packed_GG = jnp.cumsum(room_GG, axis=1, dtype=jnp.int32) - room_GG
-
-  num_places = _whole(num, group) + num_devices * group
-  num_received = _whole(window, group) + num_devices * group
-  place_A = jnp.arange(num_places, dtype=jnp.int32)
-  end_G = packed_GG[me] + room_GG[me]
-  device_A = (end_G[None, :-1] <= place_A[:, None]).sum(1, dtype=jnp.int32)
-  order_A = (rows.groups.start_E + low_G - packed_GG[me])[device_A] + place_A
-  received_R = jnp.arange(num_received, dtype=jnp.int32)[:, None] - write_at_GG[:, me][None, :]
+  dweight_A, inside_A = _moved(
+    groups.place_A, of_mine(from_GLG), of_mine(size_GLG),
+    of_mine(write_at_GLG + num_received * device_G[:, None, None]),
+  )  # fmt: skip
   return barrier(
     Seats(
-      jnp.where(inside_TP, (packed_GG[me] - low_G)[device_TP] + rows.rank_TP, num_places),
-      rows.groups.order_A.at[jnp.clip(order_A, 0, num - 1)].get(mode=IN_BOUNDS),
-      ((received_R >= 0) & (received_R < size_GG[:, me][None, :])).any(1),
-      Slices(packed_GG[me], size_GG[me], write_at_GG[me], size_GG[:, me]),
-      Slices(write_at_GG[:, me], size_GG[:, me], packed_GG[:, me], size_GG[me]),
+      groups.order_A // shape_TK[1],
+      jnp.where(inside_A, groups.place_A, num).reshape(shape_TK),
+      size_GLG[me].sum(1),
+      weight_R,
+      jnp.where(inside_A, dweight_A, G * num_received).reshape(shape_TK),
+      Slices(of_mine(from_GLG), of_mine(size_GLG), of_mine(write_at_GLG), to_me(size_GLG)),
+      Slices(to_me(write_at_GLG), to_me(size_GLG), to_me(from_GLG), of_mine(size_GLG)),
     )
   )
+
+
+def _moved(
+  place_N: Int[Array, " N"], from_S: Int[Array, " S"], size_S: Int[Array, " S"], to_S
+) -> tuple[Int[Array, " N"], Bool[Array, " N"]]:
+  """Where places go when stretches of them move, and whether each is in one; 0 if it is not."""
+  offset_NS = place_N[:, None] - from_S[None, :]
+  inside_NS = (offset_NS >= 0) & (offset_NS < size_S[None, :])
+  return jnp.where(inside_NS, to_S[None, :] + offset_NS, 0).sum(1), inside_NS.any(1)
 
 
 def _exchanged(a_ND, num_rows: int, slices: Slices, axis_name: str):
@@ -154,75 +187,54 @@ def _exchanged(a_ND, num_rows: int, slices: Slices, axis_name: str):
   return ragged_all_to_all(lanes, empty, *slices, axis_name).reshape(num_rows, a_ND.shape[1])
 
 
-def _tags_exchanged(tags_NW, num_rows: int, slices: Slices, axis_name: str):
-  """Tags of rows, W 32-bit numbers each, as rows of 128 numbers."""
-  width = tags_NW.shape[1]
-  group = LANES // width
-  start, size, write_at, receive = slices
-  in_groups = Slices(start // group, -(-size // group), write_at // group, -(-receive // group))
-  lanes = _exchanged(tags_NW.reshape(-1, LANES), num_rows // group, in_groups, axis_name)
-  return lanes.reshape(num_rows, width)
-
-
 def _sent(a_TD, seats: Seats, axis_name: str):
-  """The rows of `a_TD` to where they go; rows that nobody fills hold whatever lay there."""
-  packed_AD = rows_at(a_TD, seats.row_A // seats.place_TP.shape[1])
-  return _exchanged(packed_AD, seats.taken_R.size, seats.there, axis_name)
+  """Tokens' vectors to the experts; zeros in rows that nobody fills, where anything may lie."""
+  packed_AD = rows_at(a_TD, seats.token_A)
+  return _filled(_exchanged(packed_AD, seats.weight_R.size, seats.there, axis_name), seats)
+
+
+def _filled(a_R, seats: Seats):
+  """Zero in rows that nobody fills."""
+  filled_R = jnp.arange(a_R.shape[0], dtype=jnp.int32) < seats.count_L.sum()
+  return jnp.where(filled_R.reshape(-1, *[1] * (a_R.ndim - 1)), a_R, 0)
 
 
 def _summed(a_RD, seats: Seats, axis_name: str):
-  return sum_of_rows(_exchanged(a_RD, seats.row_A.size, seats.back, axis_name), seats.place_TP)
+  return sum_of_rows(
+    _exchanged(a_RD, seats.token_A.size, seats.back, axis_name), seats.place_TK
+  )  # fmt: skip
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def send(
   x_TD: Float[Array, "T D"],
-  gate_TPJ: Float[Array, "T P J"],
-  expert_TPJ: Int[Array, "T P J"],
+  gate_TK: Float[Array, "T K"],
+  order_A: Int[Array, " A"],
   seats: Seats,
-  shape: Shape,
   axis_name: str,
 ):
-  """Rows to the devices of their experts: two ragged all-to-alls, of vectors and of tags.
+  """Vectors and weights to the experts: one ragged all-to-all and one all-gather.
 
   Returns:
-    x_RD, gate_RJ and expert_RJ; a row nobody fills has weight 0, the id L, nobody, and whatever
-    numbers lay there, NaN perhaps. So has dy_RD of `give_back`.
+    x_RD and weight_R, zero in rows that nobody fills.
   """
-  return _send_forward(x_TD, gate_TPJ, expert_TPJ, seats, shape, axis_name)[0]
+  return _send_forward(x_TD, gate_TK, order_A, seats, axis_name)[0]
 
 
-def _send_forward(x_TD, gate_TPJ, expert_TPJ, seats, shape, axis_name):
-  choices = expert_TPJ.shape[2]
-  bits_TPJ = lax.bitcast_convert_type(gate_TPJ, jnp.int32)
-  half = shape.tag_width // 2
-  tags_AW = (
-    jnp.concatenate([_padded(a.reshape(-1, choices), half) for a in (expert_TPJ, bits_TPJ)], axis=1)
-    .at[seats.row_A]
-    .get(mode=IN_BOUNDS)
-  )
-  tags_RW = _tags_exchanged(tags_AW, seats.taken_R.size, seats.there, axis_name)
-  taken_R1 = seats.taken_R[:, None]
-  expert_RJ = jnp.where(taken_R1, tags_RW[:, :choices], shape.experts_per_device)
-  gate_RJ = lax.bitcast_convert_type(tags_RW[:, half : half + choices], jnp.float32)
-  return (_sent(x_TD, seats, axis_name), jnp.where(taken_R1, gate_RJ, 0), expert_RJ), seats
+def _send_forward(x_TD, gate_TK, order_A, seats, axis_name):
+  weight_A = gate_TK.reshape(-1).at[order_A].get(mode=IN_BOUNDS)
+  weight_R = lax.all_gather(weight_A, axis_name, tiled=True).at[seats.weight_R].get(mode=IN_BOUNDS)
+  return (_sent(x_TD, seats, axis_name), _filled(weight_R, seats)), seats
 
 
-def _padded(a_NJ, width: int):
-  return jnp.pad(a_NJ, ((0, 0), (0, width - a_NJ.shape[1])))
-
-
-def _send_backward(shape, axis_name, seats, gradients):
-  dx_RD, dgate_RJ, _ = gradients
-  dx_TD = _summed(dx_RD, seats, axis_name).astype(dx_RD.dtype)
-  dgate_RW = _padded(dgate_RJ, shape.tag_width)
-  dgate_AW = _tags_exchanged(dgate_RW, seats.row_A.size, seats.back, axis_name)
-  dgate_TPW = dgate_AW.at[seats.place_TP].get(mode="fill", fill_value=0)
-  return dx_TD, dgate_TPW[:, :, : dgate_RJ.shape[1]], None, None
+def _send_backward(axis_name, seats, gradients):
+  dx_RD, dweight_R = gradients
+  dweight_GR = lax.all_gather(dweight_R, axis_name, tiled=True)
+  dgate_TK = dweight_GR.at[seats.dweight_TK].get(mode="fill", fill_value=0)
+  return _summed(dx_RD, seats, axis_name).astype(dx_RD.dtype), dgate_TK, None, None
 
 
 send.defvjp(_send_forward, _send_backward)
 
-
-# Every token's rows back from where they went: one ragged all-to-all.
+# Every token's rows back from where they went, summed: one ragged all-to-all.
 give_back = giving_back(_summed, _sent)

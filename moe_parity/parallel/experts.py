@@ -33,7 +33,6 @@ def expert_ffn(
   *,
   implementation: str | None = None,
   num_slots: int | None = None,
-  most_assignments: int | None = None,
 ) -> Float[Array, "T D"]:
   """y_t = sum_k gate_tk * down_e(silu(gate_e(x_t)) * up_e(x_t)), e = expert_tk. Nothing dropped.
 
@@ -49,8 +48,6 @@ def expert_ffn(
       so a program compiled for a platform it does not run on has to name it.
     num_slots: slots per expert of the slotted formulation, or rows computed at once, in all as
       many, of the ragged one. Only speed depends on it.
-    most_assignments: the caller's word that no more are somebody's; the ragged formulation then
-      computes as many at once and needs no loop for the rest.
   Returns:
     [T, D] in the dtype of x.
   Raises:
@@ -61,9 +58,8 @@ def expert_ffn(
   if num_slots is None:
     num_slots = slots_for(*expert_TK.shape, num_experts)
   if implementation == "ragged":
-    enough = most_assignments is not None and most_assignments < expert_TK.size
-    num_rows = most_assignments if enough else num_slots * num_experts
-    return ragged_ffn(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID, num_rows, enough=enough)
+    num_rows = num_slots * num_experts
+    return ragged_ffn(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID, num_rows)
   if implementation == "slotted":
     return slotted_ffn(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID, num_slots)
   raise UserError(

@@ -5,6 +5,7 @@ copies at place_TK[t], a number of at least N where it has fewer than K. Taking 
 them are each other's transposes.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -69,3 +70,38 @@ def _by_one_gather(y_ND, place_TK):
     there_T = (place_T < y_ND.shape[0]).reshape(-1, *[1] * (lanes.ndim - 1))
     total += jnp.where(there_T, lanes_T, 0).astype(jnp.float32)
   return total.reshape(place_TK.shape[0], y_ND.shape[1])
+
+
+@jax.custom_vjp
+def copies_of_rows(x_TD, source_N, place_TK):
+  """[N, D]: `rows_at(x_TD, source_N)`, whose gradient is a sum of rows. The gradient of a copy that
+  `place_TK` does not know counts for nothing, whatever it is."""
+  return rows_at(x_TD, source_N)
+
+
+def _copies_backward(place_TK, dy_ND):
+  return sum_of_rows(dy_ND, place_TK).astype(dy_ND.dtype), None, None
+
+
+copies_of_rows.defvjp(
+  lambda x_TD, source_N, place_TK: (rows_at(x_TD, source_N), place_TK), _copies_backward
+)
+
+
+@jax.custom_vjp
+def sum_of_copies(y_ND, source_N, place_TK):
+  """[T, D]: `sum_of_rows(y_ND, place_TK)`, whose gradient is copies of rows."""
+  return sum_of_rows(y_ND, place_TK)
+
+
+def _sum_backward(residuals, dy_TD):
+  source_N, like = residuals
+  return rows_at(dy_TD.astype(like.dtype), source_N), None, None
+
+
+sum_of_copies.defvjp(
+  lambda y_ND, source_N, place_TK: (
+    sum_of_rows(y_ND, place_TK), (source_N, jnp.zeros((), y_ND.dtype))
+  ),
+  _sum_backward,
+)  # fmt: skip

@@ -75,19 +75,9 @@ class Shape:
   @property
   def choices_per_row(self) -> int:
     """J: the fewest whose rows are within 2 % of the fewest possible."""
-    most = min(self.most_choices, LANES // 2)
+    most = self.most_choices
     fewest = self.rows_per_pair(most)
     return next(j for j in range(1, most + 1) if self.rows_per_pair(j) <= 1.02 * fewest)
-
-  @property
-  def tag_width(self) -> int:
-    """32-bit numbers that a row's ids and routing weights take in a ragged exchange."""
-    return 2 * 2 ** (self.choices_per_row - 1).bit_length()
-
-  @property
-  def rows_per_tag(self) -> int:
-    """Rows whose tags travel together, as one row of 128 numbers."""
-    return LANES // self.tag_width
 
   @property
   def rows_per_token(self) -> int:
@@ -203,8 +193,12 @@ def default_exchange(
 def lacks_ragged(device_kind: str, num_devices: int) -> bool:
   """Whether a TPU slice has no ragged all-to-all: v5e of more than 16 chips, where libtpu 0.0.50
   refuses it ("not supported in limited ICI routing settings"). It compiles for 4 x 4 of them, and
-  for v6e up to 16 x 16 and v5p at all sizes tried."""
-  return "v5 lite" in device_kind and num_devices > 16
+  for v6e up to 16 x 16 and v5p at all sizes tried.
+
+  Args:
+    device_kind: as JAX names it, or the generation's name.
+  """
+  return ("v5 lite" in device_kind or device_kind == "v5e") and num_devices > 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,32 +220,35 @@ class WireBytes:
 def wire_bytes(exchange: str, shape: Shape, *, d_model: int, itemsize: int) -> WireBytes:
   """What the collectives of one layer send, in buffers' bytes less what stays on the device.
 
-  With b bytes a number, a row carries D b of its vector and its tags there (ids and routing
-  weights, 8 J), D b back; its gradient D b there, D b and 4 J of tags back.
+  With b bytes a number, a padded exchange's row carries D b of its vector and its tags there (ids
+  and routing weights, 8 J), D b back; its gradient D b there, D b and 4 J of tags back. A ragged
+  exchange's row is an assignment; routing weights and their gradients go in all-gathers.
 
-      padded    forward (G-1) C (2 D b + 8 J)            backward (G-1) C (2 D b + 4 J)
-      ragged    forward n (2 D b + 4 W) + 8 (G-1) G      backward n (2 D b + 4 W)
-      gathered  forward (G-1) T (2 D b + 8 K)            backward (G-1) T (2 D b + 4 K)
+      padded    forward (G-1) C (2 D b + 8 J)               backward (G-1) C (2 D b + 4 J)
+      ragged    forward n 2 D b + 4 (G-1) (T K + G L)       backward n 2 D b + 4 (G-1) R
+      gathered  forward (G-1) T (2 D b + 8 K)               backward (G-1) T (2 D b + 4 K)
 
   C = `Shape.first_rows`, J = `Shape.choices_per_row`. n counts the rows there are, here those of a
-  fair draw, and W = `Shape.tag_width`, 2 J rounded up to a power of two: tags go in pieces of 512
-  bytes, of which the last for each device may be partly empty (not counted). A further round has
-  `Shape.replay_rows` in place of C, and its backward pass sends rows and tags there once more.
+  fair draw to devices full of experts, and R = G `Shape.first_choices`, for which a device has
+  room. A further round has `Shape.replay_rows` or `Shape.replay_choices` instead, and its backward
+  pass sends rows and what goes with them there once more (n is not known then, and not counted).
   """
   others, vector = shape.num_devices - 1, d_model * itemsize
   if exchange == "gathered":
     rows, choices = others * shape.num_tokens, shape.experts_per_token
     return WireBytes(rows * (2 * vector + 8 * choices), rows * (2 * vector + 4 * choices))
-  choices, ragged = shape.choices_per_row, exchange == "ragged"
-  tags, tags_back = (4 * shape.tag_width,) * 2 if ragged else (8 * choices, 4 * choices)
-  if ragged:
-    rows = others * shape.num_tokens * shape.rows_per_pair(choices)
-    again, counts = 0, 8 * others * shape.num_devices
-  else:
-    rows, again, counts = others * shape.first_rows, others * shape.replay_rows, 0
+  if exchange == "ragged":
+    here, sent = shape.experts_per_device, shape.num_tokens * shape.experts_per_token
+    rows = others * sent * here / shape.num_experts
+    return WireBytes(
+      round(rows * 2 * vector) + 4 * others * (sent + shape.num_devices * here),
+      round(rows * 2 * vector) + 4 * others * shape.num_devices * shape.first_choices,
+    )
+  tags, tags_back = 8 * shape.choices_per_row, 4 * shape.choices_per_row
+  rows, again = others * shape.first_rows, others * shape.replay_rows
   return WireBytes(
-    round(rows * (2 * vector + tags)) + counts,
-    round(rows * (2 * vector + tags_back)),
+    rows * (2 * vector + tags),
+    rows * (2 * vector + tags_back),
     again * (2 * vector + tags),
     again * (3 * vector + tags + tags_back),
   )

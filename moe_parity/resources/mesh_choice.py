@@ -6,11 +6,12 @@ memory counted. Compiled steps take longer, all of them. What is sent, with b th
 compute dtype, W_e and W the experts' and all other parameters, m micro-batches:
 
   fsdp     (f-1)/f x (W + W_e/e) x m x (2 b, weights collected forward and again backward, + 4,
-           their gradients scattered)
+           their gradients scattered); twice that where a device's D_m / f is no multiple of 128:
+           XLA:TPU then collects by adding up whole matrices, mostly zeros
   data     2 x 4 bytes of every gradient this device holds, summed over the copies: expert weights
            over `data`, others over `expert` too
-  expert   b D_m for each row that a fair draw sends (`exchange.Shape`), a layer, 4 times: there and
-           back, forward and backward, and once more where layers are computed again
+  expert   what the slice's exchange sends a layer (`exchange.wire_bytes`), and half of its forward
+           bytes once more where layers are computed again
 
 The first two go over two links of a ring. An all-to-all's rows travel on: along k chips in a ring
 the busiest link carries k/8 of what a device sends (`parallel/collectives.py` prices them so, where
@@ -25,7 +26,13 @@ import dataclasses
 from moe_parity.errors import UserError
 from moe_parity.resources.architecture import Architecture
 from moe_parity.resources.arm_plan import ArmPlan
-from moe_parity.resources.exchange import Shape
+from moe_parity.resources.exchange import (
+  LANES,
+  Shape,
+  default_exchange,
+  lacks_ragged,
+  wire_bytes,
+)
 from moe_parity.resources.memory import DTYPE_BYTES, LOGITS_AT_ONCE, Memory, device_memory
 from moe_parity.resources.mesh import MeshSizes, check_arms
 from moe_parity.resources.slices import Slice
@@ -51,7 +58,7 @@ def candidates(
   micro_batch_sequences: int = 0,
   dtype: str = "bfloat16",
   remat: str = "layer",
-  flash_attention: bool = False,
+  kernels: bool = False,
 ) -> list[Candidate]:
   """Meshes of all of a slice's devices for an arm, best first; those planned not to fit come last.
 
@@ -74,10 +81,11 @@ def candidates(
         continue
       memory = device_memory(
         plan.architecture, plan.seq_len, plan.batch_sequences, dataclasses.asdict(sizes),
-        dtype=dtype, remat=remat, micro_batches=micro, flash_attention=flash_attention,
+        dtype=dtype, remat=remat, micro_batches=micro, kernels=kernels,
         most_logits=LOGITS_AT_ONCE,
       )  # fmt: skip
-      weights, rows = wire_bytes(plan.architecture, sizes, tokens, DTYPE_BYTES[dtype], micro, again)
+      weights = weight_bytes(plan.architecture, sizes, DTYPE_BYTES[dtype], micro)
+      rows = row_bytes(plan.architecture, slice_, sizes.expert, tokens, DTYPE_BYTES[dtype], again)
       compute = plan.train_flops_per_token * tokens * (4 / 3 if again else 1)
       along = min(expert, max(slice_.grid))
       sent = weights / 2 + rows * max(along / 8, 0.5)
@@ -89,15 +97,11 @@ def candidates(
   return sorted(found, key=lambda c: (not c.fits, round(c.seconds, 3), c.memory.total))
 
 
-def wire_bytes(
-  architecture: Architecture, sizes: MeshSizes, tokens: int, item: int, micro: int, again: bool
-) -> tuple[float, float]:
-  """Bytes one device sends in a step (see the top of the file): of weights and their gradients, and
-  of rows to and from experts.
+def weight_bytes(architecture: Architecture, sizes: MeshSizes, item: int, micro: int) -> float:
+  """Bytes of weights and their gradients that one device sends in a step (see the top of the file).
 
   Args:
-    tokens: of one device and step. item: bytes of the compute dtype. again: whether layers are
-      computed a second time in the backward pass.
+    item: bytes of the compute dtype.
   """
   a = architecture
   experts = 3 * a.num_moe_layers * a.num_experts * a.d_model * a.d_expert
@@ -108,13 +112,31 @@ def wire_bytes(
   others += 2 * a.vocab_size * a.d_model
   here = experts / sizes.expert
   collected = _left(sizes.fsdp) * (others + here) * micro * (2 * item + 4)
+  if a.d_model % (sizes.fsdp * LANES):
+    collected *= 2
   copies = sizes.data * sizes.expert
-  summed = 8 * (_left(sizes.data) * here + _left(copies) * others) / sizes.fsdp
-  if sizes.expert == 1:
-    return collected + summed, 0.0
-  shape = Shape(tokens, a.experts_per_token, a.num_experts, sizes.expert)
-  rows = (sizes.expert - 1) * tokens * shape.rows_per_pair(shape.choices_per_row)
-  return collected + summed, (5 if again else 4) * a.num_moe_layers * rows * a.d_model * item
+  return collected + 8 * (_left(sizes.data) * here + _left(copies) * others) / sizes.fsdp
+
+
+def row_bytes(
+  architecture: Architecture, slice_: Slice, expert: int, tokens: int, item: int, again: bool
+) -> float:
+  """Bytes of rows to and from experts that one device sends in a step.
+
+  Args:
+    expert: devices on that axis. tokens: of one device and step. again: whether layers are computed
+      a second time in the backward pass.
+  """
+  if expert == 1:
+    return 0.0
+  a = architecture
+  name = default_exchange(
+    "tpu", num_experts=a.num_experts, experts_per_token=a.experts_per_token, num_devices=expert,
+    has_ragged=not lacks_ragged(slice_.generation.name, slice_.num_devices),
+  )  # fmt: skip
+  shape = Shape(tokens, a.experts_per_token, a.num_experts, expert)
+  sent = wire_bytes(name, shape, d_model=a.d_model, itemsize=item)
+  return a.num_moe_layers * (sent.forward * (1.5 if again else 1) + sent.backward)
 
 
 def _left(n: int) -> float:
