@@ -1,9 +1,10 @@
 """What an exchange of tokens between the devices that hold the experts sends, and which to take.
 
 T tokens a device, G devices on the expert axis, L = ceil(E / G) experts each: device g owns experts
-[g L, (g+1) L). A *row* is one token's vector on its way to one device, with up to J of its chosen
-experts there, their routing weights and ids. J is 1 where choices rarely meet on a device, at most
-min(K, L), where a token crosses the wire once per device whatever it chose there.
+[g L, (g+1) L). A padded exchange's *row* is one token's vector on its way to one device, with up to
+J of its chosen experts there, their routing weights and ids. J is 1 where choices rarely meet on a
+device, at most min(K, L), where a token crosses the wire once per device whatever it chose there. A
+ragged exchange's row is one assignment (`parallel/exchange_ragged.py` says why).
 """
 
 import dataclasses
