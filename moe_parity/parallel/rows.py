@@ -1,4 +1,4 @@
-"""What crosses the wire: chosen experts gathered into rows, rows ordered by the device they go to.
+"""What a padded exchange sends: chosen experts gathered into rows, by the device they go to.
 
 A row is a token's vector for one device with up to J of the experts it chose there; a token that
 chose more of that device sends another. A row never goes to a device without one of its experts.

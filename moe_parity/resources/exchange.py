@@ -178,7 +178,8 @@ def default_exchange(
   """The exchange to take when none is named.
 
   `gathered` where a fairly routed token goes to at least 1 / SLACK = 0.8 of the devices: padded
-  buffers then hold every token anyway, and a ragged exchange would save a fifth at most. Otherwise
+  buffers then hold every token anyway, and a ragged exchange, which sends a token once for each of
+  its choices, would save a fifth at most. Otherwise
   `ragged` on TPU and `padded` elsewhere: on CPU XLA has no ragged all-to-all, on GPU its fast
   kernel stops at 8 devices.
 
