@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 
 from moe_parity.errors import UserError
-from moe_parity.model import transformer
+from moe_parity.model import segment, transformer
 from moe_parity.model.attention import alibi_slopes
 from moe_parity.model.moe import balance_loss, route
 from moe_parity.model.options import ModelOptions
-from moe_parity.model.transformer import segments
+from moe_parity.model.segment import segments
 from tests import reference_transformer, small_model
 
 CASES = {
@@ -98,7 +98,7 @@ def test_recomputing_activations_and_looping_over_layers_change_no_gradient(monk
     return jax.tree.leaves(of(params))
 
   plain = gradient("none")
-  monkeypatch.setattr(transformer, "UNROLLED", 1)
+  monkeypatch.setattr(segment, "UNROLLED", 1)
   for policy in ("none", "dots", "layer"):
     for a, b in zip(plain, gradient(policy), strict=True):
       np.testing.assert_allclose(a, b, atol=1e-6)  # float32, another order of the same sums

@@ -10,8 +10,9 @@ from flax import nnx
 
 from moe_parity import config
 from moe_parity.errors import UserError
-from moe_parity.model.moe import MoE, SelectionBias
+from moe_parity.model.moe import SelectionBias
 from moe_parity.model.options import ModelOptions
+from moe_parity.model.segment import Segment
 from moe_parity.parallel import mesh as meshes
 from moe_parity.parallel.mesh import ACTIVATIONS, STORED, WEIGHTS, P, spec
 from moe_parity.resources.mesh import MeshSizes
@@ -61,25 +62,36 @@ def test_a_dense_arm_of_a_study_with_experts_trains_on_an_expert_axis():
 
 def test_loads_and_drops_on_a_mesh_are_those_of_all_devices():
   """With a capacity of 1 x mean, a device keeps the first ceil(T K / E) choices of an expert among
-  its own tokens."""
+  its own tokens, and no stream a share of its own. Attention adds nothing here, and a norm changes
+  no choice."""
   architecture = small_model.moe(d_model=24, num_experts=11, experts_per_token=3)
-  layer = MoE(architecture, ModelOptions(capacity_factor=1.0, exchange="padded"))
+  options = ModelOptions(capacity_factor=1.0, exchange="padded", streams=2)
   rng = np.random.default_rng(0)
-  graph, params, rest = nnx.split(layer, nnx.Param, SelectionBias)
+  graph, params, rest = nnx.split(
+    Segment(architecture, options, (True,), 1), nnx.Param, SelectionBias
+  )
   params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+  layer = params["layers"][0]
+  for norm in ("attention_norm", "feedforward_norm"):
+    layer[norm]["scale"] = layer[norm]["scale"].replace(np.ones((1, 24), np.float32))
+  out = layer["attention"]["out"]
+  layer["attention"]["out"] = out.replace(np.zeros_like(out[...]))
   x_TD = rng.normal(size=(8 * 10, 24)).astype(np.float32)
   mesh = meshes.make_mesh(MeshSizes(2, 1, 4))
 
   def on_mesh(params, x_TD):
     with meshes.use(mesh):
+      experts = params["layers"][0]["feedforward"]
       for name in ("experts_in", "experts_out"):  # one phantom, so that 4 devices have 3 each
-        weight = params[name][...]
-        one_more = [(0, 1)] + [(0, 0)] * (weight.ndim - 1)
-        params[name] = params[name].replace(jnp.pad(weight, one_more))
-      return nnx.merge(graph, params, rest)(x_TD)[1]
+        weight = experts[name][...]
+        one_more = [(0, 0), (0, 1)] + [(0, 0)] * (weight.ndim - 2)
+        experts[name] = experts[name].replace(jnp.pad(weight, one_more))
+      _, (stats,) = nnx.merge(graph, params, rest)(x_TD, batch=16)
+      return jax.tree.map(lambda of_layers: of_layers[0], stats)
 
+  router_DE = layer["feedforward"]["router"][...][0]
   stats = jax.jit(on_mesh, in_shardings=jax.NamedSharding(mesh, P()))(params, x_TD)
-  chosen_TK = np.argsort(-(x_TD @ params["router"][...]), axis=1)[:, :3]
+  chosen_TK = np.argsort(-(x_TD @ router_DE), axis=1)[:, :3]
   chosen_GA = chosen_TK.reshape(8, -1)
   counts_GE = np.stack([np.bincount(row, minlength=11) for row in chosen_GA])
   np.testing.assert_allclose(stats.load_E, counts_GE.sum(0) / chosen_GA.size, rtol=1e-6)

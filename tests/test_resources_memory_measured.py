@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from moe_parity.model.options import ModelOptions
-from moe_parity.model.transformer import LOGITS_AT_ONCE, Layer, abstract_model
+from moe_parity.model.segment import Layer
+from moe_parity.model.transformer import LOGITS_AT_ONCE, abstract_model
 from moe_parity.resources.architecture import Architecture
 from moe_parity.resources.memory import device_memory, kept_channels
 from moe_parity.training.optimizer import OptimizerOptions, make_optimizer

@@ -33,10 +33,10 @@ ARCHITECTURE = small_model.moe(
 MODEL = ModelOptions()
 OPTIMIZER = OptimizerOptions(0.01, 1e-5, num_steps=STEPS, warmup_steps=4)
 RUNS = {
-  "one device": (MeshSizes(), 1, "none"),
-  "data 2, fsdp 4": (MeshSizes(data=2, fsdp=4), 1, "none"),
-  "expert 8": (MeshSizes(expert=8), 1, "none"),
-  "all 2, micro-batches, remat": (MeshSizes(2, 2, 2), 2, "layer"),
+  "one device": (MeshSizes(), 1, ModelOptions()),
+  "data 2, fsdp 4": (MeshSizes(data=2, fsdp=4), 1, ModelOptions()),
+  "expert 8, two streams": (MeshSizes(expert=8), 1, ModelOptions(streams=2)),
+  "all 2, micro-batches, remat": (MeshSizes(2, 2, 2), 2, ModelOptions(remat="layer")),
 }
 on_meshes = pytest.mark.parametrize("name", [name for name in RUNS if name != "one device"])
 
@@ -50,8 +50,8 @@ def rows(number, mesh):
 def run(name):
   """(mesh, state, scalars of every step, the step). Balance loss, z-loss and bias step weigh enough
   for a mean over the wrong tokens to show."""
-  sizes, accumulation, remat = RUNS[name]
-  mesh, model = make_mesh(sizes), ModelOptions(remat=remat)
+  sizes, accumulation, model = RUNS[name]
+  mesh = make_mesh(sizes)
   state = init_state(ARCHITECTURE, model, OPTIMIZER, 3, mesh)
   options = StepOptions(0.5, 0.1, bias_update_rate=0.01, accumulation=accumulation)
   step = make_train_step(ARCHITECTURE, model, OPTIMIZER, options, mesh)
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_any_other(tmp_path):
       assert b.shape == place.shape and b.sharding == place.sharding
       inside = np.asarray(b)[tuple(map(slice, a.shape))]
       np.testing.assert_array_equal(a, inside)
-  other, *_, other_step = run("expert 8")
+  other, *_, other_step = run("expert 8, two streams")
   again = checkpoints.restore(stored(other), ledger.state())
   checkpoints.close()
   loaded = from_stored(again.state, abstract_state(ARCHITECTURE, MODEL, OPTIMIZER, other))

@@ -82,22 +82,24 @@ def count_choices(model: Transformer, inputs_BS, counted_BS) -> tuple[jax.Array,
   x_TD = meshes.constrain(x_TD.astype(model.options.dtype), "TD")
   rows, pairs = [], []
   for segment in model.segments:
-    graph, stacked = nnx.split(segment.layers)
-
-    def copy(x_TD, state, graph=graph):
-      found = []
-      for layer in nnx.merge(graph, state):
-        if isinstance(layer.feedforward, MoE):
-          found.append(_count_layer(layer, x_TD, counted_BS))
-        x_TD, _ = layer(x_TD, B)
-      return x_TD, found
-
-    x_TD, found = jax.lax.scan(copy, x_TD, stacked)
-    for kind, target in ((0, rows), (1, pairs)):
-      if found:  # [repeats] of each layer of the pattern -> [repeats * layers]
-        stack = jnp.stack([of_layer[kind] for of_layer in found], axis=1)
-        target.append(stack.reshape(-1, *stack.shape[2:]))
+    x_TD, found = segment.walk(_through, x_TD, B, counted_BS)
+    if found:  # [repeats, parts of the batch] of each layer of the pattern -> [repeats * layers]
+      row_RLPBE, pair_RLPEE = (
+        jnp.stack(of_layers, axis=1) for of_layers in zip(*found, strict=True)
+      )
+      rows.append(row_RLPBE.reshape(-1, B, row_RLPBE.shape[-1]))
+      pair_RLEE = pair_RLPEE.sum(2)
+      pairs.append(pair_RLEE.reshape(-1, *pair_RLEE.shape[2:]))
   return jnp.concatenate(rows), jnp.concatenate(pairs)
+
+
+def _through(layers, x_TD, batch, counted_BS):
+  found = []
+  for layer in layers:
+    if isinstance(layer.feedforward, MoE):
+      found.append(_count_layer(layer, x_TD, counted_BS))
+    x_TD, _ = layer(x_TD, batch)
+  return x_TD, found
 
 
 def _count_layer(layer, x_TD, counted_BS) -> tuple[jax.Array, jax.Array]:

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_parity.model.options import ModelOptions
-from moe_parity.model.weights import matrix, ready
+from moe_parity.model.weights import matrix
 from moe_parity.resources.architecture import Architecture
 
 
@@ -149,9 +149,9 @@ class Attention(nnx.Module):
     """x_TD holds `batch` sequences end to end. Flat, because XLA:CPU runs the weight gradients of
     [B, S, D] activations three times slower in bfloat16."""
     T, S = x_TD.shape[0], x_TD.shape[0] // batch
-    q = (x_TD @ ready(self.query, x_TD.dtype)).reshape(batch, S, self.num_heads, -1)
-    k = (x_TD @ ready(self.key, x_TD.dtype)).reshape(batch, S, self.num_kv_heads, -1)
-    v = (x_TD @ ready(self.value, x_TD.dtype)).reshape(batch, S, self.num_kv_heads, -1)
+    q = (x_TD @ self.query.astype(x_TD.dtype)).reshape(batch, S, self.num_heads, -1)
+    k = (x_TD @ self.key.astype(x_TD.dtype)).reshape(batch, S, self.num_kv_heads, -1)
+    v = (x_TD @ self.value.astype(x_TD.dtype)).reshape(batch, S, self.num_kv_heads, -1)
     if self.options.position == "rope":
       q, k = rotate(q), rotate(k)
     slopes = alibi_slopes(self.num_heads) if self.options.position == "alibi" else None
@@ -162,4 +162,4 @@ class Attention(nnx.Module):
     else:
       block = self.options.attention_block
       y = causal_attention(q, k, v, slopes, block if S % block == 0 else S, document_BS)
-    return y.reshape(T, -1) @ ready(self.out, x_TD.dtype)
+    return y.reshape(T, -1) @ self.out.astype(x_TD.dtype)

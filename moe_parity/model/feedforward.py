@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from moe_parity.model.weights import matrix, ready
+from moe_parity.model.weights import matrix
 
 
 class FeedForward(nnx.Module):
@@ -18,8 +18,8 @@ class FeedForward(nnx.Module):
 
   def __call__(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T D"]:
     dtype = x_TD.dtype
-    hidden_TF = _gated(x_TD @ ready(self.gate, dtype), x_TD @ ready(self.up, dtype))
-    return hidden_TF @ ready(self.down, dtype)
+    hidden_TF = _gated(x_TD @ self.gate.astype(dtype), x_TD @ self.up.astype(dtype))
+    return hidden_TF @ self.down.astype(dtype)
 
 
 @jax.custom_vjp

@@ -90,7 +90,8 @@ def route(
 
 
 class MoE(nnx.Module):
-  """The feed-forward part of an MoE layer."""
+  """The feed-forward part of an MoE layer. On a mesh it is called inside `jax.shard_map`: with a
+  device's tokens and its experts' whole weights; stats are then of these tokens."""
 
   def __init__(self, architecture: Architecture, options: ModelOptions):
     d, e, i = architecture.d_model, architecture.num_experts, architecture.d_expert
@@ -109,43 +110,14 @@ class MoE(nnx.Module):
 
   def __call__(self, x_TD: Float[Array, "T D"]) -> tuple[Float[Array, "T D"], RoutingStats]:
     dtype = x_TD.dtype
-    weights = (self.router[...], self.selection_bias[...],
-               self.experts_in.astype(dtype), self.experts_out.astype(dtype))  # fmt: skip
     shared_TD = None if self.shared is None else self.shared(x_TD)
-    if mesh.current() is not None:
-      return self.on_mesh(x_TD, shared_TD, *weights)
-    return self.routed_local(x_TD, shared_TD, *weights)
-
-  def on_mesh(self, x_TD, shared_TD, router_DE, bias_E, w_in_E2ID, w_down_EID):
-    """`routed_local` on every device's tokens. Expert weights are collected over `fsdp` (their
-    gradients scattered back), never over `expert`; what comes back is of the whole batch."""
-
-    def local(x_TD, shared_TD, router_DE, bias_E, w_in_L2ID, w_down_LID):
-      w_in_L2ID, w_down_LID = (
-        jax.lax.all_gather(w, "fsdp", axis=w.ndim - 1, tiled=True) for w in (w_in_L2ID, w_down_LID)
-      )
-      y_TD, stats = self.routed_local(x_TD, shared_TD, router_DE, bias_E, w_in_L2ID, w_down_LID)
-      return y_TD, jax.tree.map(lambda of_device: of_device[None], stats)
-
-    tokens = mesh.spec("TD", mesh.ACTIVATIONS)
-    w_in, w_down = mesh.spec("E2ID", mesh.WEIGHTS), mesh.spec("EID", mesh.WEIGHTS)
-    y_TD, stats = jax.shard_map(
-      local,
-      in_specs=(tokens, tokens, mesh.P(), mesh.P(), w_in, w_down),
-      out_specs=(tokens, mesh.P(mesh.AXES)),
-      check_vma=False,  # kernels do not say over which axes their results vary
-    )(x_TD, shared_TD, router_DE, bias_E, w_in_E2ID, w_down_EID)
-    # Devices hold equally many tokens, so the batch's averages are the averages of theirs.
-    return y_TD, jax.tree.map(lambda of_devices: jnp.mean(of_devices, axis=0), stats)
-
-  def routed_local(self, x_TD, shared_TD, router_DE, bias_E, w_in_L2ID, w_down_LID):
-    """The experts' sum for this device's tokens, and what the router did with them."""
-    logit_TE = router_logits(x_TD, router_DE)
+    logit_TE = router_logits(x_TD, self.router[...])
     expert_TK, gate_TK, probability_TE = route(
-      logit_TE, bias_E, self.experts_per_token, self.options.normalize_gates
+      logit_TE, self.selection_bias[...], self.experts_per_token, self.options.normalize_gates
     )
-    operands = x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, shared_TD
-    y_TD, num_dropped = self.experts_of(*operands, num_experts=router_DE.shape[1])
+    weights = self.experts_in.astype(dtype), self.experts_out.astype(dtype)
+    operands = x_TD, expert_TK, gate_TK, *weights, shared_TD
+    y_TD, num_dropped = self.experts_of(*operands, num_experts=logit_TE.shape[1])
     return y_TD, routing_stats(logit_TE, probability_TE, expert_TK, num_dropped)
 
   def experts_of(

@@ -45,6 +45,8 @@ class ModelOptions:
       for the platform's own (`parallel/dispatch.py`). All give the same numbers.
     capacity_factor: rows a pair of devices may exchange, times the mean; what is beyond is dropped
       and counted. 0 drops nothing.
+    streams: parts that a device's sequences go through MoE layers in, so that one is computed while
+      another's tokens travel; 0 is the platform's own number (`model/segment.py`).
     platform: what the program is compiled for ("cpu", "gpu", "tpu"); "" is what it runs on.
   """
 
@@ -57,6 +59,7 @@ class ModelOptions:
   embedding_std: float = 0.02
   exchange: str = ""
   capacity_factor: float | int = 0.0
+  streams: int = 0
   platform: str = ""
 
   def __post_init__(self):
@@ -69,6 +72,8 @@ class ModelOptions:
         f"model.capacity_factor={self.capacity_factor} is negative; use 0 (nothing is dropped) or"
         " more than 1"
       )
+    if self.streams < 0:
+      raise UserError(f"model.streams={self.streams} is negative; use 0, the platform's own number")
     if self.attention_block < 1:
       raise UserError(
         f"model.attention_block={self.attention_block} must be at least 1; 512 is a good choice"

@@ -15,8 +15,6 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jaxtyping import Array, Float, Int
 
-from moe_parity.parallel import mesh
-
 LANES = 128  # a sequence has to be a multiple of this
 BLOCKS = (1024, 512, 256, 128)
 
@@ -31,30 +29,22 @@ def splash_attention(
   block: int = 0,
   interpret: bool = False,
 ) -> Float[Array, "B S H Q"]:
-  """`attention.causal_attention` in one kernel a device; sequences are cut over the mesh.
+  """`attention.causal_attention` in one kernel, of the sequences at hand.
 
   Args:
     block: rows of q and of k at a time; 0 is the largest of BLOCKS that divides S.
     interpret: run the kernel's program step by step on any platform, for tests.
   """
-
-  def local(q_BSHQ, k_BSNQ, v_BSNQ, document_BS):
-    q_BSHQ = q_BSHQ * q_BSHQ.shape[-1] ** -0.5
-    if slope_H is not None:
-      q_BSHQ, k_BSNQ = with_alibi(q_BSHQ, k_BSNQ, slope_H)
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BSHQ, k_BSNQ, v_BSNQ))
-    size = block or next(size for size in BLOCKS if q.shape[2] % size == 0)
-    run = kernel(q.shape[1], q.shape[2], size, interpret)
-    if document_BS is None:
-      return jax.vmap(run)(q, k, v).transpose(0, 2, 1, 3)
-    segments = splash.SegmentIds(document_BS, document_BS)
-    return jax.vmap(run)(q, k, v, segments).transpose(0, 2, 1, 3)
-
-  operands = q_BSHQ, k_BSNQ, v_BSNQ, document_BS
-  if mesh.current() is None:
-    return local(*operands)
-  batch = mesh.spec("B", mesh.ACTIVATIONS)
-  return jax.shard_map(local, in_specs=batch, out_specs=batch, check_vma=False)(*operands)
+  q_BSHQ = q_BSHQ * q_BSHQ.shape[-1] ** -0.5
+  if slope_H is not None:
+    q_BSHQ, k_BSNQ = with_alibi(q_BSHQ, k_BSNQ, slope_H)
+  q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BSHQ, k_BSNQ, v_BSNQ))
+  size = block or next(size for size in BLOCKS if q.shape[2] % size == 0)
+  run = kernel(q.shape[1], q.shape[2], size, interpret)
+  if document_BS is None:
+    return jax.vmap(run)(q, k, v).transpose(0, 2, 1, 3)
+  segments = splash.SegmentIds(document_BS, document_BS)
+  return jax.vmap(run)(q, k, v, segments).transpose(0, 2, 1, 3)
 
 
 def with_alibi(q_BSHQ, k_BSNQ, slope_H: np.ndarray):

@@ -7,104 +7,19 @@ L/2.
 """
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from moe_parity.model.attention import Attention
-from moe_parity.model.feedforward import FeedForward
-from moe_parity.model.moe import MoE, RoutingStats
+from moe_parity.model.moe import RoutingStats
 from moe_parity.model.options import ModelOptions
+from moe_parity.model.segment import Segment, segments
 from moe_parity.model.weights import RMSNorm, matrix
 from moe_parity.parallel import mesh
 from moe_parity.resources.architecture import Architecture
 from moe_parity.resources.memory import LOGITS_AT_ONCE
-
-# Up to this many copies are written out on a CPU: a loop fills, writes and reads a stack of all its
-# backward pass needs, a tenth of a small model's step; four copies compile as fast as the loop.
-UNROLLED = 4
-
-
-def segments(is_moe: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
-  """Cuts a layer arrangement into (pattern, repeats): one repeated pattern if there is one of at
-  most four layers, else runs of equal layers."""
-  is_moe = tuple(is_moe)
-  for period in range(1, 5):
-    repeats, rest = divmod(len(is_moe), period)
-    if rest == 0 and repeats > 1 and is_moe == is_moe[:period] * repeats:
-      return [(is_moe[:period], repeats)]
-  runs: list[tuple[tuple[bool, ...], int]] = []
-  for kind in is_moe:
-    if runs and runs[-1][0] == (kind,):
-      runs[-1] = ((kind,), runs[-1][1] + 1)
-    else:
-      runs.append(((kind,), 1))
-  return runs
-
-
-class Layer(nnx.Module):
-  """Pre-norm attention, then pre-norm feed-forward: dense or experts."""
-
-  def __init__(self, architecture, options: ModelOptions, is_moe: bool):
-    d = architecture.d_model
-    self.attention_norm, self.feedforward_norm = RMSNorm(d), RMSNorm(d)
-    self.attention = Attention(architecture, options)
-    if is_moe:
-      self.feedforward = MoE(architecture, options)
-    else:
-      self.feedforward = FeedForward(d, architecture.d_ffn, architecture.num_layers)
-
-  def __call__(
-    self, x_TD, batch: int, document_BS: jax.Array | None = None
-  ) -> tuple[jax.Array, RoutingStats | None]:
-    x_TD = x_TD + self.attention(self.attention_norm(x_TD), batch, document_BS)
-    y = self.feedforward(self.feedforward_norm(x_TD))
-    y_TD, stats = y if isinstance(self.feedforward, MoE) else (y, None)
-    return mesh.constrain(x_TD + y_TD, "TD"), stats
-
-
-class Segment(nnx.Module):
-  """`repeats` copies of a pattern of layers; parameters stacked over the copies."""
-
-  def __init__(self, architecture, options, pattern: tuple[bool, ...], repeats: int):
-    self.pattern, self.options = pattern, options
-
-    @nnx.vmap(in_axes=None, out_axes=0, axis_size=repeats)
-    def stacked():
-      return nnx.List([Layer(architecture, options, is_moe) for is_moe in pattern])
-
-    self.layers = stacked()
-
-  def __call__(
-    self, x_TD, batch: int, document_BS: jax.Array | None = None
-  ) -> tuple[jax.Array, list[RoutingStats]]:
-    """The last result has one entry a MoE layer of the pattern, stacked over the repeats."""
-    graph, stacked = nnx.split(self.layers)
-
-    def copy(x_TD, state):
-      stats = []
-      for layer in nnx.merge(graph, state):
-        x_TD, layer_stats = layer(x_TD, batch, document_BS)
-        stats += [] if layer_stats is None else [layer_stats]
-      return x_TD, stats
-
-    repeats = jax.tree.leaves(stacked)[0].shape[0]
-    on_cpu = (self.options.platform or jax.default_backend()) == "cpu"
-    unroll = repeats if on_cpu and repeats <= UNROLLED else 1
-    return jax.lax.scan(rematerialize(copy, self.options.remat), x_TD, stacked, unroll=unroll)
-
-
-def rematerialize(function, policy: str):
-  """`jax.checkpoint` by the policy's name (see `ModelOptions.remat`)."""
-  if policy == "none":
-    return function
-  if policy == "dots":
-    saveable = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return jax.checkpoint(function, policy=saveable, prevent_cse=False)
-  return jax.checkpoint(function, prevent_cse=False)
 
 
 class Transformer(nnx.Module):

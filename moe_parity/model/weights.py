@@ -37,9 +37,35 @@ def matrix(*shape: int, axes: str, scale: float = 1.0, fan_in: int = 0) -> nnx.P
   return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes, std=std)
 
 
-def ready(weight: nnx.Param, dtype) -> jax.Array:
-  """A weight as it is computed with: in `dtype`, and whole on every device of a mesh."""
-  return mesh.gathered(weight[...].astype(dtype), weight.axes)
+def narrowed(weights: nnx.State, dtype: str) -> nnx.State:
+  """The matrices in `dtype`, as they are computed with; what is whole everywhere as it is."""
+  return _each(lambda array, axes: array.astype(dtype) if axes.strip("-") else array, weights)
+
+
+def specs(weights: nnx.State) -> nnx.State:
+  """Where each weight lies on the mesh: a device's part of it is what `jax.shard_map` gives."""
+  return _each(lambda _, axes: mesh.spec(axes, mesh.WEIGHTS), weights)
+
+
+def collected(weights: nnx.State) -> nnx.State:
+  """A device's parts of weights, inside `jax.shard_map`, collected over `fsdp`. Their gradients are
+  summed over it and scattered back."""
+
+  def of(array, axes):
+    cut = [axis for axis, letter in enumerate(axes) if mesh.WEIGHTS.get(letter) == "fsdp"]
+    return jax.lax.all_gather(array, "fsdp", axis=cut[0], tiled=True) if cut else array
+
+  return _each(of, weights)
+
+
+def _each(function: Callable, weights: nnx.State) -> nnx.State:
+  """`function(array, axes)` on every weight, "-" in axes for those of stacked layers."""
+
+  def of(weight: nnx.Variable):
+    value = weight.get_value()
+    return weight.replace(function(value, weight.axes.rjust(value.ndim, "-")))
+
+  return jax.tree.map(of, weights, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def draw(

@@ -1,0 +1,170 @@
+"""Layers of one kind: built stacked, scanned, each device taking its own sequences through.
+
+On a mesh a segment is one program a device (`jax.shard_map`): tokens stay where they are, weights
+are collected a layer at a time. Only the experts' exchange and the weights cross links.
+
+*Streams.* Where experts lie on several devices, a device's sequences go through every layer in two
+halves that need nothing of each other, so that XLA computes one half while the other's rows are on
+their way.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moe_parity.model.attention import Attention
+from moe_parity.model.feedforward import FeedForward
+from moe_parity.model.moe import MoE, RoutingStats
+from moe_parity.model.options import ModelOptions
+from moe_parity.model.weights import RMSNorm, collected, narrowed, specs
+from moe_parity.parallel import mesh
+from moe_parity.resources.mesh import AXES
+
+# Up to this many copies are written out on a CPU: a loop fills, writes and reads a stack of all its
+# backward pass needs, a tenth of a small model's step; four copies compile as fast as the loop.
+UNROLLED = 4
+
+
+def segments(is_moe: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
+  """Cuts a layer arrangement into (pattern, repeats): one repeated pattern if there is one of at
+  most four layers, else runs of equal layers."""
+  is_moe = tuple(is_moe)
+  for period in range(1, 5):
+    repeats, rest = divmod(len(is_moe), period)
+    if rest == 0 and repeats > 1 and is_moe == is_moe[:period] * repeats:
+      return [(is_moe[:period], repeats)]
+  runs: list[tuple[tuple[bool, ...], int]] = []
+  for kind in is_moe:
+    if runs and runs[-1][0] == (kind,):
+      runs[-1] = ((kind,), runs[-1][1] + 1)
+    else:
+      runs.append(((kind,), 1))
+  return runs
+
+
+class Layer(nnx.Module):
+  """Pre-norm attention, then pre-norm feed-forward: dense or experts."""
+
+  def __init__(self, architecture, options: ModelOptions, is_moe: bool):
+    d = architecture.d_model
+    self.attention_norm, self.feedforward_norm = RMSNorm(d), RMSNorm(d)
+    self.attention = Attention(architecture, options)
+    if is_moe:
+      self.feedforward = MoE(architecture, options)
+    else:
+      self.feedforward = FeedForward(d, architecture.d_ffn, architecture.num_layers)
+
+  def __call__(
+    self, x_TD, batch: int, document_BS: jax.Array | None = None
+  ) -> tuple[jax.Array, RoutingStats | None]:
+    x_TD = x_TD + self.attention(self.attention_norm(x_TD), batch, document_BS)
+    y = self.feedforward(self.feedforward_norm(x_TD))
+    y_TD, stats = y if isinstance(self.feedforward, MoE) else (y, None)
+    return x_TD + y_TD, stats
+
+
+class Segment(nnx.Module):
+  """`repeats` copies of a pattern of layers; parameters stacked over the copies."""
+
+  def __init__(self, architecture, options, pattern: tuple[bool, ...], repeats: int):
+    self.pattern, self.options = pattern, options
+
+    @nnx.vmap(in_axes=None, out_axes=0, axis_size=repeats)
+    def stacked():
+      return nnx.List([Layer(architecture, options, is_moe) for is_moe in pattern])
+
+    self.layers = stacked()
+
+  def __call__(
+    self, x_TD, batch: int, document_BS: jax.Array | None = None
+  ) -> tuple[jax.Array, list[RoutingStats]]:
+    """The last result has one entry a MoE layer of the pattern, stacked over the repeats."""
+
+    def through(layers, x_TD, batch, document_BS):
+      stats = []
+      for layer in layers:
+        x_TD, layer_stats = layer(x_TD, batch, document_BS)
+        stats += [] if layer_stats is None else [layer_stats]
+      return x_TD, stats
+
+    x_TD, stats = self.walk(through, x_TD, batch, document_BS)
+    # Parts hold equally many tokens, so the batch's averages are the averages of theirs.
+    return x_TD, jax.tree.map(lambda of_parts: jnp.mean(of_parts, axis=1), stats)
+
+  def walk(
+    self, through: Callable, x_TD: jax.Array, batch: int, beside: Any = None
+  ) -> tuple[jax.Array, Any]:
+    """Takes every part of the batch through the copies, one after another.
+
+    Matrices are collected over `fsdp` (never over `expert`) once a copy, and their gradients summed
+    over a device's streams before they are scattered back.
+
+    Args:
+      through: (layers of the pattern, x_TD, batch, beside) of one part of the batch -> its x_TD and
+        a pytree of arrays found on the way.
+      beside: arrays whose first axis is the batch's, or None.
+    Returns:
+      x_TD, and what was found, [repeats, parts, ...] in the order of the batch.
+    """
+    graph, stacked = nnx.split(self.layers)
+    on_mesh, streams = mesh.current() is not None, self.num_streams(batch)
+    batch //= streams * mesh.num_shards()
+    repeats = jax.tree.leaves(stacked)[0].shape[0]
+    on_cpu = (self.options.platform or jax.default_backend()) == "cpu"
+    unroll = repeats if on_cpu and repeats <= UNROLLED else 1
+
+    def run(x_TD, beside, stacked):
+      besides = _cut(beside, streams)
+
+      def copy(parts, weights):
+        layers = nnx.merge(graph, collected(weights) if on_mesh else weights)
+        done = [through(layers, x, batch, b) for x, b in zip(parts, besides, strict=True)]
+        found = jax.tree.map(lambda *of_parts: jnp.stack(of_parts), *(part[1] for part in done))
+        return [part[0] for part in done], found
+
+      copy = rematerialize(copy, self.options.remat)
+      parts, found = jax.lax.scan(copy, _cut(x_TD, streams), stacked, unroll=unroll)
+      return parts[0] if streams == 1 else jnp.concatenate(parts), found
+
+    if not on_mesh:
+      return run(x_TD, beside, stacked)
+    rows, matrices = mesh.P(AXES), narrowed(stacked, self.options.dtype)
+    return jax.shard_map(
+      run,
+      in_specs=(rows, rows, specs(matrices)),
+      out_specs=(rows, mesh.P(None, AXES)),
+      check_vma=False,  # kernels do not say over which axes their results vary
+    )(x_TD, beside, matrices)
+
+  def num_streams(self, batch: int) -> int:
+    """Parts that a device's sequences go through in (see above); 1 where the options do not say
+    and XLA overlaps nothing, where there is no exchange, and where they do not divide the
+    sequences. Also where capacity is bounded: an expert takes so many of a device's tokens, not of
+    a stream's."""
+    now, options = mesh.current(), self.options
+    if now is None or now.shape["expert"] == 1 or not any(self.pattern) or options.capacity_factor:
+      return 1
+    overlaps = (options.platform or jax.default_backend()) in ("gpu", "tpu")
+    streams = options.streams or (2 if overlaps else 1)
+    return streams if batch % (streams * now.size) == 0 else 1
+
+
+def _cut(tree: Any, parts: int) -> list[Any]:
+  """Equal stretches of all first axes, in order."""
+  return [
+    jax.tree.map(lambda a, i=i: a[i * a.shape[0] // parts : (i + 1) * a.shape[0] // parts], tree)
+    for i in range(parts)
+  ]
+
+
+def rematerialize(function, policy: str):
+  """`jax.checkpoint` by the policy's name (see `ModelOptions.remat`)."""
+  if policy == "none":
+    return function
+  if policy == "dots":
+    saveable = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint(function, policy=saveable, prevent_cse=False)
+  return jax.checkpoint(function, prevent_cse=False)

@@ -1,0 +1,98 @@
+"""A segment on a mesh: how the batch is cut for it, and that cutting changes no number."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from moe_parity.model.options import ModelOptions
+from moe_parity.model.segment import Segment
+from moe_parity.model.transformer import abstract_model
+from moe_parity.parallel import mesh as meshes
+from moe_parity.resources.mesh import MeshSizes
+from tests import small_model
+
+BATCH = 32
+ON_TPU = ModelOptions(platform="tpu")
+
+
+@pytest.mark.parametrize(
+  "options, pattern, sizes, batch, streams",
+  [
+    (ON_TPU, (True,), MeshSizes(1, 2, 4), 16, 2),
+    (ON_TPU, (False, True), MeshSizes(1, 2, 4), 32, 2),
+    (dataclasses.replace(ON_TPU, platform="gpu"), (True,), MeshSizes(1, 2, 4), 16, 2),
+    (dataclasses.replace(ON_TPU, platform="cpu"), (True,), MeshSizes(1, 2, 4), 16, 1),
+    (dataclasses.replace(ON_TPU, streams=1), (True,), MeshSizes(1, 2, 4), 16, 1),
+    (dataclasses.replace(ON_TPU, streams=4), (True,), MeshSizes(1, 2, 4), 32, 4),
+    (ON_TPU, (True,), MeshSizes(1, 2, 4), 24, 1),  # three sequences a device
+    (ON_TPU, (False,), MeshSizes(1, 2, 4), 16, 1),
+    (ON_TPU, (True,), MeshSizes(2, 4, 1), 16, 1),
+    (dataclasses.replace(ON_TPU, capacity_factor=1.25), (True,), MeshSizes(1, 2, 4), 16, 1),
+    (ON_TPU, (True,), None, 16, 1),
+  ],
+)
+def test_there_are_two_streams_where_an_exchange_can_be_overlapped(
+  options, pattern, sizes, batch, streams
+):
+  segment = nnx.eval_shape(lambda: Segment(small_model.moe(), options, pattern, 2))
+  with meshes.use(sizes and meshes.make_mesh(sizes)):
+    assert segment.num_streams(batch) == streams
+
+
+def test_every_device_takes_its_own_sequences_through_in_order():
+  """What stands beside a token (its document) goes with it, what is found keeps the order."""
+  segment = Segment(small_model.moe(num_experts=8), ModelOptions(streams=2), (True,), 3)
+  mesh = meshes.make_mesh(MeshSizes(1, 2, 4))
+  number_BS = np.arange(BATCH * 5).reshape(BATCH, 5)
+  x_TD = (number_BS.reshape(-1, 1) + np.zeros(12)).astype(np.float32)
+
+  def through(layers, x_TD, batch, number_BS):
+    assert batch == 2 and x_TD.shape == (10, 12) and number_BS.shape == (2, 5)
+    return x_TD + 1000, (x_TD[:, 0], number_BS)
+
+  def run(x_TD, number_BS):
+    with meshes.use(mesh):
+      return segment.walk(through, x_TD, BATCH, number_BS)
+
+  whole = jax.NamedSharding(mesh, meshes.P())
+  moved_TD, (seen, beside) = jax.jit(run, in_shardings=whole)(x_TD, number_BS)
+  np.testing.assert_array_equal(moved_TD, x_TD + 3000)
+  for repeat in range(3):
+    np.testing.assert_array_equal(seen[repeat].reshape(-1), x_TD[:, 0] + 1000 * repeat)
+    np.testing.assert_array_equal(beside[repeat].reshape(BATCH, 5), number_BS)
+  assert beside.shape[:2] == (3, 16)
+
+
+def test_streams_and_a_mesh_change_neither_states_nor_gradients_nor_statistics():
+  """Dense and MoE layers in one pattern, documents kept apart, products kept and the rest made
+  again. float32, sums of other lengths: 96 tokens a stream."""
+  architecture = small_model.moe(layout="interleave", num_layers=2, d_model=16, num_experts=6)
+  inputs = jnp.asarray(small_model.tokens(batch=BATCH, seq_len=6)[0])
+  document_BS = jnp.cumsum(inputs % 3 == 0, axis=1)
+  model = small_model.build(architecture, 1)
+  weights = nnx.split(model, nnx.Param, ...)[1:]
+
+  def run(mesh, **options):
+    graph, _, _ = abstract_model(architecture, ModelOptions(**options))
+
+    def of(params, rest):
+      def scored(params):
+        hidden_TD, stats = nnx.merge(graph, params, rest).hidden(inputs, document_BS)
+        balance = jnp.sum(stats.probability_E * jnp.arange(6.0)[None])
+        return jnp.mean(jnp.sin(hidden_TD)) + balance, (hidden_TD, stats)
+
+      with meshes.use(mesh):
+        return jax.grad(scored, has_aux=True)(params)
+
+    whole = mesh and jax.NamedSharding(mesh, meshes.P())
+    return jax.jit(of, in_shardings=whole)(*weights)
+
+  whole = run(None)
+  cut = run(meshes.make_mesh(MeshSizes(2, 2, 2)), streams=2, remat="dots")
+  for one, many in zip(*map(jax.tree.leaves, (whole, cut)), strict=True):
+    scale = float(jnp.abs(one).max())
+    np.testing.assert_allclose(many, one, atol=2e-5 * max(scale, 1e-3))
