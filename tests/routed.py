@@ -1,6 +1,7 @@
 """Routed experts at random: tokens, choices of every skew, weights; and the check by a loop."""
 
 import numpy as np
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from tests import reference
 
@@ -40,3 +41,11 @@ def assert_equals_reference(actual, arguments, error=FLOAT32_ERROR):
     scale = max(1.0, np.abs(b).max())
     np.testing.assert_allclose(np.asarray(a, np.float64) / scale, b / scale, atol=error,
                                err_msg=name)  # fmt: skip
+
+
+def tpu_mesh(num_data: int, num_devices: int = 1) -> AbstractMesh:
+  """Of a TPU slice's devices, to trace for and lower to."""
+  device = AbstractDevice(device_kind="TPU v5", num_cores=2, platform="tpu")
+  return AbstractMesh(
+    (num_data, num_devices), ("data", "expert"), (AxisType.Auto,) * 2, abstract_device=device
+  )

@@ -1,5 +1,6 @@
 """Routed experts on one device against a loop over tokens and choices in float64."""
 
+import contextlib
 import functools
 
 import hypothesis
@@ -13,7 +14,7 @@ from moe_parity.errors import UserError
 from moe_parity.parallel import overflow
 from moe_parity.parallel.experts import expert_ffn, expert_loads, implementation_for, slots_for
 from moe_parity.parallel.grouping import group_by_expert
-from tests.routed import D_EXPERT, ROUTINGS, D, assert_equals_reference, draw
+from tests.routed import D_EXPERT, ROUTINGS, D, assert_equals_reference, draw, tpu_mesh
 
 T, E, K = 40, 24, 3
 TIGHT = 3  # slots per expert, where the mean load is 5
@@ -153,41 +154,23 @@ def test_fair_routing_overflows_few_experts_and_few_slots_are_padding():
   assert slots_for(19, 6, 6) >= 19  # K = E: everyone gets every token
 
 
-def test_tpu_takes_one_grouped_product_and_nobody_else_the_masked_dense_one():
+@pytest.mark.parametrize(("platform", "num_kernels"), [("tpu", 3), ("cuda", 0), ("cpu", 0)])
+def test_only_a_tpu_takes_the_kernels(platform, num_kernels):
+  """One for values, one for gradients of rows and one for those of weights."""
   shapes = [
     jax.ShapeDtypeStruct(s, dtype)
     for s, dtype in [((T, D), "float32"), ((T, K), "int32"), ((T, K), "float32"),
                      ((E, 2, D_EXPERT, D), "float32"), ((E, D_EXPERT, D), "float32")]
   ]  # fmt: skip
-  for platform, grouped in (("tpu", True), ("cuda", False), ("cpu", False)):
-    ffn = functools.partial(expert_ffn, implementation=implementation_for(platform))
-    text = jax.jit(ffn).trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
-    assert ("ragged_dot" in text) == grouped
 
+  def total(x, expert, gate, w_in, w_down):
+    how = implementation_for(platform)
+    return expert_ffn(x, expert, gate, w_in, w_down, implementation=how).sum()
 
-def test_what_a_grouped_kernel_leaves_in_rows_of_nobody_reaches_no_result(monkeypatch):
-  exact = jax.lax.ragged_dot
-
-  def spoil(a, counts):
-    return jnp.where((jnp.arange(a.shape[0]) < counts.sum())[:, None], a, jnp.nan)
-
-  @jax.custom_vjp
-  def careless(lhs, rhs, counts):
-    return spoil(exact(lhs, rhs, counts), counts)
-
-  def forward(lhs, rhs, counts):
-    return careless(lhs, rhs, counts), (lhs, rhs, counts)
-
-  def backward(residuals, gradient):
-    lhs, rhs, counts = residuals
-    dlhs, drhs = jax.vjp(lambda a, b: exact(a, b, counts), lhs, rhs)[1](gradient)
-    masked_by_multiplying = 0 * (lhs.sum() + gradient.sum())
-    return spoil(dlhs, counts), drhs + masked_by_multiplying, None
-
-  careless.defvjp(forward, backward)
-  monkeypatch.setattr(jax.lax, "ragged_dot", careless)
-  arguments = draw(np.random.default_rng(13), "half to nobody", T, E, K)
-  assert_equals_reference(value_and_gradients.__wrapped__("ragged", None)(*arguments), arguments)
+  with jax.sharding.use_abstract_mesh(tpu_mesh(1)) if num_kernels else contextlib.nullcontext():
+    traced = jax.jit(jax.value_and_grad(total, argnums=(0, 3))).trace(*shapes)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+  assert text.count("tpu_custom_call") == num_kernels
 
 
 def test_an_unknown_implementation_is_refused_with_the_known_ones():

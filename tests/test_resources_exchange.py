@@ -72,8 +72,8 @@ def test_wire_bytes_of_the_ragged_exchange_are_within_five_percent_of_a_row_for_
   shape = Shape(8192, 6, 80, 16)
   sent = wire_bytes("ragged", shape, d_model=2048, itemsize=2)
   rows = 15 / 16 * 8192 * 6
-  assert rows < sent.forward / (2 * 2048 * 2) < 1.01 * rows
-  assert rows < sent.backward / (2 * 2048 * 2) < 1.01 * rows
+  assert rows < sent.forward / (2 * 2048 * 2) < 1.02 * rows
+  assert rows < sent.backward / (2 * 2048 * 2) < 1.02 * rows
 
 
 def test_gathered_is_taken_where_most_tokens_go_to_most_devices():

@@ -3,18 +3,19 @@
 A row is one assignment. A device sorts its own by expert, which is by device too, and every device
 knows how many each has for each expert: one all-gather of E counts. So a sender knows where its
 rows for an expert belong among all rows of that expert, and writes them there: G * L slices a
-device. What arrives lies by expert and goes into the grouped product as it is; so does what comes
-back. A receiver numbers what it is to get by expert, then by source; a round takes a window of
-these numbers.
+device. What arrives lies by expert, each expert's from a whole tile on, and goes into the grouped
+product as it is; so does what comes back. A receiver numbers what it is to get by expert, then by
+source; a round takes a window of these numbers.
 
 A token that chose several experts of one device is sent there as often. To send it once costs more
 than it saves: merged rows have to be gathered and summed once more on the experts' side. For K 6,
 E 80 and 16 devices that took about 80 ms of the 7B's step on v5p and saved 13 of links
 (compiler-estimated; LOG.md).
 
-Buffers are `lax.empty`: filling them with zeros cost more than the exchange (5.3 ms for 98,304 rows
+Buffers are not filled: filling them with zeros cost more than the exchange (5.3 ms for 98,304 rows
 of 2,048 on v5p, compiler-estimated). Rows travel as pieces of 128 numbers, the layout that gathers
-leave them in. Routing weights go in all-gathers: narrow rows would be padded to 512 bytes.
+leave them in and the product takes. Routing weights go in all-gathers: narrow rows would be padded
+to 512 bytes.
 """
 
 import functools
@@ -23,16 +24,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from moe_parity.parallel.experts import expert_ffn, implementation_for, slots_for
 from moe_parity.parallel.gathers import as_lanes, barrier, rows_at, sum_of_rows
-from moe_parity.parallel.grouping import IN_BOUNDS, Groups, group_by_expert
-from moe_parity.parallel.ragged_all_to_all import ragged_all_to_all
-from moe_parity.parallel.ragged_ffn import grouped_ffn, whole_windows
+from moe_parity.parallel.grouping import IN_BOUNDS, Groups, group_by_expert, moved
+from moe_parity.parallel.ragged_all_to_all import ragged_all_to_all, uninitialized
 from moe_parity.parallel.rounds import in_rounds
 from moe_parity.parallel.rows import giving_back
-from moe_parity.resources.exchange import Shape
+from moe_parity.parallel.tiles import expert_of_rows, first_rows
+from moe_parity.resources.exchange import Shape, room_for
 
 
 class Slices(NamedTuple):
@@ -49,7 +50,7 @@ class Seats(NamedTuple):
 
   token_A: whose vector lies in each place.
   place_TK: where each assignment lies among them; A if it is not in this round.
-  count_L: rows received for each expert; they fill the buffer from its beginning.
+  count_L: rows received for each expert; where they lie in the buffer, `grouped_ffn` says.
   weight_R: where each received row's weight lies in those of all devices, [G * A].
   dweight_TK: where the gradient of each assignment's weight lies in those of all devices, [G * R].
   there, back: what goes where on the way there and on the way back.
@@ -91,6 +92,7 @@ def ragged(
   first_size, more_size = (
     n * shape.num_devices for n in (shape.first_choices, shape.replay_choices)
   )
+  fair = -(-expert_TK.size * num_experts // shape.num_experts)  # for a device full of experts
 
   def one_round(start, size, num_slots, operands, beside_TD, routing):
     x_TD, gate_TK, *weights = operands
@@ -99,14 +101,18 @@ def ragged(
     if beside_TD is not None:  # known before the rows are used: XLA then computes it meanwhile
       x_RD, beside_TD = barrier((x_RD, beside_TD))
     if implementation == "ragged":
-      y_RD = grouped_ffn(x_RD, weight_R, *weights, seats.count_L)
+      from moe_parity.parallel.grouped_ffn import grouped_ffn  # a quarter second, for TPUs only
+
+      y_RD = grouped_ffn(x_RD, weight_R, *weights, seats.count_L, min(fair, size))
     else:
-      row_R = jnp.arange(weight_R.size, dtype=jnp.int32)
-      expert_R = (jnp.cumsum(seats.count_L)[None, :] <= row_R[:, None]).sum(1, dtype=jnp.int32)
+      expert_R = expert_of_rows(seats.count_L, weight_R.size)
+      known_R1 = (expert_R < shape.experts_per_device)[:, None]
       y_RD = expert_ffn(
-        x_RD, expert_R[:, None], weight_R[:, None], *weights,
+        jnp.where(known_R1, x_RD.reshape(weight_R.size, -1), 0),
+        expert_R[:, None], weight_R[:, None], *weights,
         implementation=implementation, num_slots=num_slots,
       )  # fmt: skip
+      y_RD = jnp.where(known_R1, y_RD, 0).reshape(x_RD.shape)  # for the gradient, which is known so
     y_TD = give_back(y_RD, seats, axis_name)
     return y_TD if beside_TD is None else y_TD + beside_TD.astype(jnp.float32)
 
@@ -129,7 +135,7 @@ def ragged(
 def _seat(groups: Groups, counts_GE, start, size: int, shape: Shape, shape_TK, axis_name) -> Seats:
   """The round of the assignments numbered start ... start + size - 1 of every receiver."""
   G, L, me = shape.num_devices, shape.experts_per_device, lax.axis_index(axis_name)
-  num, num_received = groups.order_A.size, whole_windows(size)
+  num, num_received = groups.order_A.size, room_for(size, L)
   # By receiver, its expert, source: a segment's rows, its first one's number, how many of its rows
   # went before this round, how many go in it, and where to in the receiver's buffer.
   rows_GLG = counts_GE.reshape(G, G, L).transpose(1, 2, 0)
@@ -138,7 +144,7 @@ def _seat(groups: Groups, counts_GE, start, size: int, shape: Shape, shape_TK, a
   )
   before_GLG = jnp.clip(start - number_GLG, 0, rows_GLG)
   size_GLG = jnp.clip(start + size - number_GLG, 0, rows_GLG) - before_GLG
-  write_at_GLG = jnp.clip(number_GLG + before_GLG - start, 0, size)
+  write_at_GLG = jnp.cumsum(size_GLG, axis=2) - size_GLG + first_rows(size_GLG.sum(2))[:, :, None]
   # The same segments where they come from: by source, then by expert.
   first_GE = jnp.cumsum(counts_GE, axis=1) - counts_GE
   from_GLG = first_GE.reshape(G, G, L).transpose(1, 2, 0) + before_GLG
@@ -150,11 +156,11 @@ def _seat(groups: Groups, counts_GE, start, size: int, shape: Shape, shape_TK, a
     return a_GLG[:, :, me].reshape(-1)
 
   device_G = jnp.arange(G, dtype=jnp.int32)
-  weight_R, _ = _moved(
+  weight_R, _ = moved(
     jnp.arange(num_received, dtype=jnp.int32),
     to_me(write_at_GLG), to_me(size_GLG), to_me(from_GLG + num * device_G[None, None, :]),
   )  # fmt: skip
-  dweight_A, inside_A = _moved(
+  dweight_A, inside_A = moved(
     groups.place_A, of_mine(from_GLG), of_mine(size_GLG),
     of_mine(write_at_GLG + num_received * device_G[:, None, None]),
   )  # fmt: skip
@@ -171,38 +177,20 @@ def _seat(groups: Groups, counts_GE, start, size: int, shape: Shape, shape_TK, a
   )
 
 
-def _moved(
-  place_N: Int[Array, " N"], from_S: Int[Array, " S"], size_S: Int[Array, " S"], to_S
-) -> tuple[Int[Array, " N"], Bool[Array, " N"]]:
-  """Where places go when stretches of them move, and whether each is in one; 0 if it is not."""
-  offset_NS = place_N[:, None] - from_S[None, :]
-  inside_NS = (offset_NS >= 0) & (offset_NS < size_S[None, :])
-  return jnp.where(inside_NS, to_S[None, :] + offset_NS, 0).sum(1), inside_NS.any(1)
-
-
-def _exchanged(a_ND, num_rows: int, slices: Slices, axis_name: str):
-  lanes = as_lanes(a_ND)
-  # Tied to what is sent, or XLA makes one buffer outside the loop over layers and copies it there.
-  empty, lanes = barrier((lax.empty((num_rows, *lanes.shape[1:]), a_ND.dtype), lanes))
-  return ragged_all_to_all(lanes, empty, *slices, axis_name).reshape(num_rows, a_ND.shape[1])
+def _exchanged(lanes, num_rows: int, slices: Slices, axis_name: str):
+  empty = uninitialized((num_rows, *lanes.shape[1:]), lanes.dtype, after=slices.send_size_S)
+  return ragged_all_to_all(lanes, empty, *slices, axis_name)
 
 
 def _sent(a_TD, seats: Seats, axis_name: str):
-  """Tokens' vectors to the experts; zeros in rows that nobody fills, where anything may lie."""
-  packed_AD = rows_at(a_TD, seats.token_A)
-  return _filled(_exchanged(packed_AD, seats.weight_R.size, seats.there, axis_name), seats)
+  """Tokens' vectors to the experts, as lanes; anything may lie in rows that nobody fills."""
+  packed = as_lanes(rows_at(a_TD, seats.token_A))
+  return _exchanged(packed, seats.weight_R.size, seats.there, axis_name)
 
 
-def _filled(a_R, seats: Seats):
-  """Zero in rows that nobody fills."""
-  filled_R = jnp.arange(a_R.shape[0], dtype=jnp.int32) < seats.count_L.sum()
-  return jnp.where(filled_R.reshape(-1, *[1] * (a_R.ndim - 1)), a_R, 0)
-
-
-def _summed(a_RD, seats: Seats, axis_name: str):
-  return sum_of_rows(
-    _exchanged(a_RD, seats.token_A.size, seats.back, axis_name), seats.place_TK
-  )  # fmt: skip
+def _summed(lanes, seats: Seats, axis_name: str):
+  back = _exchanged(lanes, seats.token_A.size, seats.back, axis_name)
+  return sum_of_rows(back.reshape(back.shape[0], -1), seats.place_TK)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -216,7 +204,7 @@ def send(
   """Vectors and weights to the experts: one ragged all-to-all and one all-gather.
 
   Returns:
-    x_RD and weight_R, zero in rows that nobody fills.
+    x_RD as lanes, and weight_R.
   """
   return _send_forward(x_TD, gate_TK, order_A, seats, axis_name)[0]
 
@@ -224,7 +212,7 @@ def send(
 def _send_forward(x_TD, gate_TK, order_A, seats, axis_name):
   weight_A = gate_TK.reshape(-1).at[order_A].get(mode=IN_BOUNDS)
   weight_R = lax.all_gather(weight_A, axis_name, tiled=True).at[seats.weight_R].get(mode=IN_BOUNDS)
-  return (_sent(x_TD, seats, axis_name), _filled(weight_R, seats)), seats
+  return (_sent(x_TD, seats, axis_name), weight_R), seats
 
 
 def _send_backward(axis_name, seats, gradients):

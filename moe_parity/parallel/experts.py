@@ -7,7 +7,6 @@ from jaxtyping import Array, Float, Int
 
 from moe_parity.errors import UserError
 from moe_parity.parallel.grouping import expert_loads
-from moe_parity.parallel.ragged_ffn import ragged_ffn
 from moe_parity.parallel.slotted_ffn import slotted_ffn
 
 __all__ = ["expert_ffn", "expert_loads", "implementation_for"]
@@ -18,8 +17,8 @@ IMPLEMENTATIONS = ("slotted", "ragged")
 def implementation_for(platform: str) -> str:
   """The default formulation of a platform ("cpu", "gpu", "tpu").
 
-  `ragged` where `lax.ragged_dot` is a grouped kernel (TPU). `slotted` elsewhere: batched products
-  that every platform runs well.
+  `ragged` on TPUs, for which its kernels are written. `slotted` elsewhere: batched products that
+  every platform runs well.
   """
   return "ragged" if platform == "tpu" else "slotted"
 
@@ -58,6 +57,8 @@ def expert_ffn(
   if num_slots is None:
     num_slots = slots_for(*expert_TK.shape, num_experts)
   if implementation == "ragged":
+    from moe_parity.parallel.ragged_ffn import ragged_ffn  # a quarter second, for TPUs only
+
     num_rows = num_slots * num_experts
     return ragged_ffn(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID, num_rows)
   if implementation == "slotted":

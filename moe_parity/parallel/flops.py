@@ -37,7 +37,7 @@ def instruction_flops(module: hlo.Module, instruction: hlo.Instruction, shapes) 
     total += sum(
       instruction_flops(module, inner, inner_shapes)
       for inner in module.computations[name]
-      if inner.opcode in ("convolution", "dot", "fusion")
+      if inner.opcode in ("convolution", "dot", "fusion", "custom-call")
     )
   return total
 

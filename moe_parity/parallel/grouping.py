@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 INT32_MAX = 2**31 - 1
 LARGEST_COUNT = 2**26  # numbers that counting keeps at once; beyond, a sort it is
@@ -103,3 +103,12 @@ def expert_loads(expert_TK: Int[Array, "T K"], num_experts: int) -> Int[Array, "
   """Assignments of each expert, counted; their sum is T * K less those of nobody."""
   one = jnp.ones(expert_TK.size, jnp.int32)
   return jnp.zeros(num_experts, jnp.int32).at[expert_TK.reshape(-1)].add(one, mode="drop")
+
+
+def moved(
+  place_N: Int[Array, " N"], from_S: Int[Array, " S"], size_S: Int[Array, " S"], to_S
+) -> tuple[Int[Array, " N"], Bool[Array, " N"]]:
+  """Where places go when stretches of them move, and whether each is in one; 0 if it is not."""
+  offset_NS = place_N[:, None] - from_S[None, :]
+  inside_NS = (offset_NS >= 0) & (offset_NS < size_S[None, :])
+  return jnp.where(inside_NS, to_S[None, :] + offset_NS, 0).sum(1), inside_NS.any(1)

@@ -82,12 +82,12 @@ def giving_back(summed, sent):
   """`give_back(y_RD, seats, axis_name)` of an exchange: what came of the rows to their tokens.
 
   Args:
-    summed: rows [R, D] back over the wire, those of a token summed in float32, [T, D].
-    sent: its transpose: a token's vector [T, D] to every device where it has rows, [R, D].
+    summed: rows [R, D] or as lanes back over the wire, a token's summed in float32, [T, D].
+    sent: its transpose: a token's vector [T, D] to every device where it has rows, like those.
   """
 
   @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-  def give_back(y_RD: Float[Array, "R D"], seats, axis_name: str) -> Float[Array, "T D"]:
+  def give_back(y_RD: Float[Array, " R *D"], seats, axis_name: str) -> Float[Array, "T D"]:
     return summed(y_RD, seats, axis_name)
 
   def forward(y_RD, seats, axis_name):

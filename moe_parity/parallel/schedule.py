@@ -4,8 +4,8 @@ Instructions run in the order of the module's text; loop bodies as often as thei
 What one takes is known on one of four grounds, and every table says which:
 
   compiler    the cycles XLA:TPU noted for a fusion, copy or reduction, over the clock
-  kernel      a Pallas kernel: its FLOPs over the peak or its bytes over the HBM's, the slower; of a
-              grouped product the FLOPs of every row its buffer has room for, filled or not
+  kernel      a Pallas kernel: its FLOPs over the peak or its bytes over the HBM's, the slower; of
+              experts' products those of a fair draw's rows (`grouped_ffn.py`), as of exchanges
   bytes       no note: the HBM bytes it touches over the HBM's bytes/s. A lower bound; sorts,
               gathers and what runs on a SparseCore are of this sort (there over the share of the
               HBM's rate that the compiler notes, 0.8)
@@ -208,12 +208,12 @@ def _priced(module, instruction, shapes, place: Place, times: int) -> Op | None:
   else:
     touched = _hbm_bytes(module, instruction, shapes)
   cycles = int(config.get("window_config", {}).get("estimated_cycles", 0))
-  estimate = config.get("custom_call_config", {}).get("cost_estimate")
+  estimate = _kernel_estimate(module, instruction)
   if found is not None:
     basis, seconds = "collective", found.seconds
   elif cycles > 0:
     basis, seconds = "compiler", cycles / generation.cycles_per_second
-  elif instruction.opcode == "custom-call" and flops:
+  elif estimate is not None or (instruction.opcode == "custom-call" and flops):
     touched = int((estimate or {}).get("bytes_accessed", touched))
     basis = "kernel"
     seconds = max(flops / generation.flops_per_device, touched / generation.bandwidth_per_device)
@@ -224,6 +224,17 @@ def _priced(module, instruction, shapes, place: Place, times: int) -> Op | None:
     instruction.name, instruction.opcode, instruction.shape, instruction.op_name, times, seconds,
     seconds, basis, flops, touched, False, found,
   )  # fmt: skip
+
+
+def _kernel_estimate(module: hlo.Module, instruction: hlo.Instruction) -> dict | None:
+  """What a Pallas kernel notes of itself; XLA may have fused it with where its results go."""
+  inside = [inner for _, inner in hlo.inside(module, instruction)]
+  for call in (instruction, *inside):
+    if call.opcode == "custom-call":
+      config = hlo.backend_config(call).get("custom_call_config", {})
+      if "cost_estimate" in config:
+        return config["cost_estimate"]
+  return None
 
 
 def _collective(module, instruction, shapes, place: Place) -> Collective | None:

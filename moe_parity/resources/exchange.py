@@ -22,6 +22,7 @@ REPLAY_SHARE = 4
 # whoever prices it on paper leaves them out.
 REPLAYS = "replays"
 
+TILE = 256  # rows of one expert that a TPU's kernels compute at a time
 LANES = 128  # a TPU keeps and sends rows in pieces of so many 32-bit numbers, however narrow
 
 
@@ -129,6 +130,14 @@ class Shape:
     return 16 * math.ceil(self.first_rows / (16 * REPLAY_SHARE))
 
 
+def room_for(num_rows: int, num_experts: int) -> int:
+  """Rows of a buffer that holds `num_rows` sorted by expert, however they are spread: each expert's
+  begin at a whole tile, and it has one at least. An even number of tiles, for a chip's two cores.
+  """
+  num_tiles = num_rows // TILE + num_experts
+  return (num_tiles + num_tiles % 2) * TILE
+
+
 def check_exchange(
   exchange: str,
   platform: str,
@@ -231,9 +240,10 @@ def wire_bytes(exchange: str, shape: Shape, *, d_model: int, itemsize: int) -> W
       gathered  forward (G-1) T (2 D b + 8 K)               backward (G-1) T (2 D b + 4 K)
 
   C = `Shape.first_rows`, J = `Shape.choices_per_row`. n counts the rows there are, here those of a
-  fair draw to devices full of experts, and R = G `Shape.first_choices`, for which a device has
-  room. A further round has `Shape.replay_rows` or `Shape.replay_choices` instead, and its backward
-  pass sends rows and what goes with them there once more (n is not known then, and not counted).
+  fair draw to devices full of experts, and R the rows of a buffer for G `Shape.first_choices`
+  (`room_for`). A further round has `Shape.replay_rows` or `Shape.replay_choices` instead, and its
+  backward pass sends rows and what goes with them there once more (n is not known then, and not
+  counted).
   """
   others, vector = shape.num_devices - 1, d_model * itemsize
   if exchange == "gathered":
@@ -242,9 +252,10 @@ def wire_bytes(exchange: str, shape: Shape, *, d_model: int, itemsize: int) -> W
   if exchange == "ragged":
     here, sent = shape.experts_per_device, shape.num_tokens * shape.experts_per_token
     rows = others * sent * here / shape.num_experts
+    room = room_for(shape.num_devices * shape.first_choices, here)
     return WireBytes(
       round(rows * 2 * vector) + 4 * others * (sent + shape.num_devices * here),
-      round(rows * 2 * vector) + 4 * others * shape.num_devices * shape.first_choices,
+      round(rows * 2 * vector) + 4 * others * room,
     )
   tags, tags_back = 8 * shape.choices_per_row, 4 * shape.choices_per_row
   rows, again = others * shape.first_rows, others * shape.replay_rows

@@ -30,7 +30,7 @@ from typing import Any
 
 from moe_parity.errors import UserError
 from moe_parity.resources.architecture import Architecture
-from moe_parity.resources.exchange import SLACK
+from moe_parity.resources.exchange import SLACK, room_for
 
 AXES = ("data", "fsdp", "expert")
 REMAT = ("none", "dots", "layer")
@@ -112,8 +112,10 @@ def device_memory(
   exchanged = 0
   if sizes["expert"] > 1:
     exchanged = 2 * item * architecture.experts_per_token * tokens * architecture.d_model
-  spread = sizes["expert"] > 1
-  rows = (SLACK if spread else 1) * architecture.experts_per_token if kernels else 0
+  rows: int | float = 0
+  if kernels and architecture.is_moe:
+    chosen = round((SLACK if sizes["expert"] > 1 else 1) * architecture.experts_per_token * tokens)
+    rows = room_for(chosen, -(-architecture.num_experts // sizes["expert"])) / tokens
   kept, working = _kept(architecture, remat, 0 if kernels else seq_len, 4 // item, rows)
   layers = [_layer_params(architecture, is_moe, sizes) for is_moe in architecture.moe_layers]
   copied = remat == "none" and (item < 4 or sizes["fsdp"] > 1)
