@@ -38,8 +38,8 @@ def test_activations_of_each_policy_are_those_counted_by_hand():
   assert kept_channels(DENSE, False, "dots", 16) == 6 + 12 + 8 + 6 + 20 + 6
   # Norms 2 * 2 * 6, q and mixed values 24, k and v 8, 3 heads over 16 keys, three times 10.
   assert kept_channels(DENSE, False, "none", 16) == 24 + 24 + 8 + 48 + 30
-  # In a kernel no scores, and 3 heads of q and one of k are 128 wide instead of 4.
-  assert kept_channels(DENSE, False, "none", 0) == 24 + 24 + 8 + 4 * 124 + 30
+  # In a kernel no scores, but a norm for each of 3 heads, twice as wide as bfloat16.
+  assert kept_channels(DENSE, False, "none", 0, wide=2) == 24 + 24 + 8 + 3 * 2 + 30
   # One MoE token: 8 + 8 + 16 + 8, two experts of 2*12 + 8, the shared one 2*24 + 8.
   assert kept_channels(MOE, True, "dots", 16) == 40 + 2 * 32 + 56
   # Norms 32, attention 32 and 2 * 16 scores, router 2 * 5, two experts of 2 * 12, shared 3 * 24.

@@ -155,10 +155,10 @@ class Attention(nnx.Module):
     if self.options.position == "rope":
       q, k = rotate(q), rotate(k)
     slopes = alibi_slopes(self.num_heads) if self.options.position == "alibi" else None
-    if self.options.uses_splash(S, jax.default_backend()):
-      from moe_parity.model.splash import splash_attention  # a quarter second, for TPUs only
+    if self.options.uses_kernel(S, jax.default_backend()):
+      from moe_parity.model.flash import flash_attention  # a quarter second, for TPUs only
 
-      y = splash_attention(q, k, v, slopes, document_BS)
+      y = flash_attention(q, k, v, slopes, document_BS)
     else:
       block = self.options.attention_block
       y = causal_attention(q, k, v, slopes, block if S % block == 0 else S, document_BS)

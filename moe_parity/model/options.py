@@ -9,7 +9,8 @@ POSITIONS = ("alibi", "rope", "none")
 REMAT_POLICIES = ("none", "dots", "layer")
 DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("", "blocks")
-SPLASH_MULTIPLE = 128  # positions; what the kernel needs a sequence to be a multiple of
+KERNEL_MULTIPLE = 128  # positions; what the kernel needs a sequence to be a multiple of
+KERNEL_LONGEST = 16_384  # positions whose keys and queries of a head fit on the chip
 
 
 def one_of(field: str, value: str, choices: tuple[str, ...]) -> str:
@@ -36,7 +37,8 @@ class ModelOptions:
       results of matrix products; "layer" keeps only what enters a layer.
     dtype: arithmetic of the matrix products. Router, softmax, norms and loss are float32 always.
     attention: "" takes the platform's: on a TPU a kernel that never stores scores, for sequences
-      that are a multiple of 128; elsewhere, and with "blocks", plain products of query blocks.
+      of up to 16,384 positions that are a multiple of 128; elsewhere, and with "blocks", plain
+      products of query blocks.
     attention_block: queries computed at a time, each block against the keys up to its end: with n
       blocks a causal mask costs (n+1)/2n of the full product. A sequence it does not divide is one
       block. Blocks are unrolled, so many of them cost compile time.
@@ -79,11 +81,12 @@ class ModelOptions:
         f"model.attention_block={self.attention_block} must be at least 1; 512 is a good choice"
       )
 
-  def uses_splash(self, seq_len: int, default_platform: str) -> bool:
+  def uses_kernel(self, seq_len: int, default_platform: str) -> bool:
     """Whether attention is the TPU kernel.
 
     Args:
       default_platform: what the program is compiled for where `platform` does not say.
     """
     on_tpu = (self.platform or default_platform) == "tpu"
-    return on_tpu and self.attention == "" and seq_len % SPLASH_MULTIPLE == 0
+    fits = seq_len % KERNEL_MULTIPLE == 0 and seq_len <= KERNEL_LONGEST
+    return on_tpu and self.attention == "" and fits

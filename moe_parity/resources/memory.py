@@ -80,8 +80,7 @@ def device_memory(
     dtype: of the arithmetic. remat: as of the model's options.
     micro_batches: pieces the batch is cut into, one after another.
     kernels: whether attention and experts go through a TPU's kernels. Then scores are never stored
-      (otherwise their softmax is, S a head), q and k are padded to whole 128s with room for ALiBi's
-      columns, and rows that were sorted for the experts are kept.
+      (otherwise their softmax is, S a head), and rows that were sorted for the experts are kept.
     most_logits: logits that exist at a time on a device; 0 is all of a micro-batch.
   Raises:
     UserError: an unknown axis, policy or dtype; a batch or an expert count the mesh cannot cut.
@@ -194,10 +193,8 @@ def kept_channels(
     kept += chosen * (2 * a.d_expert + a.d_model)
     return kept + (2 * a.d_shared + a.d_model if a.d_shared else 0)
   kept = 4 * a.d_model + 2 * heads + keys
-  if scores:
-    kept += a.num_heads * scores
-  else:
-    kept += (a.num_heads + a.num_kv_heads) * (-(-(a.d_head + 4) // 128) * 128 - a.d_head)
+  # A kernel keeps a float32 a query, its norm, in place of scores.
+  kept += a.num_heads * (scores or wide)
   if not is_moe:
     return kept + 3 * a.d_ffn
   kept += wide * 2 * a.num_experts

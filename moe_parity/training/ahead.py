@@ -134,7 +134,7 @@ def _planned(config, plan: ArmPlan, sizes: MeshSizes) -> dict[str, int]:
     dtype=config.model.dtype,
     remat=config.model.remat,
     micro_batches=plan.batch_sequences // micro,
-    kernels=model_options(config).uses_splash(plan.seq_len, "tpu"),
+    kernels=model_options(config).uses_kernel(plan.seq_len, "tpu"),
     most_logits=LOGITS_AT_ONCE,
   ).to_dict()
 

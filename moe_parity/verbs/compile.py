@@ -124,7 +124,7 @@ def choose_meshes(args, config, arm, slice_) -> list:
     micro_batch_sequences=config.train.micro_batch_sequences,
     dtype=config.model.dtype,
     remat=config.model.remat,
-    kernels=model_options(config).uses_splash(arm.seq_len, "tpu"),
+    kernels=model_options(config).uses_kernel(arm.seq_len, "tpu"),
   )
   return ordered if args.search is not None else [ordered[0].sizes]
 
