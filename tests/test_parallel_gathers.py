@@ -22,4 +22,4 @@ def test_places_are_summed_in_float32_and_no_other_row_is_read(platform, width, 
   assert (place >= N).any() and np.isnan(y).any()
   actual = gathers.sum_of_rows(jnp.asarray(y), jnp.asarray(place))
   assert actual.dtype == jnp.float32
-  np.testing.assert_allclose(actual, expected, rtol=1e-6)
+  np.testing.assert_allclose(actual, expected, atol=1e-6)  # three terms of at most 4
