@@ -7,11 +7,13 @@ import pytest
 from flax import nnx
 
 from moe_parity.errors import UserError
-from moe_parity.model import segment, transformer
+from moe_parity.model import nats, segment
 from moe_parity.model.attention import alibi_slopes
 from moe_parity.model.moe import balance_loss, route
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.segment import segments
+from moe_parity.parallel import mesh as meshes
+from moe_parity.resources.mesh import MeshSizes
 from tests import reference_transformer, small_model
 
 CASES = {
@@ -107,19 +109,35 @@ def test_recomputing_activations_and_looping_over_layers_change_no_gradient(monk
 def test_a_long_vocabulary_in_chunks_gives_the_same_loss_and_gradient(monkeypatch):
   architecture = small_model.dense()
   model = small_model.build(architecture)
-  targets = jnp.asarray(small_model.tokens()[1])
+  graph, params, rest = nnx.split(model, nnx.Param, ...)
+  targets = jnp.asarray(small_model.tokens()[1]).reshape(-1)
   rng = np.random.default_rng(1)
-  hidden = rng.normal(size=(targets.size, architecture.d_model)).astype(np.float32)
+  weight = jnp.asarray(rng.random(targets.size), jnp.float32)
+  hidden = jnp.asarray(rng.normal(size=(targets.size, architecture.d_model)), jnp.float32)
 
-  def of(hidden):
-    nats = jax.jit(jax.value_and_grad(lambda h: model.token_nats(h, targets.reshape(-1)).sum()))
-    return nats(hidden)
+  def of(hidden, mesh=None):
+    def summed(params, hidden):
+      model = nnx.merge(graph, params, rest)
+      return 3 * model.summed_nats(hidden, targets, weight)
+
+    def gradient(params, hidden):
+      with meshes.use(mesh):
+        return jax.value_and_grad(summed, argnums=(0, 1))(params, hidden)
+
+    whole = mesh and jax.NamedSharding(mesh, meshes.P())
+    return jax.jit(gradient, in_shardings=whole)(params, hidden)
 
   whole, whole_gradient = of(hidden)
-  monkeypatch.setattr(transformer, "LOGITS_AT_ONCE", 5 * small_model.VOCAB)
-  chunked, chunked_gradient = of(hidden)
-  np.testing.assert_allclose(whole, chunked, rtol=1e-6)
-  np.testing.assert_allclose(whole_gradient, chunked_gradient, atol=1e-6)
+  each = model.token_nats(hidden, targets)
+  np.testing.assert_allclose(3 * np.sum(each * weight), whole, rtol=1e-6)
+  monkeypatch.setattr(nats, "LOGITS_AT_ONCE", 5 * small_model.VOCAB)
+  np.testing.assert_allclose(model.token_nats(hidden, targets), each, rtol=1e-6)
+  monkeypatch.setattr(nats, "LOGITS_AT_ONCE", small_model.VOCAB)  # 3 tokens a device in chunks too
+  for mesh in (None, meshes.make_mesh(MeshSizes(2, 2, 2))):
+    chunked, chunked_gradient = of(hidden, mesh)
+    np.testing.assert_allclose(whole, chunked, rtol=1e-6)
+    for a, b in zip(*map(jax.tree.leaves, (whole_gradient, chunked_gradient)), strict=True):
+      np.testing.assert_allclose(a, b, atol=3e-6)
 
 
 def test_bfloat16_stays_near_float32():

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from moe_parity.model import nats
 from moe_parity.model.moe import RoutingStats
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.segment import Segment, segments
 from moe_parity.model.weights import RMSNorm, matrix
 from moe_parity.parallel import mesh
 from moe_parity.resources.architecture import Architecture
-from moe_parity.resources.memory import LOGITS_AT_ONCE
 
 
 class Transformer(nnx.Module):
@@ -68,39 +68,37 @@ class Transformer(nnx.Module):
   def token_nats(
     self, hidden_TD: Float[Array, "T D"], targets_T: Int[Array, " T"]
   ) -> Float[Array, " T"]:
-    """-ln p(target), float32. At most LOGITS_AT_ONCE logits exist at a time on a device, made again
-    in the backward pass, so that a vocabulary of 65,536 does not decide the memory of a step.
+    """-ln p(target), float32, to score text by (`model/nats.py`)."""
+    return self._of_devices(nats.token_nats, hidden_TD, targets_T)
 
-    The head is collected over `fsdp` once and its gradient scattered once, however many pieces.
-    """
-    head = self.head[...].astype(hidden_TD.dtype)
+  def summed_nats(
+    self,
+    hidden_TD: Float[Array, "T D"],
+    targets_T: Int[Array, " T"],
+    weight_T: Float[Array, " T"],
+  ) -> Float[Array, ""]:
+    """sum of weight * -ln p(target), float32, to train by. Weights get no gradient."""
+
+    def summed(*operands):
+      return nats.summed_nats(*operands)[None]
+
+    return jnp.sum(self._of_devices(summed, hidden_TD, targets_T, weight_T))
+
+  def _of_devices(self, function, *of_tokens):
+    """function(arrays of tokens, head) -> [...], on every device for its own tokens. The head is
+    collected over `fsdp` once and its gradient scattered once."""
+    head_DV = self.head[...].astype(of_tokens[0].dtype)
     if mesh.current() is None:
-      return _nats_in_chunks(hidden_TD, targets_T, head)
+      return function(*of_tokens, head_DV)
 
-    def local(hidden_TD, targets_T, head_DV):
-      head_DV = jax.lax.all_gather(head_DV, "fsdp", axis=0, tiled=True)
-      return _nats_in_chunks(hidden_TD, targets_T, head_DV)
+    def local(*operands):
+      *of_tokens, head_DV = operands
+      return function(*of_tokens, jax.lax.all_gather(head_DV, "fsdp", axis=0, tiled=True))
 
     tokens, weights = (mesh.spec("T", mesh.ACTIVATIONS), mesh.spec(self.head.axes, mesh.WEIGHTS))
     return jax.shard_map(
-      local, in_specs=(tokens, tokens, weights), out_specs=tokens, check_vma=False
-    )(hidden_TD, targets_T, head)
-
-
-def _nats_in_chunks(hidden_TD, targets_T, head_DV):
-  T, V = hidden_TD.shape[0], head_DV.shape[1]
-  divisors = (n for n in range(1, T + 1) if T % n == 0)
-  num_chunks = next(n for n in divisors if T // n * V <= LOGITS_AT_ONCE or n == T)
-  if num_chunks == 1:
-    return _nats(hidden_TD, targets_T, head_DV)
-  chunks = (x.reshape(num_chunks, -1, *x.shape[1:]) for x in (hidden_TD, targets_T))
-  return jax.lax.map(jax.checkpoint(lambda chunk: _nats(*chunk, head_DV)), tuple(chunks)).reshape(T)
-
-
-def _nats(hidden_TD, targets_T, head_DV):
-  logit_TV = jnp.matmul(hidden_TD, head_DV, preferred_element_type=jnp.float32)
-  chosen_T = jnp.take_along_axis(logit_TV, targets_T[:, None], axis=-1)[:, 0]
-  return jax.nn.logsumexp(logit_TV, axis=-1) - chosen_T
+      local, in_specs=(*[tokens] * len(of_tokens), weights), out_specs=tokens, check_vma=False
+    )(*of_tokens, head_DV)
 
 
 @functools.cache

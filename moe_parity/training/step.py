@@ -59,12 +59,12 @@ def objective(
   """
   documents = options.documents
   hidden_TD, stats = model.hidden(inputs_BS, documents and documents.number(inputs_BS))
-  nats_T = model.token_nats(hidden_TD, targets_BS.reshape(-1))
+  targets_T = targets_BS.reshape(-1)
   if documents is None:
-    cross_entropy = jnp.mean(nats_T)
+    scored_T, num_scored = jnp.ones(targets_T.shape, jnp.float32), targets_T.size
   else:
-    scored_T = documents.scored(targets_BS).reshape(-1)
-    cross_entropy = jnp.sum(jnp.where(scored_T, nats_T, 0.0)) / num_scored
+    scored_T = documents.scored(targets_BS).reshape(-1).astype(jnp.float32)
+  cross_entropy = model.summed_nats(hidden_TD, targets_T, scored_T) / num_scored
   total = cross_entropy
   if stats is not None:
     load = stats.load_E if load_LE is None else load_LE
