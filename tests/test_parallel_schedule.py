@@ -1,6 +1,7 @@
 """Costs of a hand-written module (`small.hlo`, in XLA:TPU's notation), against sums on paper. In it
 two by two devices talk, a loop runs five times, and a kernel's program has lines and brackets."""
 
+import json
 import pathlib
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from moe_parity.parallel import collectives, hlo, schedule
 from moe_parity.parallel.collectives import Place
-from moe_parity.parallel.flops import attention_flops, convolution_flops
+from moe_parity.parallel.flops import convolution_flops
 from moe_parity.resources.slices import named
 
 MODULE = (pathlib.Path(__file__).parent / "small.hlo").read_text()
@@ -177,20 +178,35 @@ def test_a_batch_dimension_written_as_a_window_counts_its_diagonal():
   assert convolution_flops(product, shapes) == 2 * 16 * 64 * 32 * 48
 
 
-def test_attention_kernels_cost_the_causal_half_of_their_products():
-  shapes = {
-    "m": "s32[2,7]{1,0}",
-    "q": "bf16[3,8,128,256]{3,2,1,0}",
-    "k": "bf16[3,2,128,256]{3,2,1,0}",
-    "v": "bf16[3,2,128,64]{3,2,1,0}",
-  }
-  pairs = 3 * 8 * 128 * 128 / 2
-  for name, widths in {"fwd": 256 + 64, "dkv": 2 * (256 + 64), "dq": 2 * 256 + 64}.items():
-    kernel = hlo.Instruction(
-      "c", "bf16[1]{0}", "custom-call", ("m", "q", "k", "v"), "",
-      f', metadata={{op_name="jit(f)/splash_mha_{name}_residuals/pallas_call"}}',
-    )  # fmt: skip
-    assert attention_flops(kernel, shapes) == 2 * pairs * widths
+KERNEL = """HloModule kernel
+
+%called (stack: bf16[9,64,128], at: s32[]) -> bf16[9,64,128] {{
+  %stack = bf16[9,64,128]{{2,1,0}} parameter(0)
+  %at = s32[] parameter(1)
+  %y = bf16[64,128]{{1,0}} custom-call(), custom_call_target="tpu_custom_call", {config}
+  ROOT %put = bf16[9,64,128]{{2,1,0}} dynamic-update-slice(%stack, %y, %at, %at, %at)
+}}
+
+ENTRY %main (stack.1: bf16[9,64,128], at.1: s32[]) -> bf16[9,64,128] {{
+  %stack.1 = bf16[9,64,128]{{2,1,0}} parameter(0)
+  %at.1 = s32[] parameter(1)
+  ROOT %fused = bf16[9,64,128]{{2,1,0}} fusion(%stack.1, %at.1), kind=kCustom, calls=%called
+}}
+"""
+
+
+@pytest.mark.parametrize(
+  ("flops", "num_bytes", "seconds"), [(459e12, 2765e6, 1.0), (459e9, 2765e9, 1.0), (0, 0, 0.0)]
+)
+def test_a_kernel_costs_what_it_notes_also_where_its_result_goes_straight_into_a_stack(
+  flops, num_bytes, seconds
+):
+  note = {"flops": str(int(flops)), "bytes_accessed": str(int(num_bytes)), "transcendentals": "0"}
+  config = json.dumps({"custom_call_config": {"cost_estimate": note}})
+  module = hlo.parse(KERNEL.format(config=f"backend_config={config}"))
+  (op,) = schedule.walk(module, PLACE).ops
+  assert op.basis == "kernel" and op.flops == flops
+  assert op.seconds == pytest.approx(seconds)
 
 
 def test_arrays_on_the_chip_touch_no_hbm():

@@ -11,9 +11,6 @@ import numpy as np
 
 from moe_parity.parallel import hlo
 
-# Products of a query-key pair: with q and k (scores, and gradients of q and k), and with v.
-ATTENTION_KERNELS = {"splash_mha_fwd": (1, 1), "splash_mha_dkv": (2, 2), "splash_mha_dq": (2, 1)}
-
 
 def instruction_flops(module: hlo.Module, instruction: hlo.Instruction, shapes) -> float:
   """FLOPs of one execution of an instruction and of what it calls.
@@ -26,9 +23,7 @@ def instruction_flops(module: hlo.Module, instruction: hlo.Instruction, shapes) 
   if instruction.opcode == "dot":
     return dot_flops(instruction, shapes)
   if instruction.opcode == "custom-call":
-    config = hlo.backend_config(instruction).get("custom_call_config", {})
-    noted = float(config.get("cost_estimate", {}).get("flops", 0))
-    return noted or attention_flops(instruction, shapes)
+    return float((kernel_note(module, instruction) or {}).get("flops", 0))
   if instruction.opcode != "fusion":
     return 0.0
   total = 0.0
@@ -42,16 +37,16 @@ def instruction_flops(module: hlo.Module, instruction: hlo.Instruction, shapes) 
   return total
 
 
-def attention_flops(instruction: hlo.Instruction, shapes) -> float:
-  """Of a splash attention kernel, which notes none: half of all pairs of positions, causally, times
-  the widths of q and k and of v in the products a kernel makes; 0 for other kernels."""
-  for name, (of_qk, of_v) in ATTENTION_KERNELS.items():
-    if name in instruction.op_name:
-      operands = [leaf for x in instruction.operands for leaf in hlo.leaves(shapes.get(x, ""))]
-      q, _, v = [leaf.dims for leaf in operands if len(leaf.dims) == 4][:3]
-      batch, heads, positions, width = q
-      return float(batch * heads * positions**2 * (of_qk * width + of_v * v[-1]))
-  return 0.0
+def kernel_note(module: hlo.Module, instruction: hlo.Instruction) -> dict | None:
+  """What a Pallas kernel notes of its FLOPs and bytes; XLA may have fused the kernel with where its
+  results go. None for what is no kernel."""
+  inside = [inner for _, inner in hlo.inside(module, instruction)]
+  for call in (instruction, *inside):
+    if call.opcode == "custom-call":
+      config = hlo.backend_config(call).get("custom_call_config", {})
+      if "cost_estimate" in config:
+        return config["cost_estimate"]
+  return None
 
 
 def dot_flops(instruction: hlo.Instruction, shapes) -> float:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from moe_parity.parallel import collectives, hlo
 from moe_parity.parallel.collectives import Collective, Place
-from moe_parity.parallel.flops import instruction_flops
+from moe_parity.parallel.flops import instruction_flops, kernel_note
 
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all",
         "partition-id", "replica-id", "opt-barrier")  # fmt: skip
@@ -208,13 +208,13 @@ def _priced(module, instruction, shapes, place: Place, times: int) -> Op | None:
   else:
     touched = _hbm_bytes(module, instruction, shapes)
   cycles = int(config.get("window_config", {}).get("estimated_cycles", 0))
-  estimate = _kernel_estimate(module, instruction)
+  note = kernel_note(module, instruction)
   if found is not None:
     basis, seconds = "collective", found.seconds
   elif cycles > 0:
     basis, seconds = "compiler", cycles / generation.cycles_per_second
-  elif estimate is not None or (instruction.opcode == "custom-call" and flops):
-    touched = int((estimate or {}).get("bytes_accessed", touched))
+  elif note is not None:
+    touched = int(note.get("bytes_accessed", touched))
     basis = "kernel"
     seconds = max(flops / generation.flops_per_device, touched / generation.bandwidth_per_device)
   else:
@@ -224,17 +224,6 @@ def _priced(module, instruction, shapes, place: Place, times: int) -> Op | None:
     instruction.name, instruction.opcode, instruction.shape, instruction.op_name, times, seconds,
     seconds, basis, flops, touched, False, found,
   )  # fmt: skip
-
-
-def _kernel_estimate(module: hlo.Module, instruction: hlo.Instruction) -> dict | None:
-  """What a Pallas kernel notes of itself; XLA may have fused it with where its results go."""
-  inside = [inner for _, inner in hlo.inside(module, instruction)]
-  for call in (instruction, *inside):
-    if call.opcode == "custom-call":
-      config = hlo.backend_config(call).get("custom_call_config", {})
-      if "cost_estimate" in config:
-        return config["cost_estimate"]
-  return None
 
 
 def _collective(module, instruction, shapes, place: Place) -> Collective | None:
