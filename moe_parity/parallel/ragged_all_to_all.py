@@ -34,7 +34,7 @@ def ragged_all_to_all(
 
 
 def uninitialized(shape: tuple[int, ...], dtype, after: Array) -> Array:
-  """Memory to receive into, whatever lies there, taken once `after` is known.
+  """Memory to write into, whatever lies there, taken once `after` is known.
 
   On a TPU it is a kernel's result that the kernel does not write. `lax.empty` depends on nothing,
   so JAX takes it out of a loop over layers, and every layer copies what nobody has written (0.9 of

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moe_parity.parallel.ragged_all_to_all import uninitialized
+from moe_parity.parallel.varying import equally_varying
 from moe_parity.resources.exchange import REPLAYS
 
 
@@ -19,6 +21,24 @@ def as_often_as_needed(num_steps, step: Callable, start):
   """`lax.fori_loop` over a number of steps that is 0 where routing is balanced."""
   with jax.named_scope(REPLAYS):
     return lax.fori_loop(0, num_steps, step, start)
+
+
+def sum_of_rounds(num_rounds, one: Callable, like):
+  """Sum over i < num_rounds of one(i), float32, in arrays of the shapes of `like`; 0 of none.
+
+  The sum begins as memory that nobody has filled: a loop that is entered with what the first round
+  made could not run before it, nor anything move past it; one entered with zeros has to write them.
+  """
+  known = jnp.reshape(num_rounds, (1,))
+  start = jax.tree.map(
+    lambda a: equally_varying(uninitialized(a.shape, jnp.float32, after=known), a)[0], like
+  )
+
+  def add(i, total):
+    return jax.tree.map(lambda a, b: jnp.where(i == 0, 0, a) + b.astype(a.dtype), total, one(i))
+
+  total = as_often_as_needed(num_rounds, add, start)
+  return jax.tree.map(lambda a: jnp.where(num_rounds > 0, a, 0), total)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -37,21 +57,21 @@ def in_rounds(first: Callable, replay: Callable, operands, beside, routing, num_
 
 def _forward(first, replay, operands, beside, routing, num_replays):
   y, pull = jax.vjp(lambda *both: first(*both, routing), operands, beside)
-  y = as_often_as_needed(num_replays, lambda i, y: y + replay(i, operands, routing), y)
-  return y, (pull, operands, routing, num_replays)
+  more = sum_of_rounds(num_replays, lambda i: replay(i, operands, routing), y)
+  return y + more, (pull, operands, routing, num_replays)
 
 
 def _backward(first, replay, residuals, dy):
   pull, operands, routing, num_replays = residuals
   gradients, dbeside = pull(dy)
 
-  def step(i, total):
-    _, again = jax.vjp(lambda operands: replay(i, operands, routing), operands)
-    return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, again(dy)[0])
+  def again(i):
+    _, pull_again = jax.vjp(lambda operands: replay(i, operands, routing), operands)
+    return pull_again(dy)[0]
 
-  total = jax.tree.map(lambda a: a.astype(jnp.float32), gradients)
-  total = as_often_as_needed(num_replays, step, total)
-  return jax.tree.map(lambda a, b: a.astype(b.dtype), total, operands), dbeside, None, None
+  more = sum_of_rounds(num_replays, again, operands)
+  total = jax.tree.map(lambda a, b: (a.astype(jnp.float32) + b).astype(a.dtype), gradients, more)
+  return total, dbeside, None, None
 
 
 in_rounds.defvjp(_forward, _backward)
