@@ -40,7 +40,7 @@ def expert_ffn_local(
   Call inside shard_map; T counts this device's tokens. Device g owns experts [g L, (g+1) L), L =
   ceil(num_experts / G); ids from num_experts on are phantoms, to which no row ever goes. Sends per
   layer what `resources.exchange.wire_bytes` says; nothing when G is 1. Differentiable in x, gates
-  and weights; works under jit, scan and remat, and with check_vma on or off.
+  and weights; works under jit, scan and remat, and with check_vma on, but for kernels, or off.
 
   Dropless (capacity_factor 0) it is exact for any routing: what does not fit the first round's
   buffers is sent in further rounds. With a capacity an expert takes at most
