@@ -36,9 +36,7 @@ def test_the_kernels_and_their_gradients_are_plain_attentions(num_kv_heads, widt
     grad = jax.value_and_grad(scored, argnums=(0, 1, 2), has_aux=True)
     return jax.jit(grad)(*operands(num_kv_heads, width))
 
-  (_, got), got_grads = run(
-    lambda q, k, v: flash_attention(q, k, v, slopes, document, chunk=128, interpret=True)
-  )
+  (_, got), got_grads = run(lambda q, k, v: flash_attention(q, k, v, slopes, document, chunk=128))
   (_, want), want_grads = run(lambda q, k, v: causal_attention(q, k, v, slopes, S, document))
   np.testing.assert_allclose(got, want, atol=2e-5)
   for got_grad, want_grad in zip(got_grads, want_grads, strict=True):
@@ -49,7 +47,7 @@ def test_bfloat16_is_rounded_where_plain_attention_rounds():
   """Products are of bfloat16 numbers and sums in float32: what differs is the rounding of scores'
   weights before they are divided by their sum, 2^-9 of each."""
   slopes, rows = alibi_slopes(H), operands(H, 128, jnp.bfloat16)
-  got = flash_attention(*rows, slopes, chunk=128, interpret=True)
+  got = flash_attention(*rows, slopes, chunk=128)
   want = causal_attention(*(x.astype(jnp.float32) for x in rows), slopes, S)
   assert got.dtype == jnp.bfloat16
   np.testing.assert_allclose(got.astype(jnp.float32), want, atol=2**-6)
@@ -60,7 +58,7 @@ def test_a_long_reach_of_alibi_loses_nothing():
   q = jnp.zeros((1, 2048, 2, 128))
   v = jax.random.normal(jax.random.key(3), q.shape)
   slopes = np.array([0.004, 0.0007], np.float32)
-  got = flash_attention(q, q, v, slopes, interpret=True)
+  got = flash_attention(q, q, v, slopes)
   distance = np.arange(2048)[:, None] - np.arange(2048)[None]
   for head, slope in enumerate(slopes.astype(np.float64)):
     weight = np.where(distance >= 0, np.exp(-slope * distance), 0.0)

@@ -11,7 +11,9 @@ from flax import nnx
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.segment import Segment
 from moe_parity.model.transformer import abstract_model
+from moe_parity.parallel import grouped_ffn, tiles
 from moe_parity.parallel import mesh as meshes
+from moe_parity.resources import exchange
 from moe_parity.resources.mesh import MeshSizes
 from tests import small_model
 
@@ -67,11 +69,21 @@ def test_every_device_takes_its_own_sequences_through_in_order():
   assert beside.shape[:2] == (3, 16)
 
 
-def test_streams_and_a_mesh_change_neither_states_nor_gradients_nor_statistics():
-  """Dense and MoE layers in one pattern, documents kept apart, products kept and the rest made
-  again. float32, sums of other lengths: 96 tokens a stream."""
-  architecture = small_model.moe(layout="interleave", num_layers=2, d_model=16, num_experts=6)
-  inputs = jnp.asarray(small_model.tokens(batch=BATCH, seq_len=6)[0])
+ON_A_MESH = {
+  "streams, products kept and the rest made again": (6, dict(streams=2, remat="dots")),
+  "a TPU's program, its kernels step by step": (128, dict(platform="tpu", exchange="ragged")),
+}
+
+
+@pytest.mark.parametrize("case", ON_A_MESH)
+def test_streams_and_a_mesh_change_neither_states_nor_gradients_nor_statistics(case, monkeypatch):
+  """Dense and MoE layers in one pattern twice over, documents kept apart. float32, sums of other
+  lengths."""
+  seq_len, options = ON_A_MESH[case]
+  for module in (exchange, tiles, grouped_ffn):
+    monkeypatch.setattr(module, "TILE", 16)
+  architecture = small_model.moe(layout="interleave", num_layers=4, d_model=16, num_experts=6)
+  inputs = jnp.asarray(small_model.tokens(batch=BATCH // 2, seq_len=seq_len)[0])
   document_BS = jnp.cumsum(inputs % 3 == 0, axis=1)
   model = small_model.build(architecture, 1)
   weights = nnx.split(model, nnx.Param, ...)[1:]
@@ -92,7 +104,7 @@ def test_streams_and_a_mesh_change_neither_states_nor_gradients_nor_statistics()
     return jax.jit(of, in_shardings=whole)(*weights)
 
   whole = run(None)
-  cut = run(meshes.make_mesh(MeshSizes(2, 2, 2)), streams=2, remat="dots")
+  cut = run(meshes.make_mesh(MeshSizes(2, 2, 2)), **options)
   for one, many in zip(*map(jax.tree.leaves, (whole, cut)), strict=True):
     scale = float(jnp.abs(one).max())
     np.testing.assert_allclose(many, one, atol=2e-5 * max(scale, 1e-3))

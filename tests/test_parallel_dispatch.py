@@ -40,9 +40,16 @@ def sharded(num_data, num_devices, num_experts, *, mesh=None, check_vma=False, *
   )  # fmt: skip
   tokens, experts = PartitionSpec(("data", "expert")), PartitionSpec("expert")
 
-  def local(x, expert, gate, w_in, w_down, beside=None):
+  def local(x, expert, gate, w_in, w_down, factor=None):
     y, num_dropped = expert_ffn_local(
-      x, expert, gate, w_in, w_down, num_experts=num_experts, beside_TD=beside, **options
+      x,
+      expert,
+      gate,
+      w_in,
+      w_down,
+      num_experts=num_experts,
+      beside=None if factor is None else jax.tree_util.Partial(jnp.multiply, factor),
+      **options,
     )
     return y, num_dropped[None]
 
@@ -213,16 +220,17 @@ def test_what_is_to_be_added_is_added_once_however_many_rounds_there_are(exchang
   weights = pad_experts(w_in, num_devices), pad_experts(w_down, num_devices)
 
   @jax.jit
-  def both(x, beside):
+  def both(x, factor):
     ffn = sharded(1, num_devices, e, exchange=exchange, implementation="slotted")
-    y, vjp = jax.vjp(lambda x, beside: ffn(x, expert, gate, *weights, beside)[0], x, beside)
+    y, vjp = jax.vjp(lambda x, factor: ffn(x, expert, gate, *weights, factor)[0], x, factor)
     return y, *vjp(dy)
 
-  y, dx, dbeside = both(x, 3 * x)
+  factor = np.cos(x)
+  y, dx, dfactor = both(x, factor)
   alone, dx_alone, _ = both(x, 0 * x)
-  np.testing.assert_allclose(y, alone + 3 * x, atol=1e-5)
-  np.testing.assert_allclose(dx, dx_alone, atol=1e-5)
-  np.testing.assert_array_equal(dbeside, dy)
+  np.testing.assert_allclose(y, alone + factor * x, atol=1e-5)
+  np.testing.assert_allclose(dx, dx_alone + factor * dy, atol=1e-5)
+  np.testing.assert_array_equal(dfactor, x * dy)
 
 
 @pytest.mark.parametrize("implementation", ["slotted", "ragged"])

@@ -24,6 +24,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from moe_parity.parallel import kept
+from moe_parity.parallel.mesh import platform
+
 LANES = 128
 CHUNKS = (512, 256, 128)
 HIDDEN = -0.7 * float(np.finfo(np.float32).max)  # a score nobody sees; finite, so that no nan comes
@@ -37,7 +40,6 @@ def flash_attention(
   document_BS: Int[Array, "B S"] | None = None,
   *,
   chunk: int = 0,
-  interpret: bool = False,
 ) -> Float[Array, "B S H Q"]:
   """`attention.causal_attention` of the sequences at hand.
 
@@ -45,7 +47,6 @@ def flash_attention(
 
   Args:
     chunk: positions at a time; 0 is the largest of CHUNKS that divides S.
-    interpret: run the kernels' programs step by step on any platform, for tests.
   """
   B, S, H, Q = q_BSHQ.shape
   how = _How(
@@ -54,7 +55,6 @@ def flash_attention(
     chunk=chunk or next(size for size in CHUNKS if S % size == 0),
     scale=Q**-0.5,
     slopes=None if slope_H is None else tuple(float(slope) for slope in slope_H),
-    interpret=interpret,
   )
   width = -(-Q // LANES) * LANES - Q
   operands = (q_BSHQ, k_BSNQ, v_BSNQ)
@@ -74,45 +74,54 @@ class _How:
   chunk: int
   scale: float
   slopes: tuple[float, ...] | None
-  interpret: bool
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(how: _How, q_BSA, k_BSC, v_BSC, document_B1S):
-  return _forward(how, q_BSA, k_BSC, v_BSC, document_B1S)[0]
+  return _attend(how, None, q_BSA, k_BSC, v_BSC, document_B1S)[0]
 
 
 def _forward(how: _How, q_BSA, k_BSC, v_BSC, document_B1S):
-  """y, and what the backward pass asks for: with the rest the logarithm of each softmax's sum,
-  [B, H, 1, S]."""
-  (B, S, A), H, C = q_BSA.shape, how.num_heads, how.chunk
-  Q = A // H
-  rows = pl.BlockSpec((None, C, Q), lambda b, h, i: (b, i, h))
-  keys = pl.BlockSpec((None, S, Q), lambda b, h, i: (b, 0, h // how.heads_per_key))
-  norms = pl.BlockSpec((None, None, 1, C), lambda b, h, i: (b, h, 0, i))
-  y_BSA, norm_BH1S = _call(
+  (B, S, _), H = q_BSA.shape, how.num_heads
+  norm_BH1S = jax.ShapeDtypeStruct((B, H, 1, S), jnp.float32)
+  arrays = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_BSA, k_BSC, v_BSC, q_BSA))
+  memory = kept.memory_for(*arrays, norm_BH1S, after=v_BSC)
+  y_BSA, *written = _attend(how, memory, q_BSA, k_BSC, v_BSC, document_B1S)
+  return y_BSA, (kept.handed_over(memory, written), document_B1S)
+
+
+def _attend(how: _How, memory: kept.Memory | None, q_BSA, k_BSC, v_BSC, document_B1S):
+  """y, and where there is memory for it what the backward pass asks for: q, k, v, y and the
+  logarithm of each softmax's sum, [B, H, 1, S]."""
+  (_, S, A), C = q_BSA.shape, how.chunk
+  Q = A // how.num_heads
+  rows = pl.BlockSpec((None, C, Q), lambda b, h, i, _: (b, i, h))
+  keys = pl.BlockSpec((None, S, Q), lambda b, h, i, _: (b, 0, h // how.heads_per_key))
+  of_keys = pl.BlockSpec((None, C, Q), lambda b, h, i, _: (b, i, h // how.heads_per_key))
+  norms = pl.BlockSpec((None, None, 1, C), lambda b, h, i, _: (b, h, 0, i))
+  return _call(
     how, _forward_kernel, "attention_forward", num_products=2,
     operands=(q_BSA, k_BSC, v_BSC), in_specs=[rows, keys, keys], document_B1S=document_B1S,
-    out_specs=[rows, norms],
-    out_shape=[q_BSA, jax.ShapeDtypeStruct((B, H, 1, S), jnp.float32)],
+    memory=memory, written=[rows, of_keys, of_keys, rows, norms] if memory else [],
+    out_specs=[rows], out_shape=[q_BSA],
     scratch=[(C, LANES), (C, LANES), (C, Q)],
   )  # fmt: skip
-  return y_BSA, (q_BSA, k_BSC, v_BSC, document_B1S, y_BSA, norm_BH1S)
 
 
 def _backward(how: _How, residuals, dy_BSA):
-  q_BSA, k_BSC, v_BSC, document_B1S, y_BSA, norm_BH1S = residuals
-  (B, S, A), H, C = q_BSA.shape, how.num_heads, how.chunk
-  Q = A // H
-  head = pl.BlockSpec((None, S, Q), lambda b, h, j: (b, 0, h))
-  keys = pl.BlockSpec((None, C, Q), lambda b, h, j: (b, j, h // how.heads_per_key))
-  of_keys = pl.BlockSpec((None, C, Q), lambda b, h, j: (b, j, h))
-  norms = pl.BlockSpec((None, None, 1, S), lambda b, h, j: (b, h, 0, 0))
+  residual, document_B1S = residuals
+  memory = kept.memory_of(residual)
+  (B, S, A), C = dy_BSA.shape, how.chunk
+  Q = A // how.num_heads
+  head = pl.BlockSpec((None, S, Q), lambda b, h, j, _: (b, 0, h))
+  keys = pl.BlockSpec((None, C, Q), lambda b, h, j, _: (b, j, h // how.heads_per_key))
+  of_keys = pl.BlockSpec((None, C, Q), lambda b, h, j, _: (b, j, h))
+  norms = pl.BlockSpec((None, None, 1, S), lambda b, h, j, _: (b, h, 0, 0))
   dq_BSA, dk_BSA, dv_BSA = _call(
     how, _backward_kernel, "attention_backward", num_products=5,
-    operands=(q_BSA, k_BSC, v_BSC, norm_BH1S, y_BSA, dy_BSA),
-    in_specs=[head, keys, keys, norms, head, head], document_B1S=document_B1S,
-    out_specs=[head, of_keys, of_keys], out_shape=[q_BSA, q_BSA, q_BSA],
+    operands=(dy_BSA,), in_specs=[head], document_B1S=document_B1S,
+    memory=memory, read=[head, keys, keys, head, norms],
+    out_specs=[head, of_keys, of_keys], out_shape=[dy_BSA, dy_BSA, dy_BSA],
     scratch=[(1, S), (S, Q), (C, Q), (C, Q)],
   )  # fmt: skip
   if how.heads_per_key > 1:  # of the heads that share a key
@@ -129,29 +138,43 @@ _attention.defvjp(_forward, _backward)
 
 def _call(
   how: _How, kernel, name, *, num_products, operands, in_specs, document_B1S, out_specs, out_shape,
-  scratch,
+  scratch, memory: kept.Memory | None, read=(), written=(),
 ):  # fmt: skip
-  """A kernel over sequences, heads and chunks. It is given slopes, operands and documents."""
+  """A kernel over sequences, heads and chunks. It is given slopes, what it reads of what is kept,
+  operands and documents, then its results and what it writes of what is kept."""
   B, S, A = operands[0].shape
   slopes = np.zeros(how.num_heads, np.float32) if how.slopes is None else np.array(how.slopes)
   num_chunks = S // how.chunk
   pairs = B * how.num_heads * num_chunks * (num_chunks + 1) // 2 * how.chunk**2
-  in_specs = [pl.BlockSpec(memory_space=pltpu.SMEM), *in_specs]
-  operands = [jnp.asarray(slopes, jnp.float32), *operands]
+  stacks = () if memory is None else memory.stacks
+  of_layer = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in stacks]
+  in_specs = [pl.BlockSpec(memory_space=pltpu.SMEM), *map(kept.of_layer, read), *in_specs]
+  operands = [jnp.asarray(slopes, jnp.float32), *(stacks if read else ()), *operands]
   if document_B1S is not None:
-    in_specs.append(pl.BlockSpec((None, 1, S), lambda b, h, i: (b, 0, 0)))
+    in_specs.append(pl.BlockSpec((None, 1, S), lambda b, h, i, _: (b, 0, 0)))
     operands.append(document_B1S)
   out_shape = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in out_shape]
-  touched = sum(x.size * x.dtype.itemsize for x in (*operands, *out_shape))
+  blocks = [*operands[1 + len(read) :], *of_layer, *out_shape]
+  touched = sum(x.size * x.dtype.itemsize for x in blocks)
   on_chip = sum(rows * columns * 4 for rows, columns in scratch)
-  on_chip += 2 * sum(S * A // how.num_heads * x.dtype.itemsize for x in (*operands, *out_shape))
+  on_chip += 2 * sum(S * A // how.num_heads * x.dtype.itemsize for x in blocks)
+  aliases = {1 + len(operands) + i: len(out_shape) + i for i in range(len(written))}
+  if written:
+    in_specs += [pl.BlockSpec(memory_space=pl.ANY)] * len(stacks)
+    operands += stacks
+    out_specs = [*out_specs, *map(kept.of_layer, written)]
+    out_shape += [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in stacks]
   return pl.pallas_call(
-    functools.partial(kernel, how, document_B1S is not None),
-    grid=(B, how.num_heads, num_chunks),
-    in_specs=in_specs,
-    out_specs=out_specs,
+    functools.partial(kernel, how, document_B1S is not None, len(written)),
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=1,
+      grid=(B, how.num_heads, num_chunks),
+      in_specs=in_specs,
+      out_specs=out_specs,
+      scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+    ),
     out_shape=out_shape,
-    scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+    input_output_aliases=aliases,
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=("parallel", "parallel", "arbitrary"),
       vmem_limit_bytes=on_chip + 8 * 4 * how.chunk**2,
@@ -161,18 +184,19 @@ def _call(
       transcendentals=pairs,
       bytes_accessed=touched,
     ),
-    interpret=how.interpret,
+    interpret=platform() != "tpu",
     name=name,
-  )(*operands)
+  )(jnp.zeros(1, jnp.int32) if memory is None else memory.layer, *operands)
 
 
-def _forward_kernel(how, has_documents, slope_ref, q_ref, k_ref, v_ref, *refs):
+def _forward_kernel(how, has_documents, num_kept, _, slope_ref, q_ref, k_ref, v_ref, *refs):
   """Queries of chunk i: the running maximum and sum of each row's softmax, and what it mixes.
 
   Scores are [queries, keys]. Penalties count from the chunk's first query: slope times a query's
   own place there is the same for all its keys and joins again with the norm.
   """
-  document_ref, (y_ref, norm_ref, top_ref, sum_ref, mixed_ref) = _documents(has_documents, refs)
+  document_ref, (*refs, top_ref, sum_ref, mixed_ref) = _documents(has_documents, refs)
+  y_ref, *kept_refs = refs[num_kept:]  # before them the memory itself
   C, (head, i) = how.chunk, (pl.program_id(1), pl.program_id(2))
   q = _scaled(q_ref[...], how.scale)
   top_ref[...] = jnp.full_like(top_ref, HIDDEN)
@@ -205,14 +229,18 @@ def _forward_kernel(how, has_documents, slope_ref, q_ref, k_ref, v_ref, *refs):
   lax.fori_loop(0, i, lambda j, _: step(j, last=False), None)
   step(i, last=True)
   y_ref[...] = (mixed_ref[...] / sum_ref[:, :1]).astype(y_ref.dtype)
-  norm = (top_ref[...] + jnp.log(sum_ref[...])).T[:1]
-  if how.slopes is not None:
-    norm -= slope_ref[head] * lax.broadcasted_iota(jnp.int32, (1, C), 1).astype(jnp.float32)
-  norm_ref[...] = norm
+  if kept_refs:
+    q_kept, k_kept, v_kept, y_kept, norm_kept = kept_refs
+    q_kept[...], y_kept[...] = q_ref[...], y_ref[...]
+    k_kept[...], v_kept[...] = k_ref[_chunk(i, C), :], v_ref[_chunk(i, C), :]
+    norm = (top_ref[...] + jnp.log(sum_ref[...])).T[:1]
+    if how.slopes is not None:
+      norm -= slope_ref[head] * lax.broadcasted_iota(jnp.int32, (1, C), 1).astype(jnp.float32)
+    norm_kept[...] = norm
 
 
 def _backward_kernel(
-  how, has_documents, slope_ref, q_ref, k_ref, v_ref, norm_ref, y_ref, dy_ref, *refs
+  how, has_documents, _, layer, slope_ref, q_ref, k_ref, v_ref, y_ref, norm_ref, dy_ref, *refs
 ):
   """Keys of chunk j: their gradients, and what they add to those of all later queries.
 

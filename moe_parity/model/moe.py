@@ -110,19 +110,16 @@ class MoE(nnx.Module):
 
   def __call__(self, x_TD: Float[Array, "T D"]) -> tuple[Float[Array, "T D"], RoutingStats]:
     dtype = x_TD.dtype
-    shared_TD = None if self.shared is None else self.shared(x_TD)
     logit_TE = router_logits(x_TD, self.router[...])
     expert_TK, gate_TK, probability_TE = route(
       logit_TE, self.selection_bias[...], self.experts_per_token, self.options.normalize_gates
     )
     weights = self.experts_in.astype(dtype), self.experts_out.astype(dtype)
-    operands = x_TD, expert_TK, gate_TK, *weights, shared_TD
+    operands = x_TD, expert_TK, gate_TK, *weights
     y_TD, num_dropped = self.experts_of(*operands, num_experts=logit_TE.shape[1])
     return y_TD, routing_stats(logit_TE, probability_TE, expert_TK, num_dropped)
 
-  def experts_of(
-    self, x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, shared_TD, *, num_experts: int
-  ):
+  def experts_of(self, x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, *, num_experts: int):
     """The chosen experts' weighted sum, wherever they live, with the shared expert's; and how many
     assignments dropped."""
     options, (num_tokens, chosen) = self.options, expert_TK.shape
@@ -136,7 +133,7 @@ class MoE(nnx.Module):
       y_TD = expert_ffn(
         x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, implementation=implementation
       )
-      return y_TD if shared_TD is None else y_TD + shared_TD, num_dropped
+      return y_TD if self.shared is None else y_TD + self.shared(x_TD), num_dropped
     exchange = options.exchange or default_exchange(
       platform,
       num_experts=num_experts,
@@ -144,10 +141,15 @@ class MoE(nnx.Module):
       num_devices=jax.lax.axis_size("expert"),
       has_ragged=mesh.has_ragged(),
     )
+    shared = self.shared and jax.tree_util.Partial(_apply, *nnx.split(self.shared))
     return expert_ffn_local(
       x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, num_experts=num_experts, exchange=exchange,
-      capacity_factor=options.capacity_factor, implementation=implementation, beside_TD=shared_TD,
+      capacity_factor=options.capacity_factor, implementation=implementation, beside=shared,
     )  # fmt: skip
+
+
+def _apply(graph: nnx.GraphDef, weights: nnx.State, x_TD):
+  return nnx.merge(graph, weights)(x_TD)
 
 
 def routing_stats(logit_TE, probability_TE, expert_TK, num_dropped) -> RoutingStats:

@@ -20,7 +20,7 @@ from moe_parity.model.feedforward import FeedForward
 from moe_parity.model.moe import MoE, RoutingStats
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.weights import RMSNorm, collected, narrowed, specs
-from moe_parity.parallel import mesh
+from moe_parity.parallel import kept, mesh
 from moe_parity.resources.mesh import AXES
 
 # Up to this many copies are written out on a CPU: a loop fills, writes and reads a stack of all its
@@ -113,20 +113,25 @@ class Segment(nnx.Module):
     on_mesh, streams = mesh.current() is not None, self.num_streams(batch)
     batch //= streams * mesh.num_shards()
     repeats = jax.tree.leaves(stacked)[0].shape[0]
-    on_cpu = (self.options.platform or jax.default_backend()) == "cpu"
-    unroll = repeats if on_cpu and repeats <= UNROLLED else 1
+    platform = self.options.platform or jax.default_backend()
+    unroll = repeats if platform == "cpu" and repeats <= UNROLLED else 1
 
     def run(x_TD, beside, stacked):
-      besides = _cut(beside, streams)
-
-      def copy(parts, weights):
+      def copy(parts, besides, weights):
         layers = nnx.merge(graph, collected(weights) if on_mesh else weights)
         done = [through(layers, x, batch, b) for x, b in zip(parts, besides, strict=True)]
         found = jax.tree.map(lambda *of_parts: jnp.stack(of_parts), *(part[1] for part in done))
         return [part[0] for part in done], found
 
       copy = rematerialize(copy, self.options.remat)
-      parts, found = jax.lax.scan(copy, _cut(x_TD, streams), stacked, unroll=unroll)
+      operands = _cut(x_TD, streams), _cut(beside, streams), stacked
+      if self.options.remat == "none" and platform == "tpu":
+        parts, found = kept.scan(copy, *operands)
+      else:
+        parts, besides, stacked = operands
+        parts, found = jax.lax.scan(
+          lambda parts, weights: copy(parts, besides, weights), parts, stacked, unroll=unroll
+        )
       return parts[0] if streams == 1 else jnp.concatenate(parts), found
 
     if not on_mesh:

@@ -4,6 +4,8 @@ Pure functions for use inside `jax.shard_map`; they know no model. `moe_parity.r
 says which exchange suits which platform and what each sends.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -33,7 +35,7 @@ def expert_ffn_local(
   capacity_factor: int | float = 0.0,
   implementation: str | None = None,
   num_slots: int | None = None,
-  beside_TD: Float[Array, "T D"] | None = None,
+  beside: Callable[[Array], Array] | None = None,
 ) -> tuple[Float[Array, "T D"], Int[Array, ""]]:
   """`experts.expert_ffn` with the experts spread over `axis_name`, G devices with L experts each.
 
@@ -54,7 +56,8 @@ def expert_ffn_local(
     implementation: as for `expert_ffn`, on the rows that arrive.
     num_slots: slots per expert of the slotted formulation, for the tokens of all G devices; only
       speed depends on it.
-    beside_TD: added to the result. A ragged exchange has it computed while its rows travel.
+    beside: of x_TD, added to the result; a pytree of the arrays it knows
+      (`jax.tree_util.Partial`). A ragged exchange has it computed while its results travel back.
   Returns:
     y_TD in the dtype of x, and how many of this device's assignments were dropped (int32).
   Raises:
@@ -83,7 +86,7 @@ def expert_ffn_local(
   else:
     exchanged = {"padded": padded, "ragged": ragged, "gathered": gathered}[exchange]
     if exchange == "ragged":
-      how["beside_TD"], beside_TD = beside_TD, None
+      how["beside"], beside = beside, None
     operands = x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID
     y_TD = exchanged(*operands, shape, axis_name, **how).astype(x_TD.dtype)
-  return y_TD if beside_TD is None else y_TD + beside_TD, num_dropped
+  return y_TD if beside is None else y_TD + beside(x_TD), num_dropped

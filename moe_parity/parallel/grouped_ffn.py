@@ -6,7 +6,8 @@ leaves them (`gathers.as_lanes`), so nothing is copied into the layout of a matr
 a tile's empty room is kept out inside the kernels.
 
 There are three: the experts; the gradients of rows and routing weights; those of the experts'
-weights. Where a hidden layer does not fit the chip's memory it goes through in chunks.
+weights. The first writes what the others read where `kept.py` says. Where a hidden layer does not
+fit the chip's memory it goes through in chunks.
 """
 
 import functools
@@ -19,6 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from moe_parity.parallel import kept
 from moe_parity.parallel.mesh import platform
 from moe_parity.parallel.tiles import Tiles, tiles_of
 from moe_parity.resources.exchange import LANES, TILE
@@ -45,21 +47,34 @@ def grouped_ffn(
       is not read; what lies there in results is anything.
     expected: rows of a fair draw: by what they take XLA schedules the rest.
   """
-  return _grouped_forward(x_RD, weight_R, w_in_L2ID, w_down_LID, count_L, expected)[0]
+  memory = kept.memory_of_one(*_to_keep(x_RD, w_in_L2ID), after=count_L)
+  tiles = tiles_of(count_L, x_RD.shape[0])
+  return _experts(tiles, memory, x_RD, weight_R, w_in_L2ID, w_down_LID, expected)[0]
+
+
+def _to_keep(x_RD, w_in_L2ID):
+  """Rows, and the hidden layer before the activation: gate and up."""
+  sizes = Sizes.of(w_in_L2ID)
+  hidden_RI = jax.ShapeDtypeStruct((x_RD.shape[0], sizes.num_chunks * sizes.chunk), x_RD.dtype)
+  return jax.ShapeDtypeStruct(x_RD.shape, x_RD.dtype), hidden_RI, hidden_RI
 
 
 def _grouped_forward(x_RD, weight_R, w_in_L2ID, w_down_LID, count_L, expected):
+  memory = kept.memory_for(*_to_keep(x_RD, w_in_L2ID), after=count_L)
   tiles = tiles_of(count_L, x_RD.shape[0])
-  y_RD, gate_RI, up_RI = _experts(tiles, x_RD, weight_R, w_in_L2ID, w_down_LID, expected)
-  return y_RD, (tiles, x_RD, weight_R, w_in_L2ID, w_down_LID, gate_RI, up_RI)
+  y_RD, *written = _experts(tiles, memory, x_RD, weight_R, w_in_L2ID, w_down_LID, expected)
+  return y_RD, (tiles, kept.handed_over(memory, written), weight_R, w_in_L2ID, w_down_LID)
 
 
 def _grouped_backward(expected, residuals, dy_RD):
-  tiles, x_RD, weight_R, w_in_L2ID, w_down_LID, *hidden = residuals
+  tiles, residual, weight_R, w_in_L2ID, w_down_LID = residuals
+  memory = kept.memory_of(residual)
   dx_RD, dweight_R, *dhidden = _gradients_of_rows(
-    tiles, dy_RD, weight_R, w_in_L2ID, w_down_LID, *hidden, expected
+    tiles, memory, dy_RD, weight_R, w_in_L2ID, w_down_LID, expected
   )
-  dw_in_L2ID, dw_down_LID = _gradients_of_experts(tiles, x_RD, dy_RD, w_in_L2ID, *dhidden, expected)
+  dw_in_L2ID, dw_down_LID = _gradients_of_experts(
+    tiles, memory, dy_RD, w_in_L2ID, *dhidden, expected
+  )
   return dx_RD, dweight_R, dw_in_L2ID, dw_down_LID, None
 
 
@@ -79,10 +94,10 @@ class Sizes(NamedTuple):
   @classmethod
   def of(cls, w_in_L2ID):
     """By what is on the chip at a time: a chunk's weights, twice since the next are read meanwhile,
-    rows of x and y, and the hidden layer's in float32."""
+    rows of x, its copy to keep and y, and the hidden layer's in float32."""
     num_experts, _, d_expert, d_model = w_in_L2ID.shape
     itemsize = w_in_L2ID.dtype.itemsize
-    left = VMEM - TILE * d_model * (4 * itemsize + 8)
+    left = VMEM - TILE * d_model * (6 * itemsize + 8)
     most = left // (6 * d_model * itemsize + TILE * (6 * itemsize + 6 * 4))
     if d_expert <= most:
       return cls(num_experts, d_expert, d_model, itemsize, 1, d_expert)
@@ -90,15 +105,15 @@ class Sizes(NamedTuple):
     chunk = -(-d_expert // (num_chunks * LANES)) * LANES
     return cls(num_experts, d_expert, d_model, itemsize, num_chunks, chunk)
 
-  def cost(self, products: int, expected: int) -> pl.CostEstimate:
-    """Of so many products of D x I a row."""
+  def cost(self, expected: int, models: int, hiddens: int) -> pl.CostEstimate:
+    """Of three products of D x I a row, of which so many D and so many I are read or written."""
     rows = expected + self.num_experts * TILE // 2  # the last tile is half full
     each = self.d_model * self.d_expert
     bytes_accessed = self.itemsize * (
-      3 * self.num_experts * each + rows * (2 * self.d_model + 3 * self.d_expert)
+      3 * self.num_experts * each + rows * (models * self.d_model + hiddens * self.d_expert)
     )
     return pl.CostEstimate(
-      flops=2 * products * rows * each,
+      flops=2 * 3 * rows * each,
       bytes_accessed=bytes_accessed,
       transcendentals=rows * self.d_expert,
     )
@@ -159,13 +174,18 @@ def _weight_specs(sizes: Sizes):
   ]
 
 
-def _call(kernel, tiles: Tiles, grid, semantics, in_specs, out_specs, out_shape, scratch, cost):
-  """`kernel` over `grid`, told by `tiles` what is where."""
+def _call(
+  kernel, tiles: Tiles, layer, grid, semantics, in_specs, out_specs, out_shape, scratch, cost,
+  aliases=None,
+):  # fmt: skip
+  """`kernel` over `grid`, told by `tiles` and `layer` what is where."""
+  prefetched = *tiles, layer
   return functools.partial(
     pl.pallas_call(
       kernel,
+      input_output_aliases={len(prefetched) + i: out for i, out in (aliases or {}).items()},
       grid_spec=pltpu.PrefetchScalarGridSpec(
-        num_scalar_prefetch=len(tiles),
+        num_scalar_prefetch=len(prefetched),
         grid=grid,
         in_specs=in_specs,
         out_specs=out_specs,
@@ -176,7 +196,7 @@ def _call(kernel, tiles: Tiles, grid, semantics, in_specs, out_specs, out_shape,
       cost_estimate=cost,
       interpret=platform() != "tpu",
     ),
-    *tiles,
+    *prefetched,
   )
 
 
@@ -202,17 +222,21 @@ def _known(a, num_filled):
   return jnp.where(row < num_filled, a, jnp.zeros_like(a))
 
 
-def _experts(tiles, x_RD, weight_R, w_in_L2ID, w_down_LID, expected):
-  """The result, and the hidden layer before the activation: gate and up."""
+def _experts(tiles, memory, x_RD, weight_R, w_in_L2ID, w_down_LID, expected):
+  """The result, and what is kept: rows and the hidden layer before the activation, gate and up."""
   sizes = Sizes.of(w_in_L2ID)
   num_tiles, dtype = tiles.expert_N.size, x_RD.dtype
 
-  def kernel(expert_N, filled_N, num_used, x, weight, w_in, w_down, y, gate, up, total):
+  def kernel(
+    expert_N, filled_N, num_used, layer, x, weight, w_in, w_down, _x, _gate, _up,
+    y, x_kept, gate, up, total,
+  ):  # fmt: skip
     core, step, chunk = (pl.program_id(i) for i in range(3))
 
     @pl.when(_share(core, step, num_used)[1])
     def _():
       rows = _matrix(x)
+      x_kept[...] = x[...]
       gate[...] = _product(rows, w_in[0, 0], (1, 1)).astype(dtype)
       up[...] = _product(rows, w_in[0, 1], (1, 1)).astype(dtype)
       gate32, up32 = gate[...].astype(F32), up[...].astype(F32)
@@ -221,31 +245,31 @@ def _experts(tiles, x_RD, weight_R, w_in_L2ID, w_down_LID, expected):
       total[...] = jnp.where(chunk == 0, 0, total[...]) + part
       y[...] = total[...].astype(dtype).reshape(y.shape)
 
-  hidden_shape = jax.ShapeDtypeStruct((x_RD.shape[0], sizes.num_chunks * sizes.chunk), dtype)
+  rows, hidden = _rows_spec(x_RD.shape), _hidden_spec(sizes)
   run = _call(
-    kernel, tiles, (2, num_tiles // 2, sizes.num_chunks), ("parallel", "arbitrary", "arbitrary"),
-    in_specs=[_rows_spec(x_RD.shape), _numbers_spec(), *_weight_specs(sizes)],
-    out_specs=[_rows_spec(x_RD.shape), _hidden_spec(sizes), _hidden_spec(sizes)],
-    out_shape=[jax.ShapeDtypeStruct(x_RD.shape, dtype), hidden_shape, hidden_shape],
+    kernel, tiles, memory.layer,
+    (2, num_tiles // 2, sizes.num_chunks), ("parallel", "arbitrary", "arbitrary"),
+    in_specs=[rows, _numbers_spec(), *_weight_specs(sizes),
+              *[pl.BlockSpec(memory_space=pl.ANY)] * 3],
+    out_specs=[rows, kept.of_layer(rows), kept.of_layer(hidden), kept.of_layer(hidden)],
+    out_shape=[jax.ShapeDtypeStruct(a.shape, dtype) for a in (x_RD, *memory.stacks)],
     scratch=[pltpu.VMEM((TILE, sizes.d_model), F32)],
-    cost=sizes.cost(3, expected),
+    cost=sizes.cost(expected, 3, 2), aliases={4: 1, 5: 2, 6: 3},
   )  # fmt: skip
   return run(
     x_RD, weight_R.reshape(num_tiles, 1, TILE), _widened(w_in_L2ID, 2, sizes),
-    _widened(w_down_LID, 1, sizes),
+    _widened(w_down_LID, 1, sizes), *memory.stacks,
   )  # fmt: skip
 
 
-def _gradients_of_rows(
-  tiles, dy_RD, weight_R, w_in_L2ID, w_down_LID, gate_RI, up_RI, expected
-):  # fmt: skip
+def _gradients_of_rows(tiles, memory, dy_RD, weight_R, w_in_L2ID, w_down_LID, expected):
   """Of rows and routing weights, then what `_gradients_of_experts` needs: of gate and up, and the
   hidden layer with its routing weight, zero in rows that nobody fills."""
   sizes = Sizes.of(w_in_L2ID)
   num_tiles, dtype = tiles.expert_N.size, dy_RD.dtype
 
   def kernel(
-    expert_N, filled_N, num_used, dy, weight, w_in, w_down, gate, up,
+    expert_N, filled_N, num_used, layer, dy, weight, w_in, w_down, gate, up,
     dx, dweight, dgate, dup, hidden, total, along,
   ):  # fmt: skip
     core, step, chunk = (pl.program_id(i) for i in range(3))
@@ -269,33 +293,35 @@ def _gradients_of_rows(
       along[...] = jnp.where(chunk == 0, 0, along[...]) + along_chunk
       dweight[0] = along[...].reshape(1, TILE)
 
-  hidden_shape = jax.ShapeDtypeStruct(gate_RI.shape, dtype)
+  _, gate, up = memory.stacks
+  hidden_shape = jax.ShapeDtypeStruct(gate.shape[1:], dtype)
   run = _call(
-    kernel, tiles, (2, num_tiles // 2, sizes.num_chunks), ("parallel", "arbitrary", "arbitrary"),
+    kernel, tiles, memory.layer,
+    (2, num_tiles // 2, sizes.num_chunks), ("parallel", "arbitrary", "arbitrary"),
     in_specs=[_rows_spec(dy_RD.shape), _numbers_spec(), *_weight_specs(sizes),
-              *[_hidden_spec(sizes)] * 2],
+              *[kept.of_layer(_hidden_spec(sizes))] * 2],
     out_specs=[_rows_spec(dy_RD.shape), _numbers_spec(), *[_hidden_spec(sizes)] * 3],
     out_shape=[jax.ShapeDtypeStruct(dy_RD.shape, dtype),
                jax.ShapeDtypeStruct((num_tiles, 1, TILE), F32), *[hidden_shape] * 3],
     scratch=[pltpu.VMEM((TILE, sizes.d_model), F32), pltpu.VMEM((TILE, 1), F32)],
-    cost=sizes.cost(3, expected),
+    cost=sizes.cost(expected, 2, 5),
   )  # fmt: skip
   dx_RD, dweight, *dhidden = run(
     dy_RD, weight_R.reshape(num_tiles, 1, TILE), _widened(w_in_L2ID, 2, sizes),
-    _widened(w_down_LID, 1, sizes), gate_RI, up_RI,
+    _widened(w_down_LID, 1, sizes), gate, up,
   )  # fmt: skip
   return dx_RD, dweight.reshape(-1), *dhidden
 
 
-def _gradients_of_experts(tiles, x_RD, dy_RD, w_in_L2ID, dgate_RI, dup_RI, hidden_RI, expected):
+def _gradients_of_experts(tiles, memory, dy_RD, w_in_L2ID, dgate_RI, dup_RI, hidden_RI, expected):
   """Of the experts' weights. A chunk is summed over all tiles of an expert in the chip's memory;
   a hidden layer is halved for it where that makes whole chunks, so that two cores have work."""
   sizes = Sizes.of(w_in_L2ID)
-  num_tiles, dtype = tiles.expert_N.size, x_RD.dtype
+  num_tiles, dtype = tiles.expert_N.size, dy_RD.dtype
   parts = 2 if sizes.chunk % (2 * LANES) == 0 else 1
   chunk, num_chunks = sizes.chunk // parts, sizes.num_chunks * parts
 
-  def kernel(expert_N, filled_N, num_used, x, dy, dgate, dup, hidden, dw_in, dw_down, total):
+  def kernel(expert_N, filled_N, num_used, layer, x, dy, dgate, dup, hidden, dw_in, dw_down, total):
     step = pl.program_id(1)
     last = num_used[0] - 1
 
@@ -327,8 +353,8 @@ def _gradients_of_experts(tiles, x_RD, dy_RD, w_in_L2ID, dgate_RI, dup_RI, hidde
   hidden = pl.BlockSpec((TILE, chunk), lambda chunk, step, *tiles: (tile(step, tiles), chunk))
   num_experts, d_model, width = sizes.num_experts, sizes.d_model, chunk * num_chunks
   run = _call(
-    kernel, tiles, (num_chunks, num_tiles), ("parallel", "arbitrary"),
-    in_specs=[rows(x_RD.shape), rows(dy_RD.shape), hidden, hidden, hidden],
+    kernel, tiles, memory.layer, (num_chunks, num_tiles), ("parallel", "arbitrary"),
+    in_specs=[kept.of_layer(rows(dy_RD.shape)), rows(dy_RD.shape), hidden, hidden, hidden],
     out_specs=[
       pl.BlockSpec(
         (1, 2, chunk, d_model),
@@ -342,7 +368,7 @@ def _gradients_of_experts(tiles, x_RD, dy_RD, w_in_L2ID, dgate_RI, dup_RI, hidde
     out_shape=[jax.ShapeDtypeStruct((num_experts, 2, width, d_model), dtype),
                jax.ShapeDtypeStruct((num_experts, width, d_model), dtype)],
     scratch=[pltpu.VMEM((3, chunk, d_model), F32)],
-    cost=sizes.cost(3, expected),
+    cost=sizes.cost(expected, 2, 3),
   )  # fmt: skip
-  dw_in_L2ID, dw_down_LID = run(x_RD, dy_RD, dgate_RI, dup_RI, hidden_RI)
+  dw_in_L2ID, dw_down_LID = run(memory.stacks[0], dy_RD, dgate_RI, dup_RI, hidden_RI)
   return dw_in_L2ID[:, :, : sizes.d_expert], dw_down_LID[:, : sizes.d_expert]

@@ -30,8 +30,9 @@ def sum_of_rounds(num_rounds, one: Callable, like):
   made could not run before it, nor anything move past it; one entered with zeros has to write them.
   """
   known = jnp.reshape(num_rounds, (1,))
+  sums = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float32), like)
   start = jax.tree.map(
-    lambda a: equally_varying(uninitialized(a.shape, jnp.float32, after=known), a)[0], like
+    lambda a, b: equally_varying(a, b)[0], uninitialized(sums, after=known), like
   )
 
   def add(i, total):
@@ -48,7 +49,7 @@ def in_rounds(first: Callable, replay: Callable, operands, beside, routing, num_
   Args:
     first, replay: their results are float32 and of one shape.
     operands: arrays to differentiate by.
-    beside: the same, of which only the first round knows.
+    beside: a pytree of the same, of which only the first round knows.
     routing: a pytree of integers.
     num_replays: the same on every device that a round's collectives join.
   """
