@@ -14,8 +14,8 @@ from moe_parity.resources.slices import GENERATIONS, Slice, named
     ("v5e-16", "v5e:4x4", 16, 16),  # chips
     ("v5litepod-16", "v5e:4x4", 16, 16),
     ("v6e-256", "v6e:16x16", 256, 256),
-    ("v4-32", "v4:2x2x4", 16, 32),  # a device is a TensorCore
-    ("tpu7x-128", "tpu7x:4x4x4", 64, 128),
+    ("v4-32", "v4:2x2x4", 16, 16),
+    ("tpu7x-128", "tpu7x:4x4x4", 64, 128),  # a device is a TensorCore
     ("v5p:16x16x24", "v5p:16x16x24", 6144, 6144),
   ],
 )

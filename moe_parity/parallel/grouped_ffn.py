@@ -20,12 +20,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from moe_parity.errors import UserError
 from moe_parity.parallel import kept
+from moe_parity.parallel.chip import kernel_bytes
 from moe_parity.parallel.mesh import platform
 from moe_parity.parallel.tiles import Tiles, tiles_of
 from moe_parity.resources.exchange import LANES, TILE
 
-VMEM = 40 * 2**20  # bytes of a chip's own memory that a kernel may take; the smallest has 64 MiB
 F32 = jnp.float32
 
 
@@ -93,17 +94,43 @@ class Sizes(NamedTuple):
 
   @classmethod
   def of(cls, w_in_L2ID):
-    """By what is on the chip at a time: a chunk's weights, twice since the next are read meanwhile,
-    rows of x, its copy to keep and y, and the hidden layer's in float32."""
+    """The fewest chunks for which all three kernels have memory, of whole 128s if there must be.
+
+    Raises:
+      UserError: there are none.
+    """
     num_experts, _, d_expert, d_model = w_in_L2ID.shape
     itemsize = w_in_L2ID.dtype.itemsize
-    left = VMEM - TILE * d_model * (6 * itemsize + 8)
-    most = left // (6 * d_model * itemsize + TILE * (6 * itemsize + 6 * 4))
-    if d_expert <= most:
-      return cls(num_experts, d_expert, d_model, itemsize, 1, d_expert)
-    num_chunks = -(-d_expert // max(LANES, most // LANES * LANES))
-    chunk = -(-d_expert // (num_chunks * LANES)) * LANES
-    return cls(num_experts, d_expert, d_model, itemsize, num_chunks, chunk)
+    fewest = (_up(-(-d_expert // n), LANES) for n in range(1, -(-d_expert // LANES) + 1))
+    for chunk in (d_expert, *fewest):
+      sizes = cls(num_experts, d_expert, d_model, itemsize, -(-d_expert // chunk), chunk)
+      if sizes.on_chip() <= kernel_bytes():
+        return sizes
+    raise UserError(
+      f"d_model={d_model} in {w_in_L2ID.dtype}: an expert's kernels take "
+      f"{sizes.on_chip() / 2**20:.1f} MiB of a core's memory, which has {kernel_bytes() / 2**20:g} "
+      "for them; use a smaller d_model, a narrower dtype, or a chip with more"
+    )
+
+  @property
+  def parts(self) -> int:
+    """Of a chunk, that the experts' gradients are summed in: halves where they are whole 128s, so
+    that two cores have work."""
+    return 2 if self.chunk % (2 * LANES) == 0 else 1
+
+  def on_chip(self) -> int:
+    """Bytes that lie on the chip at a time in the kernel that takes most, at most: blocks of
+    operands and results, twice since the next are read and the last written meanwhile; sums, in
+    float32; and what is between two products, where rows whose pieces are no whole eights may be
+    put together in float32."""
+    rows, hidden = TILE * _up(self.d_model, 8 * LANES), TILE * _up(self.chunk, LANES)
+    weights, twice = 3 * self.chunk * _up(self.d_model, LANES), 2 * self.itemsize
+    matrix = rows * (4 if self.d_model % (8 * LANES) else self.itemsize)
+    of_forward = twice * (3 * rows + weights + 2 * hidden) + 4 * rows + matrix + 4 * 4 * hidden
+    of_rows = twice * (2 * rows + weights + 5 * hidden) + 4 * rows + 4 * (rows + 6 * hidden)
+    weights, hidden = weights // self.parts, hidden // self.parts
+    of_experts = twice * (2 * rows + weights + 3 * hidden) + 4 * weights + 2 * matrix
+    return max(of_forward, of_rows, of_experts)
 
   def cost(self, expected: int, models: int, hiddens: int) -> pl.CostEstimate:
     """Of three products of D x I a row, of which so many D and so many I are read or written."""
@@ -117,6 +144,11 @@ class Sizes(NamedTuple):
       bytes_accessed=bytes_accessed,
       transcendentals=rows * self.d_expert,
     )
+
+
+def _up(size: int, unit: int) -> int:
+  """The next whole multiple."""
+  return -(-size // unit) * unit
 
 
 def _widened(a, axis: int, sizes: Sizes):
@@ -192,7 +224,9 @@ def _call(
         scratch_shapes=scratch,
       ),
       out_shape=out_shape,
-      compiler_params=pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM),
+      compiler_params=pltpu.CompilerParams(
+        dimension_semantics=semantics, vmem_limit_bytes=kernel_bytes()
+      ),
       cost_estimate=cost,
       interpret=platform() != "tpu",
     ),
@@ -214,6 +248,11 @@ def _matrix(rows_ref):
 def _column(numbers_ref):
   """One number a row as [TILE, 1]."""
   return numbers_ref[0].reshape(TILE, 1)
+
+
+def _row(column):
+  """[TILE, 1] as [1, TILE]: as a transpose, since a reshape of it is more than a v4 can do."""
+  return jnp.broadcast_to(column, (TILE, LANES)).T[:1]
 
 
 def _known(a, num_filled):
@@ -291,7 +330,7 @@ def _gradients_of_rows(tiles, memory, dy_RD, weight_R, w_in_L2ID, w_down_LID, ex
       dx[...] = total[...].astype(dtype).reshape(dx.shape)
       along_chunk = jnp.sum(dhidden * silu * up32, axis=1, keepdims=True)
       along[...] = jnp.where(chunk == 0, 0, along[...]) + along_chunk
-      dweight[0] = along[...].reshape(1, TILE)
+      dweight[0] = _row(along[...])
 
   _, gate, up = memory.stacks
   hidden_shape = jax.ShapeDtypeStruct(gate.shape[1:], dtype)
@@ -314,12 +353,11 @@ def _gradients_of_rows(tiles, memory, dy_RD, weight_R, w_in_L2ID, w_down_LID, ex
 
 
 def _gradients_of_experts(tiles, memory, dy_RD, w_in_L2ID, dgate_RI, dup_RI, hidden_RI, expected):
-  """Of the experts' weights. A chunk is summed over all tiles of an expert in the chip's memory;
-  a hidden layer is halved for it where that makes whole chunks, so that two cores have work."""
+  """Of the experts' weights. A part of a chunk is summed over all tiles of an expert in the chip's
+  memory."""
   sizes = Sizes.of(w_in_L2ID)
   num_tiles, dtype = tiles.expert_N.size, dy_RD.dtype
-  parts = 2 if sizes.chunk % (2 * LANES) == 0 else 1
-  chunk, num_chunks = sizes.chunk // parts, sizes.num_chunks * parts
+  chunk, num_chunks = sizes.chunk // sizes.parts, sizes.num_chunks * sizes.parts
 
   def kernel(expert_N, filled_N, num_used, layer, x, dy, dgate, dup, hidden, dw_in, dw_down, total):
     step = pl.program_id(1)

@@ -22,8 +22,12 @@ def slice_mesh(slice_: Slice, sizes: MeshSizes) -> Mesh:
   """
   libtpu.require()
   libtpu.quiet()
+  # A v4's two cores are one device where JAX runs on it, but not to libtpu unless it is told so.
+  cores = {"chip_config_name": "megacore"} if slice_.generation.name == "v4" else {}
   try:
-    described = topologies.get_topology_desc(platform="tpu", topology_name=slice_.compiler_name)
+    described = topologies.get_topology_desc(
+      platform="tpu", topology_name=slice_.compiler_name, **cores
+    )
   except jax.errors.JaxRuntimeError as error:
     raise UserError(
       f"topology {slice_.compiler_name!r} is not known to this libtpu: {error}; use another size"

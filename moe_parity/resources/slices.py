@@ -66,7 +66,7 @@ GENERATIONS = {
   g.name: g
   for g in (
     Generation(
-      "v4", 2, 2, 275e12, 1.2e12, int(15.25 * GIB), 50e9, 275e12 / 2**18, CUBES, 4096
+      "v4", 2, 1, 275e12, 1.2e12, int(30.75 * GIB), 50e9, 275e12 / 2**18, CUBES, 4096
     ),
     Generation(
       "v5e", 1, 1, 197e12, 819e9, int(15.75 * GIB), 50e9, 197e12 / 2**17, PLANES, 256
