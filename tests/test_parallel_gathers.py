@@ -1,10 +1,13 @@
 """Rows taken and summed by gathers."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 
-from moe_parity.parallel import gathers
+from moe_parity.parallel import gathers, summed
 
 N, T, K = 211, 48, 3
 
@@ -23,3 +26,23 @@ def test_places_are_summed_in_float32_and_no_other_row_is_read(platform, width, 
   actual = gathers.sum_of_rows(jnp.asarray(y), jnp.asarray(place))
   assert actual.dtype == jnp.float32
   np.testing.assert_allclose(actual, expected, atol=1e-6)  # three terms of at most 4
+
+
+@pytest.mark.parametrize("num_tokens", [5, 50, 1003])
+@pytest.mark.parametrize("lanes", [(7,), (3, 128)])
+def test_choices_of_any_number_of_tokens_are_summed_a_few_at_a_time(num_tokens, lanes, monkeypatch):
+  """The kernel, run step by step; 32 tokens fit at most, so the last block hangs over the end."""
+  monkeypatch.setattr(summed, "BLOCK", 32 * K * 4 * math.prod(lanes))
+  rng = np.random.default_rng(1)
+  rows = rng.normal(size=(K, num_tokens, *lanes)).astype(np.float32)
+  is_there = rng.random((K, num_tokens)) < 0.6
+  rows[~is_there] = np.nan
+  flat = rows.reshape(K, num_tokens, -1)
+  expected = np.where(is_there[..., None], flat, 0).astype(np.float64).sum(0)
+  blocks = []
+  call = pl.pallas_call
+  noted = lambda *a, grid, **kw: blocks.append(grid) or call(*a, grid=grid, **kw)  # noqa: E731
+  monkeypatch.setattr(summed.pl, "pallas_call", noted)
+  actual = summed.sum_of_choices(jnp.asarray(rows), jnp.asarray(is_there))
+  assert actual.shape == expected.shape and blocks == [(-(-num_tokens // 32),)]
+  np.testing.assert_allclose(actual, expected, atol=1e-6)

@@ -10,21 +10,23 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
+from moe_parity.parallel.chip import kernel_bytes
 from moe_parity.parallel.mesh import platform
 
 ROWS = (128, 64, 32, 16, 8)  # tokens at a time
-BLOCK = 4 * 2**20  # bytes of rows on the chip at a time, twice over
+BLOCK = 4 * 2**20  # bytes of rows on the chip at a time, twice over; less on a small chip
 
 
 def sum_of_choices(
   rows_KT: Float[Array, "K T *D"], is_there_KT: Bool[Array, "K T"]
 ) -> Float[Array, "T E"]:
-  """Over K in float32, [T, D], of the rows that are there; rows as matrix or as lanes."""
+  """Over K in float32, [T, D], of the rows that are there; rows as matrix or as lanes. The last
+  block of tokens may hang over the end: what it sums there is not written."""
   num_choices, num_tokens, *lanes = rows_KT.shape
   row_bytes = rows_KT[0, 0].size * rows_KT.dtype.itemsize
-  fits = [n for n in ROWS if num_tokens % n == 0 and n * num_choices * row_bytes <= BLOCK]
-  tokens = fits[0] if fits else num_tokens
-  num_blocks = num_tokens // tokens
+  most = min(BLOCK, kernel_bytes() // 8) // (num_choices * row_bytes)
+  tokens = next((n for n in ROWS if n <= most), ROWS[-1])
+  num_blocks = -(-num_tokens // tokens)
 
   def kernel(rows, is_there, total):
     added = 0.0
@@ -33,6 +35,7 @@ def sum_of_choices(
       added += jnp.where(is_here, rows[k].reshape(tokens, -1).astype(jnp.float32), 0)
     total[...] = added
 
+  is_there_KT = jnp.pad(is_there_KT, ((0, 0), (0, num_blocks * tokens - num_tokens)))
   is_there = is_there_KT.reshape(num_choices, num_blocks, tokens).swapaxes(0, 1)
   width = rows_KT[0, 0].size
   return pl.pallas_call(

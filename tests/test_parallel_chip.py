@@ -1,0 +1,69 @@
+"""Kernels have room on a chip: real compiles for TPUs that are not here, of one kernel each."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from moe_parity.parallel import chip, kept
+from moe_parity.parallel import grouped_ffn as kernels
+from moe_parity.parallel.mesh import use
+from moe_parity.parallel.summed import sum_of_choices
+from moe_parity.parallel.tiles import tiles_of
+from moe_parity.parallel.topology import slice_mesh
+from moe_parity.resources.exchange import room_for
+from moe_parity.resources.mesh import MeshSizes
+from moe_parity.resources.slices import named
+
+
+def a_chip_of(topology) -> Mesh:
+  slice_ = named(topology)
+  devices = slice_mesh(slice_, MeshSizes(slice_.num_devices, 1, 1)).devices
+  return Mesh(devices.reshape(-1)[:1], ("one",), axis_types=(AxisType.Auto,))
+
+
+def compiles(function, *shapes, mesh):
+  here = NamedSharding(mesh, PartitionSpec())
+  operands = [jax.ShapeDtypeStruct(shape, dtype, sharding=here) for shape, dtype in shapes]
+
+  def on_mesh(*operands):
+    with use(mesh):
+      return function(*operands)
+
+  jitted = jax.jit(on_mesh, in_shardings=here, out_shardings=here)
+  return jitted.lower(*operands).compile()
+
+
+@pytest.mark.parametrize(
+  "topology, mebibytes", [("v4-8", 16), ("v5e-4", 128), ("v5p-8", 64), ("v6e-4", 128)]
+)
+def test_a_core_has_the_memory_of_its_generation(topology, mebibytes):
+  with use(a_chip_of(topology)):
+    assert chip.vmem_bytes() == mebibytes * 2**20
+    assert 3 * chip.vmem_bytes() / 4 <= chip.kernel_bytes() <= chip.vmem_bytes()
+
+
+def test_gradients_of_wide_experts_fit_a_chip():
+  """400 hidden channels of 4,096 are no whole 128s: sums of their gradients in one piece, with what
+  is read and written meanwhile, take 49 MiB, more than a kernel has on v5p."""
+  experts, i, d, dtype = 3, 400, 4096, jnp.bfloat16
+  mesh, room = a_chip_of("v5p-8"), room_for(20_000, experts)
+  lanes, w_in = (room, d // 128, 128), (experts, 2, i, d)
+
+  def gradients(count_L, x_RD, dy_RD, w_in_L2ID):
+    memory = kept.memory_of_one(*kernels._to_keep(x_RD, w_in_L2ID), after=count_L)
+    hidden = memory.stacks[1][0]
+    tiles = tiles_of(count_L, room)
+    return kernels._gradients_of_experts(
+      tiles, memory, dy_RD, w_in_L2ID, hidden, hidden, hidden, room
+    )
+
+  counts = ((experts,), jnp.int32)
+  assert compiles(gradients, counts, (lanes, dtype), (lanes, dtype), (w_in, dtype), mesh=mesh)
+
+
+@pytest.mark.parametrize("topology", ["v4-8", "v5p-8"])
+def test_choices_of_any_number_of_tokens_fit_a_chip(topology):
+  rows, is_there = ((6, 4003, 16, 128), jnp.bfloat16), ((6, 4003), np.bool_)
+  assert compiles(sum_of_choices, rows, is_there, mesh=a_chip_of(topology))
