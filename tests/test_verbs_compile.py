@@ -74,8 +74,9 @@ def test_tokens_cross_the_expert_axis_and_expert_weights_do_not(report):
   assert rows["ragged-all-to-all", "expert"]["count"] >= 4  # there and back, twice
   gathered = rows.get(("all-gather", "expert"), {"payload_bytes": 0})
   room = room_for(2 * 2 * report["tokens_per_device"], 38)  # K 2, twice the mean
-  streams, devices = 2, 2  # each stream has a buffer; weights and their gradients, 4 bytes each
-  assert gathered["payload_bytes"] < streams * devices * 2 * 4 * room
+  streams, devices = 2, 2  # each stream has a buffer; what is gathered is 4 bytes each
+  others = 4 * report["tokens_per_device"]  # 2 choices' weights and counts; experts' are 10 times
+  assert gathered["payload_bytes"] <= streams * devices * 4 * (room + others)
   assert ("all-gather", "fsdp") in rows
 
 
