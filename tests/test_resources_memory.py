@@ -45,8 +45,29 @@ def test_activations_of_each_policy_are_those_counted_by_hand():
   # Norms 32, attention 32 and 2 * 16 scores, router 2 * 5, two experts of 2 * 12, shared 3 * 24.
   assert kept_channels(MOE, True, "none", 16) == 32 + 32 + 32 + 10 + 2 * 24 + 72
   assert kept_channels(MOE, True, "none", 16, wide=2) == 32 + 32 + 32 + 20 + 2 * 24 + 72
-  # Sorted rows stay, here two and a half a token.
-  assert kept_channels(MOE, True, "none", 16, rows=2.5) == 32 + 32 + 32 + 10 + 2.5 * 32 + 72
+  # Sorted rows stay, here two and a half a token; on a TPU 8 and 12 numbers take a row of 128.
+  assert kept_channels(MOE, True, "none", 16, rows=2.5) == 32 + 32 + 32 + 10 + 2.5 * 3 * 128 + 72
+  # The paper's 2B: rows of 11 pieces of 128 take 16, hidden layers of 320 take 384.
+  wide = dataclasses.replace(MOE, d_model=1408, d_expert=320)
+  rest = 4 * 1408 + 32 + 32 + 10 + 72
+  assert kept_channels(wide, True, "none", 16, rows=3) == rest + 3 * (2 * 384 + 2048)
+
+
+def test_behind_an_exchange_each_of_two_streams_has_a_buffer_of_its_own():
+  """12 tokens of one sequence choose 30 rows with slack, and 60 of two: either would fit the tiles
+  that three experts have one each of, in whole pairs."""
+  options = dict(dtype="float32", remat="none", kernels=True)
+  one, two, three = (
+    device_memory(MOE, 12, 2 * n, {"expert": 2}, **options).activations for n in (1, 2, 3)
+  )
+  rows = 4 * 256 * 2 * (3 * 128) * 4  # 4 tiles, 2 MoE layers, a row and 2 hidden layers, float32
+  others = one - rows
+  assert two == 2 * others + 2 * rows
+  assert three == 3 * others + rows  # no two can share three sequences
+  memory = device_memory(MOE, 12, 2, {"expert": 2}, **options)
+  assert memory.exchange == 4 * 2 * 2 * 12 * 128  # there and back, 2 choices of 12 tokens
+  # Gradients: of the shared expert, and of 4 tiles 3 rows, 3 hidden layers and one in float32.
+  assert memory.working == 4 * (12 * 3 * 24 + 4 * 256 * (3 * 128 + 4 * 128))
 
 
 def test_bytes_of_a_step_are_those_counted_by_hand():

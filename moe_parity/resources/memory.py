@@ -14,6 +14,8 @@ micro-batch, b the bytes of the compute dtype:
   logits      8 t V: float32 logits and their gradient, at most `most_logits` at a time
   exchange    2 b x K t D_m, rows on their way to the experts and back; 0 without an `expert` axis
 
+Where a TPU's kernels compute the experts, their rows are as wide as a TPU keeps them (`row_width`).
+
 Weights: an expert lies on its part of `expert`, cut further over `fsdp`; other matrices and the
 vocabulary are cut over `fsdp`; router and norms are whole everywhere. Experts are filled up to a
 multiple of `expert` (the phantom ones hold memory and are in no other count). What a compiler adds
@@ -30,7 +32,7 @@ from typing import Any
 
 from moe_parity.errors import UserError
 from moe_parity.resources.architecture import Architecture
-from moe_parity.resources.exchange import SLACK, room_for
+from moe_parity.resources.exchange import LANES, SLACK, room_for
 
 AXES = ("data", "fsdp", "expert")
 REMAT = ("none", "dots", "layer")
@@ -110,11 +112,15 @@ def device_memory(
   logits = tokens * architecture.vocab_size
   exchanged = 0
   if sizes["expert"] > 1:
-    exchanged = 2 * item * architecture.experts_per_token * tokens * architecture.d_model
+    row = row_width(architecture.d_model) if kernels else architecture.d_model
+    exchanged = 2 * item * architecture.experts_per_token * tokens * row
   rows: int | float = 0
   if kernels and architecture.is_moe:
-    chosen = round((SLACK if sizes["expert"] > 1 else 1) * architecture.experts_per_token * tokens)
-    rows = room_for(chosen, -(-architecture.num_experts // sizes["expert"])) / tokens
+    # Behind an exchange each of two streams has a buffer, if two can share a device's sequences.
+    streams = 2 if sizes["expert"] > 1 and tokens // seq_len % 2 == 0 else 1
+    chosen = (SLACK if sizes["expert"] > 1 else 1) * architecture.experts_per_token * tokens
+    here = -(-architecture.num_experts // sizes["expert"])
+    rows = streams * room_for(math.ceil(chosen / streams), here) / tokens
   kept, working = _kept(architecture, remat, 0 if kernels else seq_len, 4 // item, rows)
   layers = [_layer_params(architecture, is_moe, sizes) for is_moe in architecture.moe_layers]
   copied = remat == "none" and (item < 4 or sizes["fsdp"] > 1)
@@ -198,8 +204,24 @@ def kept_channels(
   if not is_moe:
     return kept + 3 * a.d_ffn
   kept += wide * 2 * a.num_experts
-  kept += rows * (2 * a.d_expert + a.d_model) if rows else chosen * 2 * a.d_expert
+  if rows:
+    kept += rows * (2 * matrix_width(a.d_expert) + row_width(a.d_model))
+  else:
+    kept += chosen * 2 * a.d_expert
   return kept + 3 * a.d_shared
+
+
+def matrix_width(width: int) -> int:
+  """Numbers that a row of a matrix takes in a TPU's memory: whole 128s."""
+  return LANES * math.ceil(width / LANES)
+
+
+def row_width(width: int) -> int:
+  """The same of a row as exchanges and kernels take it (`parallel.gathers.as_lanes`): one that is
+  cut into pieces of 128 takes whole eights of them, in float32 and in bfloat16."""
+  if width % LANES or width == LANES:
+    return matrix_width(width)
+  return 8 * LANES * math.ceil(width / (8 * LANES))
 
 
 def _kept(
@@ -217,7 +239,9 @@ def _kept(
     again = of(is_moe, "none") - of(is_moe, remat)
     again += 2 * wide * a.num_heads * scores + 3 * (a.d_shared if is_moe else a.d_ffn)
     if is_moe:
-      again += (rows or a.experts_per_token) * (3 * a.d_model + (3 + wide) * a.d_expert)
+      row = row_width(a.d_model) if rows else a.d_model
+      hidden = matrix_width(a.d_expert) if rows else a.d_expert
+      again += (rows or a.experts_per_token) * (3 * row + (3 + wide) * hidden)
     working = max(working, again)
   return sum(of(is_moe, remat) for is_moe in a.moe_layers), working
 
