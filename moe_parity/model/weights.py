@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from moe_parity.parallel import mesh
+from moe_parity.parallel import collecting, mesh
 
 BLOCK = 2**18  # numbers drawn at a time: a megabyte
 Draw = Callable[[Sequence[slice]], np.ndarray]
@@ -53,7 +53,7 @@ def collected(weights: nnx.State) -> nnx.State:
 
   def of(array, axes):
     cut = [axis for axis, letter in enumerate(axes) if mesh.WEIGHTS.get(letter) == "fsdp"]
-    return jax.lax.all_gather(array, "fsdp", axis=cut[0], tiled=True) if cut else array
+    return collecting.collected(array, cut[0], "fsdp") if cut else array
 
   return _each(of, weights)
 
