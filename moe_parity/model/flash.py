@@ -15,6 +15,7 @@ of a head's queries on the chip.
 
 import dataclasses
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -210,14 +211,7 @@ def _forward_kernel(how, has_documents, num_kept, _, slope_ref, q_ref, k_ref, v_
     if how.slopes is not None:
       place = (j - i) * C + lax.broadcasted_iota(jnp.int32, (1, C), 1)
       score += slope_ref[head] * place.astype(jnp.float32)
-    seen = None
-    if last:
-      seen = _iota(C, 0) >= _iota(C, 1)
-    if has_documents:
-      same = _column(document_ref[:, _chunk(i, C)]) == document_ref[:, here]
-      seen = same if seen is None else seen & same
-    if seen is not None:
-      score = jnp.where(seen, score, HIDDEN)
+    score = _masked(score, HIDDEN, 0 if last else None, document_ref, _chunk(i, C), here)
     before = top_ref[:, :1]
     top = jnp.maximum(before, jnp.max(score, axis=1, keepdims=True))
     weight, shrink = jnp.exp(score - top), jnp.exp(before - top)
@@ -273,14 +267,7 @@ def _backward_kernel(
       own = lax.broadcasted_iota(jnp.int32, (1, C), 1)
       norm += slope_ref[head] * own.astype(jnp.float32)
     weight = jnp.exp(score - norm)
-    seen = None
-    if first:
-      seen = _iota(C, 1) >= _iota(C, 0)
-    if has_documents:
-      same = _column(document_ref[:, _chunk(j, C)]) == document_ref[:, here]
-      seen = same if seen is None else seen & same
-    if seen is not None:
-      weight = jnp.where(seen, weight, 0.0)
+    weight = _masked(weight, 0.0, 1 if first else None, document_ref, _chunk(j, C), here)
     dv_sum[...] += _product(weight.astype(dy.dtype), dy, 1, 0)
     dscore = (weight * (_product(v, dy, 1, 1) - along_ref[:, here])).astype(q.dtype)
     dk_sum[...] += _product(dscore, q, 1, 0)
@@ -304,8 +291,16 @@ def _chunk(index, size: int):
   return pl.ds(pl.multiple_of(index * size, size), size)
 
 
-def _iota(size: int, axis: int):
-  return lax.broadcasted_iota(jnp.int32, (size, size), axis)
+def _masked(pairs, unseen: float, query_axis: int | None, document_ref, rows, columns):
+  """Pairs of positions, and `unseen` where a query does not see a key: a later one, if one chunk is
+  both's and its queries lie along `query_axis`, or one of another document."""
+  seen = []
+  if query_axis is not None:
+    place = (lax.broadcasted_iota(jnp.int32, pairs.shape, axis) for axis in (0, 1))
+    seen.append(operator.le(*place) if query_axis else operator.ge(*place))
+  if document_ref is not None:
+    seen.append(_column(document_ref[:, rows]) == document_ref[:, columns])
+  return jnp.where(functools.reduce(operator.and_, seen), pairs, unseen) if seen else pairs
 
 
 def _column(row):
