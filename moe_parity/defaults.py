@@ -89,7 +89,8 @@ def base() -> ConfigDict:
   mesh.data = 1  # copies of the weights
   mesh.fsdp = 1  # weights and optimizer state cut over these devices
   mesh.expert = 1  # experts cut over these devices; batch, where a layer has none
-  mesh.exchange = ""  # padded | ragged | gathered: how tokens reach experts; "" is the platform's
+  # padded | merged | ragged | gathered: how tokens reach experts; "" is the platform's own.
+  mesh.exchange = ""
 
   optimizer = config.optimizer = ConfigDict()
   optimizer.b1 = 0.9

@@ -91,6 +91,8 @@ CASES = [
   (2, 4, 89, 7, "gathered", "slotted", True),
   (1, 8, 78, 5, "ragged", "slotted", True),
   (2, 4, 13, 4, "ragged", "ragged", False),
+  (1, 8, 83, 6, "merged", "slotted", True),
+  (2, 4, 11, 5, "merged", "ragged", False),
 ]
 
 
@@ -211,7 +213,7 @@ def test_a_scan_over_checkpointed_layers_has_the_gradients_of_the_loop():
     np.testing.assert_allclose(a / np.abs(b).max(), b / np.abs(b).max(), atol=FLOAT32_ERROR)
 
 
-@pytest.mark.parametrize("exchange", ["padded", "ragged"])
+@pytest.mark.parametrize("exchange", ["padded", "merged", "ragged"])
 def test_what_is_to_be_added_is_added_once_however_many_rounds_there_are(exchange):
   num_devices, e, k = 2, 7, 3
   x, expert, gate, w_in, w_down, dy = draw(
@@ -233,14 +235,15 @@ def test_what_is_to_be_added_is_added_once_however_many_rounds_there_are(exchang
   np.testing.assert_array_equal(dfactor, x * dy)
 
 
+@pytest.mark.parametrize("exchange", ["merged", "ragged"])
 @pytest.mark.parametrize("implementation", ["slotted", "ragged"])
-def test_what_uninitialised_buffers_hold_reaches_no_result(implementation, monkeypatch):
+def test_what_uninitialised_buffers_hold_reaches_no_result(implementation, exchange, monkeypatch):
   monkeypatch.setattr(
     jax.lax, "empty", lambda shape, dtype: jnp.full(shape, -1 if dtype == jnp.int32 else jnp.nan)
   )
   e, k = 7, 3
   both = value_and_gradients.__wrapped__(
-    1, 2, e, exchange="ragged", implementation=implementation
+    1, 2, e, exchange=exchange, implementation=implementation
   )  # fmt: skip
   arguments = draw(np.random.default_rng(2), "half to nobody", T * 2, e, k)
   assert_equals_reference(both(*arguments)[0], arguments)

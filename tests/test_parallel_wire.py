@@ -15,7 +15,7 @@ from tests.routed import D_EXPERT, D, tpu_mesh
 from tests.test_parallel_dispatch import T, sharded
 
 G, E, K = 8, 78, 5
-RAGGED = Shape(T, K, E, G)
+RAGGED = MERGED = Shape(T, K, E, G)
 ITEM_BYTES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "bf16": 2}
 SHAPES = re.compile(r"(pred|s32|u32|f32|bf16)\[([\d,]*)\]")
 
@@ -97,6 +97,20 @@ def test_for_a_tpu_the_ragged_exchange_sends_vectors_and_gathers_the_rest():
   rows = [f"tensor<{room_for(size, RAGGED.experts_per_device)}xf32>" for size in room]
   weights, experts = f"tensor<{T * K}xf32>", f"tensor<1x{G * RAGGED.experts_per_device}xi32>"
   assert sorted(operands) == sorted([experts, *[weights] * (1 + 1 + 1), *rows])
+
+
+def test_for_a_tpu_the_merged_exchange_sends_vectors_of_rows_and_tags_of_slots():
+  program = traced("merged", "ragged", tpu_mesh(1, G))
+  text = program.lower(lowering_platforms=("tpu",)).as_text()
+  slots = [G * rows for rows in (MERGED.first_rows, MERGED.replay_rows)]
+  sent = re.findall(r"ragged_all_to_all.*?: \((tensor<[\dx]+\w+>)", text)
+  vectors = [f"tensor<{rows}x{D}xf32>" for rows in slots]
+  unread = jax.__version_info__ < (0, 12)  # as above
+  assert sorted(sent) == sorted([vectors[0]] * 4 + [vectors[1]] * (4 + 1 + unread))
+  tags = re.findall(r'"stablehlo.all_to_all".*?: \(tensor<([\dx]+)x(?:i|f)32>', text)
+  there = [f"{G}x{rows // G}x{2 * MERGED.choices_per_row}" for rows in slots]
+  back = [f"{G}x{rows // G}x{MERGED.choices_per_row}" for rows in slots]
+  assert sorted(tags) == sorted([*there, there[1], *back])
 
 
 def test_a_tpu_program_sorts_nothing_and_takes_its_buffers_as_they_are():

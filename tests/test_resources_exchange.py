@@ -82,6 +82,16 @@ def test_wire_bytes_of_the_ragged_exchange_are_a_row_for_every_choice_and_one_pe
   assert max(sent.forward, sent.backward) < 1.0101 * rows
 
 
+def test_wire_bytes_of_the_merged_exchange_are_within_five_percent_of_a_row_for_every_device():
+  """A token meets a device of 5 among 80 experts with probability 1 - C(75, 6) / C(80, 6)."""
+  for num_tokens, k, e, g in ((8192, 6, 80, 16), (8192, 6, 80, 8), (5000, 3, 78, 4)):
+    sent = wire_bytes("merged", Shape(num_tokens, k, e, g), d_model=2048, itemsize=2)
+    here = -(-e // g)
+    rows = (g - 1) * num_tokens * (1 - math.comb(e - here, k) / math.comb(e, k))
+    assert rows < sent.forward / (2 * 2048 * 2) < 1.03 * rows
+    assert rows < sent.backward / (2 * 2048 * 2) < 1.03 * rows
+
+
 def test_gathered_is_taken_where_most_tokens_go_to_most_devices():
   take = dict(num_experts=64, experts_per_token=8)
   assert default_exchange("tpu", num_devices=2, **take) == "gathered"
@@ -102,10 +112,11 @@ def test_what_can_run_is_let_through():
 
 
 def test_what_cannot_run_is_refused_with_value_rule_and_way_out():
-  with pytest.raises(UserError, match="exchange='ring' is not one of padded, ragged, gathered"):
+  with pytest.raises(UserError, match="exchange='ring' is not one of padded, merged, ragged"):
     check("ring")
-  with pytest.raises(UserError, match="exchange='ragged' needs a TPU or GPU.*use 'padded'"):
-    check("ragged")
+  for exchange in ("ragged", "merged"):
+    with pytest.raises(UserError, match=f"exchange='{exchange}' needs a TPU or GPU.*use 'padded'"):
+      check(exchange)
   with pytest.raises(UserError, match="16 devices on the expert axis share 9 experts.*at most 9"):
     check(num_devices=16)
   for wrong in (-0.5, math.inf, math.nan):

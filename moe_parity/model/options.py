@@ -43,8 +43,8 @@ class ModelOptions:
       blocks a causal mask costs (n+1)/2n of the full product. A sequence it does not divide is one
       block. Blocks are unrolled, so many of them cost compile time.
     embedding_std: standard deviation of the initial embedding.
-    exchange: how tokens travel to experts on other devices: "padded", "ragged", "gathered", or ""
-      for the platform's own (`parallel/dispatch.py`). All give the same numbers.
+    exchange: how tokens travel to experts on other devices: "padded", "merged", "ragged",
+      "gathered", or "" for the platform's own (`parallel/dispatch.py`). All give the same numbers.
     capacity_factor: rows a pair of devices may exchange, times the mean; what is beyond is dropped
       and counted. 0 drops nothing.
     streams: parts that a device's sequences go through MoE layers in, so that one is computed while

@@ -4,6 +4,7 @@ Pure functions for use inside `jax.shard_map`; they know no model. `moe_parity.r
 says which exchange suits which platform and what each sends.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -52,12 +53,12 @@ def expert_ffn_local(
     x_TD: finite.
     expert_TK: int32, distinct within a row; num_experts means nobody.
     gate_TK: float32 routing weights, normalised or not.
-    exchange: "padded", "ragged" or "gathered"; the same on every device.
+    exchange: "padded", "merged", "ragged" or "gathered"; the same on every device.
     implementation: as for `expert_ffn`, on the rows that arrive.
     num_slots: slots per expert of the slotted formulation, for the tokens of all G devices; only
       speed depends on it.
     beside: of x_TD, added to the result; a pytree of the arrays it knows
-      (`jax.tree_util.Partial`). A ragged exchange has it computed while its results travel back.
+      (`jax.tree_util.Partial`). But for "gathered" it is computed while results travel back.
   Returns:
     y_TD in the dtype of x, and how many of this device's assignments were dropped (int32).
   Raises:
@@ -84,8 +85,9 @@ def expert_ffn_local(
   if shape.num_devices == 1:
     y_TD = expert_ffn(x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, **how)
   else:
-    exchanged = {"padded": padded, "ragged": ragged, "gathered": gathered}[exchange]
-    if exchange == "ragged":
+    merged = functools.partial(padded, is_merged=True)
+    exchanged = dict(padded=padded, merged=merged, ragged=ragged, gathered=gathered)[exchange]
+    if exchange != "gathered":
       how["beside"], beside = beside, None
     operands = x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID
     y_TD = exchanged(*operands, shape, axis_name, **how).astype(x_TD.dtype)

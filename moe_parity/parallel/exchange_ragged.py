@@ -30,20 +30,11 @@ from jaxtyping import Array, Float, Int
 from moe_parity.parallel.experts import expert_ffn, implementation_for, slots_for
 from moe_parity.parallel.gathers import as_lanes, barrier, rows_at, sum_of_rows
 from moe_parity.parallel.grouping import IN_BOUNDS, Groups, group_by_expert, moved
-from moe_parity.parallel.ragged_all_to_all import ragged_all_to_all, uninitialized
-from moe_parity.parallel.rounds import in_rounds
+from moe_parity.parallel.ragged_all_to_all import Slices, exchanged
+from moe_parity.parallel.rounds import in_rounds, with_gradients_together
 from moe_parity.parallel.rows import giving_back
 from moe_parity.parallel.tiles import expert_of_rows, first_rows
 from moe_parity.resources.exchange import Shape, room_for
-
-
-class Slices(NamedTuple):
-  """One direction of an exchange, as `ragged_all_to_all` takes it; S = G * L, by other device."""
-
-  send_start_S: Int[Array, " S"]
-  send_size_S: Int[Array, " S"]
-  write_at_S: Int[Array, " S"]
-  receive_size_S: Int[Array, " S"]
 
 
 class Seats(NamedTuple):
@@ -179,34 +170,14 @@ def _seat(groups: Groups, counts_GE, start, size: int, shape: Shape, shape_TK, a
   )
 
 
-@jax.custom_vjp
-def with_gradients_together(x_TD, weights):
-  """As they are; the gradient of x is known when those of the weights are.
-
-  XLA then computes the latter while rows come back over links (12 of 323 ms of the 7B on v5p,
-  compiler-estimated)."""
-  return x_TD, weights
-
-
-with_gradients_together.defvjp(
-  lambda *arrays: (arrays, None), lambda _, gradients: barrier(gradients)
-)
-
-
-def _exchanged(lanes, num_rows: int, slices: Slices, axis_name: str):
-  room = jax.ShapeDtypeStruct((num_rows, *lanes.shape[1:]), lanes.dtype)
-  empty = uninitialized(room, after=slices.send_size_S)
-  return ragged_all_to_all(lanes, empty, *slices, axis_name)
-
-
 def _sent(a_TD, seats: Seats, axis_name: str):
   """Tokens' vectors to the experts, as lanes; anything may lie in rows that nobody fills."""
   packed = as_lanes(rows_at(a_TD, seats.token_A))
-  return _exchanged(packed, seats.weight_R.size, seats.there, axis_name)
+  return exchanged(packed, seats.weight_R.size, seats.there, axis_name)
 
 
 def _summed(lanes, seats: Seats, axis_name: str):
-  back = _exchanged(lanes, seats.token_A.size, seats.back, axis_name)
+  back = exchanged(lanes, seats.token_A.size, seats.back, axis_name)
   return sum_of_rows(back.reshape(back.shape[0], -1), seats.place_TK)
 
 

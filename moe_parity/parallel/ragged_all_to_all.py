@@ -4,7 +4,7 @@ So that the code around it is tested on simulated devices. The stand-in sends ev
 everybody: production on CPU is refused by `resources.exchange.check_exchange`.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,22 @@ from jaxtyping import Array, Int, Shaped
 
 from moe_parity.parallel.mesh import platform
 from moe_parity.parallel.varying import equally_varying
+
+
+class Slices(NamedTuple):
+  """One direction of an exchange, as `ragged_all_to_all` takes it; S by other device."""
+
+  send_start_S: Int[Array, " S"]
+  send_size_S: Int[Array, " S"]
+  write_at_S: Int[Array, " S"]
+  receive_size_S: Int[Array, " S"]
+
+
+def exchanged(lanes, num_rows: int, slices: Slices, axis_name: str):
+  """Rows sent into a buffer of `num_rows` in which anything may lie that nobody sends."""
+  room = jax.ShapeDtypeStruct((num_rows, *lanes.shape[1:]), lanes.dtype)
+  empty = uninitialized(room, after=slices.send_size_S)
+  return ragged_all_to_all(lanes, empty, *slices, axis_name)
 
 
 def ragged_all_to_all(

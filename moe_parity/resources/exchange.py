@@ -1,10 +1,10 @@
 """What an exchange of tokens between the devices that hold the experts sends, and which to take.
 
 T tokens a device, G devices on the expert axis, L = ceil(E / G) experts each: device g owns experts
-[g L, (g+1) L). A padded exchange's *row* is one token's vector on its way to one device, with up to
-J of its chosen experts there, their routing weights and ids. J is 1 where choices rarely meet on a
-device, at most min(K, L), where a token crosses the wire once per device whatever it chose there. A
-ragged exchange's row is one assignment (`parallel/exchange_ragged.py` says why).
+[g L, (g+1) L). A padded or merged exchange's *row* is one token's vector on its way to one device,
+with up to J of its chosen experts there, their routing weights and ids. J is 1 where choices rarely
+meet on a device, at most min(K, L), where a token crosses the wire once per device whatever it
+chose there. A ragged exchange's row is one assignment (`parallel/exchange_ragged.py` says why).
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ import math
 
 from moe_parity.errors import UserError
 
-EXCHANGES = ("padded", "ragged", "gathered")
+EXCHANGES = ("padded", "merged", "ragged", "gathered")
+WITHOUT_SLOTS = ("merged", "ragged")  # by a ragged all-to-all
 
 # First buffers hold this much of the mean load of a fair draw, replays a quarter of that.
 SLACK = 1.25
@@ -152,18 +153,18 @@ def check_exchange(
     platform: "cpu", "gpu" or "tpu": where the program will run.
     num_devices: size of the expert axis.
   Raises:
-    UserError: no such exchange; ragged on CPU; more devices than experts; a capacity factor that
-      is negative or not finite.
+    UserError: no such exchange; ragged or merged on CPU; more devices than experts; a capacity
+      factor that is negative or not finite.
   """
   if exchange not in EXCHANGES:
     raise UserError(
       f"exchange={exchange!r} is not one of {', '.join(EXCHANGES)}; leave it out for the platform's"
       " own"
     )
-  if exchange == "ragged" and platform == "cpu":
+  if exchange in WITHOUT_SLOTS and platform == "cpu":
     raise UserError(
-      "exchange='ragged' needs a TPU or GPU: XLA has no ragged all-to-all on CPU; use 'padded',"
-      " which is exact too, or 'gathered'"
+      f"exchange={exchange!r} needs a TPU or GPU: XLA has no ragged all-to-all on CPU; use"
+      " 'padded', which is exact too, or 'gathered'"
     )
   if num_devices > num_experts:
     raise UserError(
@@ -232,10 +233,12 @@ def wire_bytes(exchange: str, shape: Shape, *, d_model: int, itemsize: int) -> W
   """What the collectives of one layer send, in buffers' bytes less what stays on the device.
 
   With b bytes a number, a padded exchange's row carries D b of its vector and its tags there (ids
-  and routing weights, 8 J), D b back; its gradient D b there, D b and 4 J of tags back. A ragged
-  exchange's row is an assignment; routing weights and their gradients go in all-gathers.
+  and routing weights, 8 J), D b back; its gradient D b there, D b and 4 J of tags back. A merged
+  exchange sends the vectors of rows there are, and tags of all slots. A ragged exchange's row is an
+  assignment; routing weights and their gradients go in all-gathers.
 
       padded    forward (G-1) C (2 D b + 8 J)               backward (G-1) C (2 D b + 4 J)
+      merged    forward n 2 D b + (G-1) (8 J C + 4 G)       backward n 2 D b + (G-1) 4 J C
       ragged    forward n 2 D b + 4 (G-1) (T K + G L)       backward n 2 D b + 4 (G-1) R
       gathered  forward (G-1) T (2 D b + 8 K)               backward (G-1) T (2 D b + 4 K)
 
@@ -257,6 +260,11 @@ def wire_bytes(exchange: str, shape: Shape, *, d_model: int, itemsize: int) -> W
       round(rows * 2 * vector) + 4 * others * (sent + shape.num_devices * here),
       round(rows * 2 * vector) + 4 * others * room,
     )
+  if exchange == "merged":
+    rows = others * shape.num_tokens * shape.rows_per_pair(shape.choices_per_row)
+    tags = 4 * others * shape.choices_per_row * shape.first_rows
+    vectors = round(rows * 2 * vector)
+    return WireBytes(vectors + 2 * tags + 4 * others * shape.num_devices, vectors + tags)
   tags, tags_back = 8 * shape.choices_per_row, 4 * shape.choices_per_row
   rows, again = others * shape.first_rows, others * shape.replay_rows
   return WireBytes(

@@ -20,7 +20,7 @@ from moe_parity.parallel import hlo
 from moe_parity.parallel.schedule import Schedule, walk
 from moe_parity.parallel.topology import place_of, slice_mesh
 from moe_parity.resources.arm_plan import ArmPlan
-from moe_parity.resources.exchange import lacks_ragged
+from moe_parity.resources.exchange import WITHOUT_SLOTS, lacks_ragged
 from moe_parity.resources.memory import LOGITS_AT_ONCE, device_memory
 from moe_parity.resources.mesh import MeshSizes, check_arms
 from moe_parity.resources.slices import Slice
@@ -51,12 +51,12 @@ def compile_arm(
   micro = config.train.micro_batch_sequences
   check_arms(sizes if plan.architecture.is_moe else plain, [plan], micro)
   mesh = slice_mesh(slice_, sizes)
-  if plan.architecture.is_moe and sizes.expert > 1 and config.mesh.exchange == "ragged":
+  if plan.architecture.is_moe and sizes.expert > 1 and config.mesh.exchange in WITHOUT_SLOTS:
     kind = mesh.devices.flat[0].device_kind
     if lacks_ragged(kind, slice_.num_devices):
       raise UserError(
-        f"mesh.exchange='ragged' is not there on {slice_.name}: its links have limited routing; use"
-        " 'padded' or 'gathered', or leave it out"
+        f"mesh.exchange={config.mesh.exchange!r} is not there on {slice_.name}: its links have"
+        " limited routing; use 'padded' or 'gathered', or leave it out"
       )
   step, arguments = sharded_step(config, plan, mesh)
   start = time.perf_counter()
