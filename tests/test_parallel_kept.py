@@ -43,13 +43,13 @@ def twice_and_in_rounds(x_RD, offset_R, w):
   """Two kernels a layer, the second of them in rounds, which the backward pass plays again."""
 
   def first(operands, _, offset_R):
-    return kernel(*operands)
+    return kernel(*operands), ()
 
   def replay(index, operands, offset_R):
     return kernel(operands[0] + offset_R[:, None], operands[1]) / (index + 2)
 
   x_RD = kernel(x_RD, w["a"])
-  return x_RD + in_rounds(first, replay, (x_RD, w["b"]), (), offset_R, offset_R.size // 2)
+  return x_RD + in_rounds(first, replay, (x_RD, w["b"]), (), offset_R, offset_R.size // 2)[0]
 
 
 @pytest.mark.parametrize("layer", [once, twice_and_in_rounds])

@@ -84,11 +84,12 @@ def expert_ffn_local(
   how: dict = dict(implementation=implementation, num_slots=num_slots)
   if shape.num_devices == 1:
     y_TD = expert_ffn(x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, **how)
+    besides_TD = beside and beside(x_TD)
   else:
     merged = functools.partial(padded, is_merged=True)
     exchanged = dict(padded=padded, merged=merged, ragged=ragged, gathered=gathered)[exchange]
-    if exchange != "gathered":
-      how["beside"], beside = beside, None
     operands = x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID
-    y_TD = exchanged(*operands, shape, axis_name, **how).astype(x_TD.dtype)
-  return y_TD if beside is None else y_TD + beside(x_TD), num_dropped
+    y_TD, besides_TD = exchanged(*operands, shape, axis_name, **how, beside=beside)
+  if besides_TD is not None:
+    y_TD += besides_TD.astype(y_TD.dtype)
+  return y_TD.astype(x_TD.dtype), num_dropped

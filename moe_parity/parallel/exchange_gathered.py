@@ -4,6 +4,8 @@ One all-gather there, one reduce-scatter back, the same for any routing. Cheapes
 go to most devices anyway.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -23,8 +25,10 @@ def gathered(
   *,
   implementation: str | None,
   num_slots: int,
-) -> Float[Array, "T D"]:
-  """`dispatch.expert_ffn_local` without drops. Partial results are summed in the dtype of x."""
+  beside: Callable[[Array], Array] | None = None,
+) -> tuple[Float[Array, "T D"], Float[Array, "T D"] | None]:
+  """`dispatch.expert_ffn_local` without drops, and `beside`'s result. Partial results are summed in
+  the dtype of x."""
   here = shape.experts_per_device
   x_AD, expert_AK, gate_AK = (
     lax.all_gather(a, axis_name, tiled=True) for a in (x_TD, expert_TK, gate_TK)
@@ -34,4 +38,4 @@ def gathered(
     x_AD, jnp.where(mine_AK, expert_AK % here, here), gate_AK, w_in_L2ID, w_down_LID,
     implementation=implementation, num_slots=num_slots,
   )  # fmt: skip
-  return lax.psum_scatter(y_AD, axis_name, tiled=True)
+  return lax.psum_scatter(y_AD, axis_name, tiled=True), beside and beside(x_TD)

@@ -55,12 +55,12 @@ def padded(
   num_slots: int,
   is_merged: bool = False,
   beside: Callable[[Array], Array] | None = None,
-) -> Float[Array, "T D"]:
-  """`dispatch.expert_ffn_local` without drops; the sum in float32.
+) -> tuple[Float[Array, "T D"], Float[Array, "T D"] | None]:
+  """`dispatch.expert_ffn_local` without drops, the sum in float32; and `beside`'s result.
 
   Args:
     is_merged: send the rows there are instead of all slots.
-    beside: of x_TD, to be added; computed while the first round's results travel back.
+    beside: of x_TD; computed while the first round's results travel back.
   """
 
   def one_round(start, num_rows, num_slots, operands, beside, rows: Rows):
@@ -78,8 +78,7 @@ def padded(
       y_RD = jnp.where(known_R1, y_RD, 0)  # for the gradient, which is known so
     if beside is not None:  # begun when the results are on their way, and no earlier
       y_RD, x_TD = barrier((y_RD, x_TD))
-    y_TD = give_back(y_RD, seats, axis_name)
-    return y_TD if beside is None else y_TD + beside(x_TD).astype(jnp.float32)
+    return give_back(y_RD, seats, axis_name), beside and beside(x_TD)
 
   def first(operands, beside, rows: Rows):
     return one_round(0, shape.first_rows, num_slots, operands, beside, rows)
@@ -87,7 +86,7 @@ def padded(
   def replay(index, operands, rows: Rows):
     start = shape.first_rows + index * shape.replay_rows
     few_slots = slots_for(shape.replay_rows * shape.num_devices, 1, shape.experts_per_device)
-    return one_round(start, shape.replay_rows, few_slots, operands, None, rows)
+    return one_round(start, shape.replay_rows, few_slots, operands, None, rows)[0]
 
   rows = gather_into_rows(expert_TK, shape)
   operands = x_TD, gates_of_rows(gate_TK, rows), w_in_L2ID, w_down_LID

@@ -69,11 +69,11 @@ def ragged(
   implementation: str | None,
   num_slots: int,
   beside: Callable[[Array], Array] | None = None,
-) -> Float[Array, "T D"]:
-  """`dispatch.expert_ffn_local` without drops; the sum in float32.
+) -> tuple[Float[Array, "T D"], Float[Array, "T D"] | None]:
+  """`dispatch.expert_ffn_local` without drops, the sum in float32; and `beside`'s result.
 
   Args:
-    beside: of x_TD, to be added; computed while the first round's results travel back.
+    beside: of x_TD; computed while the first round's results travel back.
   """
   num_experts = shape.num_devices * shape.experts_per_device  # phantoms too, which nobody chose
   groups = group_by_expert(
@@ -106,8 +106,7 @@ def ragged(
       y_RD = jnp.where(known_R1, y_RD, 0).reshape(x_RD.shape)  # for the gradient, which is known so
     if beside is not None:  # begun when the results are on their way, and no earlier
       y_RD, x_TD = barrier((y_RD, x_TD))
-    y_TD = give_back(y_RD, seats, axis_name)
-    return y_TD if beside is None else y_TD + beside(x_TD).astype(jnp.float32)
+    return give_back(y_RD, seats, axis_name), beside and beside(x_TD)
 
   def first(operands, beside, routing):
     return one_round(0, first_size, num_slots, operands, beside, routing)
@@ -115,7 +114,7 @@ def ragged(
   def replay(index, operands, routing):
     few_slots = slots_for(more_size, 1, shape.experts_per_device)
     start = first_size + index * more_size
-    return one_round(start, more_size, few_slots, operands, None, routing)
+    return one_round(start, more_size, few_slots, operands, None, routing)[0]
 
   operands, routing = (x_TD, gate_TK, w_in_L2ID, w_down_LID), (groups, counts_GE)
   if not more_size:

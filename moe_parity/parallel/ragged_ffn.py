@@ -46,10 +46,11 @@ def ragged_ffn(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID, num_rows: int):
     return _part(num_rows + index * more, more, operands, groups)
 
   def first_window(operands, _, groups):
-    return first(operands, groups)
+    return first(operands, groups), ()
 
   num_replays = -(-jnp.maximum(groups.count_E.sum() - num_rows, 0) // more)
-  return in_rounds(first_window, replay, operands, (), groups, num_replays).astype(x_TD.dtype)
+  y_TD, _ = in_rounds(first_window, replay, operands, (), groups, num_replays)
+  return y_TD.astype(x_TD.dtype)
 
 
 def _part(start, num_rows: int, operands, groups: Groups):

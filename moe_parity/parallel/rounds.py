@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moe_parity.parallel.added import added_where
 from moe_parity.parallel.ragged_all_to_all import uninitialized
 from moe_parity.parallel.varying import equally_varying
 from moe_parity.resources.exchange import REPLAYS
@@ -23,23 +24,24 @@ def as_often_as_needed(num_steps, step: Callable, start):
     return lax.fori_loop(0, num_steps, step, start)
 
 
-def sum_of_rounds(num_rounds, one: Callable, like):
-  """Sum over i < num_rounds of one(i), float32, in arrays of the shapes of `like`; 0 of none.
+def with_rounds(first, num_rounds, one: Callable):
+  """A pytree `first` and the sum over i < num_rounds of one(i), added in float32.
 
-  The sum begins as memory that nobody has filled: a loop that is entered with what the first round
-  made could not run before it, nor anything move past it; one entered with zeros has to write them.
+  The sum over rounds begins as memory that nobody has filled: a loop that is entered with what the
+  first round made could not run before it, nor anything move past it; one entered with zeros has to
+  write them.
   """
   known = jnp.reshape(num_rounds, (1,))
-  sums = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float32), like)
+  sums = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float32), first)
   start = jax.tree.map(
-    lambda a, b: equally_varying(a, b)[0], uninitialized(sums, after=known), like
+    lambda a, b: equally_varying(a, b)[0], uninitialized(sums, after=known), first
   )
 
   def add(i, total):
     return jax.tree.map(lambda a, b: jnp.where(i == 0, 0, a) + b.astype(a.dtype), total, one(i))
 
   total = as_often_as_needed(num_rounds, add, start)
-  return jax.tree.map(lambda a: jnp.where(num_rounds > 0, a, 0), total)
+  return jax.tree.map(lambda a, b: added_where(known[0] > 0, a, b), first, total)
 
 
 @jax.custom_vjp
@@ -59,10 +61,11 @@ with_gradients_together.defvjp(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def in_rounds(first: Callable, replay: Callable, operands, beside, routing, num_replays):
-  """first(operands, beside, routing) + sum over i < num_replays of replay(i, operands, routing).
+  """y + sum over i < num_replays of replay(i, operands, routing), and what else was found, where
+  y, found = first(operands, beside, routing).
 
   Args:
-    first, replay: their results are float32 and of one shape.
+    first, replay: y and what a replay gives are float32 and of one shape.
     operands: arrays to differentiate by.
     beside: a pytree of the same, of which only the first round knows.
     routing: a pytree of integers.
@@ -72,22 +75,21 @@ def in_rounds(first: Callable, replay: Callable, operands, beside, routing, num_
 
 
 def _forward(first, replay, operands, beside, routing, num_replays):
-  y, pull = jax.vjp(lambda *both: first(*both, routing), operands, beside)
-  more = sum_of_rounds(num_replays, lambda i: replay(i, operands, routing), y)
-  return y + more, (pull, operands, routing, num_replays)
+  (y, found), pull = jax.vjp(lambda *both: first(*both, routing), operands, beside)
+  total = with_rounds(y, num_replays, lambda i: replay(i, operands, routing))
+  return (total, found), (pull, operands, routing, num_replays)
 
 
-def _backward(first, replay, residuals, dy):
+def _backward(first, replay, residuals, given):
   pull, operands, routing, num_replays = residuals
-  gradients, dbeside = pull(dy)
+  gradients, dbeside = pull(given)
+  dy, _ = given
 
   def again(i):
     _, pull_again = jax.vjp(lambda operands: replay(i, operands, routing), operands)
     return pull_again(dy)[0]
 
-  more = sum_of_rounds(num_replays, again, operands)
-  total = jax.tree.map(lambda a, b: (a.astype(jnp.float32) + b).astype(a.dtype), gradients, more)
-  return total, dbeside, None, None
+  return with_rounds(gradients, num_replays, again), dbeside, None, None
 
 
 in_rounds.defvjp(_forward, _backward)
