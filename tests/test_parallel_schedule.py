@@ -150,12 +150,19 @@ def test_an_all_reduce_travels_twice():
   assert found.wire_bytes == 2 * 4000 * 3 / 4
 
 
-def test_a_ragged_exchange_is_priced_by_the_rows_there_are_not_by_the_room_for_them():
-  shapes = {"x": "bf16[100,2,8]{2,1,0}"}
-  found = collectives.price(
-    instruction("ragged-all-to-all", "bf16[200,2,8]{2,1,0}"), shapes, line_of(8, False)
-  )
-  assert found.payload_bytes == 100 * 2 * 8 * 2
+@pytest.mark.parametrize(("from_rows", "into_rows"), [(100, 200), (200, 100)])
+def test_a_ragged_exchange_is_priced_by_the_rows_there_are_not_by_the_room_for_them(
+  from_rows, into_rows
+):
+  """There rows go into a larger room, on the way back they come from it; in two halves the result
+  holds both."""
+  shapes = {"x": f"bf16[{from_rows},2,8]{{2,1,0}}", "memory": f"bf16[{into_rows},2,8]{{2,1,0}}"}
+  for kind, result in (
+    ("ragged-all-to-all", shapes["memory"]),
+    ("ragged-all-to-all-start", f"(({', '.join(shapes.values())}), {shapes['memory']}, u32[])"),
+  ):
+    found = hlo.Instruction("c", result, kind, ("x", "memory"), "%x, %memory", "")
+    assert collectives.price(found, shapes, line_of(8, False)).payload_bytes == 100 * 2 * 8 * 2
 
 
 def test_cores_of_one_chip_talk_for_nothing_and_share_its_links():

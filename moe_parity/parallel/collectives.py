@@ -70,7 +70,8 @@ def price(instruction: hlo.Instruction, shapes: dict[str, str], place: Place) ->
   result = hlo.leaves(instruction.shape)
   result_bytes = sum(leaf.num_bytes for leaf in result)
   if kind == "ragged-all-to-all":
-    payload = min(operand_bytes[0], result_bytes)
+    # The second operand is what it writes into; a start's result holds both and more.
+    payload = min(operand_bytes[:2])
   elif kind == "collective-permute":
     payload = operand_bytes[0]
   elif kind in ("all-gather", "all-reduce") and instruction.opcode.endswith("-start"):
