@@ -127,7 +127,7 @@ def _swap(a, axis_name: str):
 def _swap_rows(a_RD, seats: Seats, slices: Slices | None, axis_name: str):
   """The same of vectors, R = G * C."""
   if slices is None:
-    return _merged(_swap(_split(a_RD, seats), axis_name))
+    return _flat(_swap(_split(a_RD, seats), axis_name))
   return exchanged(as_lanes(a_RD), a_RD.shape[0], slices, axis_name).reshape(a_RD.shape)
 
 
@@ -135,7 +135,7 @@ def _split(a_RD, seats: Seats):
   return a_RD.reshape(*seats.row_GC.shape, a_RD.shape[1])
 
 
-def _merged(a_GCD):
+def _flat(a_GCD):
   return a_GCD.reshape(-1, a_GCD.shape[2])
 
 
@@ -173,7 +173,7 @@ def _send_forward(x_TD, gate_TPJ, expert_TPJ, seats, shape, axis_name):
 
   bits_GCJ = lax.bitcast_convert_type(tags(gate_TPJ, 0), jnp.int32)
   tags_GCJ = jnp.concatenate([tags(expert_TPJ, shape.experts_per_device), bits_GCJ], axis=2)
-  tags_RJ = _merged(_swap(tags_GCJ, axis_name))
+  tags_RJ = _flat(_swap(tags_GCJ, axis_name))
   expert_RJ, bits_RJ = jnp.split(tags_RJ, 2, axis=1)
   gate_RJ = lax.bitcast_convert_type(bits_RJ, jnp.float32)
   return (_sent(x_TD, seats, axis_name), gate_RJ, expert_RJ), seats
@@ -182,7 +182,7 @@ def _send_forward(x_TD, gate_TPJ, expert_TPJ, seats, shape, axis_name):
 def _send_backward(shape, axis_name, seats, gradients):
   dx_RD, dgate_RJ, _ = gradients
   dx_TD = _returned(dx_RD, seats, axis_name).astype(dx_RD.dtype)
-  dgate_NJ = _merged(_swap(_split(dgate_RJ, seats), axis_name))
+  dgate_NJ = _flat(_swap(_split(dgate_RJ, seats), axis_name))
   return dx_TD, dgate_NJ.at[seats.slot_TP].get(mode="fill", fill_value=0), None, None
 
 
