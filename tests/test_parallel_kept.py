@@ -52,7 +52,24 @@ def twice_and_in_rounds(x_RD, offset_R, w):
   return x_RD + in_rounds(first, replay, (x_RD, w["b"]), (), offset_R, offset_R.size // 2)[0]
 
 
-@pytest.mark.parametrize("layer", [once, twice_and_in_rounds])
+def in_rounds_within_rounds(x_RD, offset_R, w):
+  def inner_first(operands, *_):
+    return kernel(*operands), ()
+
+  def inner_replay(index, operands, _):
+    return kernel(operands[0] * (index + 2), operands[1])
+
+  def first(operands, _, offset_R):
+    return in_rounds(inner_first, inner_replay, operands, (), offset_R, offset_R.size // 3)
+
+  def replay(index, operands, offset_R):
+    moved = operands[0] + offset_R[:, None], operands[1]
+    return in_rounds(inner_first, inner_replay, moved, (), offset_R, offset_R.size // 3)[0]
+
+  return in_rounds(first, replay, (x_RD, w["a"]), (), offset_R, offset_R.size // 2)[0] / 4
+
+
+@pytest.mark.parametrize("layer", [once, twice_and_in_rounds, in_rounds_within_rounds])
 def test_values_and_gradients_are_those_of_a_scan_that_stacks_what_is_kept(layer):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(ROWS, WIDTH)).astype(np.float32)

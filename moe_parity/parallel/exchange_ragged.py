@@ -7,10 +7,11 @@ device. What arrives lies by expert, each expert's from a whole tile on, and goe
 product as it is; so does what comes back. A receiver numbers what it is to get by expert, then by
 source; a round takes a window of these numbers.
 
-A token that chose several experts of one device is sent there as often. To send it once costs more
-than it saves: merged rows have to be gathered and summed once more on the experts' side. For K 6,
-E 80 and 16 devices that took about 80 ms of the 7B's step on v5p and saved 13 of links
-(compiler-estimated; LOG.md).
+A token that chose several experts of one device is sent there as often. To send it once, as the
+merged exchange does (`exchange_padded.py`), costs a TPU more than it saves: merged rows have to be
+gathered and summed once more on the experts' side. For K 6, E 80 and 16 devices that took about 80
+ms of the 7B's step on v5p and saved 13 of links; with 8 devices of v6e, whose links are slow, it
+saved the 2B 86 of 225 ms of links and took 283 more (compiler-estimated; LOG.md).
 
 Buffers are not filled: filling them with zeros cost more than the exchange (5.3 ms for 98,304 rows
 of 2,048 on v5p, compiler-estimated). Rows travel as pieces of 128 numbers, the layout that gathers

@@ -57,12 +57,18 @@ _current: contextvars.ContextVar[_Shelf | None] = contextvars.ContextVar("shelf"
 
 
 @contextlib.contextmanager
-def _put_up(shelf: _Shelf) -> Iterator[_Shelf]:
+def _put_up(shelf: _Shelf | None) -> Iterator[_Shelf | None]:
   token = _current.set(shelf)
   try:
     yield shelf
   finally:
     _current.reset(token)
+
+
+def of_their_own():
+  """A context in which kernels get memory of one layer: of a loop in a layer, whose steps are as
+  many as it takes and keep nothing beyond it."""
+  return _put_up(None)
 
 
 def memory_of_one(*shapes: jax.ShapeDtypeStruct, after: Array) -> Memory:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moe_parity.parallel import kept
 from moe_parity.parallel.added import added_where
 from moe_parity.parallel.ragged_all_to_all import uninitialized
 from moe_parity.parallel.varying import equally_varying
@@ -38,7 +39,9 @@ def with_rounds(first, num_rounds, one: Callable):
   )
 
   def add(i, total):
-    return jax.tree.map(lambda a, b: jnp.where(i == 0, 0, a) + b.astype(a.dtype), total, one(i))
+    with kept.of_their_own():
+      more = one(i)
+    return jax.tree.map(lambda a, b: jnp.where(i == 0, 0, a) + b.astype(a.dtype), total, more)
 
   total = as_often_as_needed(num_rounds, add, start)
   return jax.tree.map(lambda a, b: added_where(known[0] > 0, a, b), first, total)
