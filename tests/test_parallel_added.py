@@ -13,7 +13,7 @@ from moe_parity.parallel import added
 def test_b_is_added_where_it_is_known_and_whatever_else_it_holds_counts_for_nothing(
   shape, dtype, is_known, monkeypatch
 ):
-  monkeypatch.setattr(added, "BLOCK", 4 * 24 * 16)  # blocks of 8 or 16 rows, the last not full
+  monkeypatch.setattr(added, "BLOCK", 4 * 24 * 16)  # blocks of 16 rows, the last not full
   rng = np.random.default_rng(0)
   a, b = (jnp.asarray(rng.normal(size=shape), t) for t in (dtype, "float32"))
   expected = (a.astype("float32") + b).astype(dtype) if is_known else a

@@ -32,7 +32,7 @@ def _in_place(is_known, a, b):
 
   width = a.shape[-1]
   num_rows = math.prod(a.shape[:-1])
-  rows = min(num_rows, max(8, BLOCK // (4 * width) // 8 * 8))
+  rows = min(num_rows, max(16, BLOCK // (4 * width) // 16 * 16))
 
   def kernel(is_known, a, b, total):
     known = jnp.where(is_known[0] > 0, b[...].astype(jnp.float32), 0)
