@@ -8,6 +8,7 @@ from jax import lax
 
 from moe_parity.parallel import kept
 from moe_parity.parallel.rounds import in_rounds
+from tests.routed import tpu_mesh
 
 LAYERS, ROWS, WIDTH = 3, 5, 4
 
@@ -105,3 +106,13 @@ def test_what_kernels_keep_is_neither_stacked_nor_sliced():
   pull = jax.make_jaxpr(lambda x, w: jax.vjp(total, x, w)[1])(big, jnp.ones((LAYERS, WIDTH)))
   kept_shapes = [a.aval.shape for a in pull.jaxpr.outvars]
   assert kept_shapes.count((LAYERS, 64, WIDTH)) == 1, kept_shapes
+
+
+def test_a_step_without_kernels_lowers_for_a_tpu_without_any_memory_for_them():
+  def total(x, w):
+    step = lambda x, _, w: (jnp.sin(x * w[None, :]), None)  # noqa: E731
+    return jnp.sum(kept.scan(step, x, (), w)[0])
+
+  with jax.sharding.use_abstract_mesh(tpu_mesh(1)):
+    traced = jax.jit(jax.grad(total)).trace(jnp.ones((ROWS, WIDTH)), jnp.ones((LAYERS, WIDTH)))
+    assert "tpu_custom_call" not in traced.lower(lowering_platforms=("tpu",)).as_text()

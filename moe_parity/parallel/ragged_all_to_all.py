@@ -62,11 +62,11 @@ def uninitialized(like: Any, after: Array) -> Any:
     like: a pytree of what has a shape and a dtype. All of it is one kernel's: XLA merges two that
       are equal, and then copies one memory into another.
   """
-  if platform() != "tpu":
+  leaves, tree = jax.tree.flatten(like)
+  if platform() != "tpu" or not leaves:
     return jax.tree.map(lambda a: lax.empty(a.shape, a.dtype), like)
   from jax.experimental import pallas as pl  # a quarter second, for TPUs only
 
-  leaves, tree = jax.tree.flatten(like)
   anywhere = pl.BlockSpec(memory_space=pl.ANY)
   memory = pl.pallas_call(
     lambda after, *memory: None,
