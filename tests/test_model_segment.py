@@ -11,7 +11,7 @@ from flax import nnx
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.segment import Segment
 from moe_parity.model.transformer import abstract_model
-from moe_parity.parallel import grouped_ffn, tiles
+from moe_parity.parallel import ffn_sizes, grouped_ffn, kept, tiles
 from moe_parity.parallel import mesh as meshes
 from moe_parity.resources import exchange
 from moe_parity.resources.mesh import MeshSizes
@@ -80,7 +80,7 @@ def test_streams_and_a_mesh_change_neither_states_nor_gradients_nor_statistics(c
   """Dense and MoE layers in one pattern twice over, documents kept apart. float32, sums of other
   lengths."""
   seq_len, options = ON_A_MESH[case]
-  for module in (exchange, tiles, grouped_ffn):
+  for module in (exchange, ffn_sizes, tiles, grouped_ffn):
     monkeypatch.setattr(module, "TILE", 16)
   architecture = small_model.moe(layout="interleave", num_layers=4, d_model=16, num_experts=6)
   inputs = jnp.asarray(small_model.tokens(batch=BATCH // 2, seq_len=seq_len)[0])
@@ -108,3 +108,24 @@ def test_streams_and_a_mesh_change_neither_states_nor_gradients_nor_statistics(c
   for one, many in zip(*map(jax.tree.leaves, (whole, cut)), strict=True):
     scale = float(jnp.abs(one).max())
     np.testing.assert_allclose(many, one, atol=2e-5 * max(scale, 1e-3))
+
+
+@pytest.mark.parametrize(
+  ("platform", "remat", "is_kept"),
+  [("tpu", "none", True), ("tpu", "layer", False), ("gpu", "none", False), ("cpu", "none", False)],
+)
+def test_a_tpu_s_kernels_keep_in_place_what_nothing_makes_again(
+  platform, remat, is_kept, monkeypatch
+):
+  used, scan = [], kept.scan
+  monkeypatch.setattr(kept, "scan", lambda *operands: used.append(True) or scan(*operands))
+  options = ModelOptions(platform=platform, remat=remat)
+  segment = nnx.eval_shape(lambda: Segment(small_model.moe(), options, (True,), 2))
+  layers, x_TD = nnx.state(segment), jax.ShapeDtypeStruct((4, 12), jnp.float32)
+
+  def run(layers, x_TD):
+    through = lambda layers, x_TD, batch, _: (x_TD + layers[0].attention_norm(x_TD), ())  # noqa: E731
+    return nnx.merge(nnx.graphdef(segment), layers).walk(through, x_TD, 2)[0]
+
+  jax.eval_shape(run, layers, x_TD)
+  assert bool(used) == is_kept

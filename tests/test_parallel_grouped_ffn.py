@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moe_parity.errors import UserError
-from moe_parity.parallel import chip, tiles
+from moe_parity.parallel import chip, ffn_sizes, tiles
 from moe_parity.parallel import grouped_ffn as kernels
 from moe_parity.resources import exchange
 from tests import reference
@@ -16,7 +16,7 @@ from tests import reference
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-  for module in (exchange, tiles, kernels):
+  for module in (exchange, ffn_sizes, tiles, kernels):
     monkeypatch.setattr(module, "TILE", 16)
 
 
@@ -107,10 +107,10 @@ def test_what_kernels_ask_for_is_in_the_memory_reckoned_and_no_fewer_chunks_woul
   monkeypatch.setattr(chip, "vmem_bytes", lambda: mebibytes * 2**20)
   w_in = jax.ShapeDtypeStruct((3, 2, i, d), dtype)
   try:
-    sizes = kernels.Sizes.of(w_in)
+    sizes = ffn_sizes.Sizes.of(w_in)
   except UserError as error:
     assert f"d_model={d}" in str(error)
-    sizes = kernels.Sizes(3, i, d, np.dtype(dtype).itemsize, -(-i // 128), 128)
+    sizes = ffn_sizes.Sizes(3, i, d, np.dtype(dtype).itemsize, -(-i // 128), 128)
     assert sizes.on_chip() > chip.kernel_bytes()
     return
   blocks = bytes_of_blocks(monkeypatch, 3, i, d, dtype)
@@ -125,7 +125,7 @@ def test_what_kernels_ask_for_is_in_the_memory_reckoned_and_no_fewer_chunks_woul
 def test_the_papers_experts_go_through_in_one_chunk(mebibytes, monkeypatch):
   monkeypatch.setattr(chip, "vmem_bytes", lambda: mebibytes * 2**20)
   for i, d in ((512, 2048), (320, 1408)):
-    sizes = kernels.Sizes.of(jax.ShapeDtypeStruct((5, 2, i, d), jnp.bfloat16))
+    sizes = ffn_sizes.Sizes.of(jax.ShapeDtypeStruct((5, 2, i, d), jnp.bfloat16))
     assert (sizes.num_chunks, sizes.chunk) == (1, i)
 
 
@@ -143,7 +143,7 @@ def test_values_and_gradients_equal_the_loop_whatever_lies_in_empty_room(
   case, small_tiles, monkeypatch
 ):
   counts, i, d, as_lanes, memory = CASES[case]
-  monkeypatch.setattr(kernels, "kernel_bytes", lambda: memory)
+  monkeypatch.setattr(ffn_sizes, "kernel_bytes", lambda: memory)
   rng, room = np.random.default_rng(0), exchange.room_for(sum(counts), len(counts))
   expert_R = whose(counts, room)
   known = expert_R >= 0
@@ -151,7 +151,7 @@ def test_values_and_gradients_equal_the_loop_whatever_lies_in_empty_room(
   weight = rng.normal(size=room)
   w_in = rng.normal(size=(len(counts), 2, i, d)) / d**0.5
   w_down = rng.normal(size=(len(counts), i, d)) / i**0.5
-  assert (kernels.Sizes.of(jnp.asarray(w_in, jnp.float32)).num_chunks > 1) == ("chunks" in case)
+  assert (ffn_sizes.Sizes.of(jnp.asarray(w_in, jnp.float32)).num_chunks > 1) == ("chunks" in case)
 
   @jax.jit
   def both(x, weight, w_in, w_down, dy):
