@@ -245,8 +245,9 @@ def test_what_uninitialised_buffers_hold_reaches_no_result(implementation, excha
   both = value_and_gradients.__wrapped__(
     1, 2, e, exchange=exchange, implementation=implementation
   )  # fmt: skip
-  arguments = draw(np.random.default_rng(2), "half to nobody", T * 2, e, k)
-  assert_equals_reference(both(*arguments)[0], arguments)
+  for routing in ("half to nobody", "all to nobody"):  # the latter fills slots with unknown rows
+    arguments = draw(np.random.default_rng(2), routing, T * 2, e, k)
+    assert_equals_reference(both(*arguments)[0], arguments)
 
 
 def test_an_unknown_exchange_and_weights_of_another_mesh_are_refused():
