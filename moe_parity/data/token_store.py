@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_parity.data import storage
+from moe_parity.data.fingerprint import documents_sha256
 from moe_parity.data.shards import TokenStream
 from moe_parity.data.tokenizer import Tokenizer, load
 from moe_parity.errors import UserError
@@ -142,6 +143,26 @@ class TokenStore:
   tokenizer: Tokenizer
   train: Split
   validation: Split
+
+  def fingerprint(self) -> dict[str, str]:
+    """Hashes of everything in this store that a result can depend on, to be kept by a run.
+
+    Equal dicts mean: the same tokenizer, the same training and held-out tokens, and for every
+    document the same bounds, bytes, characters and domain. Where the store lies, how it is cut into
+    shards and when it was made play no part. `data.fingerprint.check_same_data` compares two.
+
+    Returns:
+      sha256 in hex of each part, plain JSON: {"tokenizer", "train_tokens", "train_documents",
+      "validation_tokens", "validation_documents"}. The hashes of tokens are those of the manifest;
+      `open_store(verify=True)`, as in `prepare` and `open_data`, proves that the files have them.
+    """
+    found = {"tokenizer": self.tokenizer.fingerprint}
+    for split in (self.train, self.validation):
+      table = split.documents
+      sizes = (table.num_tokens, table.num_bytes, table.num_chars)
+      found[f"{split.name}_tokens"] = split.fingerprint
+      found[f"{split.name}_documents"] = documents_sha256(sizes, table.domain, table.domains)
+    return found
 
 
 def open_store(
