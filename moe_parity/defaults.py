@@ -83,8 +83,8 @@ def base() -> ConfigDict:
   model.z_weight = 0.0  # times mean(logsumexp(router logits)^2)
   model.bias_update_rate = 0.0  # loss-free balancing step; 0 is off
 
-  # Devices along each axis (resources/mesh.py); one may be -1, the rest. All 1 is one device. Where
-  # a run is trained is no part of what it is: it may go on, or be scored, on another mesh.
+  # Devices along each axis (planning/mesh_sizes.py); one may be -1, the rest. All 1 is one device.
+  # Where a run is trained is no part of what it is: it may go on, or be scored, on another mesh.
   mesh = config.mesh = ConfigDict()
   mesh.data = 1  # copies of the weights
   mesh.fsdp = 1  # weights and optimizer state cut over these devices

@@ -34,7 +34,7 @@ def compare(config_name: str, arm_name: str, seeds: int, rounds: int) -> dict:
   import numpy as np
 
   from moe_parity import config as configs
-  from moe_parity.resources.plan import make_plan
+  from moe_parity.planning.plan import make_plan
   from moe_parity.study.activation_rate import sweep_arms
   from moe_parity.training.program import model_options, optimizer_options, step_options
   from moe_parity.training.state import init_state

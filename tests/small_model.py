@@ -7,7 +7,7 @@ from flax import nnx
 
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import Transformer, abstract_model
-from moe_parity.resources.architecture import Architecture
+from moe_parity.planning.architecture import Architecture
 
 VOCAB = 37
 

@@ -9,8 +9,8 @@ import pytest
 from moe_parity import config as configs
 from moe_parity.errors import UserError
 from moe_parity.model.transformer import abstract_model
-from moe_parity.resources.accounting import account
-from moe_parity.resources.plan import make_plan
+from moe_parity.planning.accounting import account
+from moe_parity.planning.plan import make_plan
 from moe_parity.study.parts import Results, plan_parts
 from moe_parity.training.program import model_options
 

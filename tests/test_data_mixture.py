@@ -9,7 +9,7 @@ from moe_parity.data.loader import Loader
 from moe_parity.data.mixture import Mixture, available_tokens, order_from, window_labels
 from moe_parity.data.prepare import prepare
 from moe_parity.errors import UserError
-from moe_parity.resources.mixture import Shares, plan_mixture, read_shares
+from moe_parity.planning.domain_shares import Shares, plan_mixture, read_shares
 from tests.small_store import records, write_jsonl
 
 S = 24

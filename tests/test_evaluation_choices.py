@@ -10,7 +10,7 @@ from moe_parity.errors import UserError
 from moe_parity.evaluation import choices
 from moe_parity.model.options import ModelOptions
 from moe_parity.parallel.mesh import make_mesh
-from moe_parity.resources.mesh import MeshSizes
+from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.training.state import from_stored, model_places
 from tests import small_model
 from tests.small_store import small_store

@@ -8,8 +8,8 @@ from flax import nnx
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
 from moe_parity.parallel import experts, overflow
-from moe_parity.resources.accounting import account
-from moe_parity.resources.architecture import Architecture
+from moe_parity.planning.accounting import account
+from moe_parity.planning.architecture import Architecture
 
 B, S = 8, 128
 SHAPE = dict(d_model=512, num_heads=2, d_head=256, vocab_size=64)

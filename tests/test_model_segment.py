@@ -13,8 +13,8 @@ from moe_parity.model.segment import Segment
 from moe_parity.model.transformer import abstract_model
 from moe_parity.parallel import ffn_sizes, grouped_ffn, kept, tiles
 from moe_parity.parallel import mesh as meshes
-from moe_parity.resources import exchange
-from moe_parity.resources.mesh import MeshSizes
+from moe_parity.planning import expert_parallel
+from moe_parity.planning.mesh_sizes import MeshSizes
 from tests import small_model
 
 BATCH = 32
@@ -80,7 +80,7 @@ def test_streams_and_a_mesh_change_neither_states_nor_gradients_nor_statistics(c
   """Dense and MoE layers in one pattern twice over, documents kept apart. float32, sums of other
   lengths."""
   seq_len, options = ON_A_MESH[case]
-  for module in (exchange, ffn_sizes, tiles, grouped_ffn):
+  for module in (expert_parallel, ffn_sizes, tiles, grouped_ffn):
     monkeypatch.setattr(module, "TILE", 16)
   architecture = small_model.moe(layout="interleave", num_layers=4, d_model=16, num_experts=6)
   inputs = jnp.asarray(small_model.tokens(batch=BATCH // 2, seq_len=seq_len)[0])

@@ -13,7 +13,7 @@ from moe_parity.model.moe import balance_loss, route
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.segment import segments
 from moe_parity.parallel import mesh as meshes
-from moe_parity.resources.mesh import MeshSizes
+from moe_parity.planning.mesh_sizes import MeshSizes
 from tests import reference_transformer, small_model
 
 CASES = {

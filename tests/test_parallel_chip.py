@@ -12,9 +12,9 @@ from moe_parity.parallel.mesh import use
 from moe_parity.parallel.summed import sum_of_choices
 from moe_parity.parallel.tiles import tiles_of
 from moe_parity.parallel.topology import slice_mesh
-from moe_parity.resources.exchange import room_for
-from moe_parity.resources.mesh import MeshSizes
-from moe_parity.resources.slices import named
+from moe_parity.planning.expert_parallel import room_for
+from moe_parity.planning.mesh_sizes import MeshSizes
+from moe_parity.planning.tpu_slices import named
 
 
 def a_chip_of(topology) -> Mesh:

@@ -10,13 +10,13 @@ import pytest
 from moe_parity.errors import UserError
 from moe_parity.parallel import chip, ffn_sizes, tiles
 from moe_parity.parallel import grouped_ffn as kernels
-from moe_parity.resources import exchange
+from moe_parity.planning import expert_parallel
 from tests import reference
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-  for module in (exchange, ffn_sizes, tiles, kernels):
+  for module in (expert_parallel, ffn_sizes, tiles, kernels):
     monkeypatch.setattr(module, "TILE", 16)
 
 
@@ -33,7 +33,7 @@ def whose(counts, room):
   ("counts", "spare"), [([0], 0), ([16, 0, 17, 90], 3), ([1] * 7, 0), ([33, 32, 31], 50)]
 )
 def test_rows_of_any_counts_lie_in_whole_tiles_of_one_expert(small_tiles, counts, spare):
-  room = exchange.room_for(sum(counts) + spare, len(counts))
+  room = expert_parallel.room_for(sum(counts) + spare, len(counts))
   expected = whose(counts, room)  # fails where there is not room enough
   counts = jnp.array(counts, jnp.int32)
   actual = np.asarray(tiles.expert_of_rows(counts, room))
@@ -81,7 +81,7 @@ def bytes_of_blocks(monkeypatch, num_experts, i, d, dtype) -> list[int]:
     return noting
 
   monkeypatch.setattr(kernels, "_call", noted)
-  room = exchange.room_for(300, num_experts)
+  room = expert_parallel.room_for(300, num_experts)
   x = jax.ShapeDtypeStruct((room, d // 128, 128) if d % 128 == 0 else (room, d), dtype)
   weight = jax.ShapeDtypeStruct((room,), jnp.float32)
   w_in = jax.ShapeDtypeStruct((num_experts, 2, i, d), dtype)
@@ -144,7 +144,7 @@ def test_values_and_gradients_equal_the_loop_whatever_lies_in_empty_room(
 ):
   counts, i, d, as_lanes, memory = CASES[case]
   monkeypatch.setattr(ffn_sizes, "kernel_bytes", lambda: memory)
-  rng, room = np.random.default_rng(0), exchange.room_for(sum(counts), len(counts))
+  rng, room = np.random.default_rng(0), expert_parallel.room_for(sum(counts), len(counts))
   expert_R = whose(counts, room)
   known = expert_R >= 0
   x, dy = (np.where(known[:, None], rng.normal(size=(room, d)), np.nan) for _ in range(2))

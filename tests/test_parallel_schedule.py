@@ -10,7 +10,7 @@ import pytest
 from moe_parity.parallel import collectives, hlo, schedule
 from moe_parity.parallel.collectives import Place
 from moe_parity.parallel.flops import convolution_flops
-from moe_parity.resources.slices import named
+from moe_parity.planning.tpu_slices import named
 
 MODULE = (pathlib.Path(__file__).parent / "small.hlo").read_text()
 COORDINATES = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]])

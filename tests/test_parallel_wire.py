@@ -10,7 +10,7 @@ import pytest
 
 from moe_parity.parallel import hlo
 from moe_parity.parallel.grouping import group_by_expert
-from moe_parity.resources.exchange import Shape, room_for, wire_bytes
+from moe_parity.planning.expert_parallel import Shape, room_for, wire_bytes
 from tests.routed import D_EXPERT, D, tpu_mesh
 from tests.test_parallel_dispatch import T, sharded
 

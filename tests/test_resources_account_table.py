@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_parity.errors import UserError
-from moe_parity.resources.account_table import account_file, account_table, printable
+from moe_parity.planning.account_table import account_file, account_table, printable
 
 MOE = dict(
   n_layers="24",

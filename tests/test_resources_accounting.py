@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_parity.errors import UserError
+from moe_parity.planning.accounting import account, compute_ratio
+from moe_parity.planning.architecture import Architecture
 from moe_parity.published import tables
-from moe_parity.resources.accounting import account, compute_ratio
-from moe_parity.resources.architecture import Architecture
 
 SMALL = Architecture(
   num_layers=5,

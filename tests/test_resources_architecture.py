@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from moe_parity.errors import UserError
+from moe_parity.planning.architecture import Architecture
 from moe_parity.published import tables
-from moe_parity.resources.architecture import Architecture
 
 MOE = dict(
   num_layers=5, d_model=48, num_heads=6, d_head=8, layout="1dense", d_ffn=128, num_experts=7,
@@ -101,7 +101,7 @@ def test_a_dictionary_with_a_foreign_or_a_missing_name_is_refused():
 )
 def test_a_field_of_another_type_is_refused_without_a_type_checker_too(change, words):
   # In a process of its own: the type checker of this test run would speak first.
-  code = f"""from moe_parity.resources.architecture import Architecture
+  code = f"""from moe_parity.planning.architecture import Architecture
 try: Architecture(**({MOE!r} | dict({change})))
 except ValueError as error: print(error)"""
   result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,12 +7,7 @@ import numpy as np
 import pytest
 
 from moe_parity.errors import UserError
-from moe_parity.resources.exchange import (
-  Shape,
-  check_exchange,
-  default_exchange,
-  wire_bytes,
-)
+from moe_parity.planning.expert_parallel import Shape, check_exchange, default_exchange, wire_bytes
 
 
 def rows_by_counting(e, k, num_devices, choices_per_row):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_parity.errors import UserError
-from moe_parity.resources.laws import (
+from moe_parity.planning.scaling_laws import (
   LAWS,
   STEP_LAW,
   DataConstrainedLaw,

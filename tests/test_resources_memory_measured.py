@@ -10,8 +10,8 @@ from flax import nnx
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.segment import Layer
 from moe_parity.model.transformer import abstract_model
-from moe_parity.resources.architecture import Architecture
-from moe_parity.resources.memory import LOGITS_AT_ONCE, device_memory, kept_channels
+from moe_parity.planning.architecture import Architecture
+from moe_parity.planning.memory import LOGITS_AT_ONCE, device_memory, kept_channels
 from moe_parity.training.optimizer import OptimizerOptions, make_optimizer
 from moe_parity.training.state import TrainState
 from moe_parity.training.step import StepOptions, make_train_step

@@ -6,8 +6,8 @@ import pytest
 
 from moe_parity import config
 from moe_parity.errors import UserError
-from moe_parity.resources.mesh import MeshSizes, read_mesh, resolve
-from moe_parity.resources.plan import make_plan
+from moe_parity.planning.mesh_sizes import MeshSizes, read_mesh, resolve
+from moe_parity.planning.plan import make_plan
 
 DEMO = pathlib.Path(__file__).resolve().parent.parent / "configs" / "demo.py"
 

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from moe_parity import config
 from moe_parity.errors import UserError
-from moe_parity.resources.mixture import LONGEST_CYCLE, Shares, plan_mixture, read_shares
-from moe_parity.resources.plan import make_plan
+from moe_parity.planning.domain_shares import LONGEST_CYCLE, Shares, plan_mixture, read_shares
+from moe_parity.planning.plan import make_plan
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

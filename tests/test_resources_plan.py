@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from moe_parity.errors import UserError
-from moe_parity.resources.accounting import account
-from moe_parity.resources.architecture import Architecture
-from moe_parity.resources.plan import make_plan
+from moe_parity.planning.accounting import account
+from moe_parity.planning.architecture import Architecture
+from moe_parity.planning.plan import make_plan
 
 BUDGET = dict(num_params=802_816, dense_tokens=1_500_000, seq_len=256, reuse="strict")
 DENSE = dict(kind="dense", num_layers=4, d_model=128, d_head=32, d_ffn=352)
@@ -331,7 +331,7 @@ def test_any_budget_gives_equal_arms_or_a_refusal(
 
 def test_two_hundred_and_fifty_arms_are_planned_in_less_than_a_second_of_work():
   code = """import time; start = time.process_time()
-from moe_parity.resources.plan import make_plan
+from moe_parity.planning.plan import make_plan
 arms = {"dense": {"kind": "dense"}}
 arms |= {f"moe_{i}": {"kind": "moe", "activation_rate": 0.08 + 0.002 * i, "aspect_ratio": 88.0,
                       "total_ffn_ratio": 22.5} for i in range(250)}

@@ -3,7 +3,7 @@
 import pytest
 
 from moe_parity.errors import UserError
-from moe_parity.resources.slices import GENERATIONS, Slice, named
+from moe_parity.planning.tpu_slices import GENERATIONS, Slice, named
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_where_no_checkpoint_can_be_read_training_refuses_and_deletes_nothing(co
 
 def _train(study, name):
   from moe_parity.data.prepare import prepare
-  from moe_parity.resources.plan import make_plan
+  from moe_parity.planning.plan import make_plan
   from moe_parity.training.loop import train_arm
 
   loaded = config.load(f"{ROOT}/configs/demo.py:tiny", SMALL)

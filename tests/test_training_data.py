@@ -16,7 +16,7 @@ from moe_parity.data.loader import Loader
 from moe_parity.data.mixture import facts
 from moe_parity.data.prepare import prepare
 from moe_parity.errors import UserError
-from moe_parity.resources.plan import make_plan
+from moe_parity.planning.plan import make_plan
 from moe_parity.training import loop
 from moe_parity.training.step import TrainState
 

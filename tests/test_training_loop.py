@@ -9,7 +9,7 @@ import pytest
 from moe_parity import cli, config
 from moe_parity.data.prepare import prepare
 from moe_parity.errors import UserError
-from moe_parity.resources.plan import make_plan
+from moe_parity.planning.plan import make_plan
 from moe_parity.training import loop
 from moe_parity.training.loop import NotFiniteError, train_arm
 from moe_parity.training.step import make_train_step

@@ -13,7 +13,7 @@ import pytest
 
 from moe_parity.errors import UserError
 from moe_parity.evaluation import specialisation
-from moe_parity.resources.mesh import MeshSizes
+from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.startup import start_jax
 from moe_parity.training.restore import evaluate_run, load_run
 

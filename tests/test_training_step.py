@@ -124,7 +124,7 @@ def test_the_loss_falls_on_a_batch_seen_again_and_again():
 
 def test_built_parameters_are_those_the_planner_counts():
   from moe_parity.model.transformer import abstract_model
-  from moe_parity.resources.accounting import account
+  from moe_parity.planning.accounting import account
 
   for architecture in (
     small_model.dense(num_heads=4, num_kv_heads=2),

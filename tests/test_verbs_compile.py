@@ -8,9 +8,9 @@ import pytest
 from moe_parity.cli import main
 from moe_parity.parallel import libtpu
 from moe_parity.parallel.topology import place_of, slice_mesh
-from moe_parity.resources.exchange import room_for
-from moe_parity.resources.mesh import MeshSizes
-from moe_parity.resources.slices import named
+from moe_parity.planning.expert_parallel import room_for
+from moe_parity.planning.mesh_sizes import MeshSizes
+from moe_parity.planning.tpu_slices import named
 
 TINY = (
   *("--config=configs/paper_7b.py:activation_rate=0.2,tiny", "--config.budget.batch_multiple=8"),

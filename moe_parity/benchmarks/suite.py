@@ -109,7 +109,7 @@ def _first_loss(folder: str, arm: str, name: str, environment: dict) -> float:
 
 def common_work() -> dict:
   """name -> Architecture of the work that MaxText was timed on (see README)."""
-  from moe_parity.resources.architecture import Architecture
+  from moe_parity.planning.architecture import Architecture
 
   shape = dict(num_layers=4, d_model=256, num_heads=4, d_head=64, vocab_size=1024)
   return {
@@ -147,7 +147,7 @@ def step(repeats: int = 12, dtypes: Sequence[str] = ("float32", "bfloat16")) -> 
   """Full train steps of the common work, dense and MoE in turn."""
   import jax
 
-  from moe_parity.resources.accounting import account
+  from moe_parity.planning.accounting import account
   from moe_parity.startup import start_jax
   from moe_parity.training.telemetry import measured_peak
 
@@ -254,7 +254,7 @@ def loader(seq_len: int = 2048, batch_sequences: int = 8, repeats: int = 5) -> l
   from moe_parity.data.loader import Loader, prefetch
   from moe_parity.data.mixture import available_tokens
   from moe_parity.data.prepare import prepare
-  from moe_parity.resources.mixture import plan_mixture, read_shares
+  from moe_parity.planning.domain_shares import plan_mixture, read_shares
   from moe_parity.training.loop import to_device
 
   train = prepare().train

@@ -1,7 +1,7 @@
 """Several domains in fixed shares: an order over windows with a budget and epochs for each.
 
 Which domain a row is of and how many windows of each a run draws from is planned (see
-`resources.mixture`); here the rows get windows.
+`planning.domain_shares`); here the rows get windows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from moe_parity.data.order import Order, key
 from moe_parity.data.token_store import Split, TokenStore
 from moe_parity.errors import UserError
-from moe_parity.resources.mixture import Shares, read_shares
+from moe_parity.planning.domain_shares import Shares, read_shares
 
 _GROUP = 4  # what a key is for
 

@@ -12,7 +12,7 @@ from moe_parity.model.documents import Documents
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
 from moe_parity.parallel import mesh as meshes
-from moe_parity.resources.architecture import Architecture
+from moe_parity.planning.architecture import Architecture
 
 
 def make_scorer(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.weights import matrix
-from moe_parity.resources.architecture import Architecture
+from moe_parity.planning.architecture import Architecture
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:

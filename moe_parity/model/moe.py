@@ -18,8 +18,8 @@ from moe_parity.parallel import mesh
 from moe_parity.parallel.capacity import drop_beyond_capacity
 from moe_parity.parallel.dispatch import expert_ffn_local
 from moe_parity.parallel.experts import expert_ffn, implementation_for
-from moe_parity.resources.architecture import Architecture
-from moe_parity.resources.exchange import Shape, default_exchange
+from moe_parity.planning.architecture import Architecture
+from moe_parity.planning.expert_parallel import Shape, default_exchange
 
 
 class SelectionBias(nnx.Variable):

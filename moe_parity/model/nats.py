@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_parity.resources.memory import LOGITS_AT_ONCE
+from moe_parity.planning.memory import LOGITS_AT_ONCE
 
 
 def token_nats(

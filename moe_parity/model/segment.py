@@ -21,7 +21,7 @@ from moe_parity.model.moe import MoE, RoutingStats
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.weights import RMSNorm, collected, narrowed, specs
 from moe_parity.parallel import kept, mesh
-from moe_parity.resources.mesh import AXES
+from moe_parity.planning.mesh_sizes import AXES
 
 # Up to this many copies are written out on a CPU: a loop fills, writes and reads a stack of all its
 # backward pass needs, a tenth of a small model's step; four copies compile as fast as the loop.

@@ -19,7 +19,7 @@ from moe_parity.model.options import ModelOptions
 from moe_parity.model.segment import Segment, segments
 from moe_parity.model.weights import RMSNorm, matrix
 from moe_parity.parallel import mesh
-from moe_parity.resources.architecture import Architecture
+from moe_parity.planning.architecture import Architecture
 
 
 class Transformer(nnx.Module):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Shaped
 
 from moe_parity.parallel.mesh import has_ragged, platform
 from moe_parity.parallel.ragged_all_to_all import ragged_all_to_all, uninitialized
-from moe_parity.resources.exchange import LANES
+from moe_parity.planning.expert_parallel import LANES
 
 # Every part goes its own way, so along a ring of k chips a link carries k / 8 of the array where
 # a reduce-scatter takes (k - 1) / 2k: 1.3 times as much with 4, 2.3 times with 8.

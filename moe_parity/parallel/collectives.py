@@ -22,7 +22,7 @@ import re
 import numpy as np
 
 from moe_parity.parallel import hlo
-from moe_parity.resources.slices import Slice
+from moe_parity.planning.tpu_slices import Slice
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",
          "collective-permute", "collective-broadcast")  # fmt: skip

@@ -1,7 +1,7 @@
 """Routed experts that live on several devices: tokens go to them and their results come back.
 
-Pure functions for use inside `jax.shard_map`; they know no model. `moe_parity.resources.exchange`
-says which exchange suits which platform and what each sends.
+Pure functions for use inside `jax.shard_map`; they know no model.
+`moe_parity.planning.expert_parallel` says which exchange suits which platform and what each sends.
 """
 
 import functools
@@ -18,7 +18,7 @@ from moe_parity.parallel.exchange_padded import padded
 from moe_parity.parallel.exchange_ragged import ragged
 from moe_parity.parallel.experts import expert_ffn, slots_for
 from moe_parity.parallel.varying import equally_varying
-from moe_parity.resources.exchange import EXCHANGES, Shape, check_exchange, default_exchange
+from moe_parity.planning.expert_parallel import EXCHANGES, Shape, check_exchange, default_exchange
 
 __all__ = ["check_exchange", "default_exchange", "expert_ffn_local"]
 
@@ -42,8 +42,9 @@ def expert_ffn_local(
 
   Call inside shard_map; T counts this device's tokens. Device g owns experts [g L, (g+1) L), L =
   ceil(num_experts / G); ids from num_experts on are phantoms, to which no row ever goes. Sends per
-  layer what `resources.exchange.wire_bytes` says; nothing when G is 1. Differentiable in x, gates
-  and weights; works under jit, scan and remat, and with check_vma on, but for kernels, or off.
+  layer what `planning.expert_parallel.wire_bytes` says; nothing when G is 1. Differentiable in x,
+  gates and weights; works under jit, scan and remat, and with check_vma on, but for kernels, or
+  off.
 
   Dropless (capacity_factor 0) it is exact for any routing: what does not fit the first round's
   buffers is sent in further rounds. With a capacity an expert takes at most

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from moe_parity.parallel.experts import expert_ffn
-from moe_parity.resources.exchange import Shape
+from moe_parity.planning.expert_parallel import Shape
 
 
 def gathered(

@@ -23,7 +23,7 @@ from moe_parity.parallel.grouping import IN_BOUNDS
 from moe_parity.parallel.ragged_all_to_all import Slices, exchanged
 from moe_parity.parallel.rounds import in_rounds, with_gradients_together
 from moe_parity.parallel.rows import Rows, gates_of_rows, gather_into_rows, giving_back
-from moe_parity.resources.exchange import Shape
+from moe_parity.planning.expert_parallel import Shape
 
 
 class Seats(NamedTuple):

@@ -35,7 +35,7 @@ from moe_parity.parallel.ragged_all_to_all import Slices, exchanged
 from moe_parity.parallel.rounds import in_rounds, with_gradients_together
 from moe_parity.parallel.rows import giving_back
 from moe_parity.parallel.tiles import expert_of_rows, first_rows
-from moe_parity.resources.exchange import Shape, room_for
+from moe_parity.planning.expert_parallel import Shape, room_for
 
 
 class Seats(NamedTuple):

@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 
 from moe_parity.errors import UserError
 from moe_parity.parallel.chip import kernel_bytes
-from moe_parity.resources.exchange import LANES, TILE
+from moe_parity.planning.expert_parallel import LANES, TILE
 
 
 class Sizes(NamedTuple):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_parity.parallel.grouping import IN_BOUNDS
 from moe_parity.parallel.mesh import platform
-from moe_parity.resources.exchange import LANES
+from moe_parity.planning.expert_parallel import LANES
 
 # Without barriers XLA:CPU recomputes a gather or a product inside the elementwise code that reads
 # it (23 ms in one profile).

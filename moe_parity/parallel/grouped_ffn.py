@@ -24,7 +24,7 @@ from moe_parity.parallel.chip import kernel_bytes
 from moe_parity.parallel.ffn_sizes import Sizes
 from moe_parity.parallel.mesh import platform
 from moe_parity.parallel.tiles import Tiles, tiles_of
-from moe_parity.resources.exchange import LANES, TILE
+from moe_parity.planning.expert_parallel import LANES, TILE
 
 F32 = jnp.float32
 
@@ -41,8 +41,8 @@ def grouped_ffn(
   """weight * down(silu(gate(x)) * up(x)) of rows that lie by expert.
 
   Args:
-    x_RD: as matrix or as lanes; R as `resources.exchange.room_for` says, and expert l's rows begin
-      at `first_rows`.
+    x_RD: as matrix or as lanes; R as `planning.expert_parallel.room_for` says, and expert l's rows
+      begin at `first_rows`.
     count_L: how many are each expert's. What lies in other rows, of the gradient of the result too,
       is not read; what lies there in results is anything.
     expected: rows of a fair draw: by what they take XLA schedules the rest.

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from moe_parity.resources.exchange import REPLAYS
+from moe_parity.planning.expert_parallel import REPLAYS
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-~]+) \(.*\{\s*$")
 _START = re.compile(r"^\s+(?:ROOT )?%?([\w.\-~]+) = ")
@@ -153,7 +153,7 @@ def backend_config(instruction: Instruction) -> dict:
 
 def trip_count(module: Module, loop: Instruction) -> int:
   """How often the body of a `while` runs, from its condition: counters start at 0 and go up by 1.
-  Loops that only skewed routing needs (`resources.exchange.REPLAYS`) do not run.
+  Loops that only skewed routing needs (`planning.expert_parallel.REPLAYS`) do not run.
 
   Raises:
     ValueError: neither a note of the compiler nor a constant bound says it.

@@ -6,7 +6,7 @@ E experts, K chosen, A assignments (T*K), I d_expert, J d_shared, C slots per ex
 G devices on the `expert` axis, L experts on one device (E/G).
 
 A letter that a table does not list is whole on every device; "-" marks an axis that is always so
-(the router's, a norm's). What the mesh axes are for stands in `resources/mesh.py`.
+(the router's, a norm's). What the mesh axes are for stands in `planning/mesh_sizes.py`.
 
 The mesh is the one of the program being traced: `use(mesh)` around it sets it, everything below
 asks for it, and without one every function here leaves its argument as it is, so that a program
@@ -24,8 +24,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from moe_parity.resources.exchange import lacks_ragged
-from moe_parity.resources.mesh import AXES, MeshSizes
+from moe_parity.planning.expert_parallel import lacks_ragged
+from moe_parity.planning.mesh_sizes import AXES, MeshSizes
 
 Rules = Mapping[str, str | tuple[str, ...]]
 

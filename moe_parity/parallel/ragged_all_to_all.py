@@ -1,7 +1,7 @@
 """`lax.ragged_all_to_all`, and on CPU, where XLA has none, the same by an all-gather and a gather.
 
 So that the code around it is tested on simulated devices. The stand-in sends everything to
-everybody: production on CPU is refused by `resources.exchange.check_exchange`.
+everybody: production on CPU is refused by `planning.expert_parallel.check_exchange`.
 """
 
 from typing import Any, NamedTuple

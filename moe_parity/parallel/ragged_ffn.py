@@ -17,7 +17,7 @@ from moe_parity.parallel.grouped_ffn import grouped_ffn
 from moe_parity.parallel.grouping import IN_BOUNDS, Groups, group_by_expert, moved
 from moe_parity.parallel.rounds import in_rounds
 from moe_parity.parallel.tiles import first_rows
-from moe_parity.resources.exchange import TILE, room_for
+from moe_parity.planning.expert_parallel import TILE, room_for
 
 
 class Window(NamedTuple):

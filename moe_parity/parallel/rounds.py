@@ -16,7 +16,7 @@ from moe_parity.parallel import kept
 from moe_parity.parallel.added import added_where
 from moe_parity.parallel.ragged_all_to_all import uninitialized
 from moe_parity.parallel.varying import equally_varying
-from moe_parity.resources.exchange import REPLAYS
+from moe_parity.planning.expert_parallel import REPLAYS
 
 
 def as_often_as_needed(num_steps, step: Callable, start):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_parity.parallel.grouping import Groups, group_by_expert, rank_in_group
-from moe_parity.resources.exchange import Shape
+from moe_parity.planning.expert_parallel import Shape
 
 
 class Rows(NamedTuple):

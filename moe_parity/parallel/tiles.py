@@ -1,7 +1,7 @@
 """Where rows lie that are sorted by expert: each expert's begin at a whole tile.
 
 So a tile of rows is one expert's; its last may have room left, and so has the buffer, since how
-many rows come is known only when they do (`resources.exchange.room_for`). What lies there is
+many rows come is known only when they do (`planning.expert_parallel.room_for`). What lies there is
 nobody's and may be anything.
 """
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from moe_parity.resources.exchange import TILE
+from moe_parity.planning.expert_parallel import TILE
 
 
 class Tiles(NamedTuple):

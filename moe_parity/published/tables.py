@@ -18,9 +18,9 @@ from decimal import Decimal
 from importlib import resources
 
 from moe_parity.errors import UserError
-from moe_parity.resources.account_table import tokens_of
-from moe_parity.resources.architecture import Architecture
-from moe_parity.resources.shape_table import ShapeRow, architecture_of, read_table
+from moe_parity.planning.account_table import tokens_of
+from moe_parity.planning.architecture import Architecture
+from moe_parity.planning.shape_table import ShapeRow, architecture_of, read_table
 
 TABLES = (
   "table05",

@@ -23,8 +23,8 @@ from ml_collections import ConfigDict
 
 from moe_parity.defaults import dense_arm, moe_arm
 from moe_parity.errors import UserError
-from moe_parity.resources.arm_plan import Plan
-from moe_parity.resources.plan import make_plan
+from moe_parity.planning.arm_plan import Plan
+from moe_parity.planning.plan import make_plan
 from moe_parity.study.parts import Part, Results, template, with_arms
 
 FIXED_DATA = "fixed_data"

@@ -14,7 +14,7 @@ import pathlib
 
 import numpy as np
 
-from moe_parity.resources.targets import RATE_TOLERANCE
+from moe_parity.planning.targets import RATE_TOLERANCE
 from moe_parity.study import bootstrap, curve, reading, verdict
 
 LEVEL = 0.95

@@ -27,9 +27,9 @@ from ml_collections import ConfigDict
 
 from moe_parity.defaults import dense_arm, moe_arm
 from moe_parity.errors import UserError
-from moe_parity.resources.architecture import Architecture
-from moe_parity.resources.arm_plan import ArmPlan
-from moe_parity.resources.plan import make_plan
+from moe_parity.planning.architecture import Architecture
+from moe_parity.planning.arm_plan import ArmPlan
+from moe_parity.planning.plan import make_plan
 from moe_parity.study.choice import Choice, choose
 from moe_parity.study.parts import Part, Results, identity, template, with_arms
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from moe_parity.errors import UserError
-from moe_parity.resources.plan import make_plan
+from moe_parity.planning.plan import make_plan
 from moe_parity.study.activation_rate import sweep_arms
 from moe_parity.study.parts import Part, Results, with_arms
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from moe_parity.console import duration
-from moe_parity.resources.arm_plan import ArmPlan
+from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.study.parts import Results
 from moe_parity.study.study_folder import Study, Task
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_parity.resources.laws import REUSE_EXPONENT, REUSE_TOKEN_DECAY
+from moe_parity.planning.scaling_laws import REUSE_EXPONENT, REUSE_TOKEN_DECAY
 from moe_parity.study import bootstrap, choice
 
 DECAYS = np.exp(np.linspace(math.log(0.05), math.log(2000), 161))

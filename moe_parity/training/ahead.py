@@ -19,11 +19,11 @@ from moe_parity.errors import UserError
 from moe_parity.parallel import hlo
 from moe_parity.parallel.schedule import Schedule, walk
 from moe_parity.parallel.topology import place_of, slice_mesh
-from moe_parity.resources.arm_plan import ArmPlan
-from moe_parity.resources.exchange import WITHOUT_SLOTS, lacks_ragged
-from moe_parity.resources.memory import LOGITS_AT_ONCE, device_memory
-from moe_parity.resources.mesh import MeshSizes, check_arms
-from moe_parity.resources.slices import Slice
+from moe_parity.planning.arm_plan import ArmPlan
+from moe_parity.planning.expert_parallel import WITHOUT_SLOTS, lacks_ragged
+from moe_parity.planning.memory import LOGITS_AT_ONCE, device_memory
+from moe_parity.planning.mesh_sizes import MeshSizes, check_arms
+from moe_parity.planning.tpu_slices import Slice
 from moe_parity.training.program import model_options, sharded_step
 
 RANKED = 20  # operations a report lists
@@ -124,7 +124,7 @@ def _held(arguments: tuple[Any, ...]) -> dict[str, int]:
 
 
 def _planned(config, plan: ArmPlan, sizes: MeshSizes) -> dict[str, int]:
-  """What `resources/memory.py` expected."""
+  """What `planning/memory.py` expected."""
   micro = config.train.micro_batch_sequences or plan.batch_sequences
   return device_memory(
     plan.architecture,

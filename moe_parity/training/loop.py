@@ -23,7 +23,7 @@ from moe_parity.evaluation.score import make_scorer
 from moe_parity.model.documents import documents_of
 from moe_parity.parallel import hosts
 from moe_parity.parallel.mesh import on_devices
-from moe_parity.resources.arm_plan import ArmPlan
+from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.training import run_folder
 from moe_parity.training.checkpoint import Checkpoints
 from moe_parity.training.program import (

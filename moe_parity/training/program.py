@@ -13,9 +13,9 @@ from moe_parity.errors import UserError
 from moe_parity.model.documents import Documents
 from moe_parity.model.options import ModelOptions
 from moe_parity.parallel.mesh import batch_sharding, make_mesh
-from moe_parity.resources.arm_plan import ArmPlan
-from moe_parity.resources.exchange import check_exchange
-from moe_parity.resources.mesh import check_arm, read_mesh, resolve
+from moe_parity.planning.arm_plan import ArmPlan
+from moe_parity.planning.expert_parallel import check_exchange
+from moe_parity.planning.mesh_sizes import check_arm, read_mesh, resolve
 from moe_parity.training.optimizer import OptimizerOptions
 from moe_parity.training.state import abstract_state
 from moe_parity.training.step import StepOptions, make_train_step
@@ -74,8 +74,8 @@ def mesh_here(config: ConfigDict, plan: ArmPlan) -> Mesh | None:
   """The config's mesh on the devices of this machine and its fellows; None for one device.
 
   Raises:
-    UserError: devices, arm and sizes do not fit (`resources.mesh`); an exchange that the platform
-      does not have; several processes for a single device.
+    UserError: devices, arm and sizes do not fit (`planning.mesh_sizes`); an exchange that the
+      platform does not have; several processes for a single device.
   """
   sizes = resolve(read_mesh(config.mesh), jax.device_count())
   check_arm(sizes, plan, config.train.micro_batch_sequences)

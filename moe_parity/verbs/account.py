@@ -16,7 +16,7 @@ def arguments(parser) -> None:
 
 
 def run(args) -> int:
-  from moe_parity.resources.account_table import account_file, printable
+  from moe_parity.planning.account_table import account_file, printable
 
   rows = account_file(args.table, args.convention)
   if args.json:

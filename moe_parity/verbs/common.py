@@ -60,7 +60,7 @@ def idle_devices(config) -> str:
   """What to say where a run leaves devices of this machine unused; "" where it does not."""
   import jax
 
-  from moe_parity.resources.mesh import MeshSizes, read_mesh
+  from moe_parity.planning.mesh_sizes import MeshSizes, read_mesh
 
   idle = jax.device_count() - 1
   if not idle or read_mesh(config.mesh) != MeshSizes():

@@ -38,8 +38,8 @@ def arguments(parser) -> None:
 
 
 def run(args) -> int:
-  from moe_parity.resources.plan import make_plan
-  from moe_parity.resources.slices import named
+  from moe_parity.planning.plan import make_plan
+  from moe_parity.planning.tpu_slices import named
 
   slice_ = named(args.topology)
   config = load_config(args)
@@ -107,8 +107,8 @@ def choose_meshes(args, config, arm, slice_) -> list:
   Raises:
     UserError: sizes that are no mesh of the slice; a slice on which no mesh trains the arm.
   """
-  from moe_parity.resources.mesh import MeshSizes, read_mesh, resolve
-  from moe_parity.resources.mesh_choice import candidates
+  from moe_parity.planning.mesh_search import candidates
+  from moe_parity.planning.mesh_sizes import MeshSizes, read_mesh, resolve
   from moe_parity.training.program import model_options
 
   given = read_mesh(config.mesh)
@@ -135,7 +135,7 @@ def parse_mesh(text: str):
   Raises:
     UserError: an axis that does not exist or a size that is no number.
   """
-  from moe_parity.resources.mesh import AXES, MeshSizes, read_mesh
+  from moe_parity.planning.mesh_sizes import AXES, MeshSizes, read_mesh
 
   sizes = {}
   for part in text.split(","):

@@ -27,7 +27,7 @@ def arguments(parser) -> None:
 
 
 def run(args) -> int:
-  from moe_parity.resources.mesh import read_mesh
+  from moe_parity.planning.mesh_sizes import read_mesh
 
   sizes = read_mesh(args)
   on_disk(args.folder, "evaluate reads a run on this machine")

@@ -44,7 +44,7 @@ def run(args) -> int:
 
 def memory_of(config, plan) -> list[dict | None]:
   """Planned bytes of a device for every arm, by what they hold; None where the mesh is open."""
-  from moe_parity.resources.memory import planned_memory
+  from moe_parity.planning.memory import planned_memory
 
   planned = {}
   for arm in plan.arms:  # the seeds of an arm need the same

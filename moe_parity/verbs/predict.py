@@ -72,7 +72,7 @@ def _arms(args):
   if args.overrides and not args.config:
     raise UserError(f"unknown option {args.overrides[0]!r}; see moe-parity predict --help")
   if args.config:
-    from moe_parity.resources.plan import make_plan
+    from moe_parity.planning.plan import make_plan
 
     plan = make_plan(load_config(args))
     once = list({arm.name: arm for arm in plan.arms}.values())

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe_parity.errors import UserError
-from moe_parity.resources.architecture import Architecture
+from moe_parity.planning.architecture import Architecture
 
 AXES = ("data", "fsdp", "expert")
 

@@ -31,8 +31,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_parity.errors import UserError
-from moe_parity.resources.architecture import Architecture
-from moe_parity.resources.exchange import LANES, SLACK, room_for
+from moe_parity.planning.architecture import Architecture
+from moe_parity.planning.expert_parallel import LANES, SLACK, room_for
 
 AXES = ("data", "fsdp", "expert")
 REMAT = ("none", "dots", "layer")

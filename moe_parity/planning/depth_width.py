@@ -6,8 +6,8 @@ import functools
 import math
 from typing import NamedTuple
 
-from moe_parity.resources.architecture import layer_pattern
-from moe_parity.resources.targets import RATIO_TOLERANCE, Targets
+from moe_parity.planning.architecture import layer_pattern
+from moe_parity.planning.targets import RATIO_TOLERANCE, Targets
 
 # Preferences where nothing is given. The paper's 2B MoE has 88 and 22.5; below 2B the width shrinks
 # faster than the depth, so that small models keep several layers. Kaplan et al. (2001.08361): a

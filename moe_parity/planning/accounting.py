@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 
 from moe_parity.errors import UserError
-from moe_parity.resources.architecture import Architecture
+from moe_parity.planning.architecture import Architecture
 
 CONVENTIONS = ("paper", "paper_full", "exact")
 

@@ -8,10 +8,10 @@ import math
 from typing import Any
 
 from moe_parity.errors import UserError
-from moe_parity.resources.accounting import account, check_convention
-from moe_parity.resources.architecture import Architecture, layer_pattern
-from moe_parity.resources.solver import solve
-from moe_parity.resources.targets import RATE_TOLERANCE, Targets
+from moe_parity.planning.accounting import account, check_convention
+from moe_parity.planning.architecture import Architecture, layer_pattern
+from moe_parity.planning.solver import solve
+from moe_parity.planning.targets import RATE_TOLERANCE, Targets
 
 REUSE = ("unique", "strict", "loose", "epochs")
 SHARED = ("compute", "tokens")

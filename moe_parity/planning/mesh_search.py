@@ -24,18 +24,18 @@ a compiler makes of a mesh is seen by compiling it.
 import dataclasses
 
 from moe_parity.errors import UserError
-from moe_parity.resources.architecture import Architecture
-from moe_parity.resources.arm_plan import ArmPlan
-from moe_parity.resources.exchange import (
+from moe_parity.planning.architecture import Architecture
+from moe_parity.planning.arm_plan import ArmPlan
+from moe_parity.planning.expert_parallel import (
   LANES,
   Shape,
   default_exchange,
   lacks_ragged,
   wire_bytes,
 )
-from moe_parity.resources.memory import DTYPE_BYTES, LOGITS_AT_ONCE, Memory, device_memory
-from moe_parity.resources.mesh import MeshSizes, check_arms
-from moe_parity.resources.slices import Slice
+from moe_parity.planning.memory import DTYPE_BYTES, LOGITS_AT_ONCE, Memory, device_memory
+from moe_parity.planning.mesh_sizes import MeshSizes, check_arms
+from moe_parity.planning.tpu_slices import Slice
 
 HEADROOM = 1.2  # what compilers add to planned bytes
 

@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 
 from moe_parity.errors import UserError
-from moe_parity.resources.budget import ArmSpec, Budget
+from moe_parity.planning.budget import ArmSpec, Budget
 
 
 def unique_tokens(budget: Budget, arms: Sequence[tuple[ArmSpec, int]]) -> list[int]:

@@ -24,10 +24,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from moe_parity.errors import UserError
-from moe_parity.resources.accounting import account
-from moe_parity.resources.architecture import Architecture
-from moe_parity.resources.frames import Frame, frames
-from moe_parity.resources.targets import RATE_TOLERANCE, RATIO_TOLERANCE, Targets
+from moe_parity.planning.accounting import account
+from moe_parity.planning.architecture import Architecture
+from moe_parity.planning.depth_width import Frame, frames
+from moe_parity.planning.targets import RATE_TOLERANCE, RATIO_TOLERANCE, Targets
 
 # Where no granularity is given, d_expert keeps around d_model / 4 like the paper's fine experts
 # (0.18 to 0.25 of d_model), so that arms of different rates do not differ in granularity as well.

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from moe_parity.errors import UserError
-from moe_parity.resources.architecture import Architecture
+from moe_parity.planning.architecture import Architecture
 
 # Fields of an architecture -> columns of the paper's tables (its H is heads, its d_model is D_m).
 COLUMNS = {

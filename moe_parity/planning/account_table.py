@@ -5,10 +5,10 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from moe_parity.resources.accounting import Cost, account, check_convention
-from moe_parity.resources.architecture import Architecture
-from moe_parity.resources.laws import STEP_LAW
-from moe_parity.resources.shape_table import ShapeRow, architecture_of, read_table, rows_of
+from moe_parity.planning.accounting import Cost, account, check_convention
+from moe_parity.planning.architecture import Architecture
+from moe_parity.planning.scaling_laws import STEP_LAW
+from moe_parity.planning.shape_table import ShapeRow, architecture_of, read_table, rows_of
 
 M_KINDS = ("forward", "train")
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from moe_parity.errors import UserError
-from moe_parity.resources.laws import STEP_LAW
+from moe_parity.planning.scaling_laws import STEP_LAW
 
 WARMUP_SHARE = 0.1  # of a run, at most
 # A batch may leave the law by this factor to fit whole steps: the law's own optimum is that wide.

@@ -6,8 +6,8 @@ import dataclasses
 import math
 
 from moe_parity.errors import UserError
-from moe_parity.resources.accounting import check_convention
-from moe_parity.resources.architecture import layer_pattern
+from moe_parity.planning.accounting import check_convention
+from moe_parity.planning.architecture import layer_pattern
 
 RATE_TOLERANCE = 0.005  # largest |r_a - target| of a solved shape
 RATIO_TOLERANCE = 0.35  # a given ratio is met within this factor: depth is a whole number of layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from moe_parity.resources.architecture import Architecture
+from moe_parity.planning.architecture import Architecture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class ArmPlan:
       one at parity that tries another learning rate or batch and is not compared.
     num_unique_tokens: whole windows the run may draw from; epochs = num_tokens / that.
     mixture: {domain: {"share", "num_tokens", "num_unique_tokens", "epochs"}}, where data.weights
-      deals them out; see `resources.mixture`.
+      deals them out; see `planning.domain_shares`.
     exact_num_params: every parameter of the built model, vocabulary_params of them embedding and
       head (0 while the tokenizer is not known).
     residual_unique_pct: against the plan's num_unique_tokens, so not 0 where arms differ.

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_parity.errors import UserError
-from moe_parity.resources.accounting import Cost, account
-from moe_parity.resources.architecture import Architecture
-from moe_parity.resources.arm_plan import ArmPlan, Plan
-from moe_parity.resources.budget import ArmSpec, Budget, read_arms, read_budget
-from moe_parity.resources.laws import STEP_LAW
-from moe_parity.resources.mesh import check_arms, read_mesh
-from moe_parity.resources.mixture import Shares, check_epochs, plan_mixture, read_shares
-from moe_parity.resources.reuse import check_corpus, unique_tokens
-from moe_parity.resources.schedule import Schedule, make_schedule, peak_rate, warmup
+from moe_parity.planning.accounting import Cost, account
+from moe_parity.planning.architecture import Architecture
+from moe_parity.planning.arm_plan import ArmPlan, Plan
+from moe_parity.planning.budget import ArmSpec, Budget, read_arms, read_budget
+from moe_parity.planning.domain_shares import Shares, check_epochs, plan_mixture, read_shares
+from moe_parity.planning.mesh_sizes import check_arms, read_mesh
+from moe_parity.planning.run_length import Schedule, make_schedule, peak_rate, warmup
+from moe_parity.planning.scaling_laws import STEP_LAW
+from moe_parity.planning.unique_tokens import check_corpus, unique_tokens
 
 _BYTE_VOCABULARY = 16 + 256  # special tokens and bytes of the built-in tokenizer
 
