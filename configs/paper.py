@@ -3,7 +3,7 @@
 from moe_parity.config import parse_arg
 from moe_parity.defaults import base, dense_arm, moe_arm
 from moe_parity.errors import UserError
-from moe_parity.published import tables
+from moe_parity.paper import tables
 
 SHAPE = ("layout", "num_layers", "d_model", "num_heads", "num_kv_heads", "d_head", "d_ffn",
          "num_experts", "experts_per_token", "d_expert", "d_shared")  # fmt: skip

@@ -6,8 +6,8 @@ import pytest
 
 from moe_parity import defaults
 from moe_parity.errors import UserError
+from moe_parity.paper import anomalies, derivations, tables
 from moe_parity.planning.accounting import account
-from moe_parity.published import anomalies, derivations, tables
 
 CELLS = derivations.cells()
 # Rows in the printed tables, counted by eye: an empty file would pass every other test here.

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from moe_parity.errors import UserError
-from moe_parity.published import tables as published
+from moe_parity.paper import tables as published
 from moe_parity.report import architecture, figures, page, reuse, sections, steps, style, sweeps
 from tests import fake_steps, fake_study
 from tests.test_report_page import read

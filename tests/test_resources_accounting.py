@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_parity.errors import UserError
+from moe_parity.paper import tables
 from moe_parity.planning.accounting import account, compute_ratio
 from moe_parity.planning.architecture import Architecture
-from moe_parity.published import tables
 
 SMALL = Architecture(
   num_layers=5,
@@ -121,7 +121,7 @@ def test_parts_add_up_to_the_totals():
 
 
 def test_every_row_of_the_golden_table_comes_back():
-  published = pytest.importorskip("moe_parity.published.tables")
+  published = pytest.importorskip("moe_parity.paper.tables")
   golden = pathlib.Path(__file__).parent / "golden" / "derived_exact.csv"
   with golden.open() as lines:
     rows = list(csv.DictReader(lines))

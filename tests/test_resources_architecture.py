@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from moe_parity.errors import UserError
+from moe_parity.paper import tables
 from moe_parity.planning.architecture import Architecture
-from moe_parity.published import tables
 
 MOE = dict(
   num_layers=5, d_model=48, num_heads=6, d_head=8, layout="1dense", d_ffn=128, num_experts=7,

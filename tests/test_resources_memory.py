@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_parity.errors import UserError
+from moe_parity.paper import tables
 from moe_parity.planning.accounting import account
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.memory import device_memory, kept_channels
-from moe_parity.published import tables
 
 DENSE = Architecture(
   num_layers=2, d_model=6, num_heads=3, num_kv_heads=1, d_head=4, d_ffn=10, vocab_size=17

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_parity.errors import UserError
+from moe_parity.paper import tables
 from moe_parity.planning.accounting import account
 from moe_parity.planning.solver import solve
 from moe_parity.planning.targets import RATE_TOLERANCE, Targets
-from moe_parity.published import tables
 
 SWEEPS = [
   row for name in ("table07", "table10", "table11", "table16") for row in tables.table(name)

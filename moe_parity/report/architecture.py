@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_parity.published import tables as published
+from moe_parity.paper import tables as published
 from moe_parity.report import style
 from moe_parity.report.table import (
   Column,

@@ -7,7 +7,7 @@ the dense arm at the same compute, FLOPs a token as a ratio to dense.
 import dataclasses
 from typing import Any
 
-from moe_parity.published import tables
+from moe_parity.paper import tables
 from moe_parity.report import style
 from moe_parity.study import reading
 

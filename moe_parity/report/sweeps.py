@@ -3,7 +3,7 @@ activation_rate.json."""
 
 from typing import Any
 
-from moe_parity.published import tables as published
+from moe_parity.paper import tables as published
 from moe_parity.report import style
 from moe_parity.report.paper import COLOURS
 from moe_parity.report.table import (

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe_parity.errors import UserError
+from moe_parity.paper import tables
 from moe_parity.planning.accounting import account
-from moe_parity.published import tables
 from moe_parity.study import reading
 from moe_parity.study.surrogate_law import Inputs
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from moe_parity.paper.tables import TABLES, PublishedRow, table
 from moe_parity.planning.accounting import account
-from moe_parity.published.tables import TABLES, PublishedRow, table
 
 
 @dataclasses.dataclass(frozen=True)
