@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from moe_parity.data.prepare import prepare
 from moe_parity.data.tokenizer import train_bpe
 from moe_parity.errors import UserError
-from moe_parity.evaluation import bits
+from moe_parity.evaluation import bits_per_character
 from tests import lm_eval_golden
 from tests.small_store import one_separator_tokenizer, records, small_store, write_jsonl
 
@@ -54,7 +54,9 @@ def texts_of(split):
 
 @pytest.mark.parametrize("mode, stride", [("document", 0), ("strided", 7), ("packed", 0)])
 def test_a_uniform_model_needs_log2_of_the_vocabulary_a_byte(split, mode, stride):
-  found = bits.evaluate(uniform(272), split, mode=mode, stride=stride, seq_len=S, batch_sequences=B)
+  found = bits_per_character.evaluate(
+    uniform(272), split, mode=mode, stride=stride, seq_len=S, batch_sequences=B
+  )
   assert found["bpb"] == pytest.approx(math.log2(272), rel=1e-7)  # nats come as float32
   assert found["macro_bpb"] == pytest.approx(math.log2(272), rel=1e-7)
   assert found["bpc"] == pytest.approx(found["bpb"] * found["num_bytes"] / found["num_chars"])
@@ -64,7 +66,9 @@ def test_a_uniform_model_needs_log2_of_the_vocabulary_a_byte(split, mode, stride
 @pytest.mark.parametrize("mode, stride", [("document", 0), ("strided", 7)])
 def test_bits_of_a_bigram_model_are_those_summed_by_hand(fixture, mode, stride, request):
   split = request.getfixturevalue(fixture)
-  found = bits.evaluate(bigram, split, mode=mode, stride=stride, seq_len=S, batch_sequences=B)
+  found = bits_per_character.evaluate(
+    bigram, split, mode=mode, stride=stride, seq_len=S, batch_sequences=B
+  )
   nats = num_bytes = num_chars = num_tokens = 0
   for text in texts_of(split):
     ids = [int(i) for i in split.tokenizer.encode_batch([text])[0]]
@@ -87,7 +91,7 @@ def test_bits_of_a_bigram_model_are_those_summed_by_hand(fixture, mode, stride, 
 @pytest.mark.parametrize("fixture", ["split", "bpe_split"])
 def test_packed_bits_are_those_of_the_stream_summed_by_hand(fixture, request):
   split = request.getfixturevalue(fixture)
-  found = bits.evaluate(bigram, split, mode="packed", seq_len=S, batch_sequences=B)
+  found = bits_per_character.evaluate(bigram, split, mode="packed", seq_len=S, batch_sequences=B)
   stream = [int(t) for t in split.tokens[:]]
   last = split.num_windows(S) * S
   scored = [i for i in range(1, last + 1) if stream[i] not in (0, 1)]
@@ -101,7 +105,7 @@ def test_packed_bits_are_those_of_the_stream_summed_by_hand(fixture, request):
 
 def test_domains_and_documents_add_up_to_the_whole(split):
   for mode in ("document", "packed"):
-    found = bits.evaluate(bigram, split, mode=mode, seq_len=S, batch_sequences=B)
+    found = bits_per_character.evaluate(bigram, split, mode=mode, seq_len=S, batch_sequences=B)
     for field in ("nats", "num_tokens", "num_bytes", "num_chars"):
       total = pytest.approx(found[field], rel=1e-12)
       assert sum(d[field] for d in found["by_domain"].values()) == total
@@ -118,7 +122,7 @@ def test_domains_and_documents_add_up_to_the_whole(split):
 @settings(max_examples=200)
 def test_windows_score_each_token_once_within_seq_len(n, seq_len, stride):
   stride = min(stride, seq_len)
-  found = list(bits.spans(n, seq_len, stride))
+  found = list(bits_per_character.spans(n, seq_len, stride))
   scored = [t for first, end, start in found for t in range(start, end)]
   assert scored == list(range(n))
   assert all(0 <= first <= start < end and end - first <= seq_len for first, end, start in found)
@@ -127,7 +131,9 @@ def test_windows_score_each_token_once_within_seq_len(n, seq_len, stride):
 
 def test_a_smaller_stride_gives_more_context(split):
   def mean_place(mode, stride):
-    found = bits.evaluate(depth, split, mode=mode, stride=stride, seq_len=S, batch_sequences=B)
+    found = bits_per_character.evaluate(
+      depth, split, mode=mode, stride=stride, seq_len=S, batch_sequences=B
+    )
     return found["cross_entropy"]
 
   places = [mean_place("strided", stride) for stride in (1, 5, 20)]
@@ -142,9 +148,9 @@ def test_the_model_sees_one_shape_and_its_padding_is_ignored(split):
     shapes.add((inputs.shape, targets.shape, mask.shape))
     return np.where(mask, bigram(inputs, targets, mask), np.nan)
 
-  found = bits.evaluate(poisoned, split, seq_len=S, batch_sequences=7)
+  found = bits_per_character.evaluate(poisoned, split, seq_len=S, batch_sequences=7)
   assert shapes == {((7, S),) * 3}
-  plain = bits.evaluate(bigram, split, seq_len=S, batch_sequences=B)
+  plain = bits_per_character.evaluate(bigram, split, seq_len=S, batch_sequences=B)
   assert found["nats"] == pytest.approx(plain["nats"], rel=1e-12)
 
 
@@ -152,20 +158,26 @@ def test_a_budget_of_tokens_takes_whole_documents_of_every_domain(split):
   documents = split.documents
   total = int(documents.num_text_tokens.sum())
   for budget in (1, total // 3, total - 1):
-    found = bits.evaluate(bigram, split, seq_len=S, batch_sequences=B, max_tokens=budget)
-    again = bits.evaluate(bigram, split, seq_len=S, batch_sequences=B, max_tokens=budget)
+    found = bits_per_character.evaluate(
+      bigram, split, seq_len=S, batch_sequences=B, max_tokens=budget
+    )
+    again = bits_per_character.evaluate(
+      bigram, split, seq_len=S, batch_sequences=B, max_tokens=budget
+    )
     assert found == again
     assert set(found["by_domain"]) == set(documents.domains)
     assert found["sampled"] and found["num_documents"] < split.num_documents
     assert found["split_documents"] == split.num_documents
     if budget > 1:
       assert found["num_tokens"] <= budget
-  other = bits.evaluate(bigram, split, seq_len=S, batch_sequences=B, max_tokens=total // 3, seed=1)
+  other = bits_per_character.evaluate(
+    bigram, split, seq_len=S, batch_sequences=B, max_tokens=total // 3, seed=1
+  )
   assert other["documents"] != found["documents"]
 
 
 def test_a_budget_of_tokens_takes_whole_windows_when_packed(split):
-  found = bits.evaluate(
+  found = bits_per_character.evaluate(
     bigram, split, mode="packed", seq_len=S, batch_sequences=B, max_tokens=5 * S
   )
   assert 0 < found["num_tokens"] <= 5 * S and found["sampled"]
@@ -184,7 +196,7 @@ def test_a_budget_of_tokens_takes_whole_windows_when_packed(split):
 )
 def test_impossible_arguments_are_refused(split, arguments, words):
   with pytest.raises(UserError, match=words):
-    bits.evaluate(bigram, split, **({"seq_len": S, "batch_sequences": B} | arguments))
+    bits_per_character.evaluate(bigram, split, **({"seq_len": S, "batch_sequences": B} | arguments))
 
 
 def test_a_loss_that_is_not_finite_is_never_a_result(split):
@@ -192,7 +204,7 @@ def test_a_loss_that_is_not_finite_is_never_a_result(split):
     return np.full(inputs.shape, np.inf)
 
   with pytest.raises(UserError, match="not finite"):
-    bits.evaluate(broken, split, seq_len=S, batch_sequences=B)
+    bits_per_character.evaluate(broken, split, seq_len=S, batch_sequences=B)
 
 
 def test_document_mode_is_the_bits_per_byte_of_lm_eval(tmp_path):
@@ -203,7 +215,7 @@ def test_document_mode_is_the_bits_per_byte_of_lm_eval(tmp_path):
   held_out = write_jsonl(tmp_path / "held-out.jsonl", listed)
   source = write_jsonl(tmp_path / "train.jsonl", records(3))
   store = prepare(source, store=str(tmp_path / "s"), held_out=f"source:{held_out}")
-  found = bits.evaluate(
+  found = bits_per_character.evaluate(
     lambda inputs, targets, mask: lm_eval_golden.nats(inputs, targets),
     store.validation,
     seq_len=golden["seq_len"],
@@ -217,7 +229,7 @@ def test_a_token_after_the_only_separator_belongs_to_the_next_document(tmp_path)
   tokenizer = one_separator_tokenizer(tmp_path)
   store = small_store(tmp_path, held_out="hash:0.4", tokenizer=tokenizer)
   split = store.validation
-  found = bits.evaluate(bigram, split, mode="packed", seq_len=S, batch_sequences=B)
+  found = bits_per_character.evaluate(bigram, split, mode="packed", seq_len=S, batch_sequences=B)
   whole = split.documents.num_text_tokens.tolist()
   counted = [d["num_tokens"] for d in found["documents"]]
   assert counted[0] == whole[0] - 1  # nothing stands before the stream's first token

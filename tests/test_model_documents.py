@@ -8,7 +8,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_parity.evaluation import bits
+from moe_parity.evaluation import bits_per_character
 from moe_parity.evaluation.score import make_scorer
 from moe_parity.model.documents import Documents, documents_of
 from moe_parity.model.options import ModelOptions
@@ -172,10 +172,10 @@ def test_packed_evaluation_of_whole_documents_equals_that_by_document(tmp_path):
   kept, crossed = (
     make_scorer(architecture, model, marks)(params, buffers) for marks in (documents, None)
   )
-  by_document = bits.evaluate(kept, split, mode="document", **arguments)
-  assert by_document == bits.evaluate(crossed, split, mode="document", **arguments)
-  packed = bits.evaluate(kept, split, mode="packed", **arguments)
-  across = bits.evaluate(crossed, split, mode="packed", **arguments)
+  by_document = bits_per_character.evaluate(kept, split, mode="document", **arguments)
+  assert by_document == bits_per_character.evaluate(crossed, split, mode="document", **arguments)
+  packed = bits_per_character.evaluate(kept, split, mode="packed", **arguments)
+  across = bits_per_character.evaluate(crossed, split, mode="packed", **arguments)
   starts = split.document_starts
   compared = 0
   for number, document in enumerate(by_document["documents"]):

@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from moe_parity.evaluation.bits import Score
+from moe_parity.evaluation.bits_per_character import Score
 from moe_parity.model.documents import Documents
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model

@@ -17,8 +17,8 @@ from moe_parity.data.ledger import Ledger
 from moe_parity.data.loader import Loader, prefetch
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
-from moe_parity.evaluation import bits, specialisation
-from moe_parity.evaluation.choices import count_split, make_counter
+from moe_parity.evaluation import bits_per_character, specialisation
+from moe_parity.evaluation.routing_counts import count_split, make_counter
 from moe_parity.evaluation.score import make_scorer
 from moe_parity.model.documents import documents_of
 from moe_parity.parallel import hosts
@@ -128,7 +128,7 @@ def train_arm(
   )
 
   def validate(mode: str, max_tokens: int) -> dict:
-    return bits.evaluate(
+    return bits_per_character.evaluate(
       scorer(state.params, state.buffers),
       store.validation,
       mode=mode,

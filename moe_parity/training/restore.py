@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from moe_parity.data.prepare import open_data
 from moe_parity.errors import UserError
-from moe_parity.evaluation import bits, specialisation
-from moe_parity.evaluation.choices import count_split, make_counter
+from moe_parity.evaluation import bits_per_character, specialisation
+from moe_parity.evaluation.routing_counts import count_split, make_counter
 from moe_parity.evaluation.score import make_scorer
 from moe_parity.model.documents import documents_of
 from moe_parity.model.options import ModelOptions
@@ -69,7 +69,7 @@ def evaluate_run(
   run = load_run(folder, sizes)
   store = open_data(run.config.data)
   documents = documents_of(store.tokenizer, run.config.data.cross_documents)
-  return bits.evaluate(
+  return bits_per_character.evaluate(
     make_scorer(run.architecture, run.options, documents, run.mesh)(run.params, run.buffers),
     store.validation,
     mode=mode,

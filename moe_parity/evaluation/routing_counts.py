@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from moe_parity.data.order import key, permute
 from moe_parity.data.token_store import Documents, Split
 from moe_parity.errors import UserError
-from moe_parity.evaluation import bits
+from moe_parity.evaluation import bits_per_character
 from moe_parity.evaluation.specialisation import MAX_DOCUMENTS, Choices
 from moe_parity.model.moe import MoE, route, router_logits
 from moe_parity.model.options import ModelOptions
@@ -162,14 +162,14 @@ def count_split(
   by_document = np.zeros((len(chosen), layers, experts), np.int64)
   pairs = np.zeros((layers, experts, experts), np.int64)
   tokens = np.zeros(len(chosen), np.int64)
-  rows = bits.document_rows(split, chosen, seq_len, seq_len)
+  rows = bits_per_character.document_rows(split, chosen, seq_len, seq_len)
   shape = (batch_sequences, seq_len)
   while True:
     inputs = np.full(shape, split.tokenizer.pad_id, np.int32)
     counted, owner = np.zeros(shape, bool), np.full(batch_sequences, -1)
     filled = 0
     for given, _, owned in rows:
-      scored = np.flatnonzero(owned != bits.NO_DOCUMENT)
+      scored = np.flatnonzero(owned != bits_per_character.NO_DOCUMENT)
       document = place[owned[scored[0]]]
       scored = scored[: left_N[document]]
       if not scored.size:
