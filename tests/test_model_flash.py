@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_parity.kernels.flash_attention import flash_attention
 from moe_parity.model.attention import alibi_slopes, causal_attention
-from moe_parity.model.flash import flash_attention
 
 B, S, H = 2, 384, 6
 DOCUMENT = jnp.cumsum(jnp.arange(S) % 100 == 99)[None] + jnp.arange(B)[:, None]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from moe_parity.kernels import grouped_swiglu, grouped_swiglu_tiling, residual_stacks, tile_layout
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.segment import Segment
 from moe_parity.model.transformer import abstract_model
-from moe_parity.parallel import ffn_sizes, grouped_ffn, kept, tiles
 from moe_parity.parallel import mesh as meshes
 from moe_parity.planning import expert_parallel
 from moe_parity.planning.mesh_sizes import MeshSizes
@@ -80,7 +80,7 @@ def test_streams_and_a_mesh_change_neither_states_nor_gradients_nor_statistics(c
   """Dense and MoE layers in one pattern twice over, documents kept apart. float32, sums of other
   lengths."""
   seq_len, options = ON_A_MESH[case]
-  for module in (expert_parallel, ffn_sizes, tiles, grouped_ffn):
+  for module in (expert_parallel, grouped_swiglu_tiling, tile_layout, grouped_swiglu):
     monkeypatch.setattr(module, "TILE", 16)
   architecture = small_model.moe(layout="interleave", num_layers=4, d_model=16, num_experts=6)
   inputs = jnp.asarray(small_model.tokens(batch=BATCH // 2, seq_len=seq_len)[0])
@@ -117,8 +117,10 @@ def test_streams_and_a_mesh_change_neither_states_nor_gradients_nor_statistics(c
 def test_a_tpu_s_kernels_keep_in_place_what_nothing_makes_again(
   platform, remat, is_kept, monkeypatch
 ):
-  used, scan = [], kept.scan
-  monkeypatch.setattr(kept, "scan", lambda *operands: used.append(True) or scan(*operands))
+  used, scan = [], residual_stacks.scan
+  monkeypatch.setattr(
+    residual_stacks, "scan", lambda *operands: used.append(True) or scan(*operands)
+  )
   options = ModelOptions(platform=platform, remat=remat)
   segment = nnx.eval_shape(lambda: Segment(small_model.moe(), options, (True,), 2))
   layers, x_TD = nnx.state(segment), jax.ShapeDtypeStruct((4, 12), jnp.float32)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from moe_parity.parallel import chip, kept
-from moe_parity.parallel import grouped_ffn as kernels
+from moe_parity.kernels import common, residual_stacks
+from moe_parity.kernels import grouped_swiglu as kernels
+from moe_parity.kernels.tile_layout import tiles_of
+from moe_parity.kernels.topk_sum import sum_of_choices
 from moe_parity.parallel.mesh import use
-from moe_parity.parallel.summed import sum_of_choices
-from moe_parity.parallel.tiles import tiles_of
 from moe_parity.parallel.topology import slice_mesh
 from moe_parity.planning.expert_parallel import room_for
 from moe_parity.planning.mesh_sizes import MeshSizes
@@ -40,8 +40,8 @@ def compiles(function, *shapes, mesh):
 )
 def test_a_core_has_the_memory_of_its_generation(topology, mebibytes):
   with use(a_chip_of(topology)):
-    assert chip.vmem_bytes() == mebibytes * 2**20
-    assert 3 * chip.vmem_bytes() / 4 <= chip.kernel_bytes() <= chip.vmem_bytes()
+    assert common.vmem_bytes() == mebibytes * 2**20
+    assert 3 * common.vmem_bytes() / 4 <= common.kernel_bytes() <= common.vmem_bytes()
 
 
 def test_gradients_of_wide_experts_fit_a_chip():
@@ -52,7 +52,7 @@ def test_gradients_of_wide_experts_fit_a_chip():
   lanes, w_in = (room, d // 128, 128), (experts, 2, i, d)
 
   def gradients(count_L, x_RD, dy_RD, w_in_L2ID):
-    memory = kept.memory_of_one(*kernels._to_keep(x_RD, w_in_L2ID), after=count_L)
+    memory = residual_stacks.memory_of_one(*kernels._to_keep(x_RD, w_in_L2ID), after=count_L)
     hidden = memory.stacks[1][0]
     tiles = tiles_of(count_L, room)
     return kernels._gradients_of_experts(

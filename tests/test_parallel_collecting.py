@@ -8,8 +8,8 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from moe_parity.kernels.split_columns import columns_of
 from moe_parity.parallel import collecting
-from moe_parity.parallel.columns import columns_of
 
 
 @pytest.mark.parametrize("num", [2, 4])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from moe_parity.parallel import gathers, summed
+from moe_parity.kernels import topk_sum
+from moe_parity.parallel import gathers
 
 N, T, K = 211, 48, 3
 
@@ -32,7 +33,7 @@ def test_places_are_summed_in_float32_and_no_other_row_is_read(platform, width, 
 @pytest.mark.parametrize("lanes", [(7,), (3, 128)])
 def test_choices_of_any_number_of_tokens_are_summed_a_few_at_a_time(num_tokens, lanes, monkeypatch):
   """The kernel, run step by step; 32 tokens fit at most, so the last block hangs over the end."""
-  monkeypatch.setattr(summed, "BLOCK", 32 * K * 4 * math.prod(lanes))
+  monkeypatch.setattr(topk_sum, "BLOCK", 32 * K * 4 * math.prod(lanes))
   rng = np.random.default_rng(1)
   rows = rng.normal(size=(K, num_tokens, *lanes)).astype(np.float32)
   is_there = rng.random((K, num_tokens)) < 0.6
@@ -42,7 +43,7 @@ def test_choices_of_any_number_of_tokens_are_summed_a_few_at_a_time(num_tokens, 
   blocks = []
   call = pl.pallas_call
   noted = lambda *a, grid, **kw: blocks.append(grid) or call(*a, grid=grid, **kw)  # noqa: E731
-  monkeypatch.setattr(summed.pl, "pallas_call", noted)
-  actual = summed.sum_of_choices(jnp.asarray(rows), jnp.asarray(is_there))
+  monkeypatch.setattr(topk_sum.pl, "pallas_call", noted)
+  actual = topk_sum.sum_of_choices(jnp.asarray(rows), jnp.asarray(is_there))
   assert actual.shape == expected.shape and blocks == [(-(-num_tokens // 32),)]
   np.testing.assert_allclose(actual, expected, atol=1e-6)

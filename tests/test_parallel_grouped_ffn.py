@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from moe_parity.errors import UserError
-from moe_parity.parallel import chip, ffn_sizes, tiles
-from moe_parity.parallel import grouped_ffn as kernels
+from moe_parity.kernels import common, grouped_swiglu_tiling, tile_layout
+from moe_parity.kernels import grouped_swiglu as kernels
 from moe_parity.planning import expert_parallel
 from tests import reference
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-  for module in (expert_parallel, ffn_sizes, tiles, kernels):
+  for module in (expert_parallel, grouped_swiglu_tiling, tile_layout, kernels):
     monkeypatch.setattr(module, "TILE", 16)
 
 
@@ -25,7 +25,7 @@ def whose(counts, room):
   expert_R, start = np.full(room, -1), 0
   for expert, count in enumerate(counts):
     expert_R[start : start + count] = expert
-    start += max(1, -(-count // tiles.TILE)) * tiles.TILE
+    start += max(1, -(-count // tile_layout.TILE)) * tile_layout.TILE
   return expert_R
 
 
@@ -36,11 +36,11 @@ def test_rows_of_any_counts_lie_in_whole_tiles_of_one_expert(small_tiles, counts
   room = expert_parallel.room_for(sum(counts) + spare, len(counts))
   expected = whose(counts, room)  # fails where there is not room enough
   counts = jnp.array(counts, jnp.int32)
-  actual = np.asarray(tiles.expert_of_rows(counts, room))
+  actual = np.asarray(tile_layout.expert_of_rows(counts, room))
   np.testing.assert_array_equal(np.where(actual == counts.size, -1, actual), expected)
-  used = tiles.tiles_of(counts, room)
+  used = tile_layout.tiles_of(counts, room)
   assert set(used.expert_N[: used.num_used[0]].tolist()) == set(range(counts.size))
-  assert room // tiles.TILE % 2 == 0
+  assert room // tile_layout.TILE % 2 == 0
 
 
 @pytest.mark.parametrize("num_used", [1, 2, 5, 8])
@@ -104,28 +104,28 @@ def bytes_of_blocks(monkeypatch, num_experts, i, d, dtype) -> list[int]:
 def test_what_kernels_ask_for_is_in_the_memory_reckoned_and_no_fewer_chunks_would_be(
   mebibytes, i, d, dtype, monkeypatch
 ):
-  monkeypatch.setattr(chip, "vmem_bytes", lambda: mebibytes * 2**20)
+  monkeypatch.setattr(common, "vmem_bytes", lambda: mebibytes * 2**20)
   w_in = jax.ShapeDtypeStruct((3, 2, i, d), dtype)
   try:
-    sizes = ffn_sizes.Sizes.of(w_in)
+    sizes = grouped_swiglu_tiling.Sizes.of(w_in)
   except UserError as error:
     assert f"d_model={d}" in str(error)
-    sizes = ffn_sizes.Sizes(3, i, d, np.dtype(dtype).itemsize, -(-i // 128), 128)
-    assert sizes.on_chip() > chip.kernel_bytes()
+    sizes = grouped_swiglu_tiling.Sizes(3, i, d, np.dtype(dtype).itemsize, -(-i // 128), 128)
+    assert sizes.on_chip() > common.kernel_bytes()
     return
   blocks = bytes_of_blocks(monkeypatch, 3, i, d, dtype)
-  assert max(blocks) <= sizes.on_chip() <= chip.kernel_bytes()
+  assert max(blocks) <= sizes.on_chip() <= common.kernel_bytes()
   assert sizes.num_chunks * sizes.chunk >= i > (sizes.num_chunks - 1) * sizes.chunk
   if sizes.num_chunks > 1:
     wider = -(-i // (128 * (sizes.num_chunks - 1))) * 128
-    assert sizes._replace(chunk=wider).on_chip() > chip.kernel_bytes()
+    assert sizes._replace(chunk=wider).on_chip() > common.kernel_bytes()
 
 
 @pytest.mark.parametrize("mebibytes", [64, 128])
 def test_the_papers_experts_go_through_in_one_chunk(mebibytes, monkeypatch):
-  monkeypatch.setattr(chip, "vmem_bytes", lambda: mebibytes * 2**20)
+  monkeypatch.setattr(common, "vmem_bytes", lambda: mebibytes * 2**20)
   for i, d in ((512, 2048), (320, 1408)):
-    sizes = ffn_sizes.Sizes.of(jax.ShapeDtypeStruct((5, 2, i, d), jnp.bfloat16))
+    sizes = grouped_swiglu_tiling.Sizes.of(jax.ShapeDtypeStruct((5, 2, i, d), jnp.bfloat16))
     assert (sizes.num_chunks, sizes.chunk) == (1, i)
 
 
@@ -143,7 +143,7 @@ def test_values_and_gradients_equal_the_loop_whatever_lies_in_empty_room(
   case, small_tiles, monkeypatch
 ):
   counts, i, d, as_lanes, memory = CASES[case]
-  monkeypatch.setattr(ffn_sizes, "kernel_bytes", lambda: memory)
+  monkeypatch.setattr(grouped_swiglu_tiling, "kernel_bytes", lambda: memory)
   rng, room = np.random.default_rng(0), expert_parallel.room_for(sum(counts), len(counts))
   expert_R = whose(counts, room)
   known = expert_R >= 0
@@ -151,7 +151,9 @@ def test_values_and_gradients_equal_the_loop_whatever_lies_in_empty_room(
   weight = rng.normal(size=room)
   w_in = rng.normal(size=(len(counts), 2, i, d)) / d**0.5
   w_down = rng.normal(size=(len(counts), i, d)) / i**0.5
-  assert (ffn_sizes.Sizes.of(jnp.asarray(w_in, jnp.float32)).num_chunks > 1) == ("chunks" in case)
+  assert (grouped_swiglu_tiling.Sizes.of(jnp.asarray(w_in, jnp.float32)).num_chunks > 1) == (
+    "chunks" in case
+  )
 
   @jax.jit
   def both(x, weight, w_in, w_down, dy):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from moe_parity.parallel import kept
+from moe_parity.kernels import residual_stacks
 from moe_parity.parallel.rounds import in_rounds
 from tests.routed import tpu_mesh
 
@@ -21,13 +21,13 @@ def kernel(x_RD, w_D):
 
 def kernel_forward(x_RD, w_D):
   shapes = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x_RD, w_D))
-  memory = kept.memory_for(*shapes, after=x_RD)
+  memory = residual_stacks.memory_for(*shapes, after=x_RD)
   stacks = [s.at[memory.layer[0]].set(a) for s, a in zip(memory.stacks, (x_RD, w_D), strict=True)]
-  return kernel(x_RD, w_D), kept.handed_over(memory, stacks)
+  return kernel(x_RD, w_D), residual_stacks.handed_over(memory, stacks)
 
 
 def kernel_backward(residual, dy_RD):
-  memory = kept.memory_of(residual)
+  memory = residual_stacks.memory_of(residual)
   x_RD, w_D = (stack[memory.layer[0]] for stack in memory.stacks)
   slope_RD = dy_RD * jnp.cos(x_RD * w_D[None, :])
   return slope_RD * w_D[None, :], jnp.sum(slope_RD * x_RD, axis=0)
@@ -89,7 +89,7 @@ def test_values_and_gradients_are_those_of_a_scan_that_stacks_what_is_kept(layer
     return jax.jit(jax.value_and_grad(of, argnums=(0, 1), has_aux=True))(x, weights)
 
   stacked = scored(lambda x, w: lax.scan(lambda x, one: step(x, offsets, one), x, w))
-  in_place = scored(lambda x, w: kept.scan(step, x, offsets, w))
+  in_place = scored(lambda x, w: residual_stacks.scan(step, x, offsets, w))
   assert float(jnp.abs(stacked[1][1]["a"]).min()) > 1e-4
   for a, b in zip(*map(jax.tree.leaves, (stacked, in_place)), strict=True):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
@@ -101,7 +101,7 @@ def test_what_kernels_keep_is_neither_stacked_nor_sliced():
   big = jnp.ones((64, WIDTH))
 
   def total(x, w):
-    return jnp.sum(kept.scan(lambda x, _, w: (kernel(x, w), None), x, (), w)[0])
+    return jnp.sum(residual_stacks.scan(lambda x, _, w: (kernel(x, w), None), x, (), w)[0])
 
   pull = jax.make_jaxpr(lambda x, w: jax.vjp(total, x, w)[1])(big, jnp.ones((LAYERS, WIDTH)))
   kept_shapes = [a.aval.shape for a in pull.jaxpr.outvars]
@@ -111,7 +111,7 @@ def test_what_kernels_keep_is_neither_stacked_nor_sliced():
 def test_a_step_without_kernels_lowers_for_a_tpu_without_any_memory_for_them():
   def total(x, w):
     step = lambda x, _, w: (jnp.sin(x * w[None, :]), None)  # noqa: E731
-    return jnp.sum(kept.scan(step, x, (), w)[0])
+    return jnp.sum(residual_stacks.scan(step, x, (), w)[0])
 
   with jax.sharding.use_abstract_mesh(tpu_mesh(1)):
     traced = jax.jit(jax.grad(total)).trace(jnp.ones((ROWS, WIDTH)), jnp.ones((LAYERS, WIDTH)))

@@ -156,7 +156,9 @@ class Attention(nnx.Module):
       q, k = rotate(q), rotate(k)
     slopes = alibi_slopes(self.num_heads) if self.options.position == "alibi" else None
     if self.options.uses_kernel(S, jax.default_backend()):
-      from moe_parity.model.flash import flash_attention  # a quarter second, for TPUs only
+      from moe_parity.kernels.flash_attention import (
+        flash_attention,  # a quarter second, for TPUs only
+      )
 
       y = flash_attention(q, k, v, slopes, document_BS)
     else:

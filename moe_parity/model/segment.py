@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moe_parity.kernels import residual_stacks
 from moe_parity.model.attention import Attention
 from moe_parity.model.feedforward import FeedForward
 from moe_parity.model.moe import MoE, RoutingStats
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.weights import RMSNorm, collected, narrowed, specs
-from moe_parity.parallel import kept, mesh
+from moe_parity.parallel import mesh
 from moe_parity.planning.mesh_sizes import AXES
 
 # Up to this many copies are written out on a CPU: a loop fills, writes and reads a stack of all its
@@ -126,7 +127,7 @@ class Segment(nnx.Module):
       copy = rematerialize(copy, self.options.remat)
       operands = _cut(x_TD, streams), _cut(beside, streams), stacked
       if self.options.remat == "none" and platform == "tpu":
-        parts, found = kept.scan(copy, *operands)
+        parts, found = residual_stacks.scan(copy, *operands)
       else:
         parts, besides, stacked = operands
         parts, found = jax.lax.scan(

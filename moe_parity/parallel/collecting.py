@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped
 
-from moe_parity.parallel.mesh import has_ragged, platform
-from moe_parity.parallel.ragged_all_to_all import ragged_all_to_all, uninitialized
+from moe_parity.kernels.common import platform, uninitialized
+from moe_parity.parallel.mesh import has_ragged
+from moe_parity.parallel.ragged_all_to_all import ragged_all_to_all
 from moe_parity.planning.expert_parallel import LANES
 
 # Every part goes its own way, so along a ring of k chips a link carries k / 8 of the array where
@@ -63,7 +64,7 @@ def _cut(gradient, axis, num):
   if axis == 0:
     return gradient.reshape(num, -1, *gradient.shape[1:])
   if axis == gradient.ndim - 1 and gradient.shape[axis] % (num * LANES) == 0:
-    from moe_parity.parallel.columns import columns_of  # a quarter second, for TPUs only
+    from moe_parity.kernels.split_columns import columns_of  # a quarter second, for TPUs only
 
     return columns_of(gradient, num)
   return jnp.stack(jnp.split(gradient, num, axis))

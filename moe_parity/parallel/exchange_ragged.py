@@ -28,13 +28,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from moe_parity.kernels.tile_layout import expert_of_rows, first_rows
 from moe_parity.parallel.experts import expert_ffn, implementation_for, slots_for
 from moe_parity.parallel.gathers import as_lanes, barrier, rows_at, sum_of_rows
 from moe_parity.parallel.grouping import IN_BOUNDS, Groups, group_by_expert, moved
 from moe_parity.parallel.ragged_all_to_all import Slices, exchanged
 from moe_parity.parallel.rounds import in_rounds, with_gradients_together
 from moe_parity.parallel.rows import giving_back
-from moe_parity.parallel.tiles import expert_of_rows, first_rows
 from moe_parity.planning.expert_parallel import Shape, room_for
 
 
@@ -93,7 +93,7 @@ def ragged(
     seats = _seat(*routing, start, size, shape, gate_TK.shape, axis_name)
     x_RD, weight_R = send(x_TD, gate_TK, routing[0].order_A, seats, axis_name)
     if implementation == "ragged":
-      from moe_parity.parallel.grouped_ffn import grouped_ffn  # a quarter second, for TPUs only
+      from moe_parity.kernels.grouped_swiglu import grouped_ffn  # a quarter second, for TPUs only
 
       y_RD = grouped_ffn(x_RD, weight_R, *weights, seats.count_L, min(fair, size))
     else:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from moe_parity.kernels.common import platform
 from moe_parity.parallel.grouping import IN_BOUNDS
-from moe_parity.parallel.mesh import platform
 from moe_parity.planning.expert_parallel import LANES
 
 # Without barriers XLA:CPU recomputes a gather or a product inside the elementwise code that reads
@@ -49,7 +49,7 @@ def sum_of_rows(y_ND: Float[Array, "N D"], place_TK: Int[Array, "T K"]) -> Float
   """
   if platform() != "tpu":
     return _by_gathers(y_ND, place_TK)
-  from moe_parity.parallel.summed import sum_of_choices  # a quarter second, for TPUs only
+  from moe_parity.kernels.topk_sum import sum_of_choices  # a quarter second, for TPUs only
 
   place_KT, lanes = place_TK.T, as_lanes(y_ND)
   index_A = jnp.minimum(place_KT, y_ND.shape[0] - 1).reshape(-1)

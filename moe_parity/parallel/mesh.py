@@ -83,12 +83,6 @@ def current() -> AbstractMesh | None:
   return None if mesh.empty else mesh
 
 
-def platform() -> str:
-  """What the program being traced is for, as JAX names it: its mesh's devices or this machine's."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return jax.default_backend() if device is None else device.platform
-
-
 def has_ragged() -> bool:
   """Whether the slice that the current mesh is of, if it is of a TPU's, has a ragged all-to-all."""
   mesh = current()

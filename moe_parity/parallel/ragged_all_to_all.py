@@ -4,14 +4,14 @@ So that the code around it is tested on simulated devices. The stand-in sends ev
 everybody: production on CPU is refused by `planning.expert_parallel.check_exchange`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int, Shaped
 
-from moe_parity.parallel.mesh import platform
+from moe_parity.kernels.common import platform, uninitialized
 from moe_parity.parallel.varying import equally_varying
 
 
@@ -49,34 +49,6 @@ def ragged_all_to_all(
   # copied and nothing else can run meanwhile (21 ms of the paper's 7B on v5p, compiler-estimated).
   exchange = _by_all_gather if platform() == "cpu" else lax.ragged_all_to_all
   return exchange(*operands, axis_name=axis_name)
-
-
-def uninitialized(like: Any, after: Array) -> Any:
-  """Memory to write into, whatever lies there, taken once `after` is known.
-
-  On a TPU it is a kernel's result that the kernel does not write. `lax.empty` depends on nothing,
-  so JAX takes it out of a loop over layers, and every layer copies what nobody has written (0.9 of
-  23 ms a layer of the 7B on v5p, compiler-estimated).
-
-  Args:
-    like: a pytree of what has a shape and a dtype. All of it is one kernel's: XLA merges two that
-      are equal, and then copies one memory into another.
-  """
-  leaves, tree = jax.tree.flatten(like)
-  if platform() != "tpu" or not leaves:
-    return jax.tree.map(lambda a: lax.empty(a.shape, a.dtype), like)
-  from jax.experimental import pallas as pl  # a quarter second, for TPUs only
-
-  anywhere = pl.BlockSpec(memory_space=pl.ANY)
-  memory = pl.pallas_call(
-    lambda after, *memory: None,
-    in_specs=[anywhere],
-    out_specs=[anywhere] * len(leaves),
-    out_shape=[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves],
-    cost_estimate=pl.CostEstimate(flops=0, bytes_accessed=0, transcendentals=0),
-    name="uninitialized",
-  )(after)
-  return tree.unflatten(memory)
 
 
 def _by_all_gather(operand, output, send_start_S, send_size_S, write_at_S, _, *, axis_name):

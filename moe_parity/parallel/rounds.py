@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from moe_parity.parallel import kept
-from moe_parity.parallel.added import added_where
-from moe_parity.parallel.ragged_all_to_all import uninitialized
+from moe_parity.kernels import residual_stacks
+from moe_parity.kernels.common import uninitialized
+from moe_parity.kernels.masked_add import added_where
 from moe_parity.parallel.varying import equally_varying
 from moe_parity.planning.expert_parallel import REPLAYS
 
@@ -39,7 +39,7 @@ def with_rounds(first, num_rounds, one: Callable):
   )
 
   def add(i, total):
-    with kept.of_their_own():
+    with residual_stacks.of_their_own():
       more = one(i)
     return jax.tree.map(lambda a, b: jnp.where(i == 0, 0, a) + b.astype(a.dtype), total, more)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from moe_parity.parallel.mesh import platform
+from moe_parity.kernels.common import platform
 
 BLOCK = 2 * 2**20  # bytes of the wider operand on the chip at a time, each twice over
 LEAST = 2**20  # bytes of an operand for which a kernel is worth its start

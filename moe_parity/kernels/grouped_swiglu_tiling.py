@@ -8,7 +8,7 @@ from typing import NamedTuple
 from jax.experimental import pallas as pl
 
 from moe_parity.errors import UserError
-from moe_parity.parallel.chip import kernel_bytes
+from moe_parity.kernels.common import kernel_bytes
 from moe_parity.planning.expert_parallel import LANES, TILE
 
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from moe_parity.parallel.ragged_all_to_all import uninitialized
+from moe_parity.kernels.common import uninitialized
 
 
 class Memory(NamedTuple):

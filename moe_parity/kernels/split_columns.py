@@ -7,7 +7,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Shaped
 
-from moe_parity.parallel.mesh import platform
+from moe_parity.kernels.common import platform
 
 BLOCK = 2**20  # bytes on the chip at a time, in and out and twice over
 TILE = 16  # rows of 2-byte numbers that lie together

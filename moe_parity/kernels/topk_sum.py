@@ -10,8 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
-from moe_parity.parallel.chip import kernel_bytes
-from moe_parity.parallel.mesh import platform
+from moe_parity.kernels.common import kernel_bytes, platform
 
 ROWS = (128, 64, 32, 16, 8)  # tokens at a time
 BLOCK = 4 * 2**20  # bytes of rows on the chip at a time, twice over; less on a small chip

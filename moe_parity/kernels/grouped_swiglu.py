@@ -19,11 +19,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from moe_parity.parallel import kept
-from moe_parity.parallel.chip import kernel_bytes
-from moe_parity.parallel.ffn_sizes import Sizes
-from moe_parity.parallel.mesh import platform
-from moe_parity.parallel.tiles import Tiles, tiles_of
+from moe_parity.kernels import residual_stacks
+from moe_parity.kernels.common import kernel_bytes, platform
+from moe_parity.kernels.grouped_swiglu_tiling import Sizes
+from moe_parity.kernels.tile_layout import Tiles, tiles_of
 from moe_parity.planning.expert_parallel import LANES, TILE
 
 F32 = jnp.float32
@@ -47,7 +46,7 @@ def grouped_ffn(
       is not read; what lies there in results is anything.
     expected: rows of a fair draw: by what they take XLA schedules the rest.
   """
-  memory = kept.memory_of_one(*_to_keep(x_RD, w_in_L2ID), after=count_L)
+  memory = residual_stacks.memory_of_one(*_to_keep(x_RD, w_in_L2ID), after=count_L)
   tiles = tiles_of(count_L, x_RD.shape[0])
   return _experts(tiles, memory, x_RD, weight_R, w_in_L2ID, w_down_LID, expected)[0]
 
@@ -60,15 +59,21 @@ def _to_keep(x_RD, w_in_L2ID):
 
 
 def _grouped_forward(x_RD, weight_R, w_in_L2ID, w_down_LID, count_L, expected):
-  memory = kept.memory_for(*_to_keep(x_RD, w_in_L2ID), after=count_L)
+  memory = residual_stacks.memory_for(*_to_keep(x_RD, w_in_L2ID), after=count_L)
   tiles = tiles_of(count_L, x_RD.shape[0])
   y_RD, *written = _experts(tiles, memory, x_RD, weight_R, w_in_L2ID, w_down_LID, expected)
-  return y_RD, (tiles, kept.handed_over(memory, written), weight_R, w_in_L2ID, w_down_LID)
+  return y_RD, (
+    tiles,
+    residual_stacks.handed_over(memory, written),
+    weight_R,
+    w_in_L2ID,
+    w_down_LID,
+  )
 
 
 def _grouped_backward(expected, residuals, dy_RD):
   tiles, residual, weight_R, w_in_L2ID, w_down_LID = residuals
-  memory = kept.memory_of(residual)
+  memory = residual_stacks.memory_of(residual)
   dx_RD, dweight_R, *dhidden = _gradients_of_rows(
     tiles, memory, dy_RD, weight_R, w_in_L2ID, w_down_LID, expected
   )
@@ -220,7 +225,7 @@ def _experts(tiles, memory, x_RD, weight_R, w_in_L2ID, w_down_LID, expected):
     (2, num_tiles // 2, sizes.num_chunks), ("parallel", "arbitrary", "arbitrary"),
     in_specs=[rows, _numbers_spec(), *_weight_specs(sizes),
               *[pl.BlockSpec(memory_space=pl.ANY)] * 3],
-    out_specs=[rows, kept.of_layer(rows), kept.of_layer(hidden), kept.of_layer(hidden)],
+    out_specs=[rows, *map(residual_stacks.of_layer, (rows, hidden, hidden))],
     out_shape=[jax.ShapeDtypeStruct(a.shape, dtype) for a in (x_RD, *memory.stacks)],
     scratch=[pltpu.VMEM((TILE, sizes.d_model), F32)],
     cost=sizes.cost(expected, 3, 2), aliases={4: 1, 5: 2, 6: 3},
@@ -268,7 +273,7 @@ def _gradients_of_rows(tiles, memory, dy_RD, weight_R, w_in_L2ID, w_down_LID, ex
     kernel, tiles, memory.layer,
     (2, num_tiles // 2, sizes.num_chunks), ("parallel", "arbitrary", "arbitrary"),
     in_specs=[_rows_spec(dy_RD.shape), _numbers_spec(), *_weight_specs(sizes),
-              *[kept.of_layer(_hidden_spec(sizes))] * 2],
+              *[residual_stacks.of_layer(_hidden_spec(sizes))] * 2],
     out_specs=[_rows_spec(dy_RD.shape), _numbers_spec(), *[_hidden_spec(sizes)] * 3],
     out_shape=[jax.ShapeDtypeStruct(dy_RD.shape, dtype),
                jax.ShapeDtypeStruct((num_tiles, 1, TILE), F32), *[hidden_shape] * 3],
@@ -322,7 +327,7 @@ def _gradients_of_experts(tiles, memory, dy_RD, w_in_L2ID, dgate_RI, dup_RI, hid
   num_experts, d_model, width = sizes.num_experts, sizes.d_model, chunk * num_chunks
   run = _call(
     kernel, tiles, memory.layer, (num_chunks, num_tiles), ("parallel", "arbitrary"),
-    in_specs=[kept.of_layer(rows(dy_RD.shape)), rows(dy_RD.shape), hidden, hidden, hidden],
+    in_specs=[residual_stacks.of_layer(rows(dy_RD.shape)), rows(dy_RD.shape), *[hidden] * 3],
     out_specs=[
       pl.BlockSpec(
         (1, 2, chunk, d_model),

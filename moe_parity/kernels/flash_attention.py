@@ -25,8 +25,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from moe_parity.parallel import kept
-from moe_parity.parallel.mesh import platform
+from moe_parity.kernels import residual_stacks
+from moe_parity.kernels.common import platform
 
 LANES = 128
 CHUNKS = (512, 256, 128)
@@ -86,12 +86,12 @@ def _forward(how: _How, q_BSA, k_BSC, v_BSC, document_B1S):
   (B, S, _), H = q_BSA.shape, how.num_heads
   norm_BH1S = jax.ShapeDtypeStruct((B, H, 1, S), jnp.float32)
   arrays = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_BSA, k_BSC, v_BSC, q_BSA))
-  memory = kept.memory_for(*arrays, norm_BH1S, after=v_BSC)
+  memory = residual_stacks.memory_for(*arrays, norm_BH1S, after=v_BSC)
   y_BSA, *written = _attend(how, memory, q_BSA, k_BSC, v_BSC, document_B1S)
-  return y_BSA, (kept.handed_over(memory, written), document_B1S)
+  return y_BSA, (residual_stacks.handed_over(memory, written), document_B1S)
 
 
-def _attend(how: _How, memory: kept.Memory | None, q_BSA, k_BSC, v_BSC, document_B1S):
+def _attend(how: _How, memory: residual_stacks.Memory | None, q_BSA, k_BSC, v_BSC, document_B1S):
   """y, and where there is memory for it what the backward pass asks for: q, k, v, y and the
   logarithm of each softmax's sum, [B, H, 1, S]."""
   (_, S, A), C = q_BSA.shape, how.chunk
@@ -111,7 +111,7 @@ def _attend(how: _How, memory: kept.Memory | None, q_BSA, k_BSC, v_BSC, document
 
 def _backward(how: _How, residuals, dy_BSA):
   residual, document_B1S = residuals
-  memory = kept.memory_of(residual)
+  memory = residual_stacks.memory_of(residual)
   (B, S, A), C = dy_BSA.shape, how.chunk
   Q = A // how.num_heads
   head = pl.BlockSpec((None, S, Q), lambda b, h, j, _: (b, 0, h))
@@ -139,7 +139,7 @@ _attention.defvjp(_forward, _backward)
 
 def _call(
   how: _How, kernel, name, *, num_products, operands, in_specs, document_B1S, out_specs, out_shape,
-  scratch, memory: kept.Memory | None, read=(), written=(),
+  scratch, memory: residual_stacks.Memory | None, read=(), written=(),
 ):  # fmt: skip
   """A kernel over sequences, heads and chunks. It is given slopes, what it reads of what is kept,
   operands and documents, then its results and what it writes of what is kept."""
@@ -149,7 +149,11 @@ def _call(
   pairs = B * how.num_heads * num_chunks * (num_chunks + 1) // 2 * how.chunk**2
   stacks = () if memory is None else memory.stacks
   of_layer = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in stacks]
-  in_specs = [pl.BlockSpec(memory_space=pltpu.SMEM), *map(kept.of_layer, read), *in_specs]
+  in_specs = [
+    pl.BlockSpec(memory_space=pltpu.SMEM),
+    *map(residual_stacks.of_layer, read),
+    *in_specs,
+  ]
   operands = [jnp.asarray(slopes, jnp.float32), *(stacks if read else ()), *operands]
   if document_B1S is not None:
     in_specs.append(pl.BlockSpec((None, 1, S), lambda b, h, i, _: (b, 0, 0)))
@@ -163,7 +167,7 @@ def _call(
   if written:
     in_specs += [pl.BlockSpec(memory_space=pl.ANY)] * len(stacks)
     operands += stacks
-    out_specs = [*out_specs, *map(kept.of_layer, written)]
+    out_specs = [*out_specs, *map(residual_stacks.of_layer, written)]
     out_shape += [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in stacks]
   return pl.pallas_call(
     functools.partial(kernel, how, document_B1S is not None, len(written)),
