@@ -9,8 +9,8 @@ from moe_parity.data.token_store import open_store
 from moe_parity.errors import UserError
 from moe_parity.evaluation import routing_counts
 from moe_parity.model.options import ModelOptions
-from moe_parity.parallel.mesh import make_mesh
 from moe_parity.planning.mesh_sizes import MeshSizes
+from moe_parity.sharding.mesh import make_mesh
 from moe_parity.training.state import from_stored, model_places
 from tests import small_model
 from tests.small_store import small_store

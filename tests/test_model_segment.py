@@ -12,9 +12,9 @@ from moe_parity.kernels import grouped_swiglu, grouped_swiglu_tiling, residual_s
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.segment import Segment
 from moe_parity.model.transformer import abstract_model
-from moe_parity.parallel import mesh as meshes
 from moe_parity.planning import expert_parallel
 from moe_parity.planning.mesh_sizes import MeshSizes
+from moe_parity.sharding import mesh as meshes
 from tests import small_model
 
 BATCH = 32

@@ -12,8 +12,8 @@ from moe_parity.model.attention import alibi_slopes
 from moe_parity.model.moe import balance_loss, route
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.segment import segments
-from moe_parity.parallel import mesh as meshes
 from moe_parity.planning.mesh_sizes import MeshSizes
+from moe_parity.sharding import mesh as meshes
 from tests import reference_transformer, small_model
 
 CASES = {

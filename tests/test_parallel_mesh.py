@@ -13,10 +13,10 @@ from moe_parity.errors import UserError
 from moe_parity.model.moe import SelectionBias
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.segment import Segment
-from moe_parity.parallel import mesh as meshes
-from moe_parity.parallel.mesh import ACTIVATIONS, STORED, WEIGHTS, P, spec
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.planning.plan import make_plan
+from moe_parity.sharding import mesh as meshes
+from moe_parity.sharding.mesh import ACTIVATIONS, STORED, WEIGHTS, P, spec
 from moe_parity.training.program import mesh_here
 from tests import small_model
 

@@ -9,8 +9,8 @@ import pytest
 
 from moe_parity.data.ledger import Ledger
 from moe_parity.model.options import ModelOptions
-from moe_parity.parallel.mesh import make_mesh, on_devices
 from moe_parity.planning.mesh_sizes import MeshSizes
+from moe_parity.sharding.mesh import make_mesh, on_devices
 from moe_parity.training.checkpoint import Checkpoints
 from moe_parity.training.optimizer import OptimizerOptions
 from moe_parity.training.state import (

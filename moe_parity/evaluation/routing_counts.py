@@ -22,8 +22,8 @@ from moe_parity.evaluation.specialisation import MAX_DOCUMENTS, Choices
 from moe_parity.model.moe import MoE, route, router_logits
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import Transformer, abstract_model
-from moe_parity.parallel import mesh as meshes
 from moe_parity.planning.architecture import Architecture
+from moe_parity.sharding import mesh as meshes
 
 CUT = 256  # tokens of a document that a sample takes before it takes another document
 # (inputs int32 [B, S], counted bool [B, S]) -> counts [MoE layers, B, E] and pairs [layers, E, E]

@@ -11,8 +11,8 @@ from moe_parity.evaluation.bits_per_character import Score
 from moe_parity.model.documents import Documents
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
-from moe_parity.parallel import mesh as meshes
 from moe_parity.planning.architecture import Architecture
+from moe_parity.sharding import mesh as meshes
 
 
 def make_scorer(

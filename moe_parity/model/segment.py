@@ -21,8 +21,8 @@ from moe_parity.model.feedforward import FeedForward
 from moe_parity.model.moe import MoE, RoutingStats
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.weights import RMSNorm, collected, narrowed, specs
-from moe_parity.parallel import mesh
 from moe_parity.planning.mesh_sizes import AXES
+from moe_parity.sharding import mesh
 
 # Up to this many copies are written out on a CPU: a loop fills, writes and reads a stack of all its
 # backward pass needs, a tenth of a small model's step; four copies compile as fast as the loop.

@@ -18,8 +18,8 @@ from moe_parity.model.moe import RoutingStats
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.segment import Segment, segments
 from moe_parity.model.weights import RMSNorm, matrix
-from moe_parity.parallel import mesh
 from moe_parity.planning.architecture import Architecture
+from moe_parity.sharding import mesh
 
 
 class Transformer(nnx.Module):

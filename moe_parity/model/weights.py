@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from moe_parity.parallel import collecting, mesh
+from moe_parity.sharding import fsdp_gather, mesh
 
 BLOCK = 2**18  # numbers drawn at a time: a megabyte
 Draw = Callable[[Sequence[slice]], np.ndarray]
@@ -28,7 +28,7 @@ def matrix(*shape: int, axes: str, scale: float = 1.0, fan_in: int = 0) -> nnx.P
 
   Args:
     shape: [..., fan_in, fan_out]; leading axes are stacked copies (experts).
-    axes: one letter an axis (legend in parallel/mesh.py; "-" is whole everywhere), kept with the
+    axes: one letter an axis (legend in sharding/mesh.py; "-" is whole everywhere), kept with the
       parameter for the table that maps letters to mesh axes. Stacking layers puts an axis in front.
     scale: 1 / sqrt(2 * num_layers) for what writes into the residual stream.
     fan_in: where it is not the last axis but one.
@@ -53,7 +53,7 @@ def collected(weights: nnx.State) -> nnx.State:
 
   def of(array, axes):
     cut = [axis for axis, letter in enumerate(axes) if mesh.WEIGHTS.get(letter) == "fsdp"]
-    return collecting.collected(array, cut[0], "fsdp") if cut else array
+    return fsdp_gather.collected(array, cut[0], "fsdp") if cut else array
 
   return _each(of, weights)
 

@@ -17,8 +17,8 @@ from moe_parity.parallel.exchange_gathered import gathered
 from moe_parity.parallel.exchange_padded import padded
 from moe_parity.parallel.exchange_ragged import ragged
 from moe_parity.parallel.experts import expert_ffn, slots_for
-from moe_parity.parallel.varying import equally_varying
 from moe_parity.planning.expert_parallel import EXCHANGES, Shape, check_exchange, default_exchange
+from moe_parity.sharding.varying import equally_varying
 
 __all__ = ["check_exchange", "default_exchange", "expert_ffn_local"]
 

@@ -20,10 +20,10 @@ from jaxtyping import Array, Bool, Float, Int
 from moe_parity.parallel.experts import expert_ffn, slots_for
 from moe_parity.parallel.gathers import as_lanes, barrier, rows_at, sum_of_rows
 from moe_parity.parallel.grouping import IN_BOUNDS
-from moe_parity.parallel.ragged_all_to_all import Slices, exchanged
 from moe_parity.parallel.rounds import in_rounds, with_gradients_together
 from moe_parity.parallel.rows import Rows, gates_of_rows, gather_into_rows, giving_back
 from moe_parity.planning.expert_parallel import Shape
+from moe_parity.sharding.ragged_collective import Slices, exchanged
 
 
 class Seats(NamedTuple):

@@ -15,8 +15,8 @@ from jax import lax
 from moe_parity.kernels import residual_stacks
 from moe_parity.kernels.common import uninitialized
 from moe_parity.kernels.masked_add import added_where
-from moe_parity.parallel.varying import equally_varying
 from moe_parity.planning.expert_parallel import REPLAYS
+from moe_parity.sharding.varying import equally_varying
 
 
 def as_often_as_needed(num_steps, step: Callable, start):

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
-from moe_parity.parallel import hosts
+from moe_parity.sharding import multihost
 from moe_parity.study.runner import Trainer
 from moe_parity.training.loop import train_arm
 
@@ -24,7 +24,7 @@ def leading(trainer: Trainer) -> Trainer:
     return trainer
 
   def train(config, arm, store, folder, *rest):
-    hosts.tell(pickle.dumps((config.to_dict(), arm, folder)))
+    multihost.tell(pickle.dumps((config.to_dict(), arm, folder)))
     return trainer.train(config, arm, store, folder, *rest)
 
   return dataclasses.replace(trainer, train=train)
@@ -32,7 +32,7 @@ def leading(trainer: Trainer) -> Trainer:
 
 def follow(store: TokenStore) -> None:
   """Trains what the first process trains, until it says that there is no more."""
-  while (told := hosts.tell(None)) is not None:
+  while (told := multihost.tell(None)) is not None:
     config, arm, folder = pickle.loads(told)
     try:
       train_arm(ConfigDict(config).lock(), arm, store, folder)
@@ -43,4 +43,4 @@ def follow(store: TokenStore) -> None:
 def dismiss() -> None:
   """Lets the other processes end."""
   if jax.process_count() > 1:
-    hosts.tell(None)
+    multihost.tell(None)

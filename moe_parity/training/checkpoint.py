@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from moe_parity.errors import UserError
-from moe_parity.parallel import hosts
+from moe_parity.sharding import multihost
 from moe_parity.training.state import TrainState
 
 MODEL, TRAINER, LEDGER = "model", "trainer", "ledger"  # parts that can be read by themselves
@@ -98,7 +98,7 @@ class Checkpoints:
         )
       except Exception as error:  # noqa: BLE001 - a damaged file surfaces as any of many types
         loaded, why = None, _short(error)
-      if not hosts.everywhere(loaded is not None):
+      if not multihost.everywhere(loaded is not None):
         why = "another process failed on it" if loaded is not None else why
         warnings.append(f"checkpoint of step {step} cannot be read ({why})")
         continue
@@ -115,10 +115,10 @@ class Checkpoints:
     return None
 
   def _set_aside(self, step: int) -> None:
-    for path in self.folder.glob(f"*{step}") if hosts.is_first() else ():
+    for path in self.folder.glob(f"*{step}") if multihost.is_first() else ():
       if path.name.rpartition("_")[2] == str(step):
         shutil.move(path, path.with_name(f"damaged-{path.name}"))
-    hosts.wait(f"checkpoint {step} set aside")
+    multihost.wait(f"checkpoint {step} set aside")
     self._checkpointer.reload()
 
   def close(self) -> None:

@@ -21,9 +21,9 @@ from moe_parity.evaluation import bits_per_character, specialisation
 from moe_parity.evaluation.routing_counts import count_split, make_counter
 from moe_parity.evaluation.score import make_scorer
 from moe_parity.model.documents import documents_of
-from moe_parity.parallel import hosts
-from moe_parity.parallel.mesh import on_devices
 from moe_parity.planning.arm_plan import ArmPlan
+from moe_parity.sharding import multihost
+from moe_parity.sharding.mesh import on_devices
 from moe_parity.training import run_folder
 from moe_parity.training.checkpoint import Checkpoints
 from moe_parity.training.program import (
@@ -87,7 +87,7 @@ def train_arm(
   documents = documents_of(store.tokenizer, config.data.cross_documents)
   options = step_options(config, plan, documents)
   mesh = mesh_here(config, plan)
-  run_folder.claim(folder, configs.to_json(config), plan.to_dict(), write=hosts.is_first())
+  run_folder.claim(folder, configs.to_json(config), plan.to_dict(), write=multihost.is_first())
   if (finished := run_folder.read_result(folder)) is not None:
     return finished
   architecture, model = plan.architecture, model_options(config)
@@ -110,7 +110,7 @@ def train_arm(
   stored = stored_state(architecture, model, optimizer, mesh)
   checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
   if restored := checkpoints.restore(stored, ledger.state()):
-    for warning in restored.warnings if hosts.is_first() else ():
+    for warning in restored.warnings if multihost.is_first() else ():
       warn(f"{plan.name}: {warning}; going on from step {restored.step}")
     first = restored.step
     state = from_stored(restored.state, abstract_state(architecture, model, optimizer, mesh))
@@ -121,7 +121,7 @@ def train_arm(
   start = time.perf_counter()
   train_step = train_step.lower(state, tokens, tokens).compile()
   compile_seconds = time.perf_counter() - start
-  telemetry = Telemetry(folder, from_step=first) if hosts.is_first() else Silent()
+  telemetry = Telemetry(folder, from_step=first) if multihost.is_first() else Silent()
   peak = measured_peak(config.model.dtype) * (1 if mesh is None else mesh.size)
   clock = Clock(
     plan.batch_sequences * plan.seq_len, plan.train_flops_per_token, peak, folder, first
@@ -156,7 +156,7 @@ def train_arm(
       telemetry.write(line)
       if "load_LE" in scalars:
         telemetry.write_routing(step, line["num_tokens"], scalars["load_LE"])
-      if hosts.is_first():
+      if multihost.is_first():
         report(Progress(step, plan.num_steps, line))
 
   try:
@@ -185,7 +185,7 @@ def train_arm(
             )
           if saving:
             telemetry.save_routing()
-            ledger.collect(hosts.gather)
+            ledger.collect(multihost.gather)
             checkpoints.save(step, to_stored(state, stored), ledger.state())
     checkpoints.wait()
     validation = validate(config.evaluation.mode, config.evaluation.max_tokens)
@@ -200,8 +200,8 @@ def train_arm(
         max_tokens=config.evaluation.routing_tokens,
         seed=config.data.seed,
       )
-    if not hosts.is_first():
-      hosts.wait(f"{plan.name}: finished")  # the first process writes the result meanwhile
+    if not multihost.is_first():
+      multihost.wait(f"{plan.name}: finished")  # the first process writes the result meanwhile
       return run_folder.read_result(folder)
     if choices is not None:
       specialisation.save(choices, folder)
@@ -218,7 +218,7 @@ def train_arm(
       "validation": validation,
     }
     run_folder.write_json(folder / run_folder.RESULT, result)
-    hosts.wait(f"{plan.name}: finished")
+    multihost.wait(f"{plan.name}: finished")
     return result
   finally:
     telemetry.close()

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 from moe_parity.errors import UserError
 from moe_parity.model.documents import Documents
 from moe_parity.model.options import ModelOptions
-from moe_parity.parallel.mesh import batch_sharding, make_mesh
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.expert_parallel import check_exchange
 from moe_parity.planning.mesh_sizes import check_arm, read_mesh, resolve
+from moe_parity.sharding.mesh import batch_sharding, make_mesh
 from moe_parity.training.optimizer import OptimizerOptions
 from moe_parity.training.state import abstract_state
 from moe_parity.training.step import StepOptions, make_train_step

@@ -14,9 +14,9 @@ from moe_parity.evaluation.routing_counts import count_split, make_counter
 from moe_parity.evaluation.score import make_scorer
 from moe_parity.model.documents import documents_of
 from moe_parity.model.options import ModelOptions
-from moe_parity.parallel.mesh import make_mesh
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.mesh_sizes import MeshSizes, check_shape, resolve
+from moe_parity.sharding.mesh import make_mesh
 from moe_parity.training import run_folder
 from moe_parity.training.checkpoint import load_model
 from moe_parity.training.program import model_options

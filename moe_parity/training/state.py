@@ -20,8 +20,8 @@ from jax.sharding import Mesh, NamedSharding
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
 from moe_parity.model.weights import draw
-from moe_parity.parallel.mesh import STORED, WEIGHTS, spec
 from moe_parity.planning.architecture import Architecture
+from moe_parity.sharding.mesh import STORED, WEIGHTS, spec
 from moe_parity.training.optimizer import OptimizerOptions, make_optimizer
 
 

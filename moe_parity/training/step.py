@@ -20,8 +20,8 @@ from moe_parity.model.documents import Documents
 from moe_parity.model.moe import RoutingStats, SelectionBias, balance_loss
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import Transformer, abstract_model
-from moe_parity.parallel import mesh as meshes
 from moe_parity.planning.architecture import Architecture
+from moe_parity.sharding import mesh as meshes
 from moe_parity.training.optimizer import OptimizerOptions, learning_rate, make_optimizer
 from moe_parity.training.state import TrainState, abstract_state, shardings
 

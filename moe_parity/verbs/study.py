@@ -94,8 +94,8 @@ def dry_run(args, config, store, only) -> int:
 def run_and_judge(args, config, store, only) -> int:
   """Trains what is not done, then certifies, analyses and writes the page."""
   from moe_parity.console import TrainingBars
-  from moe_parity.parallel import hosts
   from moe_parity.report.page import write_report
+  from moe_parity.sharding import multihost
   from moe_parity.startup import start_jax
   from moe_parity.study.followers import dismiss, follow, leading
   from moe_parity.study.runner import Trainer, run_study
@@ -104,7 +104,7 @@ def run_and_judge(args, config, store, only) -> int:
 
   shard = getattr(args, "shard", Shard(1, 1))
   start_jax(**processes(args))
-  if not hosts.is_first():
+  if not multihost.is_first():
     follow(store)
     return 0
   study = open_study(args, config, store)

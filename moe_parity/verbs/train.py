@@ -34,7 +34,7 @@ def run(args) -> int:
     choices = ", ".join(f"--arm={arm.name} --seed={arm.seed}" for arm in plan.arms)
     raise UserError(f"train takes one arm and {len(arms)} fit; choose one of {choices}")
   from moe_parity.console import TrainingBars
-  from moe_parity.parallel import hosts
+  from moe_parity.sharding import multihost
   from moe_parity.startup import start_jax
   from moe_parity.study.certificate import certify_run
   from moe_parity.training.loop import train_arm
@@ -46,7 +46,7 @@ def run(args) -> int:
     result = train_arm(
       config, arms[0], store, args.workdir, lambda p: bars.update(arms[0].name, p), bars.print
     )
-  if not hosts.is_first():
+  if not multihost.is_first():
     return 0
   passed = certify_run(args.workdir)["passed"]
   validation = result["validation"]

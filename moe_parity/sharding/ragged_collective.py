@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Int, Shaped
 
 from moe_parity.kernels.common import platform, uninitialized
-from moe_parity.parallel.varying import equally_varying
+from moe_parity.sharding.varying import equally_varying
 
 
 class Slices(NamedTuple):

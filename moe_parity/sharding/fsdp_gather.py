@@ -14,9 +14,9 @@ from jax import lax
 from jaxtyping import Array, Shaped
 
 from moe_parity.kernels.common import platform, uninitialized
-from moe_parity.parallel.mesh import has_ragged
-from moe_parity.parallel.ragged_all_to_all import ragged_all_to_all
 from moe_parity.planning.expert_parallel import LANES
+from moe_parity.sharding.mesh import has_ragged
+from moe_parity.sharding.ragged_collective import ragged_all_to_all
 
 # Every part goes its own way, so along a ring of k chips a link carries k / 8 of the array where
 # a reduce-scatter takes (k - 1) / 2k: 1.3 times as much with 4, 2.3 times with 8.
