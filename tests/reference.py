@@ -10,7 +10,7 @@ def silu(a):
 def expert_ffn(x, expert, gate, w_in, w_down):
   """Routed SwiGLU experts by a loop over tokens and choices, in float64.
 
-  Shapes as in `moe_parity.parallel.experts`; an expert id of E adds nothing.
+  Shapes as in `moe_parity.experts.expert_ffn`; an expert id of E adds nothing.
   """
   x, gate, w_in, w_down = (np.asarray(a, np.float64) for a in (x, gate, w_in, w_down))
   y = np.zeros_like(x)

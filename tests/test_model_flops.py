@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from moe_parity.experts import expert_ffn, padded_overflow
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
-from moe_parity.parallel import experts, overflow
 from moe_parity.planning.accounting import account
 from moe_parity.planning.architecture import Architecture
 
@@ -30,8 +30,8 @@ CASES = {
 def test_xla_counts_the_planned_forward_flops_within_two_per_cent(name, monkeypatch):
   # Every token chooses both experts, so T slots hold them exactly, and the loop over what overflows
   # is never entered: XLA would count its body once all the same.
-  monkeypatch.setattr(experts, "slots_for", lambda tokens, k, num_experts: tokens)
-  monkeypatch.setattr(overflow, "forward", lambda y_TD, *_: y_TD)
+  monkeypatch.setattr(expert_ffn, "slots_for", lambda tokens, k, num_experts: tokens)
+  monkeypatch.setattr(padded_overflow, "forward", lambda y_TD, *_: y_TD)
   architecture = CASES[name]
   graph, params, buffers = abstract_model(architecture, ModelOptions(position="none"))
 

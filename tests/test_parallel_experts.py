@@ -11,9 +11,9 @@ import pytest
 from hypothesis import strategies as st
 
 from moe_parity.errors import UserError
-from moe_parity.parallel import overflow
-from moe_parity.parallel.experts import expert_ffn, expert_loads, implementation_for, slots_for
-from moe_parity.parallel.grouping import group_by_expert
+from moe_parity.experts import padded_overflow
+from moe_parity.experts.assignments import group_by_expert
+from moe_parity.experts.expert_ffn import expert_ffn, expert_loads, implementation_for, slots_for
 from tests.routed import D_EXPERT, ROUTINGS, D, assert_equals_reference, draw, tpu_mesh
 
 T, E, K = 40, 24, 3
@@ -67,7 +67,7 @@ def test_any_number_of_tokens_experts_and_choices_is_exact(t, d, e, k, i):
 
 def num_overflow_steps(expert, num_slots):
   groups = group_by_expert(jnp.asarray(expert), E)
-  return int(overflow.schedule(groups, num_slots).num_steps)
+  return int(padded_overflow.schedule(groups, num_slots).num_steps)
 
 
 def test_tight_slots_make_the_overflow_loop_take_several_steps():

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_parity.parallel import grouping
-from moe_parity.parallel.grouping import group_by_expert
+from moe_parity.experts import assignments
+from moe_parity.experts.assignments import group_by_expert
 
 T, K, E = 290, 3, 24
 
@@ -13,9 +13,9 @@ T, K, E = 290, 3, 24
 @pytest.fixture(params=["one key", "argsort", "counting"])
 def way(request, monkeypatch):
   if request.param == "argsort":  # as if E * T * K did not fit an int32
-    monkeypatch.setattr(grouping, "INT32_MAX", 100)
+    monkeypatch.setattr(assignments, "INT32_MAX", 100)
   if request.param == "counting":  # as on a TPU
-    monkeypatch.setattr(grouping, "_by_sorting", grouping._by_counting)
+    monkeypatch.setattr(assignments, "_by_sorting", assignments._by_counting)
 
 
 def test_assignments_come_by_expert_then_by_token_and_nobody_last(way):

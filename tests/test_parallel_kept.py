@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax import lax
 
+from moe_parity.experts.overflow_rounds import in_rounds
 from moe_parity.kernels import residual_stacks
-from moe_parity.parallel.rounds import in_rounds
 from tests.routed import tpu_mesh
 
 LAYERS, ROWS, WIDTH = 3, 5, 4

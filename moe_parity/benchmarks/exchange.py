@@ -16,8 +16,8 @@ from jax.sharding import AxisType, PartitionSpec
 
 from moe_parity.benchmarks.moe_layer import Shape, draw_routing, with_gradients
 from moe_parity.benchmarks.timing import interleaved, ratio
-from moe_parity.parallel.dispatch import expert_ffn_local
-from moe_parity.parallel.experts import expert_ffn
+from moe_parity.experts.expert_ffn import expert_ffn
+from moe_parity.experts.expert_parallel import expert_ffn_local
 
 SHAPE = Shape(64, 6, 256, 64)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_parity.benchmarks.timing import interleaved, ratio
-from moe_parity.parallel.experts import expert_ffn
+from moe_parity.experts.expert_ffn import expert_ffn
 from moe_parity.parallel.host_memory import keep_large_buffers
 
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from moe_parity.experts.assignments import drop_beyond_capacity
+from moe_parity.experts.expert_ffn import expert_ffn, implementation_for
+from moe_parity.experts.expert_parallel import expert_ffn_local
 from moe_parity.model.feedforward import FeedForward
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.weights import matrix
-from moe_parity.parallel.capacity import drop_beyond_capacity
-from moe_parity.parallel.dispatch import expert_ffn_local
-from moe_parity.parallel.experts import expert_ffn, implementation_for
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.expert_parallel import Shape, default_exchange
 from moe_parity.sharding import mesh

@@ -44,7 +44,8 @@ class ModelOptions:
       block. Blocks are unrolled, so many of them cost compile time.
     embedding_std: standard deviation of the initial embedding.
     exchange: how tokens travel to experts on other devices: "padded", "merged", "ragged",
-      "gathered", or "" for the platform's own (`parallel/dispatch.py`). All give the same numbers.
+      "gathered", or "" for the platform's own (`experts/expert_parallel.py`). All give the same
+      numbers.
     capacity_factor: rows a pair of devices may exchange, times the mean; what is beyond is dropped
       and counted. 0 drops nothing.
     streams: parts that a device's sequences go through MoE layers in, so that one is computed while

@@ -4,7 +4,7 @@ T tokens a device, G devices on the expert axis, L = ceil(E / G) experts each: d
 [g L, (g+1) L). A padded or merged exchange's *row* is one token's vector on its way to one device,
 with up to J of its chosen experts there, their routing weights and ids. J is 1 where choices rarely
 meet on a device, at most min(K, L), where a token crosses the wire once per device whatever it
-chose there. A ragged exchange's row is one assignment (`parallel/exchange_ragged.py` says why).
+chose there. A ragged exchange's row is one assignment (`experts/ragged_all_to_all.py` says why).
 """
 
 import dataclasses

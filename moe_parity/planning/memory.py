@@ -217,7 +217,7 @@ def matrix_width(width: int) -> int:
 
 
 def row_width(width: int) -> int:
-  """The same of a row as exchanges and kernels take it (`parallel.gathers.as_lanes`): one that is
+  """The same of a row as exchanges and kernels take it (`experts.permute.as_lanes`): one that is
   cut into pieces of 128 takes whole eights of them, in float32 and in bfloat16."""
   if width % LANES or width == LANES:
     return matrix_width(width)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from moe_parity.experts.assignments import IN_BOUNDS
 from moe_parity.kernels.common import platform
-from moe_parity.parallel.grouping import IN_BOUNDS
 from moe_parity.planning.expert_parallel import LANES
 
 # Without barriers XLA:CPU recomputes a gather or a product inside the elementwise code that reads

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from moe_parity.experts.assignments import IN_BOUNDS, Groups, group_by_expert, moved
+from moe_parity.experts.overflow_rounds import in_rounds
+from moe_parity.experts.permute import as_lanes, copies_of_rows, sum_of_copies
 from moe_parity.kernels.grouped_swiglu import grouped_ffn
 from moe_parity.kernels.tile_layout import first_rows
-from moe_parity.parallel.gathers import as_lanes, copies_of_rows, sum_of_copies
-from moe_parity.parallel.grouping import IN_BOUNDS, Groups, group_by_expert, moved
-from moe_parity.parallel.rounds import in_rounds
 from moe_parity.planning.expert_parallel import TILE, room_for
 
 

@@ -6,8 +6,8 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from moe_parity.errors import UserError
-from moe_parity.parallel.grouping import expert_loads
-from moe_parity.parallel.slotted_ffn import slotted_ffn
+from moe_parity.experts.assignments import expert_loads
+from moe_parity.experts.padded_ffn import slotted_ffn
 
 __all__ = ["expert_ffn", "expert_loads", "implementation_for"]
 
@@ -57,7 +57,7 @@ def expert_ffn(
   if num_slots is None:
     num_slots = slots_for(*expert_TK.shape, num_experts)
   if implementation == "ragged":
-    from moe_parity.parallel.ragged_ffn import ragged_ffn  # a quarter second, for TPUs only
+    from moe_parity.experts.grouped_ffn import ragged_ffn  # a quarter second, for TPUs only
 
     num_rows = num_slots * num_experts
     return ragged_ffn(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID, num_rows)

@@ -12,11 +12,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from moe_parity.errors import UserError
-from moe_parity.parallel.capacity import drop_beyond_capacity
-from moe_parity.parallel.exchange_gathered import gathered
-from moe_parity.parallel.exchange_padded import padded
-from moe_parity.parallel.exchange_ragged import ragged
-from moe_parity.parallel.experts import expert_ffn, slots_for
+from moe_parity.experts.all_gather import gathered
+from moe_parity.experts.all_to_all import padded
+from moe_parity.experts.assignments import drop_beyond_capacity
+from moe_parity.experts.expert_ffn import expert_ffn, slots_for
+from moe_parity.experts.ragged_all_to_all import ragged
 from moe_parity.planning.expert_parallel import EXCHANGES, Shape, check_exchange, default_exchange
 from moe_parity.sharding.varying import equally_varying
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from moe_parity.parallel.experts import expert_ffn
+from moe_parity.experts.expert_ffn import expert_ffn
 from moe_parity.planning.expert_parallel import Shape
 
 

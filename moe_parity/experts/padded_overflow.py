@@ -11,10 +11,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from moe_parity.parallel import swiglu
-from moe_parity.parallel.gathers import barrier
-from moe_parity.parallel.grouping import IN_BOUNDS, Groups
-from moe_parity.parallel.rounds import as_often_as_needed
+from moe_parity.experts import padded_swiglu
+from moe_parity.experts.assignments import IN_BOUNDS, Groups
+from moe_parity.experts.overflow_rounds import as_often_as_needed
+from moe_parity.experts.permute import barrier
 
 ROWS_PER_STEP = 256
 
@@ -83,7 +83,7 @@ def forward(y_TD, x_TD, gate_TK, w_in_EHD, w_down_EID, groups: Groups, num_slots
     token_GB = tiles.assignment_GB // experts_per_token
     x_GBD = barrier(x_TD.at[token_GB].get(mode=IN_BOUNDS))
     w_in, w_down = w_in_EHD[tiles.expert_G], w_down_EID[tiles.expert_G]
-    y_GBD, _ = swiglu.forward(x_GBD, _weights(gate_A, tiles), w_in, w_down)
+    y_GBD, _ = padded_swiglu.forward(x_GBD, _weights(gate_A, tiles), w_in, w_down)
     return y_TD.at[token_GB].add(y_GBD.astype(jnp.float32), mode=IN_BOUNDS)
 
   return as_often_as_needed(plan.num_steps, step, y_TD)
@@ -101,8 +101,8 @@ def backward(gradients, dy_TD, x_TD, gate_TK, w_in_EHD, w_down_EID, groups, num_
     x_GBD, dy_GBD = barrier(tuple(a.at[token_GB].get(mode=IN_BOUNDS) for a in (x_TD, dy_TD)))
     weight_GB = _weights(gate_A, tiles)
     w_in, w_down = barrier((w_in_EHD[tiles.expert_G], w_down_EID[tiles.expert_G]))
-    _, h_GHB = swiglu.forward(x_GBD, weight_GB, w_in, w_down)
-    dx_GBD, dweight_GB, dw_in, dw_down = swiglu.backward(
+    _, h_GHB = padded_swiglu.forward(x_GBD, weight_GB, w_in, w_down)
+    dx_GBD, dweight_GB, dw_in, dw_down = padded_swiglu.backward(
       dy_GBD, x_GBD, weight_GB, w_in, w_down, h_GHB
     )
     return (

@@ -28,12 +28,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from moe_parity.experts.assignments import IN_BOUNDS, Groups, group_by_expert, moved
+from moe_parity.experts.deduplicate import giving_back
+from moe_parity.experts.expert_ffn import expert_ffn, implementation_for, slots_for
+from moe_parity.experts.overflow_rounds import in_rounds, with_gradients_together
+from moe_parity.experts.permute import as_lanes, barrier, rows_at, sum_of_rows
 from moe_parity.kernels.tile_layout import expert_of_rows, first_rows
-from moe_parity.parallel.experts import expert_ffn, implementation_for, slots_for
-from moe_parity.parallel.gathers import as_lanes, barrier, rows_at, sum_of_rows
-from moe_parity.parallel.grouping import IN_BOUNDS, Groups, group_by_expert, moved
-from moe_parity.parallel.rounds import in_rounds, with_gradients_together
-from moe_parity.parallel.rows import giving_back
 from moe_parity.planning.expert_parallel import Shape, room_for
 from moe_parity.sharding.ragged_collective import Slices, exchanged
 

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_parity.parallel import overflow, swiglu
-from moe_parity.parallel.gathers import barrier, rows_at, sum_of_rows
-from moe_parity.parallel.grouping import IN_BOUNDS, Groups, group_by_expert, rank_in_group
+from moe_parity.experts import padded_overflow, padded_swiglu
+from moe_parity.experts.assignments import IN_BOUNDS, Groups, group_by_expert, rank_in_group
+from moe_parity.experts.permute import barrier, rows_at, sum_of_rows
 
 
 class Slots(NamedTuple):
@@ -74,9 +74,9 @@ def _forward(x_TD, expert_TK, gate_TK, w_in_EHD, w_down_EID, num_slots):
   groups = group_by_expert(expert_TK, w_in_EHD.shape[0])
   slots = seat(expert_TK, gate_TK, groups, num_slots)
   x_ECD = rows_at(x_TD, slots.token_EC)
-  y_ECD, h_EHC = swiglu.forward(x_ECD, slots.weight_EC, w_in_EHD, w_down_EID)
+  y_ECD, h_EHC = padded_swiglu.forward(x_ECD, slots.weight_EC, w_in_EHD, w_down_EID)
   y_TD = sum_of_rows(_merged(y_ECD), slots.slot_TK)
-  y_TD = overflow.forward(y_TD, x_TD, gate_TK, w_in_EHD, w_down_EID, groups, num_slots)
+  y_TD = padded_overflow.forward(y_TD, x_TD, gate_TK, w_in_EHD, w_down_EID, groups, num_slots)
   residuals = x_TD, gate_TK, w_in_EHD, w_down_EID, groups, slots, h_EHC
   return y_TD.astype(x_TD.dtype), residuals
 
@@ -85,12 +85,12 @@ def _backward(num_slots, residuals, dy_TD):
   x_TD, gate_TK, w_in_EHD, w_down_EID, groups, slots, h_EHC = residuals
   # Gathered again: cheaper than keeping E * C rows for every layer until its turn comes.
   x_ECD, dy_ECD = rows_at(x_TD, slots.token_EC), rows_at(dy_TD, slots.token_EC)
-  dx_ECD, dweight_EC, dw_in_EHD, dw_down_EID = swiglu.backward(
+  dx_ECD, dweight_EC, dw_in_EHD, dw_down_EID = padded_swiglu.backward(
     dy_ECD, x_ECD, slots.weight_EC, w_in_EHD, w_down_EID, h_EHC
   )
   dx_TD = sum_of_rows(_merged(dx_ECD), slots.slot_TK)
   dgate_TK = dweight_EC.reshape(-1).at[slots.slot_TK].get(mode="fill", fill_value=0)
-  dx_TD, dgate_TK, dw_in_EHD, dw_down_EID = overflow.backward(
+  dx_TD, dgate_TK, dw_in_EHD, dw_down_EID = padded_overflow.backward(
     (dx_TD, dgate_TK, dw_in_EHD, dw_down_EID),
     dy_TD, x_TD, gate_TK, w_in_EHD, w_down_EID, groups, num_slots,
   )  # fmt: skip

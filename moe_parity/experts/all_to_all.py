@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_parity.parallel.experts import expert_ffn, slots_for
-from moe_parity.parallel.gathers import as_lanes, barrier, rows_at, sum_of_rows
-from moe_parity.parallel.grouping import IN_BOUNDS
-from moe_parity.parallel.rounds import in_rounds, with_gradients_together
-from moe_parity.parallel.rows import Rows, gates_of_rows, gather_into_rows, giving_back
+from moe_parity.experts.assignments import IN_BOUNDS
+from moe_parity.experts.deduplicate import Rows, gates_of_rows, gather_into_rows, giving_back
+from moe_parity.experts.expert_ffn import expert_ffn, slots_for
+from moe_parity.experts.overflow_rounds import in_rounds, with_gradients_together
+from moe_parity.experts.permute import as_lanes, barrier, rows_at, sum_of_rows
 from moe_parity.planning.expert_parallel import Shape
 from moe_parity.sharding.ragged_collective import Slices, exchanged
 

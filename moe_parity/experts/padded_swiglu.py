@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_parity.parallel.gathers import barrier
+from moe_parity.experts.permute import barrier
 
 
 def _product(axes, a, b, dtype):

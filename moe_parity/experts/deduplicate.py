@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_parity.parallel.grouping import Groups, group_by_expert, rank_in_group
+from moe_parity.experts.assignments import Groups, group_by_expert, rank_in_group
 from moe_parity.planning.expert_parallel import Shape
 
 
