@@ -20,7 +20,7 @@ def start_jax(coordinator: str = "", num_processes: int = 0, process_id: int = -
   """
   import jax
 
-  from moe_parity.parallel import libtpu
+  from moe_parity.aot import libtpu
   from moe_parity.parallel.host_memory import keep_large_buffers
 
   libtpu.quiet()

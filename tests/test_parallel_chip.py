@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from moe_parity.aot.topology import slice_mesh
 from moe_parity.kernels import common, residual_stacks
 from moe_parity.kernels import grouped_swiglu as kernels
 from moe_parity.kernels.tile_layout import tiles_of
 from moe_parity.kernels.topk_sum import sum_of_choices
-from moe_parity.parallel.topology import slice_mesh
 from moe_parity.planning.expert_parallel import room_for
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.planning.tpu_slices import named

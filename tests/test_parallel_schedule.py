@@ -7,9 +7,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from moe_parity.parallel import collectives, hlo, schedule
-from moe_parity.parallel.collectives import Place
-from moe_parity.parallel.flops import convolution_flops
+from moe_parity.aot import collectives, hlo, timeline
+from moe_parity.aot.collectives import Place
+from moe_parity.aot.hlo_flops import convolution_flops
 from moe_parity.planning.tpu_slices import named
 
 MODULE = (pathlib.Path(__file__).parent / "small.hlo").read_text()
@@ -20,7 +20,7 @@ LINK, HBM = 100e9, 2765e9
 
 @pytest.fixture(scope="module")
 def walked():
-  return schedule.walk(hlo.parse(MODULE), PLACE)
+  return timeline.walk(hlo.parse(MODULE), PLACE)
 
 
 def op(walked, name):
@@ -211,7 +211,7 @@ def test_a_kernel_costs_what_it_notes_also_where_its_result_goes_straight_into_a
   note = {"flops": str(int(flops)), "bytes_accessed": str(int(num_bytes)), "transcendentals": "0"}
   config = json.dumps({"custom_call_config": {"cost_estimate": note}})
   module = hlo.parse(KERNEL.format(config=f"backend_config={config}"))
-  (op,) = schedule.walk(module, PLACE).ops
+  (op,) = timeline.walk(module, PLACE).ops
   assert op.basis == "kernel" and op.flops == flops
   assert op.seconds == pytest.approx(seconds)
 
@@ -247,7 +247,7 @@ ENTRY %main (x.2: bf16[4096,64], i.2: s32[512]) -> bf16[512,64] {
 
 def test_a_sparsecores_gather_is_priced_and_begins_when_its_operands_are_there():
   """Half of the HBM's rate, for the rows it reads and writes and not the array it reads from."""
-  walked = schedule.walk(hlo.parse(SPARSECORE), PLACE)
+  walked = timeline.walk(hlo.parse(SPARSECORE), PLACE)
   call = op(walked, "start")
   assert call.hbm_bytes == 2 * 512 * 64 * 2
   assert call.seconds == pytest.approx(call.hbm_bytes / (0.5 * HBM))

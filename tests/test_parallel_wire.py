@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from moe_parity.aot import hlo
 from moe_parity.experts.assignments import group_by_expert
-from moe_parity.parallel import hlo
 from moe_parity.planning.expert_parallel import Shape, room_for, wire_bytes
 from tests.routed import D_EXPERT, D, tpu_mesh
 from tests.test_parallel_dispatch import T, sharded

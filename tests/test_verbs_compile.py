@@ -5,9 +5,9 @@ import time
 
 import pytest
 
+from moe_parity.aot import libtpu
+from moe_parity.aot.topology import place_of, slice_mesh
 from moe_parity.cli import main
-from moe_parity.parallel import libtpu
-from moe_parity.parallel.topology import place_of, slice_mesh
 from moe_parity.planning.expert_parallel import room_for
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.planning.tpu_slices import named

@@ -14,7 +14,7 @@ compute dtype, W_e and W the experts' and all other parameters, m micro-batches:
            bytes once more where layers are computed again
 
 The first two go over two links of a ring. An all-to-all's rows travel on: along k chips in a ring
-the busiest link carries k/8 of what a device sends (`parallel/collectives.py` prices them so, where
+the busiest link carries k/8 of what a device sends (`aot/collectives.py` prices them so, where
 the devices' places are known; here k is the axis, at most the slice's longest side).
 
 A mesh that does not fit comes after all that do. The price orders candidates and nothing more: what

@@ -56,7 +56,7 @@ def run(args) -> int:
       print("no mesh is planned to fit", file=sys.stderr)
       return 1
   os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, so nothing else is looked for
-  from moe_parity.training.ahead import compile_arm
+  from moe_parity.aot.compile_step import compile_arm
 
   reports = []
   for sizes in meshes:

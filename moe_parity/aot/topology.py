@@ -6,9 +6,9 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from moe_parity.aot import libtpu
+from moe_parity.aot.collectives import Place
 from moe_parity.errors import UserError
-from moe_parity.parallel import libtpu
-from moe_parity.parallel.collectives import Place
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.planning.tpu_slices import Slice
 from moe_parity.sharding.mesh import make_mesh

@@ -1,7 +1,7 @@
 """An arm's train step compiled for a TPU slice that is not here, and what the compiler says of it.
 
 Every number is compiler-estimated: nothing has run. Time comes from XLA's own schedule and cost
-notes (`parallel/schedule.py`), memory from its buffer assignment.
+notes (`aot/timeline.py`), memory from its buffer assignment.
 """
 
 import dataclasses
@@ -15,10 +15,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from moe_parity.aot import hlo
+from moe_parity.aot.timeline import Schedule, walk
+from moe_parity.aot.topology import place_of, slice_mesh
 from moe_parity.errors import UserError
-from moe_parity.parallel import hlo
-from moe_parity.parallel.schedule import Schedule, walk
-from moe_parity.parallel.topology import place_of, slice_mesh
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.expert_parallel import WITHOUT_SLOTS, lacks_ragged
 from moe_parity.planning.memory import LOGITS_AT_ONCE, device_memory

@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from moe_parity.parallel import hlo
+from moe_parity.aot import hlo
 
 
 def instruction_flops(module: hlo.Module, instruction: hlo.Instruction, shapes) -> float:

@@ -21,7 +21,7 @@ import re
 
 import numpy as np
 
-from moe_parity.parallel import hlo
+from moe_parity.aot import hlo
 from moe_parity.planning.tpu_slices import Slice
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all",

@@ -19,9 +19,9 @@ wait is *exposed*, the rest was overlapped. Transfers of one sort run one after 
 import dataclasses
 from typing import NamedTuple
 
-from moe_parity.parallel import collectives, hlo
-from moe_parity.parallel.collectives import Collective, Place
-from moe_parity.parallel.flops import instruction_flops, kernel_note
+from moe_parity.aot import collectives, hlo
+from moe_parity.aot.collectives import Collective, Place
+from moe_parity.aot.hlo_flops import instruction_flops, kernel_note
 
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all",
         "partition-id", "replica-id", "opt-barrier")  # fmt: skip
