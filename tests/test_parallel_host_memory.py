@@ -10,7 +10,7 @@ PROGRAM = """
 import resource, sys, threading
 import numpy as np
 if sys.argv[1] == "keep":
-  from moe_parity.parallel.host_memory import keep_large_buffers
+  from moe_parity.startup import keep_large_buffers
   assert keep_large_buffers()
 def faults():
   return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

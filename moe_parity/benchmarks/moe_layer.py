@@ -15,7 +15,7 @@ import numpy as np
 
 from moe_parity.benchmarks.timing import interleaved, ratio
 from moe_parity.experts.expert_ffn import expert_ffn
-from moe_parity.parallel.host_memory import keep_large_buffers
+from moe_parity.startup import keep_large_buffers
 
 
 class Shape(NamedTuple):
