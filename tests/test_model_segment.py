@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from moe_parity.kernels import grouped_swiglu, grouped_swiglu_tiling, residual_stacks, tile_layout
+from moe_parity.model.layer_stack import Segment
 from moe_parity.model.options import ModelOptions
-from moe_parity.model.segment import Segment
 from moe_parity.model.transformer import abstract_model
 from moe_parity.planning import expert_parallel
 from moe_parity.planning.mesh_sizes import MeshSizes

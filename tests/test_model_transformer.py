@@ -7,11 +7,12 @@ import pytest
 from flax import nnx
 
 from moe_parity.errors import UserError
-from moe_parity.model import nats, segment
+from moe_parity.model import cross_entropy as nats
+from moe_parity.model import layer_stack
 from moe_parity.model.attention import alibi_slopes
+from moe_parity.model.layer_stack import segments
 from moe_parity.model.moe import balance_loss, route
 from moe_parity.model.options import ModelOptions
-from moe_parity.model.segment import segments
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.sharding import mesh as meshes
 from tests import reference_transformer, small_model
@@ -100,7 +101,7 @@ def test_recomputing_activations_and_looping_over_layers_change_no_gradient(monk
     return jax.tree.leaves(of(params))
 
   plain = gradient("none")
-  monkeypatch.setattr(segment, "UNROLLED", 1)
+  monkeypatch.setattr(layer_stack, "UNROLLED", 1)
   for policy in ("none", "dots", "layer"):
     for a, b in zip(plain, gradient(policy), strict=True):
       np.testing.assert_allclose(a, b, atol=1e-6)  # float32, another order of the same sums

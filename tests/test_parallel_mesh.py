@@ -10,9 +10,9 @@ from flax import nnx
 
 from moe_parity import config
 from moe_parity.errors import UserError
+from moe_parity.model.layer_stack import Segment
 from moe_parity.model.moe import SelectionBias
 from moe_parity.model.options import ModelOptions
-from moe_parity.model.segment import Segment
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.planning.plan import make_plan
 from moe_parity.sharding import mesh as meshes

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from moe_parity.model.layer_stack import Layer
 from moe_parity.model.options import ModelOptions
-from moe_parity.model.segment import Layer
 from moe_parity.model.transformer import abstract_model
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.memory import LOGITS_AT_ONCE, device_memory, kept_channels

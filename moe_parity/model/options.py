@@ -49,7 +49,7 @@ class ModelOptions:
     capacity_factor: rows a pair of devices may exchange, times the mean; what is beyond is dropped
       and counted. 0 drops nothing.
     streams: parts that a device's sequences go through MoE layers in, so that one is computed while
-      another's tokens travel; 0 is the platform's own number (`model/segment.py`).
+      another's tokens travel; 0 is the platform's own number (`model/layer_stack.py`).
     platform: what the program is compiled for ("cpu", "gpu", "tpu"); "" is what it runs on.
   """
 

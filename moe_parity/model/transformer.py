@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from moe_parity.model import nats
+from moe_parity.model import cross_entropy
+from moe_parity.model.layer_stack import Segment, segments
 from moe_parity.model.moe import RoutingStats
 from moe_parity.model.options import ModelOptions
-from moe_parity.model.segment import Segment, segments
 from moe_parity.model.weights import RMSNorm, matrix
 from moe_parity.planning.architecture import Architecture
 from moe_parity.sharding import mesh
@@ -68,8 +68,8 @@ class Transformer(nnx.Module):
   def token_nats(
     self, hidden_TD: Float[Array, "T D"], targets_T: Int[Array, " T"]
   ) -> Float[Array, " T"]:
-    """-ln p(target), float32, to score text by (`model/nats.py`)."""
-    return self._of_devices(nats.token_nats, hidden_TD, targets_T)
+    """-ln p(target), float32, to score text by (`model/cross_entropy.py`)."""
+    return self._of_devices(cross_entropy.token_nats, hidden_TD, targets_T)
 
   def summed_nats(
     self,
@@ -80,7 +80,7 @@ class Transformer(nnx.Module):
     """sum of weight * -ln p(target), float32, to train by. Weights get no gradient."""
 
     def summed(*operands):
-      return nats.summed_nats(*operands)[None]
+      return cross_entropy.summed_nats(*operands)[None]
 
     return jnp.sum(self._of_devices(summed, hidden_TD, targets_T, weight_T))
 
