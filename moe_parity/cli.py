@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser("moe-parity", description=ABOUT, formatter_class=raw)
   subparsers = parser.add_subparsers(dest="verb", metavar="VERB")
   for name in VERBS:
-    verb = importlib.import_module(f"moe_parity.verbs.{name}")
+    verb = importlib.import_module(f"moe_parity.commands.{name}")
     sub = subparsers.add_parser(name, help=verb.HELP, description=verb.HELP, allow_abbrev=False)
     verb.arguments(sub)
     sub.set_defaults(run=verb.run)

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from moe_parity import cli
-from moe_parity.verbs import plan
-from moe_parity.verbs.printing import show
+from moe_parity.commands import plan
+from moe_parity.commands.output import show
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -3,10 +3,10 @@ import json
 import pytest
 
 from moe_parity import cli
+from moe_parity.commands.common import open_data
 from moe_parity.data.corpus import parse_sources
 from moe_parity.defaults import base
 from moe_parity.errors import UserError
-from moe_parity.verbs.common import open_data
 from tests.small_store import records, write_jsonl
 
 

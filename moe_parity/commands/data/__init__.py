@@ -9,7 +9,7 @@ _VERBS = ("show", "audit", "contamination")
 def arguments(parser) -> None:
   subparsers = parser.add_subparsers(dest="data_verb", metavar="VERB", required=True)
   for name in _VERBS:
-    verb = importlib.import_module(f"moe_parity.verbs.data.{name}")
+    verb = importlib.import_module(f"moe_parity.commands.data.{name}")
     sub = subparsers.add_parser(name, help=verb.HELP, description=verb.HELP, allow_abbrev=False)
     verb.arguments(sub)
     sub.set_defaults(run_data=verb.run)

@@ -3,8 +3,8 @@
 import json
 import pathlib
 
-from moe_parity.verbs.common import json_argument
-from moe_parity.verbs.printing import print_table
+from moe_parity.commands.common import json_argument
+from moe_parity.commands.output import print_table
 
 HELP = "prove what data runs saw, how often, and whether it was the same"
 

@@ -2,9 +2,9 @@
 
 import json
 
+from moe_parity.commands.common import json_argument, on_disk, place
+from moe_parity.commands.output import print_table
 from moe_parity.errors import UserError
-from moe_parity.verbs.common import json_argument, on_disk, place
-from moe_parity.verbs.printing import print_table
 
 HELP = "score a trained run on held-out text"
 

@@ -3,9 +3,9 @@
 import argparse
 import pathlib
 
-from moe_parity.verbs.common import ROOT, planned
-from moe_parity.verbs.printing import print_table
-from moe_parity.verbs.study import run_and_judge
+from moe_parity.commands.common import ROOT, planned
+from moe_parity.commands.output import print_table
+from moe_parity.commands.study import run_and_judge
 
 HELP = "the whole question in a few minutes on a CPU"
 

@@ -4,7 +4,7 @@ import argparse
 import subprocess
 import sys
 
-from moe_parity.verbs.common import ROOT
+from moe_parity.commands.common import ROOT
 
 HELP = "run the tests; further arguments go to pytest"
 

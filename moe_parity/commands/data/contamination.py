@@ -2,8 +2,8 @@
 
 import json
 
-from moe_parity.verbs.common import json_argument
-from moe_parity.verbs.printing import print_table
+from moe_parity.commands.common import json_argument
+from moe_parity.commands.output import print_table
 
 HELP = "find evaluation text, the store's held-out split or any other, that training text contains"
 

@@ -2,9 +2,9 @@
 
 import json
 
-from moe_parity.verbs.common import json_argument
-from moe_parity.verbs.data.show import print_store
-from moe_parity.verbs.printing import print_table
+from moe_parity.commands.common import json_argument
+from moe_parity.commands.data.show import print_store
+from moe_parity.commands.output import print_table
 
 HELP = "turn text into a token store with a manifest"
 EXAMPLE = """\

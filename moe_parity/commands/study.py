@@ -2,8 +2,7 @@
 
 import json
 
-from moe_parity.errors import UserError
-from moe_parity.verbs.common import (
+from moe_parity.commands.common import (
   config_argument,
   idle_devices,
   json_argument,
@@ -12,7 +11,8 @@ from moe_parity.verbs.common import (
   processes,
   workdir_argument,
 )
-from moe_parity.verbs.printing import print_table, print_verdict
+from moe_parity.commands.output import print_table, print_verdict
+from moe_parity.errors import UserError
 
 HELP = "train all arms, certify equal resources, judge"
 

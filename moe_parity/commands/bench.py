@@ -2,8 +2,8 @@
 
 import json
 
-from moe_parity.verbs.common import json_argument
-from moe_parity.verbs.printing import print_table
+from moe_parity.commands.common import json_argument
+from moe_parity.commands.output import print_table
 
 HELP = "measure this machine: ratios from one run"
 

@@ -6,9 +6,9 @@ import os
 import pathlib
 import sys
 
+from moe_parity.commands.common import config_argument, json_argument, load_config
+from moe_parity.commands.output import print_table
 from moe_parity.errors import UserError
-from moe_parity.verbs.common import config_argument, json_argument, load_config
-from moe_parity.verbs.printing import print_table
 
 HELP = "compile an arm's step for a TPU slice that is not here: does it fit, what would it take"
 GIB = 2**30

@@ -2,8 +2,8 @@
 
 import json
 
-from moe_parity.verbs.common import json_argument, on_disk, place
-from moe_parity.verbs.printing import print_verdict
+from moe_parity.commands.common import json_argument, on_disk, place
+from moe_parity.commands.output import print_verdict
 
 HELP = "write a study's page, figures and tables again"
 

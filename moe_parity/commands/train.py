@@ -1,7 +1,6 @@
 """`moe-parity train`."""
 
-from moe_parity.errors import UserError
-from moe_parity.verbs.common import (
+from moe_parity.commands.common import (
   config_argument,
   idle_devices,
   on_disk,
@@ -10,6 +9,7 @@ from moe_parity.verbs.common import (
   processes,
   workdir_argument,
 )
+from moe_parity.errors import UserError
 
 HELP = "train one arm of a config"
 

@@ -4,9 +4,9 @@ import itertools
 import json
 import pathlib
 
+from moe_parity.commands.common import json_argument, load_config
+from moe_parity.commands.output import print_table
 from moe_parity.errors import UserError
-from moe_parity.verbs.common import json_argument, load_config
-from moe_parity.verbs.printing import print_table
 
 HELP = "expected bits per character of an arm before it is trained, with its uncertainty"
 POINT = ("num_params", "activation_rate", "tokens", "epochs")

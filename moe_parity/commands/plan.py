@@ -2,8 +2,8 @@
 
 import json
 
-from moe_parity.verbs.common import config_argument, json_argument, load_config
-from moe_parity.verbs.printing import print_table
+from moe_parity.commands.common import config_argument, json_argument, load_config
+from moe_parity.commands.output import print_table
 
 HELP = "derive every arm of a budget; refuse arms that are not at parity"
 
