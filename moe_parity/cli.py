@@ -1,4 +1,4 @@
-"""The `moe-parity` command: picks the verb, and turns its errors into one line and a status."""
+"""The `moe-parity` command: picks the command, and turns its errors into one line and a status."""
 
 import argparse
 import gc
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from moe_parity.errors import UserError, disk_is_full
 
-VERBS = (  # each a file of moe_parity/verbs
+COMMANDS = (  # each a file of moe_parity/commands
   *("plan", "account", "train", "study", "report", "evaluate", "prepare", "data"),
   *("predict", "compile", "bench", "demo", "test"),
 )
@@ -30,20 +30,20 @@ Any field of a config can be set on the command line: --config.budget.dense_toke
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one verb; the exit status. 0 done, 1 it ran and the answer is no, 2 mend the input."""
+  """Runs one command; the exit status. 0 done, 1 it ran and the answer is no, 2 mend the input."""
   # Imports and tracing make many objects and little garbage: looking for it at every 700th object,
   # as Python does, is a twentieth of the time to a first loss.
   gc.set_threshold(50_000)
   argv = list(sys.argv[1:] if argv is None else argv)
   parser = _parser()
   args, overrides = parser.parse_known_args(argv)
-  if args.verb is None:
+  if args.subcommand is None:
     parser.print_help()
     return 2
   args.overrides, args.command = overrides, "moe-parity " + shlex.join(argv)
   try:
     if overrides and not hasattr(args, "config"):
-      raise UserError(f"unknown option {overrides[0]!r}; see moe-parity {args.verb} --help")
+      raise UserError(f"unknown option {overrides[0]!r}; see moe-parity {args.subcommand} --help")
     status = args.run(args)
     sys.stdout.flush()
     return status
@@ -71,12 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
   raw = argparse.RawDescriptionHelpFormatter
   parser = argparse.ArgumentParser("moe-parity", description=ABOUT, formatter_class=raw)
-  subparsers = parser.add_subparsers(dest="verb", metavar="VERB")
-  for name in VERBS:
-    verb = importlib.import_module(f"moe_parity.commands.{name}")
-    sub = subparsers.add_parser(name, help=verb.HELP, description=verb.HELP, allow_abbrev=False)
-    verb.arguments(sub)
-    sub.set_defaults(run=verb.run)
+  subparsers = parser.add_subparsers(dest="subcommand", metavar="COMMAND")
+  for name in COMMANDS:
+    module = importlib.import_module(f"moe_parity.commands.{name}")
+    sub = subparsers.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
+    module.arguments(sub)
+    sub.set_defaults(run=module.run)
   return parser
 
 

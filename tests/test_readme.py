@@ -31,7 +31,7 @@ def test_files_and_pictures_named_in_the_readme_exist():
 
 def shown_commands():
   """Every command that the front page, the help, configs and launchers tell people to type."""
-  verb = rf"(?:{'|'.join(cli.VERBS)})\b"
+  verb = rf"(?:{'|'.join(cli.COMMANDS)})\b"
   files = [*(ROOT / "configs").glob("*.py"), *(ROOT / "launch").glob("*.sh")]
   lines = "\n".join([README, cli.ABOUT, *(path.read_text() for path in files)]).splitlines()
   found = set()
@@ -52,7 +52,7 @@ def test_a_command_that_is_shown_is_one_that_the_program_takes(command, monkeypa
   if "config" in args and args.config is not None:
     configs.load(args.config, overrides)
   else:
-    assert not overrides or args.verb == "test"
+    assert not overrides or args.subcommand == "test"
 
 
 @pytest.mark.parametrize("line", re.findall(r"launch/local\.sh (plan --config.*)", README))

@@ -1,4 +1,5 @@
-"""What several verbs share: their arguments, and the way from a config to a plan and its data."""
+"""What several commands share: their arguments, and the way from a config to a plan and its
+data."""
 
 import argparse
 import pathlib
@@ -9,7 +10,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]  # of the checkout: configs/ 
 
 
 def config_argument(parser: argparse.ArgumentParser) -> None:
-  """`--config`; what follows it as `--config.field=value` reaches the verb as `args.overrides`."""
+  """`--config`; what follows it as `--config.field=value` reaches the command as
+  `args.overrides`."""
   parser.add_argument(
     "--config",
     required=True,
@@ -19,7 +21,7 @@ def config_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def workdir_argument(parser: argparse.ArgumentParser, help_: str) -> None:
-  """`--workdir`: the folder a verb makes or continues."""
+  """`--workdir`: the folder a command makes or continues."""
   parser.add_argument("--workdir", required=True, type=place, help=help_)
 
 
@@ -29,7 +31,7 @@ def place(text: str) -> str | pathlib.Path:
 
 
 def on_disk(path: str | pathlib.Path, what: str) -> pathlib.Path:
-  """The path, for verbs that work on this machine's folders only.
+  """The path, for commands that work on this machine's folders only.
 
   Raises:
     UserError: it is a URL.
@@ -40,7 +42,7 @@ def on_disk(path: str | pathlib.Path, what: str) -> pathlib.Path:
 
 
 def process_arguments(parser: argparse.ArgumentParser) -> None:
-  """For verbs that train: start the same command once a host, all on one shared --workdir."""
+  """For commands that train: start the same command once a host, all on one shared --workdir."""
   group = parser.add_argument_group("several processes as one run")
   group.add_argument(
     "--coordinator", default="", metavar="HOST:PORT",
@@ -51,7 +53,7 @@ def process_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def processes(args) -> dict:
-  """What `start_jax` takes of the arguments; nothing where a verb has none of them."""
+  """What `start_jax` takes of the arguments; nothing where a command has none of them."""
   names = ("coordinator", "num_processes", "process_id")
   return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
@@ -69,7 +71,7 @@ def idle_devices(config) -> str:
 
 
 def json_argument(parser: argparse.ArgumentParser) -> None:
-  """`--json`, which every verb that prints a table has."""
+  """`--json`, which every command that prints a table has."""
   parser.add_argument("--json", action="store_true", help="print JSON for machines")
 
 

@@ -48,7 +48,8 @@ def run(args) -> int:
 
 
 def open_study(args, config, store):
-  """The study of a verb's arguments; those that a verb does not have are left at their defaults."""
+  """The study of a command's arguments; those that a command does not have are left at their
+  defaults."""
   from moe_parity.study.study_folder import Study
 
   given = {"place": getattr(args, "claims", ""), "command": args.command}

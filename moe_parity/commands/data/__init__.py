@@ -7,12 +7,12 @@ _VERBS = ("show", "audit", "contamination")
 
 
 def arguments(parser) -> None:
-  subparsers = parser.add_subparsers(dest="data_verb", metavar="VERB", required=True)
+  subparsers = parser.add_subparsers(dest="data_subcommand", metavar="COMMAND", required=True)
   for name in _VERBS:
-    verb = importlib.import_module(f"moe_parity.commands.data.{name}")
-    sub = subparsers.add_parser(name, help=verb.HELP, description=verb.HELP, allow_abbrev=False)
-    verb.arguments(sub)
-    sub.set_defaults(run_data=verb.run)
+    module = importlib.import_module(f"moe_parity.commands.data.{name}")
+    sub = subparsers.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
+    module.arguments(sub)
+    sub.set_defaults(run_data=module.run)
 
 
 def run(args) -> int:
