@@ -50,7 +50,7 @@ def run(args) -> int:
 def open_study(args, config, store):
   """The study of a command's arguments; those that a command does not have are left at their
   defaults."""
-  from moe_parity.study.study_folder import Study
+  from moe_parity.study.folder import Study
 
   given = {"place": getattr(args, "claims", ""), "command": args.command}
   if hasattr(args, "stale_after"):
@@ -71,9 +71,9 @@ def dry_run(args, config, store, only) -> int:
   """Prints the queue, and what it rests on."""
   from moe_parity.console import duration
   from moe_parity.startup import start_jax
+  from moe_parity.study.folder import tasks_of
   from moe_parity.study.parts import method_of
   from moe_parity.study.queue import queue
-  from moe_parity.study.study_folder import tasks_of
   from moe_parity.training.telemetry import measured_peak
 
   start_jax()
@@ -98,10 +98,10 @@ def run_and_judge(args, config, store, only) -> int:
   from moe_parity.report.page import write_report
   from moe_parity.sharding import multihost
   from moe_parity.startup import start_jax
+  from moe_parity.study.folder import tasks_of
   from moe_parity.study.followers import dismiss, follow, leading
   from moe_parity.study.runner import Trainer, run_study
   from moe_parity.study.shard import Shard
-  from moe_parity.study.study_folder import tasks_of
 
   shard = getattr(args, "shard", Shard(1, 1))
   start_jax(**processes(args))

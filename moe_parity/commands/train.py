@@ -25,7 +25,7 @@ def arguments(parser) -> None:
 def run(args) -> int:
   on_disk(args.workdir, "train writes into a folder of this machine")
   config, plan, store = planned(args)
-  from moe_parity.study.study_folder import select
+  from moe_parity.study.folder import select
 
   arms = select(plan.arms, [args.arm] if args.arm else [], "--arm")
   if args.seed is not None:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 from moe_parity.console import duration
 from moe_parity.planning.arm_plan import ArmPlan
+from moe_parity.study.folder import Study, Task
 from moe_parity.study.parts import Results
-from moe_parity.study.study_folder import Study, Task
 
 HOUR = 3600.0
 

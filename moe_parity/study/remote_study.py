@@ -17,10 +17,10 @@ from moe_parity.data import storage
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.study import claims
+from moe_parity.study.folder import CLAIMS, PLAN, STUDY, Arm, Study
 from moe_parity.study.mirror import Mirror
 from moe_parity.study.parts import Part
 from moe_parity.study.runner import TRACE
-from moe_parity.study.study_folder import CLAIMS, PLAN, STUDY, Arm, Study
 
 SCHEME = "gs://"
 
