@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from moe_parity.report import figures, routing, style
-from moe_parity.study import analysis, reading
+from moe_parity.study import reading
+from moe_parity.study.analysis import compare
 from tests import fake_study
 
 
@@ -16,7 +17,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(folder):
-  return analysis.analyse(folder)
+  return compare.analyse(folder)
 
 
 def draw(drawing, width=style.DESK):

@@ -117,9 +117,9 @@ def test_both_sides_get_as_many_checks_and_they_stay_out_of_the_comparison(tmp_p
   assert value["tuning"]["difference_tuned"] > 0 > value["tuning"]["difference_at_law"]
   found = json.loads((tmp_path / "activation_rate.json").read_text())
   assert found["sweeps"][0]["optimum"]["bracketed"] in (True, False)
-  from moe_parity.study import analysis
+  from moe_parity.study.analysis import compare
 
-  report = analysis.analyse(tmp_path)
+  report = compare.analyse(tmp_path)
   assert {row["name"] for row in report["comparisons"]} == {f"moe_{100 * r:.0f}" for r in RATES}
   assert report["baseline"] == "dense"
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from moe_parity.study import bootstrap
+from moe_parity.study.analysis import bootstrap
 
 DOMAINS = np.repeat(["novels", "bible", "lexicon", "math"], [24, 11, 4, 7])
 TRUTH_A = np.array([1.93, 1.95, 1.92, 1.90, 1.91, 1.94])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from moe_parity.study import bootstrap, curve
+from moe_parity.study.analysis import bootstrap, rate_curve
 
 RATES = np.array([0.09, 0.13, 0.18, 0.25, 0.33, 0.44, 0.58])
 UNKNOWN = bootstrap.SeedNoise(math.nan, 0)
@@ -22,7 +22,7 @@ def hyperbolic(rate, optimum=0.25):
 def fit(bpc, rates=RATES, draws=500, noise=UNKNOWN, seeds=1, documents=None, random=0):
   documents = np.zeros((draws, len(rates))) if documents is None else documents
   counts = np.full(len(rates), seeds)
-  return curve.fit(rates, bpc, counts, documents, noise, np.random.default_rng(random))
+  return rate_curve.fit(rates, bpc, counts, documents, noise, np.random.default_rng(random))
 
 
 def coverage(truth, seeds, seed_sd, rates=RATES, num_studies=200):
@@ -32,7 +32,7 @@ def coverage(truth, seeds, seed_sd, rates=RATES, num_studies=200):
     values = truth(rates)[:, None] + rng.normal(0, seed_sd, (len(rates), seeds))
     noise = bootstrap.seed_noise(list(values))
     fitted = fit(values.mean(1), rates, noise=noise, seeds=seeds, random=study, draws=400)
-    low, high = curve.minimum_interval(fitted, 0.95)["interval"]
+    low, high = rate_curve.minimum_interval(fitted, 0.95)["interval"]
     held.append(low <= 0.25 <= high)
   return np.mean(held)
 
@@ -56,15 +56,15 @@ def test_a_minimum_at_the_edge_is_not_bracketed():
   rng = np.random.default_rng(0)
   for optimum, edge in ((0.05, "lower"), (0.9, "upper")):
     bpc = quadratic(RATES, optimum) + rng.normal(0, 0.002, len(RATES))
-    minimum = curve.minimum_interval(fit(bpc), 0.95)
+    minimum = rate_curve.minimum_interval(fit(bpc), 0.95)
     assert minimum["at_edge"] == edge and not minimum["bracketed"]
-  minimum = curve.minimum_interval(fit(quadratic(RATES) + rng.normal(0, 0.002, 7)), 0.95)
+  minimum = rate_curve.minimum_interval(fit(quadratic(RATES) + rng.normal(0, 0.002, 7)), 0.95)
   assert minimum["at_edge"] == "" and minimum["bracketed"]
 
 
 def test_a_flat_noisy_curve_has_an_open_interval():
   bpc = 1.9 + np.random.default_rng(2).normal(0, 0.01, len(RATES))
-  minimum = curve.minimum_interval(fit(bpc, draws=2000), 0.95)
+  minimum = rate_curve.minimum_interval(fit(bpc, draws=2000), 0.95)
   assert minimum["open_below"] or minimum["open_above"]
   assert not minimum["bracketed"]
 
@@ -89,13 +89,13 @@ def test_the_region_where_the_curve_lies_below_dense_has_the_true_ends():
   fitted = fit(quadratic(RATES) + rng.normal(0, 1e-5, 7), draws=1000)
   # 0.05 log(r / 0.25)^2 = 0.01 at r = 0.25 exp(+-sqrt(0.2))
   ends = 0.25 * np.exp([-math.sqrt(0.2), math.sqrt(0.2)])
-  below, surely, band = curve.region_below(fitted, 1.91, np.zeros(1000), 0.95)
+  below, surely, band = rate_curve.region_below(fitted, 1.91, np.zeros(1000), 0.95)
   assert below[0] == pytest.approx(ends, rel=0.02) and len(below) == 1
   assert below[0][0] <= surely[0][0] < surely[0][1] <= below[0][1]
   assert (band[0] < fitted.bpc_G - 1.91).all() and (band[1] > fitted.bpc_G - 1.91).all()
-  _, surely, _ = curve.region_below(fitted, 1.91, rng.normal(0, 0.05, 1000), 0.95)
+  _, surely, _ = rate_curve.region_below(fitted, 1.91, rng.normal(0, 0.05, 1000), 0.95)
   assert surely == []
-  assert curve.region_below(fitted, 1.80, np.zeros(1000), 0.95)[0] == []
+  assert rate_curve.region_below(fitted, 1.80, np.zeros(1000), 0.95)[0] == []
 
 
 def test_document_draws_move_the_optimum():

@@ -1,7 +1,8 @@
 """The figures of a study: BPC over activation rate, and loss over what was spent.
 
-Each function takes what `study.analysis.analyse` gave and the study's runs, and returns a `Drawing`
-or None where there is nothing to draw. Nothing is computed here that analysis.json does not hold.
+Each function takes what `study.analysis.compare.analyse` gave and the study's runs, and returns a
+`Drawing` or None where there is nothing to draw. Nothing is computed here that analysis.json does
+not hold.
 """
 
 from typing import Any

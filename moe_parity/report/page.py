@@ -27,7 +27,8 @@ from moe_parity.report.markup import Section, figure, fold, table
 from moe_parity.report.steps import read_steps
 from moe_parity.report.stylesheet import CSS
 from moe_parity.report.table import Table
-from moe_parity.study import analysis, reading
+from moe_parity.study import reading
+from moe_parity.study.analysis import compare
 
 
 def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
@@ -43,7 +44,7 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
   """
   study = reading.read_study(study_folder)
   steps = read_steps(study_folder)
-  report = json.loads(analysis.write_analysis(study_folder).read_text())
+  report = json.loads(compare.write_analysis(study_folder).read_text())
   folder = pathlib.Path(study_folder) / "report"
   folder.mkdir(exist_ok=True)
   counted = specialisation.read(study)

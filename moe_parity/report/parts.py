@@ -12,7 +12,8 @@ import re
 from moe_parity.report import figures, style, tables
 from moe_parity.report.markup import Section, absent, bullets, figure, fold, paragraphs, table
 from moe_parity.report.table import Table, count, scientific
-from moe_parity.study import analysis, reading
+from moe_parity.study import reading
+from moe_parity.study.analysis import compare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ def read(study_folder: pathlib.Path) -> list[Part]:
   found = []
   plans = (pathlib.Path(study_folder) / "parts").glob("*/plan.json")
   for path in sorted(plans, key=lambda path: _by_number(path.parent.name)):
-    report = json.loads(analysis.write_analysis(path.parent).read_text())
+    report = json.loads(compare.write_analysis(path.parent).read_text())
     found.append(Part(path.parent.name, reading.read_study(path.parent), report))
   return found
 

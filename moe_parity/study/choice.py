@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moe_parity.study import bootstrap
+from moe_parity.study.analysis import bootstrap
 
 LEVEL, NUM_DRAWS, SEED = 0.95, 4000, 20250612
 RULE = (

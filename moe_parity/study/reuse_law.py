@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from moe_parity.planning.scaling_laws import REUSE_EXPONENT, REUSE_TOKEN_DECAY
-from moe_parity.study import bootstrap, choice
+from moe_parity.study import choice
+from moe_parity.study.analysis import bootstrap
 
 DECAYS = np.exp(np.linspace(math.log(0.05), math.log(2000), 161))
 NUM_DRAWS = 1000

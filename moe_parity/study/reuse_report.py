@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_parity.study import bootstrap, choice, reading
+from moe_parity.study import choice, reading
+from moe_parity.study.analysis import bootstrap
 from moe_parity.study.parts import Part
 from moe_parity.study.reuse_law import Point, fit
 

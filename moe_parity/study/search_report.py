@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from moe_parity.planning.accounting import account
 from moe_parity.planning.arm_plan import ArmPlan
-from moe_parity.study import bootstrap, choice, reading
+from moe_parity.study import choice, reading
+from moe_parity.study.analysis import bootstrap
 from moe_parity.study.architecture import SIDES, Stage, stages
 from moe_parity.study.parts import Part, Results
 

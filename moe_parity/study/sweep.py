@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moe_parity.study import analysis, bootstrap, curve, reading
+from moe_parity.study import reading
+from moe_parity.study.analysis import bootstrap, compare, rate_curve
 from moe_parity.study.parts import Part
 
-LEVEL = analysis.LEVEL
+LEVEL = compare.LEVEL
 SLOPE_DRAWS = 4000
 
 
@@ -23,11 +24,11 @@ def summarise(folder: pathlib.Path, parts: Sequence[Part]) -> dict:
   """Everything that activation_rate.json holds; the same folder gives the same numbers."""
   sweeps, curves = [], {}
   for part in parts:
-    report, fitted = analysis.analyse_with_curve(folder / part.folder)
+    report, fitted = compare.analyse_with_curve(folder / part.folder)
     sweeps.append(_sweep(part, report))
     if part.plan.budget["shared"] == "compute":
       curves[part.plan.budget["num_params"]] = (report, fitted)
-  main = analysis.analyse(folder)
+  main = compare.analyse(folder)
   tuning = _tuning(reading.read_study(folder), main)
   value = {
     "method": "activation_rate",
@@ -89,7 +90,7 @@ def slope(x: np.ndarray, y: np.ndarray) -> dict:
   interval = None
   if df > 0:
     sd = math.sqrt(float((residual**2).sum()) / df) * math.sqrt(float((solve[0] ** 2).sum()))
-    rng = np.random.default_rng(analysis.BOOTSTRAP_SEED)
+    rng = np.random.default_rng(compare.BOOTSTRAP_SEED)
     deviations = bootstrap.noise_deviations(np.array([sd]), df, SLOPE_DRAWS, rng)
     interval = bootstrap.pointwise(found[:1], deviations, LEVEL)[:, 0].tolist()
   spread = float(((y - y.mean()) ** 2).sum())
@@ -121,18 +122,18 @@ def _flops_linear(part: Part) -> dict | None:
   return slope(rate, np.array([arm.train_flops_per_token for arm in arms.values()], float))
 
 
-def _transfer(curves: dict[int, tuple[dict, curve.Curve | None]]) -> dict | None:
+def _transfer(curves: dict[int, tuple[dict, rate_curve.Curve | None]]) -> dict | None:
   """Whether sizes agree on r_a*; the draws of different sizes are taken as independent."""
   known = {n: fitted for n, (_, fitted) in curves.items() if fitted is not None}
   if len(curves) < 2:
     return None
   optima = []
   for n, fitted in known.items():
-    minimum = curve.minimum_interval(fitted, LEVEL)
+    minimum = rate_curve.minimum_interval(fitted, LEVEL)
     names = ("activation_rate", "interval", "bracketed")
     optima.append({"num_params": n} | {name: minimum[name] for name in names})
   pairs, sizes = [], sorted(known)
-  rng = np.random.default_rng(analysis.BOOTSTRAP_SEED)
+  rng = np.random.default_rng(compare.BOOTSTRAP_SEED)
   for a, b in ((a, b) for i, a in enumerate(sizes) for b in sizes[i + 1 :]):
     draws = np.log(rng.permutation(known[b].minimum_B)) - np.log(known[a].minimum_B)
     tail = (1 - LEVEL) / 2
@@ -177,7 +178,7 @@ def _tuning(study: reading.Study, report: dict) -> dict | None:
   margin = None
   if report["noise"]["sd"] is not None:
     sd = np.array([report["noise"]["sd"] * math.sqrt(2 / len(seeds))])
-    rng = np.random.default_rng(analysis.BOOTSTRAP_SEED)
+    rng = np.random.default_rng(compare.BOOTSTRAP_SEED)
     draws = bootstrap.noise_deviations(sd, report["noise"]["df"], SLOPE_DRAWS, rng)
     margin = bootstrap.pointwise(np.zeros(1), draws, LEVEL)[:, 0]
   tuned = by_name[moe["best"]] - by_name[dense["best"]]

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from moe_parity.study import bootstrap
+from moe_parity.study.analysis import bootstrap
 
 NUM_COEFFICIENTS = 3
 FORMS = {

@@ -15,7 +15,8 @@ import pathlib
 import numpy as np
 
 from moe_parity.planning.targets import RATE_TOLERANCE
-from moe_parity.study import bootstrap, curve, reading, verdict
+from moe_parity.study import reading
+from moe_parity.study.analysis import bootstrap, rate_curve, verdict
 
 LEVEL = 0.95
 NUM_DRAWS = 4000
@@ -37,7 +38,7 @@ def analyse(study_folder: str | pathlib.Path) -> dict:
   return analyse_with_curve(study_folder)[0]
 
 
-def analyse_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, curve.Curve | None]:
+def analyse_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, rate_curve.Curve | None]:
   """Everything that analysis.json holds, and the fitted curve with its draws; the same folder
   gives the same numbers.
 
@@ -72,7 +73,9 @@ def analyse_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, curve.Cu
   return report, fitted
 
 
-def _statistics(runs: list[reading.Run], warnings: list[str]) -> tuple[dict, curve.Curve | None]:
+def _statistics(
+  runs: list[reading.Run], warnings: list[str]
+) -> tuple[dict, rate_curve.Curve | None]:
   """All that rests on finished runs. Arms are averaged over seeds before they are compared."""
   empty = {"groups": [], "baseline": "", "comparisons": [], "references": [], "by_domain": []}
   empty |= {"noise": {"sd": None, "df": 0}, "curve": None, "num_rates": 0, "documents": {}}
@@ -122,15 +125,19 @@ def _statistics(runs: list[reading.Run], warnings: list[str]) -> tuple[dict, cur
   rate_A = np.array([first[name].plan["activation_rate"] for name in names])
   fitted = None
   report["num_rates"] = _different(rate_A[moe])
-  if report["num_rates"] >= curve.NUM_COEFFICIENTS:
-    fitted = curve.fit(rate_A[moe], value_A[moe], seeds_A[moe], documents_BA[:, moe], noise, rng)
+  if report["num_rates"] >= rate_curve.NUM_COEFFICIENTS:
+    fitted = rate_curve.fit(
+      rate_A[moe], value_A[moe], seeds_A[moe], documents_BA[:, moe], noise, rng
+    )
     report["curve"] = _curve(fitted)
     if dense:
-      below, surely, band = curve.region_below(fitted, value_A[base], deviations_BA[:, base], LEVEL)
+      below, surely, band = rate_curve.region_below(
+        fitted, value_A[base], deviations_BA[:, base], LEVEL
+      )
       report["curve"] |= {"below_dense": below, "surely_below_dense": surely}
       report["curve"]["difference_band"] = band.tolist()
     for a in ([base] if dense else []) + others:
-      below, surely, _ = curve.region_below(fitted, value_A[a], deviations_BA[:, a], LEVEL)
+      below, surely, _ = rate_curve.region_below(fitted, value_A[a], deviations_BA[:, a], LEVEL)
       report["curve"]["below"].append({
         "baseline": names[a], "compute_multiple": groups[a]["compute_multiple"],
         "ranges": below, "surely": surely,
@@ -281,7 +288,7 @@ def _by_domain(
   return rows
 
 
-def _curve(fitted: curve.Curve) -> dict:
+def _curve(fitted: rate_curve.Curve) -> dict:
   tail = (1 - LEVEL) / 2
   band = np.quantile(fitted.draws_BG, [tail, 1 - tail], axis=0)
   return {
@@ -289,7 +296,7 @@ def _curve(fitted: curve.Curve) -> dict:
     "grid": fitted.grid_G.tolist(),
     "bpc": fitted.bpc_G.tolist(),
     "band": band.tolist(),
-    "minimum": curve.minimum_interval(fitted, LEVEL),
+    "minimum": rate_curve.minimum_interval(fitted, LEVEL),
     "minimum_by_form": fitted.minimum_by_form,
     "scatter_sd": fitted.scatter_sd if fitted.scatter_df else None,
     "scatter_df": fitted.scatter_df,
