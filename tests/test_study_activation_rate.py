@@ -7,7 +7,7 @@ import pytest
 
 from moe_parity.defaults import base, dense_arm, moe_arm
 from moe_parity.errors import UserError
-from moe_parity.study import activation_rate
+from moe_parity.study.methods import activation_rate
 from moe_parity.study.parts import Results, plan_parts
 from moe_parity.study.runner import run_study
 from tests import fake_training
@@ -172,7 +172,7 @@ def test_two_sizes_with_one_optimum_transfer_and_two_with_different_ones_differ(
 
 def test_m_is_linear_in_the_activation_rate_at_one_depth_and_width():
   (part,) = plan_parts(config(), Results(None))
-  from moe_parity.study.sweep import _flops_linear
+  from moe_parity.study.methods.activation_rate_summary import _flops_linear
 
   fit = _flops_linear(part)
   arm = next(arm for arm in part.plan.arms if arm.kind == "moe")

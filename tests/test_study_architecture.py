@@ -6,7 +6,7 @@ import pytest
 
 from moe_parity.defaults import base, dense_arm, moe_arm
 from moe_parity.errors import UserError
-from moe_parity.study import architecture, choice
+from moe_parity.study.methods import architecture, selection
 from moe_parity.study.parts import Results, plan_parts
 from moe_parity.study.runner import run_study
 from tests import fake_training
@@ -134,17 +134,17 @@ def runs(*values):
 
 
 def test_an_option_must_be_lower_by_more_than_the_noise():
-  clear = choice.choose([runs(2.00, 2.01), runs(1.80, 1.81), runs(1.90, 1.91)])
+  clear = selection.choose([runs(2.00, 2.01), runs(1.80, 1.81), runs(1.90, 1.91)])
   assert clear.chosen == 1 and clear.verdict == ("worse", "chosen", "worse") and not clear.tie
-  close = choice.choose([runs(2.00, 2.01), runs(1.995, 2.005), runs(2.5, 2.51)])
+  close = selection.choose([runs(2.00, 2.01), runs(1.995, 2.005), runs(2.5, 2.51)])
   assert close.chosen == 0 and close.verdict == ("chosen", "inside the noise", "worse")
   assert close.tie and close.interval[1][0] < 0 < close.interval[1][1]
 
 
 def test_where_the_one_in_place_diverged_the_best_of_the_others_is_taken():
-  made = choice.choose([[None, *runs(2.0)], runs(2.0, 2.01), runs(1.9, 1.91)])
+  made = selection.choose([[None, *runs(2.0)], runs(2.0, 2.01), runs(1.9, 1.91)])
   assert made.chosen == 2 and made.verdict[0] == "diverged"
-  assert choice.choose([[None], [None]]).verdict == ("diverged", "diverged")
+  assert selection.choose([[None], [None]]).verdict == ("diverged", "diverged")
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from moe_parity.defaults import base, dense_arm, moe_arm
 from moe_parity.errors import UserError
 from moe_parity.planning.scaling_laws import DataConstrainedLaw
-from moe_parity.study import reuse_law
 from moe_parity.study.analysis.bootstrap import SeedNoise
+from moe_parity.study.methods import reuse_law
 from moe_parity.study.parts import Results, plan_parts
 from moe_parity.study.runner import run_study
 from tests import fake_training

@@ -1,6 +1,6 @@
 """Step 1, the architecture search: the paper's Tables 5 to 8, and where shapes lie.
 
-Reads what `study.architecture` left in architecture.json.
+Reads what `study.methods.architecture` left in architecture.json.
 """
 
 import math

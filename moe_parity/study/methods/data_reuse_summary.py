@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from moe_parity.study import choice, reading
+from moe_parity.study import reading
 from moe_parity.study.analysis import bootstrap
+from moe_parity.study.methods import selection
+from moe_parity.study.methods.reuse_law import Point, fit
 from moe_parity.study.parts import Part
-from moe_parity.study.reuse_law import Point, fit
 
 UNIQUE = "unique"  # the part in which nothing is read twice
 
@@ -34,7 +35,7 @@ def summarise(folder: pathlib.Path, parts: Sequence[Part]) -> dict:
   of_mean = bootstrap.SeedNoise(of_loss.sd / math.sqrt(num_seeds), of_loss.df)
   value = {
     "method": "data_reuse",
-    "level": choice.LEVEL,
+    "level": selection.LEVEL,
     "schemes": schemes,
     "costs": _costs(arms),
     "law": fit(points, of_mean),
@@ -78,7 +79,7 @@ def _scheme(
   comparisons = []
   if dense and moe:
     results = [[run.result for run in runs] for runs in [dense, *(arms[name] for name in moe)]]
-    found = choice.differences(results, 0, noise)[1:]
+    found = selection.differences(results, 0, noise)[1:]
     for name, (difference, interval) in zip(moe, found, strict=True):
       comparisons.append({
         "name": name, "activation_rate": planned[name].activation_rate,
@@ -141,7 +142,7 @@ def _costs(arms: dict[str, dict[str, list]]) -> list[dict]:
     for part, of in others:
       noise = _paired({n: b for n, b in arms.items() if part in b}, "bpc", part)
       results = [[run.result for run in runs] for runs in (unique[1], of)]
-      difference, interval = choice.differences(results, 0, noise)[1]
+      difference, interval = selection.differences(results, 0, noise)[1]
       rows.append({
         "name": name, "part": part,
         **{field: of[0].plan[field] for field in ("activation_rate", "epochs")},

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from moe_parity.errors import UserError
 from moe_parity.planning.plan import make_plan
-from moe_parity.study.activation_rate import sweep_arms
+from moe_parity.study.methods.activation_rate import sweep_arms
 from moe_parity.study.parts import Part, Results, with_arms
 
 SCHEMES = ("unique", "loose")
@@ -70,6 +70,6 @@ def summarise(
   config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
 ) -> dict:
   """data_reuse.json; see `reuse_report`."""
-  from moe_parity.study import reuse_report
+  from moe_parity.study.methods import data_reuse_summary
 
-  return reuse_report.summarise(folder, parts)
+  return data_reuse_summary.summarise(folder, parts)

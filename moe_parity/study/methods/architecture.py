@@ -30,7 +30,7 @@ from moe_parity.errors import UserError
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.plan import make_plan
-from moe_parity.study.choice import Choice, choose
+from moe_parity.study.methods.selection import Choice, choose
 from moe_parity.study.parts import Part, Results, identity, template, with_arms
 
 SIDES = {
@@ -143,9 +143,9 @@ def summarise(
   config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
 ) -> dict:
   """architecture.json; see `search_report`."""
-  from moe_parity.study import search_report
+  from moe_parity.study.methods import architecture_summary
 
-  return search_report.summarise(config, folder, parts, results)
+  return architecture_summary.summarise(config, folder, parts, results)
 
 
 def _side(config: ConfigDict, results: Results, kind: str, fields: dict) -> Iterator[Stage]:

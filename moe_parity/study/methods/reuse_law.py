@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from moe_parity.planning.scaling_laws import REUSE_EXPONENT, REUSE_TOKEN_DECAY
-from moe_parity.study import choice
 from moe_parity.study.analysis import bootstrap
+from moe_parity.study.methods import selection
 
 DECAYS = np.exp(np.linspace(math.log(0.05), math.log(2000), 161))
 NUM_DRAWS = 1000
@@ -54,11 +54,11 @@ def fit(points: list[Point], noise: bootstrap.SeedNoise) -> dict | None:
   best = int(squares_R.argmin())
   df = len(points) - len(names) - 2
   sd = math.sqrt(squares_R[best] / df)
-  rng = np.random.default_rng(choice.SEED)
+  rng = np.random.default_rng(selection.SEED)
   fitted = projections[best][0](loss)
   moved = fitted + bootstrap.noise_deviations(np.full(len(points), sd), df, NUM_DRAWS, rng)
   squares_RB = np.array([squares(moved) for _, squares in projections])
-  tail = (1 - choice.LEVEL) / 2
+  tail = (1 - selection.LEVEL) / 2
   ends = np.quantile(DECAYS[squares_RB.argmin(0)], [tail, 1 - tail])
   ratio = (sd / noise.sd) ** 2 if noise.df and noise.sd else 0.0
   misfit = ratio > 0 and bool((rng.f(df, noise.df, 20_000) >= ratio).mean() < 0.05)

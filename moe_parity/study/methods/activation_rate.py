@@ -80,9 +80,9 @@ def summarise(
   config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
 ) -> dict:
   """activation_rate.json; see `sweep`."""
-  from moe_parity.study import sweep
+  from moe_parity.study.methods import activation_rate_summary
 
-  return sweep.summarise(folder, parts)
+  return activation_rate_summary.summarise(folder, parts)
 
 
 def name_of(rate: int | float) -> str:

@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 
 from moe_parity.planning.accounting import account
 from moe_parity.planning.arm_plan import ArmPlan
-from moe_parity.study import choice, reading
+from moe_parity.study import reading
 from moe_parity.study.analysis import bootstrap
-from moe_parity.study.architecture import SIDES, Stage, stages
+from moe_parity.study.methods import selection
+from moe_parity.study.methods.architecture import SIDES, Stage, stages
 from moe_parity.study.parts import Part, Results
 
 QUESTIONS = {
@@ -53,8 +54,8 @@ def summarise(
   ]) if finished else bootstrap.SeedNoise(math.nan, 0)  # fmt: skip
   value = {
     "method": "architecture",
-    "level": choice.LEVEL,
-    "rule": choice.RULE,
+    "level": selection.LEVEL,
+    "rule": selection.RULE,
     "stages": rows,
     "backbone": _last(rows, "moe"),
     "dense_backbone": _last(rows, "dense"),
@@ -136,7 +137,7 @@ def _between(rows: list[dict], runs: dict[str, list[reading.Run]], noise) -> dic
   if None in arms or any(arm["bpc"] is None for arm in arms):
     return None
   results = [[run.result for run in runs[arm["arm"]] if run.done] for arm in arms]
-  difference, interval = choice.differences(results, 0, noise)[1]
+  difference, interval = selection.differences(results, 0, noise)[1]
   return {"difference": difference, "interval": list(interval) if interval else None}
 
 
