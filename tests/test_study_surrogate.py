@@ -11,9 +11,9 @@ import pytest
 
 from moe_parity import cli
 from moe_parity.errors import UserError
-from moe_parity.study import surrogate, surrogate_law
-from moe_parity.study.surrogate_law import Inputs
-from moe_parity.study.surrogate_rows import make_rows, published_rows, study_rows
+from moe_parity.study.surrogate import fit, laws
+from moe_parity.study.surrogate.laws import Inputs
+from moe_parity.study.surrogate.rows import make_rows, published_rows, study_rows
 from tests import fake_study
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -53,13 +53,13 @@ def rows_of(arms, bpc):
 @pytest.fixture(scope="module")
 def published():
   rows = published_rows()
-  return rows, surrogate.fit(rows)
+  return rows, fit.fit(rows)
 
 
 def test_a_known_law_is_recovered_where_it_was_not_sampled():
   rng = np.random.default_rng(3)
   arms = draw_arms(rng, 60)
-  fitted = surrogate.fit(rows_of(arms, truth(arms)))
+  fitted = fit.fit(rows_of(arms, truth(arms)))
   assert fitted.form.name == "saturating law"
   asked = draw_arms(np.random.default_rng(4), 200)
   off = np.exp(fitted.log_bpc(asked)) / truth(asked) - 1
@@ -67,13 +67,13 @@ def test_a_known_law_is_recovered_where_it_was_not_sampled():
 
 
 def test_the_slopes_of_the_law_are_those_of_small_steps():
-  arms, law_ = draw_arms(np.random.default_rng(5), 23), surrogate_law.SATURATING
+  arms, law_ = draw_arms(np.random.default_rng(5), 23), laws.SATURATING
   theta = law_.fit(arms, truth(arms))
   for index in range(2, len(theta)):
     up, down = theta.copy(), theta.copy()
     up[index], down[index] = up[index] + 1e-5, down[index] - 1e-5
     slope = (law_.log_bpc(up, arms) - law_.log_bpc(down, arms)) / 2e-5
-    assert surrogate_law._slopes(theta, arms)[:, index - 2] == pytest.approx(slope, abs=1e-8)
+    assert laws._slopes(theta, arms)[:, index - 2] == pytest.approx(slope, abs=1e-8)
 
 
 def test_intervals_cover_new_runs_about_as_often_as_they_say():
@@ -83,7 +83,7 @@ def test_intervals_cover_new_runs_about_as_often_as_they_say():
     rng = np.random.default_rng(100 + seed)
     arms, asked = draw_arms(rng, 24), draw_arms(rng, 40)
     noisy = truth(arms) * np.exp(rng.normal(0, 0.004, len(arms)))
-    fitted = surrogate._fit_form(surrogate_law.SATURATING, rows_of(arms, noisy))
+    fitted = fit._fit_form(laws.SATURATING, rows_of(arms, noisy))
     scores = truth(asked) * np.exp(rng.normal(0, 0.004, len(asked)))
     off = np.abs(np.log(scores) - fitted.log_bpc(asked))
     inside += int((off <= fitted.quantile * fitted.log_sd(asked)).sum())
@@ -117,7 +117,7 @@ def test_rows_of_one_shape_leave_the_fit_together(published):
   rows, fitted = published
   nine, ten = (rows.labels.index(f"Table 9 row {n}") for n in (5, 9))
   assert rows.shape[nine] == rows.shape[ten]  # 10.81 % at 114B and at 468B tokens
-  folds, error = surrogate._left_out(fitted.form, rows, rows.shape, fitted.theta)
+  folds, error = fit._left_out(fitted.form, rows, rows.shape, fitted.theta)
   without = rows.keep(rows.shape != rows.shape[nine])
   own = fitted.form.fit(without.inputs, without.bpc)
   expected = fitted.form.log_bpc(own, rows.inputs[[nine]])[0] - math.log(rows.bpc[nine])
@@ -136,7 +136,7 @@ def test_a_hidden_size_of_the_paper_is_predicted_within_its_intervals(published)
   rows, _ = published
   names = {rows.size_name(size): size for size in np.unique(rows.size)}
   hidden = rows.size == names["MoE 6.51B"]
-  fitted, asked = surrogate.fit(rows.keep(~hidden)), rows.keep(hidden)
+  fitted, asked = fit.fit(rows.keep(~hidden)), rows.keep(hidden)
   for predicted, bpc in zip(fitted.predict(asked.inputs), asked.bpc, strict=True):
     assert predicted["interval"][0] < bpc < predicted["interval"][1]
     assert abs(predicted["bpc"] - bpc) < 0.006
@@ -162,7 +162,7 @@ def test_a_user_s_runs_are_fitted_and_another_text_is_refused(tmp_path, publishe
   first = fake_study.write_study(tmp_path / "a", fake_study.Fake(seeds=(0, 1), seed_sd=0.002))
   rows = study_rows([first])
   assert len(rows) == 14 and len(np.unique(rows.shape)) == 6  # dense at 2C has dense's shape
-  fitted = surrogate.fit(rows, published[0])
+  fitted = fit.fit(rows, published[0])
   assert any("borrowed" in error.form for error in fitted.errors)
   assert np.sqrt(np.mean((np.exp(fitted.log_bpc(rows.inputs)) - rows.bpc) ** 2)) < 0.02
   for run in (first / "runs").glob("moe_1*"):
@@ -195,7 +195,7 @@ def test_impossible_arms_and_too_few_runs_are_refused(tmp_path):
     Inputs([1e9], [0.2], [1e10], [0.5])
   two = fake_study.write_study(tmp_path, fake_study.Fake(rates=(0.2,), telemetry=False))
   with pytest.raises(UserError, match="2 different shapes"):
-    surrogate.fit(study_rows([two]))
+    fit.fit(study_rows([two]))
 
 
 def test_predict_answers_for_a_config_without_loading_jax():

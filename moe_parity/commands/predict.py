@@ -33,14 +33,14 @@ def arguments(parser) -> None:
 
 
 def run(args) -> int:
-  from moe_parity.study import surrogate
-  from moe_parity.study.surrogate_rows import published_rows, study_rows
+  from moe_parity.study.surrogate import fit
+  from moe_parity.study.surrogate.rows import published_rows, study_rows
 
   names, arms, base = _arms(args)
   published = published_rows()
   rows = study_rows(args.runs) if args.runs else published
   lender = published if args.runs else None
-  fitted = surrogate.fit(rows, lender)
+  fitted = fit.fit(rows, lender)
   predictions = fitted.predict(arms, names)
   if base is not None:
     for prediction, versus in zip(predictions, fitted.differences(arms, base), strict=True):
@@ -49,12 +49,12 @@ def run(args) -> int:
     "fitted_on": rows.source,
     "num_rows": len(rows),
     "form": fitted.form.name,
-    "level": surrogate.LEVEL,
+    "level": fit.LEVEL,
     "arms": predictions,
     "errors": [vars(error) for error in fitted.errors],
   }
   if args.check:
-    answer["hidden_sizes"] = surrogate.hidden_sizes(rows, lender)
+    answer["hidden_sizes"] = fit.hidden_sizes(rows, lender)
   if args.json:
     print(json.dumps(answer, indent=2))
   else:
@@ -64,7 +64,7 @@ def run(args) -> int:
 
 def _arms(args):
   """Names, inputs, and the row of the dense arm at parity (None without one)."""
-  from moe_parity.study.surrogate_law import Inputs
+  from moe_parity.study.surrogate.laws import Inputs
 
   given = [name for name in POINT if getattr(args, name)]
   if args.config and given:

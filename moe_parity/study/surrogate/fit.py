@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe_parity.errors import UserError
-from moe_parity.study.surrogate_law import LAWS, Inputs, Law, Mean, Ridge, log_ranges
-from moe_parity.study.surrogate_rows import SAME_SIZE, Rows
+from moe_parity.study.surrogate.laws import LAWS, Inputs, Law, Mean, Ridge, log_ranges
+from moe_parity.study.surrogate.rows import SAME_SIZE, Rows
 
 LEVEL = 0.95
 MIN_SHAPES = 3

@@ -11,7 +11,7 @@ from moe_parity.errors import UserError
 from moe_parity.paper import tables
 from moe_parity.planning.accounting import account
 from moe_parity.study import reading
-from moe_parity.study.surrogate_law import Inputs
+from moe_parity.study.surrogate.laws import Inputs
 
 SAME_SIZE = math.log(1.15)  # a gap in ln N that parts two sizes
 PUBLISHED = ("table09", "table10", "table11", "table14", "table16")
