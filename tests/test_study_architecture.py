@@ -8,7 +8,7 @@ from moe_parity.defaults import base, dense_arm, moe_arm
 from moe_parity.errors import UserError
 from moe_parity.study.methods import architecture, selection
 from moe_parity.study.parts import Results, plan_parts
-from moe_parity.study.runner import run_study
+from moe_parity.study.workers.runner import run_study
 from tests import fake_training
 
 LAYOUTS = ("1dense+se", "1dense", "full+se", "full")
@@ -108,7 +108,7 @@ def test_inside_the_noise_the_one_in_place_stays_and_the_tie_is_said(tmp_path):
 
 
 def test_a_diverged_option_loses_and_the_search_goes_on(tmp_path):
-  from moe_parity.study.runner import Trainer
+  from moe_parity.study.workers.runner import Trainer
   from moe_parity.training.loop import NotFiniteError
 
   good = fake_training.trainer(truth=separable)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from moe_parity.errors import UserError
-from moe_parity.study.claims import ClaimLostError, Claims
+from moe_parity.study.workers.leases import ClaimLostError, Claims
 
 
 def seize(claims, key, **record):

@@ -12,7 +12,7 @@ from moe_parity.planning.scaling_laws import DataConstrainedLaw
 from moe_parity.study.analysis.bootstrap import SeedNoise
 from moe_parity.study.methods import reuse_law
 from moe_parity.study.parts import Results, plan_parts
-from moe_parity.study.runner import run_study
+from moe_parity.study.workers.runner import run_study
 from tests import fake_training
 
 RATES = (0.2, 0.3, 0.45)

@@ -9,9 +9,9 @@ from moe_parity import cli
 from moe_parity.data import storage
 from moe_parity.errors import UserError
 from moe_parity.report.page import write_report
-from moe_parity.study.remote_study import RemoteStudy
-from moe_parity.study.runner import run_study
-from moe_parity.study.shard import Shard
+from moe_parity.study.workers.bucket_study import RemoteStudy
+from moe_parity.study.workers.runner import run_study
+from moe_parity.study.workers.shard import Shard
 from moe_parity.training import loop
 from tests import fake_training, test_study_activation_rate
 from tests.bucket import install

@@ -11,10 +11,10 @@ import pytest
 
 from moe_parity.defaults import moe_arm
 from moe_parity.errors import UserError
-from moe_parity.study import runner
 from moe_parity.study.folder import tasks_of
-from moe_parity.study.runner import run_study
-from moe_parity.study.shard import Shard
+from moe_parity.study.workers import runner
+from moe_parity.study.workers.runner import run_study
+from moe_parity.study.workers.shard import Shard
 from tests import fake_training
 
 ARMS = ["dense", "moe_20", "moe_30", "moe_40", "moe_50"]

@@ -37,7 +37,7 @@ def arguments(parser) -> None:
 
 
 def run(args) -> int:
-  from moe_parity.study.shard import Shard
+  from moe_parity.study.workers.shard import Shard
 
   args.shard = Shard.parse(args.shard)
   config, _, store = planned(args)
@@ -57,7 +57,7 @@ def open_study(args, config, store):
     given["stale_seconds"] = args.stale_after
   if not isinstance(args.workdir, str):
     return Study(config, store, args.workdir, **given)
-  from moe_parity.study.remote_study import RemoteStudy
+  from moe_parity.study.workers.bucket_study import RemoteStudy
 
   if getattr(args, "coordinator", "") or getattr(args, "num_processes", 0):
     raise UserError(
@@ -73,7 +73,7 @@ def dry_run(args, config, store, only) -> int:
   from moe_parity.startup import start_jax
   from moe_parity.study.folder import tasks_of
   from moe_parity.study.parts import method_of
-  from moe_parity.study.queue import queue
+  from moe_parity.study.workers.queue import queue
   from moe_parity.training.telemetry import measured_peak
 
   start_jax()
@@ -99,9 +99,9 @@ def run_and_judge(args, config, store, only) -> int:
   from moe_parity.sharding import multihost
   from moe_parity.startup import start_jax
   from moe_parity.study.folder import tasks_of
-  from moe_parity.study.followers import dismiss, follow, leading
-  from moe_parity.study.runner import Trainer, run_study
-  from moe_parity.study.shard import Shard
+  from moe_parity.study.workers.followers import dismiss, follow, leading
+  from moe_parity.study.workers.runner import Trainer, run_study
+  from moe_parity.study.workers.shard import Shard
 
   shard = getattr(args, "shard", Shard(1, 1))
   start_jax(**processes(args))

@@ -17,8 +17,8 @@ from moe_parity.data.mixture import facts
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ArmPlan, Plan
-from moe_parity.study.claims import FAILED, RUNNING, Claims
 from moe_parity.study.parts import Part, Results, from_part, method_of, plan_parts
+from moe_parity.study.workers.leases import FAILED, RUNNING, Claims
 from moe_parity.training import run_folder
 
 STUDY, PLAN, CLAIMS = "study.json", "plan.json", "claims"

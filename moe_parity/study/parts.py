@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ArmPlan, Plan
 from moe_parity.planning.plan import make_plan
-from moe_parity.study.claims import FAILED, Claims
+from moe_parity.study.workers.leases import FAILED, Claims
 
 METHODS = ("arms", "activation_rate", "architecture", "data_reuse")
 RESULT = "result.json"

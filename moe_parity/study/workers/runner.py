@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 
 from moe_parity.errors import UserError, disk_is_full
 from moe_parity.study import certificate
-from moe_parity.study.claims import DONE, FAILED, STOPPED
 from moe_parity.study.folder import Arm, Study, Task, tasks_of
-from moe_parity.study.shard import Shard
+from moe_parity.study.workers.leases import DONE, FAILED, STOPPED
+from moe_parity.study.workers.shard import Shard
 from moe_parity.training import run_folder
 from moe_parity.training.loop import Progress, train_arm
 

@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 from moe_parity.data import storage
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
-from moe_parity.study import claims
 from moe_parity.study.folder import CLAIMS, PLAN, STUDY, Arm, Study
-from moe_parity.study.mirror import Mirror
 from moe_parity.study.parts import Part
-from moe_parity.study.runner import TRACE
+from moe_parity.study.workers import leases
+from moe_parity.study.workers.bucket_mirror import Mirror
+from moe_parity.study.workers.runner import TRACE
 
 SCHEME = "gs://"
 
@@ -100,6 +100,6 @@ def scratch_folder() -> tempfile.TemporaryDirectory:
   place, host = storage.cache_folder() / "studies", socket.gethostname()
   place.mkdir(parents=True, exist_ok=True)
   for path in place.glob(f"{host}.*.*"):
-    if not claims.alive(int(path.name.rsplit(".", 2)[1])):
+    if not leases.alive(int(path.name.rsplit(".", 2)[1])):
       shutil.rmtree(path, ignore_errors=True)
   return tempfile.TemporaryDirectory(prefix=f"{host}.{os.getpid()}.", dir=place)

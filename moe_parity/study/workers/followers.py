@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.sharding import multihost
-from moe_parity.study.runner import Trainer
+from moe_parity.study.workers.runner import Trainer
 from moe_parity.training.loop import train_arm
 
 
