@@ -22,7 +22,7 @@ def base() -> ConfigDict:
   )
   budget.epochs = 1.0  # passes over D^, for reuse="epochs"
   budget.seq_len = 256  # S, tokens a row
-  budget.convention = "paper"  # paper | paper_full | exact: what N and C count
+  budget.convention = "paper"  # paper | paper_full | exact | executed: what N and C count
   budget.params_tolerance = 0.003  # largest |N - budget| / budget of an arm
   budget.flops_tolerance = 0.005  # likewise for C
   budget.batch_multiple = 1  # batches are rounded to a multiple of this many sequences

@@ -126,4 +126,4 @@ def test_an_empty_corpus_is_refused(tmp_path):
 
 def test_a_missing_package_is_named():
   with pytest.raises(UserError, match="pip install made-up-package"):
-    storage.optional("made_up_module", "made-up-package", "reading made-up files")
+    storage.import_optional("made_up_module", "made-up-package", "reading made-up files")

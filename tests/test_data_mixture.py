@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from moe_parity.data.corpus import Source
 from moe_parity.data.ledger import Ledger
 from moe_parity.data.loader import Loader
-from moe_parity.data.mixture import Mixture, available_tokens, order_from, window_labels
+from moe_parity.data.mixture import Mixture, available_tokens, order_from, window_domain_ids
 from moe_parity.data.prepare import prepare
 from moe_parity.errors import UserError
 from moe_parity.planning.domain_shares import Shares, plan_mixture, read_shares
@@ -17,11 +17,11 @@ S = 24
 
 def mixture(seed=5, counts=(1, 7, 2), unique=(35, 245, 70), runs=9):
   """Three groups whose windows lie scattered in `runs` runs of neighbours."""
-  labels = np.repeat(np.random.default_rng(runs).integers(0, 3, runs), 100).astype(np.uint8)
-  labels[:3] = (0, 1, 2)
-  sizes = np.bincount(labels, minlength=3).tolist()
+  domain_ids = np.repeat(np.random.default_rng(runs).integers(0, 3, runs), 100).astype(np.uint8)
+  domain_ids[:3] = (0, 1, 2)
+  sizes = np.bincount(domain_ids, minlength=3).tolist()
   unique = [min(n, size) for n, size in zip(unique, sizes, strict=True)]
-  return Mixture(labels, Shares(("a", "b", "c"), tuple(counts)), unique, seed)
+  return Mixture(domain_ids, Shares(("a", "b", "c"), tuple(counts)), unique, seed)
 
 
 @given(runs=st.integers(3, 12), seed=st.integers(0, 2**40))
@@ -29,9 +29,9 @@ def mixture(seed=5, counts=(1, 7, 2), unique=(35, 245, 70), runs=9):
 def test_each_group_is_read_by_its_share_in_epochs_of_its_own(runs, seed):
   order = mixture(seed, runs=runs)
   windows = order.windows(0, 1000)
-  assert order.labels[windows].tolist() == [order.shares.pattern[i % 10] for i in range(1000)]
+  assert order.domain_ids[windows].tolist() == [order.shares.pattern[i % 10] for i in range(1000)]
   for number, unique in enumerate(order.unique_by_group):
-    mine = windows[order.labels[windows] == number]
+    mine = windows[order.domain_ids[windows] == number]
     whole = mine[: mine.size // unique * unique].reshape(-1, unique)
     assert all(sorted(epoch) == sorted(whole[0].tolist()) for epoch in whole.tolist())
     assert len(set(mine.tolist())) == min(unique, mine.size)
@@ -41,7 +41,7 @@ def test_each_group_is_read_by_its_share_in_epochs_of_its_own(runs, seed):
 @settings(max_examples=25)
 def test_a_mixture_is_read_the_same_from_anywhere(start, size):
   order = mixture()
-  again = order_from(order.to_dict(), order.labels)
+  again = order_from(order.to_dict(), order.domain_ids)
   whole = order.windows(0, start + size)
   assert np.array_equal(again.windows(start, start + size), whole[start:])
 
@@ -53,15 +53,15 @@ def test_a_smaller_budget_of_a_group_is_a_prefix_of_a_larger_one():
 
 
 def test_a_group_of_share_zero_is_never_read_and_may_be_empty():
-  labels = np.repeat(np.array([0, 2], np.uint8), 50)
-  order = Mixture(labels, Shares(("a", "b", "c"), (3, 0, 1)), (30, 0, 10), 1)
-  assert set(labels[order.windows(0, 400)]) == {0, 2}
+  domain_ids = np.repeat(np.array([0, 2], np.uint8), 50)
+  order = Mixture(domain_ids, Shares(("a", "b", "c"), (3, 0, 1)), (30, 0, 10), 1)
+  assert set(domain_ids[order.windows(0, 400)]) == {0, 2}
 
 
 def test_a_plan_that_the_store_cannot_feed_is_refused():
-  labels = np.repeat(np.array([0, 1], np.uint8), 50)
+  domain_ids = np.repeat(np.array([0, 1], np.uint8), 50)
   with pytest.raises(UserError, match="51 unique windows of 'b' do not fit the 50 there are"):
-    Mixture(labels, Shares(("a", "b"), (1, 1)), (30, 51), 1)
+    Mixture(domain_ids, Shares(("a", "b"), (1, 1)), (30, 51), 1)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def train(tmp_path_factory):
 @pytest.mark.parametrize("seq_len", [7, 24, 61])
 def test_windows_belong_to_the_domain_of_their_first_target(train, seq_len):
   names = ("math", "code", "prose")
-  found = window_labels(train, seq_len, names)
+  found = window_domain_ids(train, seq_len, names)
   owner = np.repeat(train.documents.domain, train.documents.num_tokens)
   for window, label in enumerate(found):
     assert names[label] == train.documents.domains[owner[window * seq_len + 1]]
@@ -90,7 +90,7 @@ def test_windows_belong_to_the_domain_of_their_first_target(train, seq_len):
 @pytest.mark.parametrize("names", [("math", "code"), ("math", "code", "prose", "poems")])
 def test_weights_must_name_every_domain_and_no_other(train, names):
   with pytest.raises(UserError, match="the store has the domains .*: name each"):
-    window_labels(train, S, names)
+    window_domain_ids(train, S, names)
 
 
 @pytest.mark.parametrize("weights", ["prose=2,code=1,math=1", "math=5,prose=3,code=0"])

@@ -10,7 +10,7 @@ from moe_parity.data.tokenizer import byte_tokenizer
 from moe_parity.errors import UserError
 from tests.bucket import install
 from tests.small_store import records, write_jsonl
-from tests.test_data_tables import WRITERS
+from tests.test_data_columnar import WRITERS
 
 
 @pytest.fixture

@@ -67,6 +67,24 @@ def test_paper_full_adds_the_router_norms_and_elementwise_work():
   assert full["M_train"] - plain["M_train"] == 6 * router + 9 * 24 * 16 * 2048 + 45 * 24 * 2048
 
 
+def test_executed_adds_router_head_and_blocks_of_attention():
+  paper, executed = one(MOE), account_table([MOE], "executed", vocab_size=65536)[0]
+  d, layers, moe = 2048, 24, 23
+  assert executed["N_params"] == paper["N_params"]
+  assert paper["N_with_vocabulary"] is None
+  assert executed["N_with_vocabulary"] == paper["N_params"] + 2 * 65536 * d
+  skipped = 4 * layers * d * (2048 - 512) // 2
+  added = 2 * 78 * d * moe + 2 * 65536 * d - skipped
+  assert executed["M_forward"] == paper["M_forward"] + added
+  own = account_table([MOE | {"vocab_size": "100"}], "executed", vocab_size=7)[0]
+  assert own["N_with_vocabulary"] == paper["N_params"] + 200 * d
+
+
+def test_executed_without_a_vocabulary_is_refused():
+  with pytest.raises(UserError, match="row 1, column vocab_size: .*--vocab-size"):
+    one(MOE, "executed")
+
+
 @pytest.mark.parametrize("cells", [{}, {"E": ""}, {"E": "0"}, {"E": "-", "K": "-"}])
 def test_a_row_without_experts_is_dense(cells):
   found = one(DENSE | cells)

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from moe_parity.errors import UserError
 from moe_parity.paper import tables
-from moe_parity.planning.accounting import account, compute_ratio
+from moe_parity.planning.accounting import (
+  ATTENTION_BLOCK,
+  CONVENTIONS,
+  account,
+  compute_ratio,
+  query_block,
+)
 from moe_parity.planning.architecture import Architecture
 
 SMALL = Architecture(
@@ -108,9 +114,41 @@ def test_flops_of_each_convention_are_the_formulas():
   )
 
 
-def test_parts_add_up_to_the_totals():
+@pytest.mark.parametrize("block, keys", [(0, 20), (20, 20), (7, 20), (10, 15), (4, 12), (1, 10.5)])
+def test_executed_counts_head_router_and_the_keys_of_blocks(block, keys):
+  cost = account(SMALL, 20, "executed", block)
+  products = 2 * count_matrices(SMALL, 2) + 2 * 3 * 9 * 7 + 2 * 31 * 7
+  assert cost.forward_flops_per_token == products + 4 * 5 * 6 * 4 * keys
+  assert cost.train_flops_per_token == 3 * cost.forward_flops_per_token
+
+
+def test_the_keys_a_query_meets_are_those_of_a_walk_over_blocks():
+  for seq_len, block in ((12, 4), (12, 5), (12, 12), (15, 3), (15, 1)):
+    size = query_block(seq_len, block)
+    met = sum(size * stop for stop in range(size, seq_len + 1, size))
+    scores = account(SMALL, seq_len, "executed", block).breakdown["forward.scores"]
+    assert scores * seq_len == 4 * 5 * 6 * 4 * met
+
+
+def test_executed_keeps_the_papers_parameters_and_no_other_convention_counts_blocks():
+  paper, executed = (account(SMALL, 20, name) for name in ("paper", "executed"))
+  assert executed.num_params == paper.num_params
+  assert executed.num_active_params == paper.num_active_params
+  assert paper.num_params_with_vocabulary == paper.num_params + 2 * 31 * 7
   for convention in ("paper", "paper_full", "exact"):
-    cost = account(SMALL, 20, convention)
+    assert account(SMALL, 20, convention, 4) == account(SMALL, 20, convention)
+
+
+def test_the_default_block_is_that_of_a_config():
+  options = pytest.importorskip("moe_parity.model.options").ModelOptions()
+  from moe_parity.defaults import base
+
+  assert base().model.attention_block == ATTENTION_BLOCK == options.attention_block
+
+
+def test_parts_add_up_to_the_totals():
+  for convention in CONVENTIONS:
+    cost = account(SMALL, 20, convention, 4)
 
     def total(prefix, parts=cost.breakdown):
       return sum(count for name, count in parts.items() if name.startswith(prefix))
@@ -143,7 +181,7 @@ def test_every_row_of_the_golden_table_comes_back():
     assert found == tuple(int(row[name]) for name in names), (row["table"], row["row"])
 
 
-@pytest.mark.parametrize("convention", ["paper", "paper_full", "exact"])
+@pytest.mark.parametrize("convention", CONVENTIONS)
 @given(
   num_layers=st.integers(2, 9),
   d_model=st.integers(1, 99),

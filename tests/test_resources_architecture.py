@@ -110,8 +110,8 @@ except ValueError as error: print(error)"""
 
 def test_planning_imports_no_array_library():
   code = """import importlib, pkgutil, sys
-import moe_parity.resources, moe_parity.published
-for room in (moe_parity.resources, moe_parity.published):
+import moe_parity.planning, moe_parity.paper
+for room in (moe_parity.planning, moe_parity.paper):
   for file in pkgutil.iter_modules(room.__path__, room.__name__ + "."):
     importlib.import_module(file.name)
 print(sorted({"jax", "numpy", "flax"} & set(sys.modules)))"""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from moe_parity.errors import UserError
-from moe_parity.planning.accounting import account
+from moe_parity.planning.accounting import CONVENTIONS, account
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.plan import make_plan
 
@@ -296,7 +296,7 @@ def test_what_cannot_be_meant_is_refused_in_one_line(change, words):
   seq=st.integers(4, 12),
   rates=st.lists(st.floats(0.06, 0.9), min_size=1, max_size=3, unique=True),
   layout=st.sampled_from(["full", "1dense", "interleave"]),
-  convention=st.sampled_from(["paper", "paper_full", "exact"]),
+  convention=st.sampled_from(CONVENTIONS),
   multiple=st.sampled_from([1, 8, 24]),
 )
 def test_any_budget_gives_equal_arms_or_a_refusal(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moe_parity.errors import UserError
 from moe_parity.paper import tables
-from moe_parity.planning.accounting import account
+from moe_parity.planning.accounting import CONVENTIONS, account
 from moe_parity.planning.solver import solve
 from moe_parity.planning.targets import RATE_TOLERANCE, Targets
 
@@ -149,7 +149,7 @@ def test_toy_sizes_have_every_rate_a_demonstration_needs(num_params, layout):
   rate=st.floats(0.02, 0.95),
   data=st.data(),
   layout=st.sampled_from(["full", "1dense", "2dense", "interleave"]),
-  convention=st.sampled_from(["paper", "paper_full", "exact"]),
+  convention=st.sampled_from(CONVENTIONS),
 )
 def test_any_target_gives_a_shape_within_tolerance_or_an_error_with_the_nearest(
   exponent, rate, data, layout, convention

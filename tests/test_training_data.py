@@ -13,7 +13,7 @@ from moe_parity import config
 from moe_parity.data.audit import audit_run, compare_runs
 from moe_parity.data.ledger import BudgetOverrun
 from moe_parity.data.loader import Loader
-from moe_parity.data.mixture import facts
+from moe_parity.data.mixture import planner_inputs
 from moe_parity.data.prepare import prepare
 from moe_parity.errors import UserError
 from moe_parity.planning.plan import make_plan
@@ -76,7 +76,7 @@ def planned(store, *overrides):
       *overrides,
     ],  # fmt: skip
   )
-  plan = make_plan(loaded, **facts(store, loaded))
+  plan = make_plan(loaded, **planner_inputs(store, loaded))
   arms = {arm.name: arm for arm in plan.arms}
   return loaded, plan, arms["dense"], arms["moe_20"]
 

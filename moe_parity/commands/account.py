@@ -11,14 +11,27 @@ HELP = "price any table of shapes, row by row"
 
 def arguments(parser) -> None:
   parser.add_argument("table", type=pathlib.Path, metavar="SHAPES.csv")
-  parser.add_argument("--convention", default="paper", help="paper | paper_full | exact")
+  parser.add_argument("--convention", default="paper", help="paper | paper_full | exact | executed")
+  parser.add_argument(
+    "--vocab-size", type=int, default=0, metavar="V",
+    help="of rows without a column vocab_size; `executed` needs it",
+  )  # fmt: skip
+  parser.add_argument(
+    "--attention-block", type=int, default=512, metavar="QUERIES",
+    help="queries computed at a time (model.attention_block), for `executed`",
+  )  # fmt: skip
   json_argument(parser)
 
 
 def run(args) -> int:
   from moe_parity.planning.account_table import account_file, printable
 
-  rows = account_file(args.table, args.convention)
+  rows = account_file(
+    args.table,
+    args.convention,
+    vocab_size=args.vocab_size,
+    attention_block=args.attention_block,
+  )
   if args.json:
     print(json.dumps(rows, indent=2))
   else:

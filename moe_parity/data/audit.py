@@ -11,8 +11,8 @@ import numpy as np
 
 from moe_parity.data.ledger import Ledger, order_digest
 from moe_parity.data.mixture import Mixture, order_from
-from moe_parity.data.order import Order
 from moe_parity.data.token_store import Split, open_store
+from moe_parity.data.window_order import Order
 from moe_parity.errors import UserError
 
 
@@ -115,7 +115,7 @@ def _store_of(ledger: Ledger, run: Path) -> str:
 
 
 def _order(ledger: Ledger) -> Order | Mixture:
-  return order_from(ledger.data["order"], ledger.labels)
+  return order_from(ledger.data["order"], ledger.domain_ids)
 
 
 def _is_planned_order(ledger: Ledger) -> bool:

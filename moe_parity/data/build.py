@@ -18,7 +18,7 @@ import numpy as np
 from moe_parity.data import corpus, storage
 from moe_parity.data import tokenizer as tokenizers
 from moe_parity.data.corpus import BUILTIN, Source
-from moe_parity.data.encode import Documents, Progress, cut, encode, join
+from moe_parity.data.encode import Documents, Progress, encode, join, split_parts
 from moe_parity.data.scan import DROPPED, TRAIN, VALIDATION, HeldOut, Scan, scan
 from moe_parity.data.token_store import FORMAT, MANIFEST, SPLITS, VERSION
 from moe_parity.data.tokenizer import Tokenizer
@@ -64,7 +64,7 @@ def build(
   report("read", kept, kept)
   documents = Documents(sources, rule, table)
   tokenizer = _tokenizer(spec, work, documents, report)
-  parts = cut(table)
+  parts = split_parts(table)
   encode(work, parts, documents, tokenizer, workers or os.cpu_count() or 1, report)
   done = work / "store"
   shutil.rmtree(done, ignore_errors=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from moe_parity.data import readers, storage, tables
+from moe_parity.data import columnar, readers, storage
 from moe_parity.data.readers import BadRecords, Document, Fields
 from moe_parity.errors import UserError
 
@@ -22,9 +22,9 @@ BUILTIN_SHA256 = {
 _READERS = {
   "jsonl": readers.read_jsonl,
   "text": readers.read_text,
-  "parquet": tables.read_parquet,
-  "arrow": tables.read_arrow,
-  "arrayrecord": tables.read_arrayrecord,
+  "parquet": columnar.read_parquet,
+  "arrow": columnar.read_arrow,
+  "arrayrecord": columnar.read_arrayrecord,
 }
 
 

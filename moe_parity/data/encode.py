@@ -60,7 +60,7 @@ class Part:
     return work / f"{SPLITS[self.split]}-{self.number:06d}.npz"
 
 
-def cut(table: Scan) -> list[Part]:
+def split_parts(table: Scan) -> list[Part]:
   """Each split cut after every PART_BYTES of text."""
   parts = []
   for split in (TRAIN, VALIDATION):

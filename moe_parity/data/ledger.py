@@ -42,8 +42,8 @@ class Ledger:
     num_windows: windows in the stream, `loader.order.num_windows`.
     seq_len: tokens in a window.
     data: what the counts refer to (token file's sha256, order); kept with them.
-    labels: the group of each window, in a mixture; data["order"]["groups"] names them.
-    unique_budget: windows of each group (of all, without labels) the run may see; None: no bound.
+    domain_ids: the group of each window, in a mixture; data["order"]["groups"] names them.
+    unique_budget: windows of each group (of all, without a mixture) the run may see, or None.
     max_tokens: tokens the run may see; None is no bound.
     host_index, num_hosts: which part of each global batch `update` is given.
   """
@@ -54,20 +54,22 @@ class Ledger:
     seq_len: int,
     data: dict | None = None,
     *,
-    labels: np.ndarray | None = None,
+    domain_ids: np.ndarray | None = None,
     unique_budget: Sequence[int] | None = None,
     max_tokens: int | None = None,
     host_index: int = 0,
     num_hosts: int = 1,
   ):
     self.counts = np.zeros(num_windows, np.uint32)
-    self.seq_len, self.data, self.labels = seq_len, dict(data or {}), labels
+    self.seq_len, self.data, self.domain_ids = seq_len, dict(data or {}), domain_ids
     self.host_index, self.num_hosts = host_index, num_hosts
     self.row = 0  # rows of the run given to `update` by all hosts together
     self.digest = 0
     self._budget = None if unique_budget is None else np.asarray(unique_budget)
     self._max_tokens = max_tokens
-    self._unique = np.zeros(1 if labels is None else len(self.data["order"]["groups"]), np.int64)
+    self._unique = np.zeros(
+      1 if domain_ids is None else len(self.data["order"]["groups"]), np.int64
+    )
     self._notes: list[np.ndarray] = []  # of this host, not yet collected
 
   @classmethod
@@ -80,13 +82,13 @@ class Ledger:
       "store": loader.split.location,
       "order": order.to_dict(),
     }
-    labels = getattr(order, "labels", None)
+    domain_ids = getattr(order, "domain_ids", None)
     return cls(
       order.num_windows,
       loader.seq_len,
       data,
-      labels=labels,
-      unique_budget=[order.num_unique] if labels is None else order.unique_by_group,
+      domain_ids=domain_ids,
+      unique_budget=[order.num_unique] if domain_ids is None else order.unique_by_group,
       max_tokens=loader.num_tokens,
       host_index=loader.host_index,
       num_hosts=loader.num_hosts,
@@ -131,11 +133,11 @@ class Ledger:
 
   def _record(self, window: np.ndarray, first_row: int) -> None:
     new = np.unique(window[self.counts[window] == 0])
-    groups = np.zeros(new.size, np.int64) if self.labels is None else self.labels[new]
+    groups = np.zeros(new.size, np.int64) if self.domain_ids is None else self.domain_ids[new]
     unique = self._unique + np.bincount(groups, minlength=self._unique.size)
     if self._budget is not None and (unique > self._budget).any():
       group = int(np.argmax(unique - self._budget))
-      name = "" if self.labels is None else f" of {self.data['order']['groups'][group]!r}"
+      name = "" if self.domain_ids is None else f" of {self.data['order']['groups'][group]!r}"
       raise BudgetOverrun(
         f"the next step would make {unique[group] * self.seq_len:,} unique tokens{name} seen, the"
         f" plan allows {self._budget[group] * self.seq_len:,}; the order of the data is not as"
@@ -157,11 +159,11 @@ class Ledger:
 
   def by_domain(self) -> dict[str, dict]:
     """Seen and unique tokens of the windows of each domain of a mixture; {} without one."""
-    if self.labels is None:
+    if self.domain_ids is None:
       return {}
     names = self.data["order"]["groups"]
-    seen = np.bincount(self.labels, weights=self.counts, minlength=len(names))
-    unique = np.bincount(self.labels[self.counts > 0], minlength=len(names))
+    seen = np.bincount(self.domain_ids, weights=self.counts, minlength=len(names))
+    unique = np.bincount(self.domain_ids[self.counts > 0], minlength=len(names))
     return {
       name: {
         "num_tokens": int(seen[i]) * self.seq_len,
@@ -212,14 +214,14 @@ class Ledger:
     self.row = int(state["row"])
     self.digest = int.from_bytes(np.asarray(state["digest"], np.uint8).tobytes(), "little")
     seen = np.flatnonzero(self.counts)
-    groups = np.zeros(seen.size, np.int64) if self.labels is None else self.labels[seen]
+    groups = np.zeros(seen.size, np.int64) if self.domain_ids is None else self.domain_ids[seen]
     self._unique = np.bincount(groups, minlength=self._unique.size)
 
   def save(self, path: str | Path) -> None:
     """Writes the ledger as .npz, replacing an older one atomically."""
     path = Path(path)
     meta = {"seq_len": self.seq_len, "data": self.data}
-    arrays = self.state() | ({} if self.labels is None else {"labels": self.labels})
+    arrays = self.state() | ({} if self.domain_ids is None else {"domain_ids": self.domain_ids})
     part = path.with_name(path.name + ".part")
     with open(part, "wb") as file:
       text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
@@ -232,8 +234,9 @@ class Ledger:
     try:
       with np.load(path) as data:
         meta = json.loads(data["meta"].tobytes())
-        labels = data["labels"] if "labels" in data else None
-        ledger = cls(data["counts"].size, meta["seq_len"], meta["data"], labels=labels)
+        stored = {"domain_ids", "labels"} & set(data)  # `labels` until November 2026
+        domain_ids = data[stored.pop()] if stored else None
+        ledger = cls(data["counts"].size, meta["seq_len"], meta["data"], domain_ids=domain_ids)
         ledger.restore({name: data[name] for name in ("counts", "row", "digest")})
     except FileNotFoundError:
       raise UserError(f"{path} does not exist; a run writes its ledger when it ends") from None

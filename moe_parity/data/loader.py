@@ -13,8 +13,8 @@ import numpy as np
 
 from moe_parity.data.ledger import BudgetOverrun
 from moe_parity.data.mixture import mixture_of
-from moe_parity.data.order import Order, unique_windows
 from moe_parity.data.token_store import Split
+from moe_parity.data.window_order import Order, unique_windows
 from moe_parity.errors import UserError
 
 _ORDER_BLOCK = 4096  # positions whose windows are computed at once

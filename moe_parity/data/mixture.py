@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_parity.data.order import Order, key
 from moe_parity.data.token_store import Split, TokenStore
+from moe_parity.data.window_order import Order, key
 from moe_parity.errors import UserError
 from moe_parity.planning.domain_shares import Shares, read_shares
 
@@ -24,12 +24,17 @@ class Mixture:
   budget of a group is a prefix of a larger one.
 
   Args:
-    labels: the group of each window, in [0, groups).
+    domain_ids: the group of each window, in [0, groups).
     num_unique: windows of each group that a run draws from.
   """
 
-  def __init__(self, labels: np.ndarray, shares: Shares, num_unique: Sequence[int], seed: int):
-    self.num_windows, self.labels, self.shares, self.seed = labels.size, labels, shares, seed
+  def __init__(self, domain_ids: np.ndarray, shares: Shares, num_unique: Sequence[int], seed: int):
+    self.num_windows, self.domain_ids, self.shares, self.seed = (
+      domain_ids.size,
+      domain_ids,
+      shares,
+      seed,
+    )
     self.unique_by_group = tuple(int(n) for n in num_unique)
     self.num_unique = sum(self.unique_by_group)
     pattern = np.array(shares.pattern)
@@ -37,7 +42,7 @@ class Mixture:
     self._groups = []
     for number, (name, count) in enumerate(zip(shares.names, shares.counts, strict=True)):
       self._rank[pattern == number] = np.arange(count)
-      members, unique = _Members(labels == number), self.unique_by_group[number]
+      members, unique = _Members(domain_ids == number), self.unique_by_group[number]
       if count and not 1 <= unique <= members.count:
         raise UserError(
           f"{unique} unique windows of {name!r} do not fit the {members.count} there are; plan"
@@ -59,7 +64,7 @@ class Mixture:
     return out
 
   def to_dict(self) -> dict:
-    """What names this order, labels apart; equal dicts and labels have the same order."""
+    """What names this order, given `domain_ids`: equal dicts and ids have the same order."""
     return {
       "num_windows": self.num_windows,
       "num_unique": self.num_unique,
@@ -85,11 +90,11 @@ class _Members:
     return self._first[run] + index - self._before[run]
 
 
-def order_from(named: dict, labels: np.ndarray | None = None) -> Order | Mixture:
+def order_from(named: dict, domain_ids: np.ndarray | None = None) -> Order | Mixture:
   """The order that `to_dict` described."""
   if "groups" in named:
     shares = Shares(tuple(named["groups"]), tuple(named["shares"]))
-    return Mixture(labels, shares, named["unique_by_group"], named["seed"])
+    return Mixture(domain_ids, shares, named["unique_by_group"], named["seed"])
   return Order(named["num_windows"], named["num_unique"], named["seed"])
 
 
@@ -97,10 +102,10 @@ def mixture_of(split: Split, seq_len: int, planned: Mapping[str, Mapping], seed:
   """The order of an arm's plan (`ArmPlan.mixture`) over a stream."""
   shares = Shares(tuple(planned), tuple(entry["share"] for entry in planned.values()))
   unique = [entry["num_unique_tokens"] // seq_len for entry in planned.values()]
-  return Mixture(window_labels(split, seq_len, shares.names), shares, unique, seed)
+  return Mixture(window_domain_ids(split, seq_len, shares.names), shares, unique, seed)
 
 
-def facts(store: TokenStore, config: Any) -> dict[str, Any]:
+def planner_inputs(store: TokenStore, config: Any) -> dict[str, Any]:
   """What a store tells the planner of a config: arguments of `make_plan`.
 
   Raises:
@@ -115,12 +120,12 @@ def facts(store: TokenStore, config: Any) -> dict[str, Any]:
 
 
 def available_tokens(split: Split, seq_len: int, names: Sequence[str]) -> dict[str, int]:
-  """Tokens in whole windows of each of these domains; see `window_labels`."""
-  counts = np.bincount(window_labels(split, seq_len, names), minlength=len(names))
+  """Tokens in whole windows of each of these domains; see `window_domain_ids`."""
+  counts = np.bincount(window_domain_ids(split, seq_len, names), minlength=len(names))
   return {name: int(count) * seq_len for name, count in zip(names, counts, strict=True)}
 
 
-def window_labels(split: Split, seq_len: int, names: Sequence[str]) -> np.ndarray:
+def window_domain_ids(split: Split, seq_len: int, names: Sequence[str]) -> np.ndarray:
   """Which of these domains each window is of: that of the document its first target is in.
 
   A window at a border may hold up to seq_len - 1 tokens of the next; `audit` counts tokens.

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from moe_parity.data import storage
-from moe_parity.data.storage import open_binary, optional
+from moe_parity.data.storage import import_optional, open_binary
 from moe_parity.errors import UserError
 
 COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
@@ -110,7 +110,7 @@ def document(record: object, file: str, number: int, fields: Fields, bad: BadRec
 
 
 def _zstd_chunks(raw) -> Iterator[bytes]:
-  zstandard = optional("zstandard", "zstandard", "reading .zst files")
+  zstandard = import_optional("zstandard", "zstandard", "reading .zst files")
   decoder, started = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(), False
   while chunk := raw.read(_CHUNK_BYTES):
     while chunk:
@@ -215,7 +215,7 @@ def files_of(path: str) -> list[str]:
   if storage.is_file(state) and storage.is_file(info):
     listed = json.loads(storage.read_text(state))["_data_files"]
     return [storage.join(path, entry["filename"]) for entry in listed]
-  found = storage.find(path)
+  found = storage.list_files(path)
   if not found and os.path.isdir(path):
     raise UserError(f"{path} is a folder without files; a corpus needs at least one document")
   if not found:

@@ -19,7 +19,7 @@ from typing import Any
 from moe_parity.errors import UserError
 
 
-def optional(module: str, package: str, what: str) -> Any:
+def import_optional(module: str, package: str, what: str) -> Any:
   """Imports `module`, or raises UserError naming the package that brings it."""
   try:
     return importlib.import_module(module)
@@ -39,7 +39,7 @@ def filesystem(path: str) -> tuple[Any, str]:
   Raises:
     UserError: the scheme is unknown, or its library (gcsfs for gs://) is not installed.
   """
-  fsspec = optional("fsspec", "fsspec", path)
+  fsspec = import_optional("fsspec", "fsspec", path)
   try:
     return fsspec.core.url_to_fs(path)
   except (ImportError, ValueError) as error:
@@ -99,7 +99,7 @@ def join(folder: str | Path, name: str) -> str:
   return f"{str(folder).rstrip('/')}/{name}"
 
 
-def find(path: str) -> list[str]:
+def list_files(path: str) -> list[str]:
   """The file itself, the files below a folder, or those that a pattern with *, ? or [ names.
 
   Sorted by name; of a local folder, what begins with a dot is left out. Empty where nothing is.

@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from moe_parity.data.order import key, permute
 from moe_parity.data.token_store import Documents, Split
+from moe_parity.data.window_order import key, permute
 from moe_parity.errors import UserError
 
 MODES = ("document", "strided", "packed")

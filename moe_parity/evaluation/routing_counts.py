@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from moe_parity.data.order import key, permute
 from moe_parity.data.token_store import Documents, Split
+from moe_parity.data.window_order import key, permute
 from moe_parity.errors import UserError
 from moe_parity.evaluation import bits_per_character
 from moe_parity.evaluation.specialisation import MAX_DOCUMENTS, Choices

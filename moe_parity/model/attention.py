@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.weights import matrix
+from moe_parity.planning.accounting import query_block
 from moe_parity.planning.architecture import Architecture
 
 
@@ -162,6 +163,6 @@ class Attention(nnx.Module):
 
       y = flash_attention(q, k, v, slopes, document_BS)
     else:
-      block = self.options.attention_block
-      y = causal_attention(q, k, v, slopes, block if S % block == 0 else S, document_BS)
+      block = query_block(S, self.options.attention_block)
+      y = causal_attention(q, k, v, slopes, block, document_BS)
     return y.reshape(T, -1) @ self.out.astype(x_TD.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from moe_parity.planning.accounting import Cost, account, check_convention
+from moe_parity.planning.accounting import ATTENTION_BLOCK, Cost, account, check_convention
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.scaling_laws import STEP_LAW
 from moe_parity.planning.shape_table import ShapeRow, architecture_of, read_table, rows_of
@@ -13,18 +13,35 @@ from moe_parity.planning.shape_table import ShapeRow, architecture_of, read_tabl
 M_KINDS = ("forward", "train")
 
 
-def account_file(path: str | pathlib.Path, convention: str) -> list[dict]:
+def account_file(
+  path: str | pathlib.Path,
+  convention: str,
+  *,
+  vocab_size: int = 0,
+  attention_block: int = ATTENTION_BLOCK,
+) -> list[dict]:
   """`account_table` of a CSV file; errors name the file.
 
   Raises:
     UserError: as `account_table` and `read_table`.
   """
   check_convention(convention)
-  return account_table(read_table(path), convention, table=str(path))
+  return account_table(
+    read_table(path),
+    convention,
+    table=str(path),
+    vocab_size=vocab_size,
+    attention_block=attention_block,
+  )
 
 
 def account_table(
-  rows: Sequence[Mapping[str, str]], convention: str, table: str = "the table"
+  rows: Sequence[Mapping[str, str]],
+  convention: str,
+  table: str = "the table",
+  *,
+  vocab_size: int = 0,
+  attention_block: int = ATTENTION_BLOCK,
 ) -> list[dict]:
   """One dictionary a row, in the paper's column names.
 
@@ -33,19 +50,25 @@ def account_table(
   iters * batch_seqs * seq_len where those stand in the row, else D_tokens; without either,
   everything that needs tokens is None.
 
+  Args:
+    vocab_size: of rows without a column vocab_size; 0 is not known.
+    attention_block: queries computed at a time, which convention `executed` asks for.
   Returns:
     per row: row (from 1), convention, layout, n_layers, n_dense_layers, seq_len; N_params,
-    Na_params, ra_pct (percent), M_forward and M_train (FLOPs a token), M_kind (of the printed M;
-    train unless the row says forward), M_flops_per_token (that kind), D_tokens, epochs (where
-    D_unique_tokens is printed), C_flops, D_over_N; lr and batch_seqs (StepLaw, unrounded: peak rate
-    and sequences a step, not rounded to a multiple); alpha, zeta, gamma, beta, mu, kappa;
+    N_with_vocabulary (None while vocab_size is not known), Na_params, ra_pct (percent), M_forward
+    and M_train (FLOPs a token), M_kind (of the printed M; train unless the row says forward),
+    M_flops_per_token (that kind), D_tokens, epochs (where D_unique_tokens is printed), C_flops,
+    D_over_N; lr and batch_seqs (StepLaw, unrounded: peak rate and sequences a step, not rounded to
+    a multiple); alpha, zeta, gamma, beta, mu, kappa;
     printed: the table's own values of any of these; difference_pct: 100 (ours / printed - 1).
   Raises:
     UserError: naming table, row and column, for a cell that is missing, not a number or against a
-      rule, and for an unknown convention.
+      rule, and for an unknown convention; under `executed` also for a row without a vocabulary.
   """
   check_convention(convention)
-  return [_account_row(row, convention) for row in rows_of(rows, table)]
+  return [
+    _account_row(row, convention, vocab_size, attention_block) for row in rows_of(rows, table)
+  ]
 
 
 def printable(accounts: Sequence[Mapping]) -> list[dict]:
@@ -75,17 +98,25 @@ def tokens_of(row: ShapeRow, seq_len: int) -> int | float | None:
   return row.number_of("D_tokens") if row.has("D_tokens") else None
 
 
-def _account_row(row: ShapeRow, convention: str) -> dict:
-  architecture = architecture_of(row)
+def _account_row(row: ShapeRow, convention: str, vocab_size: int, attention_block: int) -> dict:
+  architecture = architecture_of(row, vocab_size)
+  if convention == "executed" and not architecture.vocab_size:
+    raise row.error(
+      "vocab_size",
+      "convention='executed' counts the output head's products; give the column, or one vocabulary "
+      "for all rows (--vocab-size=65536)",
+    )
   seq_len = row.count("seq_len", least=1)
   kind = row.text("M_kind") or "train"
   if kind not in M_KINDS:
     raise row.error("M_kind", f"{kind!r} is not known; use {' or '.join(M_KINDS)}")
-  cost = account(architecture, seq_len, convention)
+  cost = account(architecture, seq_len, convention, attention_block)
+  known = architecture.vocab_size > 0
   found = (
     _shape_values(architecture, seq_len)
     | {
       "N_params": cost.num_params,
+      "N_with_vocabulary": cost.num_params_with_vocabulary if known else None,
       "Na_params": cost.num_active_params,
       "ra_pct": 100 * cost.activation_rate,
       "M_forward": cost.forward_flops_per_token,

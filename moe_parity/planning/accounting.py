@@ -11,6 +11,13 @@ The same model has several honest sizes. Which one a number means is its convent
   exact       every parameter of the model this project builds, vocabulary apart: matrices, router,
               norm scales, no biases. FLOPs are its matrix products: 2 an active matrix parameter,
               the router's among them, plus attention scores.
+  executed    N and N_a as in `paper`. FLOPs are every matrix product of a training step as the
+              program computes them: 2 N_a, the router's 2 E d a MoE layer, the output head's 2 V d,
+              and attention scores of the query blocks (`query_block`), not of the full square.
+
+Not in `executed`: what is computed twice (rematerialization, the extra routing pass of gradient
+accumulation); rows that fill experts up to a whole number of slots, and heads that a TPU's kernel
+fills up to 128 channels, both multiplied by zero; and everything that is no matrix product.
 """
 
 from __future__ import annotations
@@ -20,7 +27,18 @@ import dataclasses
 from moe_parity.errors import UserError
 from moe_parity.planning.architecture import Architecture
 
-CONVENTIONS = ("paper", "paper_full", "exact")
+CONVENTIONS = ("paper", "paper_full", "exact", "executed")
+ATTENTION_BLOCK = 512  # queries at a time where a config's model.attention_block says nothing
+# Parts of a model that are parameters, and products that are FLOPs, under a convention.
+_MATRICES = ("attention", "dense_ffn", "routed_experts", "shared_expert")
+_PARAMS = {"paper": _MATRICES, "executed": _MATRICES}
+_PARAMS["paper_full"] = _PARAMS["exact"] = (*_MATRICES, "router", "norms")
+_FLOPS = {
+  "paper": ("parameters", "scores"),
+  "paper_full": ("parameters", "scores", "router", "softmax", "elementwise"),
+  "exact": ("parameters", "scores", "router"),
+  "executed": ("parameters", "scores", "router", "head"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +49,9 @@ class Cost:
     convention: which parameters and FLOPs are counted, see the module.
     num_params: all non-vocabulary parameters [N]. num_active_params: those a token uses [N_a].
     activation_rate: N_a / N, in (0, 1].
-    forward_flops_per_token, train_flops_per_token: [M] and 3 x [M]; vocabulary left out.
-    kappa: forward FLOPs over 2 N_a, what attention adds to the parameters' share.
-    vocabulary_params: embedding and untied head, in no other number here.
+    forward_flops_per_token, train_flops_per_token: [M] and 3 x [M].
+    kappa: forward FLOPs over 2 N_a, what attention (and in `executed` router and head) adds.
+    vocabulary_params: embedding and untied head, in no other number of parameters here.
     breakdown: the parts. `params.*` count all parameters of a kind, `active.*` those a token uses,
       `forward.*` forward FLOPs a token. Parts outside the convention are listed too, under
       `outside.*`.
@@ -49,6 +67,11 @@ class Cost:
   vocabulary_params: int
   breakdown: dict[str, int] = dataclasses.field(hash=False)
 
+  @property
+  def num_params_with_vocabulary(self) -> int:
+    """N and the vocabulary's parameters."""
+    return self.num_params + self.vocabulary_params
+
   def train_flops(self, num_tokens: int) -> int:
     """C = M_train x tokens, in FLOPs."""
     return self.train_flops_per_token * num_tokens
@@ -60,42 +83,44 @@ def check_convention(convention: str) -> None:
     raise UserError(f"convention={convention!r} is not known; use {', '.join(CONVENTIONS)}")
 
 
-def account(architecture: Architecture, seq_len: int, convention: str = "paper") -> Cost:
+def counts_router_and_norms(convention: str) -> bool:
+  """Whether router and norm scales are parameters of N and N_a."""
+  return "router" in _PARAMS[convention]
+
+
+def query_block(seq_len: int, attention_block: int) -> int:
+  """Queries that attention computes at a time, each block against the keys up to its end.
+
+  A block that does not divide the sequence, or 0, stands for the whole sequence.
+  """
+  return attention_block if attention_block and seq_len % attention_block == 0 else seq_len
+
+
+def account(
+  architecture: Architecture, seq_len: int, convention: str = "paper", attention_block: int = 0
+) -> Cost:
   """Counts the parameters of `architecture` and its FLOPs a token at `seq_len`.
 
   Attention holds d H Q for queries, 2 d H_kv Q for keys and values and H Q d for the output; with
-  H Q = d and no sharing that is the paper's 4 d^2. Scores and their use cost 4 L H Q S forward.
+  H Q = d and no sharing that is the paper's 4 d^2. Scores and their use cost 4 L H Q S forward;
+  computed in blocks of b queries a query meets (S + b) / 2 keys on average in place of S.
 
+  Args:
+    attention_block: queries computed at a time (`model.attention_block`), 0 for all S. Only
+      `executed` asks for it: the other conventions count the full square.
   Raises:
     UserError: an unknown convention, or a seq_len that is not a whole number above 0.
   """
   check_convention(convention)
   if not isinstance(seq_len, int) or isinstance(seq_len, bool) or seq_len < 1:
     raise UserError(f"seq_len={seq_len!r} is not a whole number above 0; give tokens a sequence")
+  block = query_block(seq_len, attention_block) if convention == "executed" else seq_len
   all_params, active_params = _parameters(architecture)
-  counted = ("attention", "dense_ffn", "routed_experts", "shared_expert")
-  if convention != "paper":
-    counted += ("router", "norms")
-  flops = _forward_flops(architecture, active_params, seq_len)
-  products = {
-    "paper": ("parameters", "scores"),
-    "paper_full": ("parameters", "scores", "router", "softmax", "elementwise"),
-    "exact": ("parameters", "scores", "router"),
-  }[convention]
-
+  flops = _forward_flops(architecture, active_params, seq_len, block)
+  counted, products = _PARAMS[convention], _FLOPS[convention]
   num_params = sum(all_params[part] for part in counted)
   num_active_params = sum(active_params[part] for part in counted)
   forward = sum(flops[part] for part in products)
-  vocabulary_params = 2 * architecture.vocab_size * architecture.d_model
-  breakdown = {f"params.{part}": all_params[part] for part in counted}
-  breakdown |= {f"active.{part}": active_params[part] for part in counted}
-  breakdown |= {f"forward.{part}": flops[part] for part in products}
-  breakdown |= {
-    f"outside.params.{part}": count for part, count in all_params.items() if part not in counted
-  }
-  breakdown |= {
-    f"outside.forward.{part}": count for part, count in flops.items() if part not in products
-  }
   return Cost(
     convention=convention,
     num_params=num_params,
@@ -104,9 +129,25 @@ def account(architecture: Architecture, seq_len: int, convention: str = "paper")
     forward_flops_per_token=forward,
     train_flops_per_token=3 * forward,
     kappa=forward / (2 * num_active_params),
-    vocabulary_params=vocabulary_params,
-    breakdown=breakdown,
+    vocabulary_params=2 * architecture.vocab_size * architecture.d_model,
+    breakdown=_breakdown(counted, products, all_params, active_params, flops),
   )
+
+
+def _breakdown(
+  counted: tuple[str, ...],
+  products: tuple[str, ...],
+  all_params: dict[str, int],
+  active_params: dict[str, int],
+  flops: dict[str, int],
+) -> dict[str, int]:
+  """`Cost.breakdown` of the parts that count, and of those outside the convention."""
+  parts = {f"params.{part}": all_params[part] for part in counted}
+  parts |= {f"active.{part}": active_params[part] for part in counted}
+  parts |= {f"forward.{part}": flops[part] for part in products}
+  outside = {f"params.{part}": n for part, n in all_params.items() if part not in counted}
+  outside |= {f"forward.{part}": n for part, n in flops.items() if part not in products}
+  return parts | {f"outside.{name}": n for name, n in outside.items()}
 
 
 def compute_ratio(cost: Cost, reference: Cost) -> float:
@@ -142,14 +183,17 @@ def _parameters(architecture: Architecture) -> tuple[dict[str, int], dict[str, i
 
 
 def _forward_flops(
-  architecture: Architecture, active: dict[str, int], seq_len: int
+  architecture: Architecture, active: dict[str, int], seq_len: int, block: int
 ) -> dict[str, int]:
-  """Forward FLOPs a token by kind; a multiply and an add count as two."""
+  """Forward FLOPs a token by kind; a multiply and an add count as two.
+
+  Args:
+    block: queries that attention computes at a time; seq_len gives the full square.
+  """
   a = architecture
-  matrices = ("attention", "dense_ffn", "routed_experts", "shared_expert")
   return {
-    "parameters": 2 * sum(active[part] for part in matrices),
-    "scores": 4 * a.num_layers * a.num_heads * a.d_head * seq_len,
+    "parameters": 2 * sum(active[part] for part in _MATRICES),
+    "scores": 2 * a.num_layers * a.num_heads * a.d_head * (seq_len + block),
     "router": 2 * active["router"],
     "softmax": 3 * a.num_layers * a.num_heads * seq_len,
     "elementwise": 15 * a.num_layers * a.d_model,

@@ -6,6 +6,7 @@ import functools
 import math
 from typing import NamedTuple
 
+from moe_parity.planning.accounting import counts_router_and_norms
 from moe_parity.planning.architecture import layer_pattern
 from moe_parity.planning.targets import RATIO_TOLERANCE, Targets
 
@@ -161,7 +162,7 @@ def _frame(
     return None
   num_dense_layers = num_layers - num_moe_layers
   fixed = 2 * d_model * d_head * (num_heads + (key.num_kv_heads or num_heads)) * num_layers
-  if key.convention != "paper":
+  if counts_router_and_norms(key.convention):
     fixed += (2 * num_layers + 1) * d_model
   penalty = 0.0
   if key.aspect_ratio or not (key.depth and key.d_model):

@@ -25,6 +25,7 @@ COLUMNS = {
   "experts_per_token": "K",
   "d_expert": "De",
   "d_shared": "Dse",
+  "vocab_size": "vocab_size",
 }
 _FIELD = re.compile("|".join(sorted(COLUMNS, key=len, reverse=True)))
 _EMPTY = ("", "-", "n/a")
@@ -124,13 +125,15 @@ def rows_of(rows: Sequence[Mapping[str, str]], table: str) -> list[ShapeRow]:
   return [ShapeRow(cells, number, table) for number, cells in enumerate(rows, 1)]
 
 
-def architecture_of(row: ShapeRow) -> Architecture:
+def architecture_of(row: ShapeRow, vocab_size: int = 0) -> Architecture:
   """The architecture of one row.
 
   Dense where E is missing, empty or 0. The layout is the column `layout`, else `scheme` with its
   `+SE` (shared expert) taken off, else `n_dense_layers` leading dense layers, none if that is
   missing too. Of n_heads and d_head one may be missing: heads then span d_model exactly.
 
+  Args:
+    vocab_size: where the row has no column of that name; 0 is not known.
   Raises:
     UserError: a cell that is missing, not a number or against a rule, by its column.
   """
@@ -144,6 +147,7 @@ def architecture_of(row: ShapeRow) -> Architecture:
     d_head=d_head,
     num_kv_heads=row.count("n_kv_heads", default=0),
     d_ffn=row.count("d_ffn", default=0),
+    vocab_size=row.count("vocab_size", default=vocab_size),
   )
   if row.count("E", default=0):
     fields |= _experts(row) | {"layout": _layout(row, num_layers)}

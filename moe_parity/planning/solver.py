@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from moe_parity.errors import UserError
-from moe_parity.planning.accounting import account
+from moe_parity.planning.accounting import account, counts_router_and_norms
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.depth_width import Frame, frames
 from moe_parity.planning.targets import RATE_TOLERANCE, RATIO_TOLERANCE, Targets
@@ -146,7 +146,7 @@ def _choices(
   num_dense_layers = frame.num_layers - frame.num_moe_layers
   ffn_unit = 3 * frame.d_model * num_dense_layers  # parameters a channel of the dense layers
   unit = 3 * frame.d_model * frame.num_moe_layers  # parameters a channel of the MoE layers
-  router = 0 if t.convention == "paper" else frame.d_model * frame.num_moe_layers
+  router = frame.d_model * frame.num_moe_layers if counts_router_and_norms(t.convention) else 0
   base = frame.fixed_params + ffn_unit * frame.d_ffn + unit * t.d_shared
   total = (t.num_params - base) / unit  # channels of an MoE layer beside a given d_shared
   active = (t.activation_rate * t.num_params - base) / unit

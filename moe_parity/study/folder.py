@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from moe_parity import config as configs
-from moe_parity.data.mixture import facts
+from moe_parity.data.mixture import planner_inputs
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ArmPlan, Plan
@@ -142,7 +142,7 @@ class Study:
     Raises:
       UserError: the folder holds a study with another plan; lists what differs.
     """
-    known = facts(self.store, self.config)
+    known = planner_inputs(self.store, self.config)
     parts = plan_parts(self.config, Results(self.folder, self.claims), **known)
     for part in parts:
       path = self.folder / part.folder / PLAN

@@ -9,7 +9,7 @@ from typing import Any
 
 from moe_parity.data import tf_example
 from moe_parity.data.readers import BadRecords, Document, Fields, document
-from moe_parity.data.storage import local_copy, open_binary, optional
+from moe_parity.data.storage import import_optional, local_copy, open_binary
 from moe_parity.errors import UserError
 
 _ROWS = 256
@@ -17,8 +17,8 @@ _ROWS = 256
 
 def read_parquet(path: str, fields: Fields, bad: BadRecords) -> Iterator[Document]:
   """A row is a record, counted from 1 over all row groups. Only the columns needed are read."""
-  pyarrow = optional("pyarrow", "pyarrow", "reading Parquet")
-  parquet = optional("pyarrow.parquet", "pyarrow", "reading Parquet")
+  pyarrow = import_optional("pyarrow", "pyarrow", "reading Parquet")
+  parquet = import_optional("pyarrow.parquet", "pyarrow", "reading Parquet")
   with open_binary(path) as file:
     try:
       table = parquet.ParquetFile(file)
@@ -32,7 +32,7 @@ def read_parquet(path: str, fields: Fields, bad: BadRecords) -> Iterator[Documen
 
 def read_arrow(path: str, fields: Fields, bad: BadRecords) -> Iterator[Document]:
   """An Arrow stream, as in the folders of `datasets.save_to_disk`."""
-  pyarrow = optional("pyarrow", "pyarrow", "reading Arrow files")
+  pyarrow = import_optional("pyarrow", "pyarrow", "reading Arrow files")
   with open_binary(path) as file:
     try:
       stream = pyarrow.ipc.open_stream(file)
@@ -78,7 +78,7 @@ def _rows(
 def read_arrayrecord(path: str, fields: Fields, bad: BadRecords) -> Iterator[Document]:
   """Records that are JSON objects, tf.Examples (as TFDS writes them), or else UTF-8 text."""
   package = "array_record.python.array_record_module"
-  module = optional(package, "array_record", "reading ArrayRecord")
+  module = import_optional(package, "array_record", "reading ArrayRecord")
   names = (fields.text_key, fields.domain_key, fields.source_key)
   with local_copy(path) as local:
     try:

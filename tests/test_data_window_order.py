@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_parity.data.order import Order, key, permute, splitmix64, unique_windows
+from moe_parity.data.window_order import Order, key, permute, splitmix64, unique_windows
 from moe_parity.errors import UserError
 
 seeds = st.integers(-(2**40), 2**63)
