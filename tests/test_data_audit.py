@@ -9,7 +9,7 @@ from moe_parity.data.audit import audit_run, compare_runs
 from moe_parity.data.ledger import Ledger
 from moe_parity.data.loader import Loader
 from moe_parity.errors import UserError
-from tests.small_store import small_store
+from tests.helpers.small_store import small_store
 
 S, B = 24, 4
 

@@ -7,7 +7,7 @@ from moe_parity.data import corpus
 from moe_parity.data.corpus import Source
 from moe_parity.data.readers import BadRecords
 from moe_parity.errors import UserError
-from tests.small_store import records, write_jsonl
+from tests.helpers.small_store import records, write_jsonl
 
 TEXTS = [r["text"] for r in records(700)]  # over two batches of rows
 

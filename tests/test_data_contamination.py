@@ -7,7 +7,7 @@ from moe_parity.data import contamination
 from moe_parity.data.contamination import documents_of, overlap, words_of
 from moe_parity.data.readers import Document
 from moe_parity.errors import UserError
-from tests.small_store import records, small_store
+from tests.helpers.small_store import records, small_store
 
 WORDS = [f"w{i}" for i in range(60)]
 

@@ -8,7 +8,7 @@ from moe_parity.data import corpus, storage
 from moe_parity.data.corpus import Source
 from moe_parity.data.readers import BadRecords
 from moe_parity.errors import UserError
-from tests.small_store import write_jsonl
+from tests.helpers.small_store import write_jsonl
 
 ONE = {"text": "plain text", "domain": "prose", "source": "a"}
 

@@ -8,7 +8,7 @@ from moe_parity.data import shards
 from moe_parity.data.fingerprint import changed_parts, check_same_data
 from moe_parity.data.prepare import prepare
 from moe_parity.errors import UserError
-from tests.small_store import records, write_jsonl
+from tests.helpers.small_store import records, write_jsonl
 
 PARTS = {
   "tokenizer", "train_tokens", "train_documents", "validation_tokens", "validation_documents",

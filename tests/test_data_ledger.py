@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from moe_parity.data.ledger import BudgetOverrun, Ledger, order_digest
 from moe_parity.data.loader import Loader
 from moe_parity.errors import UserError
-from tests.small_store import small_store
+from tests.helpers.small_store import small_store
 
 S = 24
 

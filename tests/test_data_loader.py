@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moe_parity.data.loader import BudgetOverrun, Loader, prefetch
 from moe_parity.errors import UserError
-from tests.small_store import small_store
+from tests.helpers.small_store import small_store
 
 S = 24
 

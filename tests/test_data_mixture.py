@@ -10,7 +10,7 @@ from moe_parity.data.mixture import Mixture, available_tokens, order_from, windo
 from moe_parity.data.prepare import prepare
 from moe_parity.errors import UserError
 from moe_parity.planning.domain_shares import Shares, plan_mixture, read_shares
-from tests.small_store import records, write_jsonl
+from tests.helpers.small_store import records, write_jsonl
 
 S = 24
 

@@ -16,7 +16,7 @@ from moe_parity.data.corpus import Source
 from moe_parity.data.prepare import prepare
 from moe_parity.data.scan import HeldOut
 from moe_parity.errors import UserError
-from tests.small_store import records, small_store, write_jsonl
+from tests.helpers.small_store import records, small_store, write_jsonl
 
 
 def contents(folder):

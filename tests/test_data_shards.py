@@ -7,7 +7,7 @@ from moe_parity.data import shards
 from moe_parity.data.prepare import prepare
 from moe_parity.data.shards import TokenStream, write_shards
 from moe_parity.errors import UserError
-from tests.small_store import small_store
+from tests.helpers.small_store import small_store
 
 
 def write(folder, lengths, cuts=()):

@@ -8,8 +8,8 @@ from moe_parity.data.prepare import prepare
 from moe_parity.data.token_store import open_store
 from moe_parity.data.tokenizer import byte_tokenizer
 from moe_parity.errors import UserError
-from tests.bucket import install
-from tests.small_store import records, write_jsonl
+from tests.helpers.bucket import install
+from tests.helpers.small_store import records, write_jsonl
 from tests.test_data_columnar import WRITERS
 
 

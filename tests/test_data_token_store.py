@@ -9,7 +9,7 @@ from moe_parity.data.shards import read_index, write_index
 from moe_parity.data.token_store import open_store
 from moe_parity.data.tokenizer import byte_tokenizer, train_bpe
 from moe_parity.errors import UserError
-from tests.small_store import records, small_store
+from tests.helpers.small_store import records, small_store
 
 
 @pytest.fixture(scope="module", params=[1 << 27, 701], ids=["one shard", "several shards"])

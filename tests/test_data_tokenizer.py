@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from moe_parity.data import tokenizer as tokenizers
 from moe_parity.errors import UserError
-from tests.small_store import one_separator_tokenizer, records
+from tests.helpers.small_store import one_separator_tokenizer, records
 
 BYTES = tokenizers.byte_tokenizer()
 any_text = st.text(st.characters(codec="utf-8"))

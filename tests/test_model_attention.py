@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe_parity.model.attention import alibi_slopes, attend, causal_attention, rotate
-from tests import reference_transformer
+from tests.helpers import reference_transformer
 
 B, S, H, N, Q = 2, 12, 6, 3, 5
 

@@ -16,8 +16,8 @@ from moe_parity.model.transformer import abstract_model
 from moe_parity.training.optimizer import OptimizerOptions
 from moe_parity.training.state import init_state
 from moe_parity.training.step import StepOptions, make_train_step
-from tests import reference_transformer, small_model
-from tests.small_store import small_store
+from tests.helpers import reference_transformer, small_model
+from tests.helpers.small_store import small_store
 
 S = 12
 BEGIN, END = 0, 1

@@ -15,7 +15,7 @@ from moe_parity.model.moe import balance_loss, route
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.sharding import mesh as meshes
-from tests import reference_transformer, small_model
+from tests.helpers import reference_transformer, small_model
 
 CASES = {
   "dense, ALiBi": (small_model.dense(), {}),

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from moe_parity.report import page, tables
-from tests import fake_study
+from tests.helpers import fake_study
 
 VOID = {"meta", "img", "source", "br"}
 

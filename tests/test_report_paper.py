@@ -5,7 +5,7 @@ import pytest
 from moe_parity.report import paper, style, tables
 from moe_parity.study import reading
 from moe_parity.study.analysis import compare
-from tests import fake_study
+from tests.helpers import fake_study
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from moe_parity import cli
 from moe_parity.evaluation import specialisation as statistics
 from moe_parity.report import specialisation, style
 from moe_parity.study import reading
-from tests import fake_study
+from tests.helpers import fake_study
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from moe_parity.errors import UserError
 from moe_parity.paper import tables as published
 from moe_parity.report import architecture, figures, page, reuse, sections, steps, style, sweeps
-from tests import fake_steps, fake_study
+from tests.helpers import fake_steps, fake_study
 from tests.test_report_page import read
 
 

@@ -10,7 +10,7 @@ from moe_parity.errors import UserError
 from moe_parity.study.methods import activation_rate
 from moe_parity.study.parts import Results, plan_parts
 from moe_parity.study.workers.runner import run_study
-from tests import fake_training
+from tests.helpers import fake_training
 
 RATES = (0.2, 0.25, 0.3, 0.4, 0.55)
 

@@ -9,7 +9,7 @@ import pytest
 from moe_parity.errors import UserError
 from moe_parity.study import reading
 from moe_parity.study.analysis import compare
-from tests import fake_study
+from tests.helpers import fake_study
 
 
 def study(tmp_path, **kwargs):

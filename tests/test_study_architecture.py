@@ -9,7 +9,7 @@ from moe_parity.errors import UserError
 from moe_parity.study.methods import architecture, selection
 from moe_parity.study.parts import Results, plan_parts
 from moe_parity.study.workers.runner import run_study
-from tests import fake_training
+from tests.helpers import fake_training
 
 LAYOUTS = ("1dense+se", "1dense", "full+se", "full")
 

@@ -13,7 +13,7 @@ from moe_parity.study.analysis.bootstrap import SeedNoise
 from moe_parity.study.methods import reuse_law
 from moe_parity.study.parts import Results, plan_parts
 from moe_parity.study.workers.runner import run_study
-from tests import fake_training
+from tests.helpers import fake_training
 
 RATES = (0.2, 0.3, 0.45)
 

@@ -15,7 +15,7 @@ from moe_parity.study.folder import tasks_of
 from moe_parity.study.workers import runner
 from moe_parity.study.workers.runner import run_study
 from moe_parity.study.workers.shard import Shard
-from tests import fake_training
+from tests.helpers import fake_training
 
 ARMS = ["dense", "moe_20", "moe_30", "moe_40", "moe_50"]
 

@@ -14,7 +14,7 @@ from moe_parity.errors import UserError
 from moe_parity.study.surrogate import fit, laws
 from moe_parity.study.surrogate.laws import Inputs
 from moe_parity.study.surrogate.rows import make_rows, published_rows, study_rows
-from tests import fake_study
+from tests.helpers import fake_study
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -22,7 +22,7 @@ from moe_parity.training.state import (
   to_stored,
 )
 from moe_parity.training.step import StepOptions, make_train_step
-from tests import small_model
+from tests.helpers import small_model
 
 STEPS, BATCH = 20, 16
 NUM_EXPERTS = 11  # on 8 devices 2 each: 5 phantoms, and two devices with nothing else

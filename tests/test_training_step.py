@@ -14,7 +14,7 @@ from moe_parity.training.optimizer import (
 )
 from moe_parity.training.state import init_state
 from moe_parity.training.step import StepOptions, make_train_step
-from tests import small_model
+from tests.helpers import small_model
 
 OPTIMIZER = OptimizerOptions(0.01, 1e-5, num_steps=40, warmup_steps=4)
 MODEL = ModelOptions()

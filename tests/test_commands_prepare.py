@@ -7,7 +7,7 @@ from moe_parity.commands.common import open_data
 from moe_parity.data.corpus import parse_sources
 from moe_parity.defaults import base
 from moe_parity.errors import UserError
-from tests.small_store import records, write_jsonl
+from tests.helpers.small_store import records, write_jsonl
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from jax.sharding import AxisType, PartitionSpec
 from moe_parity.errors import UserError
 from moe_parity.experts.expert_parallel import expert_ffn_local
 from moe_parity.planning.expert_parallel import Shape
-from tests import reference
-from tests.routed import FLOAT32_ERROR, ROUTINGS, assert_equals_reference, draw
+from tests.helpers import reference
+from tests.helpers.routed import FLOAT32_ERROR, ROUTINGS, assert_equals_reference, draw
 
 T = 80  # tokens on each device
 

@@ -13,8 +13,9 @@ from moe_parity.study.workers.bucket_study import RemoteStudy
 from moe_parity.study.workers.runner import run_study
 from moe_parity.study.workers.shard import Shard
 from moe_parity.training import loop
-from tests import fake_training, test_study_activation_rate
-from tests.bucket import install
+from tests import test_study_activation_rate
+from tests.helpers import fake_training
+from tests.helpers.bucket import install
 from tests.test_training_loop import arm, store  # noqa: F401 - a fixture
 
 URL = "gs://mine/studies/a"

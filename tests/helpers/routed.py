@@ -3,7 +3,7 @@
 import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from tests import reference
+from tests.helpers import reference
 
 D, D_EXPERT = 7, 5
 

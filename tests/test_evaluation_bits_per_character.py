@@ -10,8 +10,8 @@ from moe_parity.data.prepare import prepare
 from moe_parity.data.tokenizer import train_bpe
 from moe_parity.errors import UserError
 from moe_parity.evaluation import bits_per_character
-from tests import lm_eval_golden
-from tests.small_store import one_separator_tokenizer, records, small_store, write_jsonl
+from tests.helpers import lm_eval_golden
+from tests.helpers.small_store import one_separator_tokenizer, records, small_store, write_jsonl
 
 S, B = 20, 3
 
@@ -208,7 +208,7 @@ def test_a_loss_that_is_not_finite_is_never_a_result(split):
 
 
 def test_document_mode_is_the_bits_per_byte_of_lm_eval(tmp_path):
-  """Against what lm-eval itself made of the same text: see tests/lm_eval_golden.py."""
+  """Against what lm-eval itself made of the same text: see tests/helpers/lm_eval_golden.py."""
   golden = json.loads(lm_eval_golden.GOLDEN.read_text())
   texts = lm_eval_golden.texts()
   listed = [{"text": text, "source": f"{i}"} for i, text in enumerate(texts)]

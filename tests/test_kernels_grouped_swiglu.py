@@ -11,7 +11,7 @@ from moe_parity.errors import UserError
 from moe_parity.kernels import common, grouped_swiglu_tiling, tile_layout
 from moe_parity.kernels import grouped_swiglu as kernels
 from moe_parity.planning import expert_parallel
-from tests import reference
+from tests.helpers import reference
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from moe_parity.model.transformer import abstract_model
 from moe_parity.planning import expert_parallel
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.sharding import mesh as meshes
-from tests import small_model
+from tests.helpers import small_model
 
 BATCH = 32
 ON_TPU = ModelOptions(platform="tpu")

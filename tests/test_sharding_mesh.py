@@ -18,7 +18,7 @@ from moe_parity.planning.plan import make_plan
 from moe_parity.sharding import mesh as meshes
 from moe_parity.sharding.mesh import ACTIVATIONS, STORED, WEIGHTS, P, spec
 from moe_parity.training.program import mesh_here
-from tests import small_model
+from tests.helpers import small_model
 
 DEMO = pathlib.Path(__file__).resolve().parent.parent / "configs" / "demo.py"
 

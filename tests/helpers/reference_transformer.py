@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests import reference
+from tests.helpers import reference
 
 
 def softmax(x):

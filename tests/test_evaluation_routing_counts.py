@@ -12,8 +12,8 @@ from moe_parity.model.options import ModelOptions
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.sharding.mesh import make_mesh
 from moe_parity.training.state import from_stored, model_places
-from tests import small_model
-from tests.small_store import small_store
+from tests.helpers import small_model
+from tests.helpers.small_store import small_store
 
 
 @pytest.fixture(scope="module")

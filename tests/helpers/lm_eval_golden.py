@@ -1,7 +1,7 @@
 """Bits per byte as lm-eval counts them, to hold ours against: makes tests/golden/lm_eval.json.
 
   pip install lm-eval==0.4.13          # without torch; 69 packages, so not part of the test extra
-  python -m tests.lm_eval_golden
+  python -m tests.helpers.lm_eval_golden
 
 Its task, its windows, its byte counts and its aggregation; only the model is ours: any function of
 all the tokens that a window shows before a target, so that a window cut elsewhere changes the sum.
@@ -17,7 +17,7 @@ import numpy as np
 
 from moe_parity.data import corpus
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "lm_eval.json"
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "lm_eval.json"
 SEQ_LEN = 64
 LENGTHS = (1, 2, 63, 64, 65, 66, 127, 128, 129, 191, 193, 500, 777, 2048, 3001)  # characters
 

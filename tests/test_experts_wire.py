@@ -11,8 +11,8 @@ import pytest
 from moe_parity.aot import hlo
 from moe_parity.experts.assignments import group_by_expert
 from moe_parity.planning.expert_parallel import Shape, room_for, wire_bytes
-from tests.routed import D_EXPERT, D, tpu_mesh
-from tests.test_parallel_dispatch import T, sharded
+from tests.helpers.routed import D_EXPERT, D, tpu_mesh
+from tests.test_experts_expert_parallel import T, sharded
 
 G, E, K = 8, 78, 5
 RAGGED = MERGED = Shape(T, K, E, G)

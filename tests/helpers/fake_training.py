@@ -19,7 +19,7 @@ from moe_parity.defaults import base, dense_arm, moe_arm
 from moe_parity.study.folder import Study
 from moe_parity.study.workers.runner import Trainer
 from moe_parity.training import run_folder
-from tests import small_store
+from tests.helpers import small_store
 
 LOG = "started.log"
 

@@ -14,7 +14,7 @@ from moe_parity.errors import UserError
 from moe_parity.experts import padded_overflow
 from moe_parity.experts.assignments import group_by_expert
 from moe_parity.experts.expert_ffn import expert_ffn, expert_loads, implementation_for, slots_for
-from tests.routed import D_EXPERT, ROUTINGS, D, assert_equals_reference, draw, tpu_mesh
+from tests.helpers.routed import D_EXPERT, ROUTINGS, D, assert_equals_reference, draw, tpu_mesh
 
 T, E, K = 40, 24, 3
 TIGHT = 3  # slots per expert, where the mean load is 5

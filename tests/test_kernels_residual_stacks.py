@@ -8,7 +8,7 @@ from jax import lax
 
 from moe_parity.experts.overflow_rounds import in_rounds
 from moe_parity.kernels import residual_stacks
-from tests.routed import tpu_mesh
+from tests.helpers.routed import tpu_mesh
 
 LAYERS, ROWS, WIDTH = 3, 5, 4
 

@@ -8,7 +8,7 @@ import pytest
 from moe_parity.data import storage
 from moe_parity.errors import UserError
 from moe_parity.study.workers.bucket_mirror import Mirror
-from tests.bucket import Bucket, install
+from tests.helpers.bucket import Bucket, install
 
 RUN, URL = "runs/moe_20-s0", "gs://mine/studies/a"
 
