@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe_parity.sharding import mesh as meshes
 from moe_parity.planning.mesh_sizes import MeshSizes
+from moe_parity.sharding import mesh as meshes
 from tests import small_model
 
 LENGTHS = np.array([3, 6, 1], np.int32)  # of prompts, all different, one of them the shortest
