@@ -99,7 +99,7 @@ def method_of(config: Any):
   method = config.study.method
   if method not in METHODS:
     raise UserError(f"study.method={method!r} is not known; use {', '.join(METHODS)}")
-  return None if method == "arms" else importlib.import_module(f"moe_parity.study.{method}")
+  return None if method == "arms" else importlib.import_module(f"moe_parity.study.methods.{method}")
 
 
 def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
