@@ -65,7 +65,7 @@ def read_shares(weights: str) -> Shares | None:
     if not name or weight < 0 or name in found:
       raise UserError(
         f"data.weights={weights!r}: {part!r} is not <name>=<weight of at least 0> of a name"
-        " not given before; write prose=2,code=1"
+        " not given before; write prose=2,code=1, and a comma in a name as \\,"
       )
     found[name] = weight
   unit = Fraction(1, math.lcm(*(weight.denominator for weight in found.values())))
