@@ -21,6 +21,7 @@ def get_config(arg=None):
   config.study.method = "architecture"
   config.study.seeds = (0,) if arg.tiny else (0, 1, 2)
   study, budget = config.study, config.budget
+  budget.convention = "executed"
   if arg.tiny:
     budget.num_params, budget.dense_tokens, budget.seq_len = 100_000, 20_000, 64
     shape = dict(d_head=16, multiple_of=4)

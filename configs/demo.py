@@ -22,6 +22,7 @@ def get_config(arg=None):
   config.budget.dense_tokens = 20_000 if arg.tiny else 150_000
   config.budget.seq_len = 64 if arg.tiny else 128
   config.budget.reuse = "strict"
+  config.budget.convention = "executed"  # equal compute counts router, head and attention as it is
   if arg.tiny:
     config.arms.dense = dense_arm(d_head=16)
     backbone, rates = dict(num_layers=2, d_model=32, d_head=16, multiple_of=4), (0.2, 0.4)

@@ -24,6 +24,7 @@ def get_config(arg=None):
   config.budget.dense_tokens = 20_000 if arg.tiny else 1_200_000
   config.budget.seq_len = 64 if arg.tiny else 128
   config.budget.reuse = "strict"
+  config.budget.convention = "executed"
   # StepLaw starts at 6e7 parameters. Here its rate keeps dense at byte frequencies for long; 0.3
   # times it did better than 0.1 for dense and for r_a = 0.2 (LOG.md): one factor for all arms.
   common = dict(d_head=16, learning_rate_multiplier=0.3)

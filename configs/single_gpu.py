@@ -5,7 +5,7 @@
   moe-parity study --config=configs/single_gpu.py:tiny --workdir=runs/tiny
 
 N = 160 M without vocabulary, the dense arm sees 20 tokens a parameter once, every MoE arm reuses
-that text (strict). C = 4.2e18 FLOPs an arm by `plan`: 6 hours an arm at 200 TFLOP/s sustained.
+that text (strict). C = 4.3e18 FLOPs an arm by `plan`: 6 hours an arm at 200 TFLOP/s sustained.
 Needs 3.2e9 unique tokens, about 12 GB of text: bring it with --config.data.source."""
 
 from moe_parity.config import parse_arg
@@ -23,6 +23,7 @@ def get_config(arg=None):
   config.budget.seq_len = 64 if arg.tiny else 2048
   config.budget.batch_multiple = 1 if arg.tiny else 8
   config.budget.reuse = arg.reuse
+  config.budget.convention = "executed"
   config.data.tokenizer = "bytes" if arg.tiny else "bpe:32768"
   config.model.dtype = "float32" if arg.tiny else "bfloat16"
   config.model.remat = "none" if arg.tiny else "layer"

@@ -9,6 +9,7 @@ import pytest
 from moe_parity import cli
 from moe_parity.commands import plan
 from moe_parity.commands.output import show
+from tests.small_store import small_store
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -45,6 +46,31 @@ def test_plan_prints_a_row_an_arm(capsys):
   out = capsys.readouterr().out
   for name in ("dense", "moe_12", "moe_20", "moe_30", "moe_45", "moe_60"):
     assert name in out
+
+
+def test_a_plan_takes_its_vocabulary_from_a_finished_store(tmp_path, capsys):
+  store = small_store(tmp_path, count=300, tokenizer="bpe:300")
+  overrides = [f"--config.data.source={tmp_path}/store", "--config.data.tokenizer=store"]
+  command = ["plan", f"--config={ROOT}/configs/demo.py:tiny", "--config.budget.dense_tokens=5120"]
+  assert cli.main([*command, *overrides, "--json"]) == 0
+  plan = json.loads(capsys.readouterr().out)
+  size = store.tokenizer.vocab_size
+  assert {arm["architecture"]["vocab_size"] for arm in plan["arms"]} == {size} != {272}
+  assert not any("assumed" in note for note in plan["notes"])
+  assert cli.main([*command, "--config.data.tokenizer=store"]) == 0
+  assert "not known before the token store is read" in capsys.readouterr().out
+
+
+def test_a_plan_shows_what_the_papers_convention_hides(capsys):
+  command = ["plan", f"--config={ROOT}/configs/demo.py", "--config.budget.convention=paper"]
+  assert cli.main([*command, "--json"]) == 0
+  plan = json.loads(capsys.readouterr().out)
+  ratio = {arm["name"]: arm["costs"]["relative"]["executed_flops"] for arm in plan["arms"]}
+  assert ratio["moe_12"] == pytest.approx(1.15, abs=0.01) and ratio["dense"] == 1
+  (note,) = [note for note in plan["notes"] if "every matrix product" in note]
+  assert "moe_12 1.15" in note and "moe_60" not in note
+  assert cli.main(command) == 0
+  assert "executed x dense" in capsys.readouterr().out
 
 
 def test_account_prices_a_table_and_its_printed_values(tmp_path, capsys):

@@ -77,7 +77,7 @@ def test_a_config_names_all_that_prepare_takes(tmp_path):
   ("held_out", "hash:2", "held_out='hash:2' is not a rule"),
   ("source", "a,,b", "has an empty part"),
   ("source", "nowhere/at/all", "nowhere/at/all does not exist"),
-  ("source", "nowhere/*.txt", r"nowhere/\*.txt does not exist"),
+  ("source", "nowhere/*.txt", r"nowhere/\*.txt matches no file"),
   ("max_bad_records", -1, "max_bad_records=-1"),
   ("tokenizer", "store", "tokenizer=store is for a finished store"),
 ])  # fmt: skip

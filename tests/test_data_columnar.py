@@ -162,7 +162,7 @@ def test_a_path_with_a_scheme_is_read_like_a_local_one(tmp_path):
   (tmp_path / "a.txt").write_text("text")
   found, _ = read(f"file://{tmp_path}")
   assert [d.text for d in found] == ["text"] + [r["text"] for r in records(4)]
-  assert [f["bytes"] for f in corpus.files(Source(f"file://{tmp_path}"))][0] == 4
+  assert [f["bytes"] for f in corpus.content_of(Source(f"file://{tmp_path}"))][0] == 4
   with pytest.raises(UserError, match="does not exist"):
     read(f"file://{tmp_path}/missing")
   with pytest.raises(UserError, match="cannot be opened"):

@@ -46,7 +46,7 @@ def test_other_inputs_get_another_folder_of_the_cache(tmp_path, monkeypatch):
     prepare(path, held_out="hash:0.3").folder,
     prepare(path, held_out="hash:0.4").folder,
     prepare(path, "bpe:290", held_out="hash:0.3").folder,
-    prepare(Source(path, domain="x", domain_key="none"), held_out="hash:0.3").folder,
+    prepare(Source(path, domain="x", domain_key="source"), held_out="hash:0.3").folder,
   }
   write_jsonl(tmp_path / "a.jsonl", records(41))
   folders.add(prepare(path, held_out="hash:0.3").folder)

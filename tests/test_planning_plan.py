@@ -37,7 +37,7 @@ def by_name(plan):
 
 def check_arm(arm, budget, train_flops):
   """Everything an arm says of itself, counted again from its shape and its steps."""
-  cost = account(arm.architecture, budget["seq_len"], arm.convention)
+  cost = account(arm.architecture, budget["seq_len"], arm.convention, arm.attention_block)
   assert (arm.num_params, arm.num_active_params) == (cost.num_params, cost.num_active_params)
   assert arm.num_tokens == arm.num_steps * arm.batch_sequences * budget["seq_len"]
   assert arm.train_flops == arm.num_tokens * cost.train_flops_per_token
@@ -119,6 +119,48 @@ def test_a_plan_is_ready_for_json_and_for_a_table():
   assert values["arms"][1]["exact_num_params"] == exact.num_params + exact.vocabulary_params
   rows = plan.to_rows()
   assert len(rows) == 6 and len({tuple(row) for row in rows}) == 1
+
+
+def test_an_executed_budget_gives_fewer_tokens_to_arms_that_compute_more():
+  data = {"tokenizer": "bytes"}
+  paper = make_plan(config(toy_arms(), data=data))
+  plan = make_plan(config(toy_arms(), {"convention": "executed"}, data=data))
+  (dense, *moe), old = plan.arms, by_name(paper)
+  assert dense.num_tokens == old["dense"].num_tokens
+  assert plan.budget["train_flops"] > paper.budget["train_flops"]
+  for arm in moe:
+    shape = arm.architecture
+    assert shape == old[arm.name].architecture
+    check_arm(arm, BUDGET, plan.budget["train_flops"])
+    products = 2 * arm.num_active_params + 4 * shape.num_layers * shape.d_model * 256
+    products += 2 * shape.num_experts * shape.d_model * shape.num_moe_layers
+    products += 2 * 272 * shape.d_model
+    assert arm.train_flops_per_token == 3 * products
+    assert arm.num_tokens / dense.num_tokens == pytest.approx(1 / arm.compute_ratio, rel=0.01)
+    assert arm.num_tokens < old[arm.name].num_tokens
+
+
+def test_blocks_of_attention_are_charged_as_the_config_says():
+  budget = {"convention": "executed"}
+  full, blocks = (
+    make_plan(config(toy_arms((0.2,)), budget, model={"attention_block": block})).arms[0]
+    for block in (512, 64)
+  )
+  scores = 4 * 4 * 128 * 256
+  assert full.forward_flops_per_token - blocks.forward_flops_per_token == scores * (256 - 160) / 256
+
+
+def test_a_plan_says_which_vocabulary_it_assumed():
+  def notes(tokenizer, vocab_size=0, **budget):
+    values = config(toy_arms((0.2,)), budget, data={"tokenizer": tokenizer})
+    return [n for n in make_plan(values, vocab_size=vocab_size).notes if "ocabulary of" in n
+            or "is not known" in n]  # fmt: skip
+
+  assert notes("bytes", 272) == []
+  assert "a vocabulary of 272 is assumed" in notes("bytes")[0]
+  assert "a vocabulary of 65,536 is assumed" in notes("bpe:65536")[0]
+  assert "nor in C" not in notes("my/tokenizer.json")[0]
+  assert "nor in C" in notes("my/tokenizer.json", convention="executed")[0]
 
 
 def test_every_seed_is_a_run_of_the_same_shape():

@@ -10,6 +10,7 @@ import pytest
 from moe_parity import cli, config
 from moe_parity.data.ledger import Ledger
 from moe_parity.errors import UserError
+from moe_parity.planning.arm_costs import arm_costs
 from moe_parity.study import certificate
 from moe_parity.training import run_folder
 
@@ -34,8 +35,8 @@ def test_a_study_certifies_each_run_and_says_what_is_missing(study):
   assert whole["passed"] and whole["missing"] == ["moe_20 (seed 0)"]
   for name in ("dense", "moe_40"):
     one = json.loads((study / f"runs/{name}-s0/certificate.json").read_text())
-    assert one["passed"] and len(one["checks"]) == 7
-    assert {line["difference_pct"] for line in one["checks"][:6]} == {0.0}
+    assert one["passed"] and len(one["checks"]) == 8
+    assert {line["difference_pct"] for line in one["checks"][:7]} == {0.0}
   assert (study / "report/index.html").stat().st_size > 10_000
 
 
@@ -93,7 +94,7 @@ def edit(path, **fields):
   "fields, failed",
   [
     ({"num_params": 99_000}, {"num_params"}),
-    ({"num_tokens": 5248}, {"num_tokens"}),
+    ({"num_tokens": 5248}, {"num_tokens", "executed_flops"}),
     ({"train_flops": 1}, {"train_flops"}),
     ({"num_unique_tokens": 4096}, {"num_unique_tokens"}),
   ],
@@ -129,7 +130,38 @@ def test_a_ledger_with_a_window_too_many_fails(copy):
   ledger.counts[unseen] = 1
   ledger.save(run / "ledger.npz")
   failed = {line["name"] for line in certificate.certify_run(run)["checks"] if not line["passed"]}
-  assert failed == {"num_tokens", "train_flops", "num_unique_tokens"}
+  assert failed == {"num_tokens", "train_flops", "executed_flops", "num_unique_tokens"}
+
+
+def test_every_resource_of_a_run_is_recounted_from_its_arrays(study):
+  for name in ("dense", "moe_40"):
+    run = study / f"runs/{name}-s0"
+    plan = json.loads((run / "plan.json").read_text())
+    measured = json.loads((run / "certificate.json").read_text())["measured"]
+    (cost,) = arm_costs([plan])
+    assert plan["convention"] == "executed"
+    assert measured["executed_flops"] == cost.executed_flops == plan["train_flops"]
+    assert measured["num_params_with_vocabulary"] == cost.num_params_with_vocabulary
+    assert measured["weight_bytes"] == cost.weight_bytes
+
+
+def test_a_folder_of_an_earlier_version_still_goes_on(copy, capsys):
+  def forget(arm):
+    del arm["attention_block"]
+    return arm
+
+  whole = json.loads((copy / "plan.json").read_text())
+  edit(copy / "plan.json", arms=[forget(arm) for arm in whole["arms"]], notes=["old words"])
+  for path in copy.glob("runs/*/plan.json"):
+    path.write_text(json.dumps(forget(json.loads(path.read_text()))))
+    assert certificate.certify_run(path.parent)["passed"]
+  assert cli.main(["study", CONFIG, f"--workdir={copy}", "--only=dense,moe_40", *SMALL]) == 0
+  run = copy / "runs/dense-s0"
+  loaded = config.load(CONFIG.removeprefix("--config="), SMALL)
+  run_folder.claim(run, config.to_json(loaded), whole["arms"][0])
+  other = whole["arms"][0] | {"num_steps": 7}
+  with pytest.raises(UserError, match="plan.num_steps"):
+    run_folder.claim(run, config.to_json(loaded), other)
 
 
 def test_arms_that_saw_other_data_fail_the_study(copy):

@@ -17,9 +17,9 @@ def run(args) -> int:
   from moe_parity.study.parts import Results, method_of, plan_parts
 
   config = load_config(args)
-  parts = plan_parts(config, Results(None))
+  parts = plan_parts(config, Results(None), **store_inputs(config))
   if args.json:
-    plans = {part.name: with_memory(config, part.plan) for part in parts}
+    plans = {part.name: with_costs(config, part.plan) for part in parts}
     print(json.dumps(plans[""] if len(parts) == 1 else plans, indent=2))
     return 0
   for part in parts:
@@ -31,6 +31,8 @@ def run(args) -> int:
         for row, bytes_ in zip(part.plan.to_rows(), memory_of(config, part.plan), strict=True)
       ]
     )
+    print()
+    print_table(part.plan.cost_rows())
     if part.plan.mixture_rows():
       print()
       print_table(part.plan.mixture_rows())
@@ -54,9 +56,25 @@ def memory_of(config, plan) -> list[dict | None]:
   return [planned[arm.name] for arm in plan.arms]
 
 
-def with_memory(config, plan) -> dict:
-  """The plan ready for JSON, each arm with its `device_memory_bytes`."""
-  found = plan.to_dict()
-  for arm, memory in zip(found["arms"], memory_of(config, plan), strict=True):
-    arm["device_memory_bytes"] = memory
-  return found
+def with_costs(config, plan) -> dict:
+  """The plan ready for JSON, each arm with its `device_memory_bytes` and its `costs` (executed
+  FLOPs, parameters with vocabulary, bytes of weights, all relative to dense too)."""
+  from moe_parity.planning.arm_costs import arm_costs
+
+  values = plan.to_dict()
+  costs = {cost.name: cost.to_dict() for cost in arm_costs(values["arms"])}
+  for arm, memory in zip(values["arms"], memory_of(config, plan), strict=True):
+    arm |= {"device_memory_bytes": memory, "costs": costs[arm["name"]]}
+  return values
+
+
+def store_inputs(config) -> dict:
+  """What a finished token store on this machine tells the planner; nothing where the config's
+  source is text, or elsewhere."""
+  source = config.data.source
+  if "," in source or "://" in source or source == "builtin":
+    return {}
+  from moe_parity.data.mixture import planner_inputs
+  from moe_parity.data.token_store import is_store, open_store
+
+  return planner_inputs(open_store(source), config) if is_store(source) else {}

@@ -7,10 +7,12 @@ from moe_parity.commands.data.show import print_store
 from moe_parity.commands.output import print_table
 
 HELP = "turn text into a token store with a manifest"
-EXAMPLE = """\
-moe-parity prepare --source prose=books/ code=src/ 'web=crawl/*.jsonl.zst' \\
+EXAMPLE = r"""
+moe-parity prepare --source prose=books/ code=text:src/ 'web=crawl/*.jsonl.zst' \
                    --tokenizer bpe:65536 --held-out hash:0.01 --store stores/mine
 
+A format before the path (text: json: parquet: arrow: arrayrecord:) is that of every file; without
+one the ending of each name says it. A comma, = or : in a name has a backslash before it: 'a\,b.md'
 The same command goes on after a kill, and opens the store once it is there. Paths may have a scheme
 (gs://bucket/folder). The same sources in a config: data.source = "prose=books/,code=src/"
 """
@@ -24,7 +26,7 @@ def arguments(parser) -> None:
     "--source",
     nargs="+",
     default=["builtin"],
-    metavar="[DOMAIN=]PATH",
+    metavar="[DOMAIN=][FORMAT:]PATH",
     help="files, folders, patterns; text, .jsonl, .parquet, .arrayrecord, .arrow, or builtin."
     " A domain named here is that of every document; otherwise records or file names say it",
   )
@@ -53,7 +55,7 @@ def run(args) -> int:
   from moe_parity.data.prepare import prepare
 
   keys = {f"{name}_key": getattr(args, f"{name}_key") for name in ("text", "domain", "source")}
-  sources = parse_sources(",".join(args.source), **keys)
+  sources = [source for text in args.source for source in parse_sources(text, **keys)]
   with bytes_bar() as show:
     stages = Stages(show)
     store = prepare(

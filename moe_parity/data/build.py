@@ -6,9 +6,11 @@ of unique data is a seeded subset of windows, so nothing is gained by shuffling 
 neighbours in a window stay of one kind.
 """
 
+import itertools
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +21,7 @@ from moe_parity.data import corpus, storage
 from moe_parity.data import tokenizer as tokenizers
 from moe_parity.data.corpus import BUILTIN, Source
 from moe_parity.data.encode import Documents, Progress, encode, join, split_parts
+from moe_parity.data.formats import format_of
 from moe_parity.data.scan import DROPPED, TRAIN, VALIDATION, HeldOut, Scan, scan
 from moe_parity.data.token_store import FORMAT, MANIFEST, SPLITS, VERSION
 from moe_parity.data.tokenizer import Tokenizer
@@ -75,7 +78,7 @@ def build(
     name: join(work, done, name, [p for p in parts if p.split == split], table, tokenizer)
     for name, split in zip(SPLITS, (TRAIN, VALIDATION), strict=True)
   }
-  manifest = _manifest(sources, rule, table, tokenizer, splits)
+  manifest = _manifest(sources, rule, table, tokenizer, splits, inputs)
   report("write", kept, kept)
   (done / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
   (done / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n", "utf-8")
@@ -131,10 +134,15 @@ def _texts(documents: Documents, wanted: np.ndarray, total: int, report: Progres
 
 
 def _manifest(
-  sources: Sequence[Source], rule: HeldOut, table: Scan, tokenizer: Tokenizer, splits: dict
+  sources: Sequence[Source],
+  rule: HeldOut,
+  table: Scan,
+  tokenizer: Tokenizer,
+  splits: dict,
+  inputs: dict,
 ) -> dict:
   dropped = table.split == DROPPED
-  origins = [*sources, *([Source(rule.source)] if rule.source else [])]
+  origins = zip([*sources, *rule.sources(sources)], inputs["files"], strict=True)
   return {
     "format": FORMAT,
     "version": VERSION,
@@ -146,23 +154,46 @@ def _manifest(
       "eos_id": tokenizer.eos_id,
       "pad_id": tokenizer.pad_id,
     },
-    "origins": [{**origin.to_dict(), "files": _hashed(origin)} for origin in origins],
+    "origins": [_origin(source, before) for source, before in origins],
     "held_out": asdict(rule),
     "duplicates": {
       "num_documents": int(dropped.sum()),
       "num_bytes": int(table.num_bytes[dropped].sum()),
     },
-    "bad_records": {"count": table.bad_records, "messages": list(table.bad_messages)},
+    "bad_records": {
+      "count": table.bad_records,
+      "num_bytes": table.bad_bytes,
+      "messages": list(table.bad_messages),
+    },
     "splits": splits,
   }
 
 
-def _hashed(source: Source) -> list[dict]:
-  """Files of a source by content: what the manifest vouches for."""
+def _origin(source: Source, before: list[dict]) -> dict:
+  """A source and its files by content: what the manifest vouches for.
+
+  Args:
+    before: `corpus.content_of` the source when the build began.
+  Raises:
+    UserError: a file has changed since.
+  """
+  found = corpus.content_of(source)
+  for old, new in itertools.zip_longest(before, found):
+    if old != new:
+      path = (new or old)["path"]
+      raise UserError(f"{path} changed while it was being prepared; prepare again")
   if source.path == BUILTIN:
-    return corpus.files(source)
-  found = []
-  for file in corpus.files(source):
-    sha256 = storage.sha256_of(file["path"])
-    found.append({"path": file["path"], "bytes": file["bytes"], "sha256": sha256})
-  return found
+    return {**source.to_dict(), "files": found, "formats": {}, "num_hidden": 0, "stores": []}
+  files = [
+    file if "sha256" in file
+    else {"path": file["path"], "bytes": file["bytes"], "sha256": storage.sha256_of(file["path"])}
+    for file in found
+  ]  # fmt: skip
+  left_out = corpus.listing(source)
+  return {
+    **source.to_dict(),
+    "files": files,
+    "formats": dict(Counter(format_of(file["path"], source.format) for file in files)),
+    "num_hidden": left_out.num_hidden,
+    "stores": left_out.stores,
+  }

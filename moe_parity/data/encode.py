@@ -106,6 +106,8 @@ def encode(
     while running:
       done += _finish(running.popleft(), missing, table)
       report("tokenize", done, total)
+  if done < total:
+    raise UserError("the corpus became shorter while it was being prepared; prepare again")
 
 
 def _finish(entry: tuple[int, Future], missing: list[Part], table: Scan) -> int:
@@ -169,7 +171,7 @@ def join(
 
 
 def _of_part(part: Part, work: Path, name: str) -> np.ndarray:
-  with np.load(part.path(work)) as data:
+  with np.load(part.path(work), allow_pickle=False) as data:
     return data[name]
 
 

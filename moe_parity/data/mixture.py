@@ -12,6 +12,7 @@ import numpy as np
 from moe_parity.data.token_store import Split, TokenStore
 from moe_parity.data.window_order import Order, key
 from moe_parity.errors import UserError
+from moe_parity.escapes import escape
 from moe_parity.planning.domain_shares import Shares, read_shares
 
 _GROUP = 4  # what a key is for
@@ -140,7 +141,8 @@ def window_domain_ids(split: Split, seq_len: int, names: Sequence[str]) -> np.nd
   present = [domains[number] for number in np.unique(domain)]
   if not set(present) <= set(names) <= set(domains):
     raise UserError(
-      f"data.weights names {', '.join(names)}; the store has the domains {', '.join(present)}:"
+      f"data.weights names {', '.join(map(escape, names))}; the store has the domains"
+      f" {', '.join(map(escape, present))}:"
       " name each, those to leave out with weight 0"
     )
   number_of = np.array([names.index(name) if name in names else 0 for name in domains])

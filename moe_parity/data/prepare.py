@@ -18,6 +18,7 @@ from moe_parity.data import tokenizer as tokenizers
 from moe_parity.data.build import build, work_folder
 from moe_parity.data.corpus import BUILTIN, Source, parse_sources
 from moe_parity.data.encode import Progress
+from moe_parity.data.formats import file_label
 from moe_parity.data.scan import HeldOut
 from moe_parity.data.token_store import MANIFEST, VERSION, TokenStore, is_store, open_store
 from moe_parity.errors import UserError
@@ -92,6 +93,8 @@ def open_data(data: Any, progress: Progress | None = None) -> TokenStore:
 
 
 def _is_occupied(folder: Path) -> bool:
+  if folder.exists() and not folder.is_dir():
+    raise UserError(f"{folder} is a file; a store is a folder: choose another name")
   return folder.exists() and any(folder.iterdir())
 
 
@@ -133,15 +136,13 @@ def _reopen(location: str, inputs: dict) -> TokenStore:
 
 
 def _inputs(sources: Sequence[Source], tokenizer: str, rule: HeldOut) -> dict:
-  """What a store depends on, cheap to gather: files by size and time, not by content."""
+  """What a store depends on: the content of every local file, remote ones by size and version."""
   if tokenizer == "store":
     raise UserError("tokenizer=store is for a finished store as source; give bytes or bpe:<vocab>")
   described = tokenizer
   if tokenizer not in ("bytes",) and not tokenizer.startswith("bpe:"):
     described = tokenizers.load(tokenizer).fingerprint
-  files = [corpus.files(source) for source in sources]
-  if rule.source:
-    files.append(corpus.files(Source(rule.source)))
+  files = [corpus.content_of(source) for source in [*sources, *rule.sources(sources)]]
   return {
     "version": VERSION,
     "sources": [source.to_dict() for source in sources],
@@ -158,5 +159,5 @@ def _key(inputs: dict) -> str:
 def _label(sources: Sequence[Source]) -> str:
   """A name for people: what the first source is called, in letters that any file system takes."""
   first = sources[0]
-  name = first.domain or Path(first.path).name.split(".")[0]
-  return re.sub(r"[^\w-]+", "", name) or "corpus"
+  name = first.domain or file_label(first.path)
+  return re.sub(r"[^\w-]+", "", name)[:40] or "corpus"

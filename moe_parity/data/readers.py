@@ -1,30 +1,18 @@
-"""Files to documents: one reader a format, every bad record named by file and number.
+"""From a decoded record to a document, and the account of what could not be one.
 
-A reader is a generator over one file. What it cannot turn into a document goes to `BadRecords`,
-which stops at the first one over its limit; nothing is skipped without being counted.
+A reader (`json_records`, `plain_text`, `columnar`) is a generator over one file. A record that
+cannot become a document goes to `BadRecords`, which stops at the first one over its limit. A file
+that cannot be read to its end always stops: nobody knows how much of it is lost.
 """
 
-import bz2
-import gzip
-import json
-import lzma
-import os
-import zlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
-from moe_parity.data import storage
-from moe_parity.data.storage import import_optional, open_binary
+from moe_parity.data.formats import file_label
 from moe_parity.errors import UserError
 
-COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
-_SUFFIXES = {
-  "jsonl": (".jsonl", ".ndjson"),
-  "parquet": (".parquet",),
-  "arrow": (".arrow",),
-  "arrayrecord": (".arrayrecord", ".array_record"),
-}
-_CHUNK_BYTES = 1 << 20
 _KEPT_MESSAGES = 20
 
 
@@ -43,15 +31,21 @@ class BadRecords:
 
   Args:
     limit: bad records tolerated over all files; 0 stops at the first.
+
+  `num_bytes` adds up what was lost as it is stored, where the format says it. `keys` are the given
+  keys that at least one record had.
   """
 
   limit: int = 0
   count: int = 0
+  num_bytes: int = 0
   messages: list[str] = field(default_factory=list)
+  keys: set[str] = field(default_factory=set)
 
-  def report(self, file: str, record: int, reason: str) -> None:
+  def report(self, file: str, record: int, reason: str, num_bytes: int = 0) -> None:
     """Record numbers start at 1. Raises UserError when `limit` is passed."""
     self.count += 1
+    self.num_bytes += num_bytes
     message = f"{file}, record {record}: {reason}"
     if len(self.messages) < _KEPT_MESSAGES:
       self.messages.append(message)
@@ -61,13 +55,23 @@ class BadRecords:
         f"or raise max_bad_records"
       )
 
+  @staticmethod
+  def stop(file: str, record: int, reason: str) -> NoReturn:
+    """For a file that cannot be read from this record on, whatever the limit. Raises UserError."""
+    raise UserError(
+      f"{file}, record {record}: {reason}; how much of the file is lost is not known, so"
+      f" max_bad_records does not cover it: fetch or write the file again, or leave it out"
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class Fields:
   """Which keys of a record hold what.
 
-  `domain`, where it is given, is that of every record; otherwise a record names its own, and
-  `default_domain`, or the file's name, is for those that do not.
+  A key with dots, `meta.lang`, is looked up as it is written and then level by level. `domain`,
+  where it is given, is that of every record; otherwise a record names its own, and
+  `default_domain`, or the file's name, is for those that do not. `format` is that of every file, ''
+  for what the file's name says.
   """
 
   text_key: str = "text"
@@ -75,149 +79,107 @@ class Fields:
   source_key: str = "source"
   domain: str = ""
   default_domain: str = ""
+  format: str = ""
 
   def of_plain_text(self) -> "Fields":
     """The same for a record that is {"text": ...} because the file has no fields."""
     return Fields(domain=self.domain, default_domain=self.default_domain)
 
 
-def stem(path: str) -> str:
-  """File name without folder, compression and format: 'a/prose.jsonl.zst' -> 'prose'."""
-  return os.path.basename(path.rstrip("/")).split(".")[0]
+def value_of(record: dict, key: str) -> Any:
+  """What a record holds under a key; 'a.b' is `record["a.b"]` or else `record["a"]["b"]`.
+
+  None where the record has no such key, or null under it.
+  """
+  if key in record:
+    return record[key]
+  start = key.find(".")
+  while start != -1:
+    inner = record.get(key[:start])
+    if isinstance(inner, dict):
+      found = value_of(inner, key[start + 1 :])
+      if found is not None:
+        return found
+    start = key.find(".", start + 1)
+  return None
 
 
-def document(record: object, file: str, number: int, fields: Fields, bad: BadRecords):
-  """Document of one decoded record, or None after reporting what is wrong with it."""
-  if not isinstance(record, dict):
-    bad.report(file, number, f"an object with a text field is needed, got {type(record).__name__}")
+def document(
+  record: object,
+  file: str,
+  number: int,
+  fields: Fields,
+  bad: BadRecords,
+  num_bytes: int | Callable[[], int] = 0,
+) -> Document | None:
+  """Document of one decoded record, or None after reporting what is wrong with it.
+
+  Args:
+    num_bytes: what is lost with the record, or a function that counts it.
+  """
+  try:
+    return _document(record, file, fields, bad.keys)
+  except _Unusable as problem:
+    lost = num_bytes if isinstance(num_bytes, int) else num_bytes()
+    bad.report(file, number, str(problem), lost)
     return None
-  text = record.get(fields.text_key)
+
+
+class _Unusable(Exception):
+  """Why a record is no document."""
+
+
+def _document(record: object, file: str, fields: Fields, keys: set[str]) -> Document:
+  if not isinstance(record, dict):
+    raise _Unusable(f"an object with a text field is needed, got {type(record).__name__}")
+  text = value_of(record, fields.text_key)
+  if isinstance(text, bytes):
+    text = _decoded(text, fields.text_key)
   if not isinstance(text, str):
     found = "is missing" if text is None else f"is a {type(text).__name__}"
-    bad.report(file, number, f"field {fields.text_key!r} {found}; it must be a string")
-    return None
+    raise _Unusable(f"field {fields.text_key!r} {found}; it must be a string")
+  keys.add(fields.text_key)
   if not text.strip():
-    bad.report(file, number, "the text is empty")
-    return None
+    raise _Unusable("the text is empty")
+  _check_unicode(text, "the text")
+  domain = _name(record, fields.domain_key, keys)
+  source = _name(record, fields.source_key, keys)
+  label = file_label(file)
+  return Document(text, fields.domain or domain or fields.default_domain or label, source or label)
+
+
+def _name(record: dict, key: str, keys: set[str]) -> str:
+  """The domain or source a record names, '' where it names none. 0 and false are names."""
+  value = value_of(record, key)
+  if value is None:
+    return ""
+  keys.add(key)
+  if isinstance(value, bytes):
+    value = _decoded(value, key)
+  if isinstance(value, bool):
+    value = str(value).lower()
+  elif isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+    value = str(value)
+  if not isinstance(value, str):
+    what = str(value) if isinstance(value, float) else f"a {type(value).__name__}"
+    raise _Unusable(f"field {key!r} is {what}; a name must be a string or a number")
+  if not value.strip():
+    raise _Unusable(f"field {key!r} is empty; leave it out where there is no name")
+  _check_unicode(value, f"field {key!r}")
+  return value
+
+
+def _decoded(value: bytes, key: str) -> str:
+  try:
+    return value.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise _Unusable(f"field {key!r} is not UTF-8 at byte {error.start}") from None
+
+
+def _check_unicode(text: str, what: str) -> None:
   try:
     text.encode("utf-8")
   except UnicodeEncodeError as error:
-    bad.report(file, number, f"lone surrogate at character {error.start}: not valid Unicode text")
-    return None
-  domain = fields.domain or record.get(fields.domain_key) or fields.default_domain or stem(file)
-  source = record.get(fields.source_key) or stem(file)
-  return Document(text, str(domain), str(source))
-
-
-def _zstd_chunks(raw) -> Iterator[bytes]:
-  zstandard = import_optional("zstandard", "zstandard", "reading .zst files")
-  decoder, started = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(), False
-  while chunk := raw.read(_CHUNK_BYTES):
-    while chunk:
-      started = True
-      try:
-        yield decoder.decompress(chunk)
-      except zstandard.ZstdError as error:
-        raise EOFError(str(error)) from None
-      chunk = b""
-      if decoder.eof:
-        chunk, started = decoder.unused_data, False
-        decoder = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-  if started:
-    raise EOFError("the last zstd frame has no end")
-
-
-def _lines(path: str) -> Iterator[bytes]:
-  """Lines of a plain or compressed file; EOFError or OSError where an archive breaks off."""
-  with open_binary(path) as raw:
-    if path.endswith(".zst"):
-      rest = b""
-      for chunk in _zstd_chunks(raw):
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
-      if rest:
-        yield rest
-      return
-    opener = {"gz": gzip.open, "xz": lzma.open, "bz2": bz2.open}.get(path.rsplit(".", 1)[-1])
-    with opener(raw, "rb") if opener else raw as stream:
-      yield from stream
-
-
-def parse_jsonl(
-  lines: Iterator[bytes], path: str, fields: Fields, bad: BadRecords
-) -> Iterator[Document]:
-  """One JSON object a line; a line is a record, counted from 1."""
-  number = 0
-  while True:
-    number += 1
-    try:
-      line = next(lines, None)
-    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-      bad.report(path, number, f"the archive is damaged or cut off here ({error})")
-      return
-    if line is None:
-      return
-    if not line.strip():
-      bad.report(path, number, "the line is empty")
-      continue
-    try:
-      record = json.loads(line)
-    except UnicodeDecodeError as error:
-      bad.report(path, number, f"not UTF-8 at byte {error.start} of the record")
-      continue
-    except ValueError as error:
-      bad.report(path, number, f"not a JSON record ({error})")
-      continue
-    if found := document(record, path, number, fields, bad):
-      yield found
-
-
-def read_jsonl(path: str, fields: Fields, bad: BadRecords) -> Iterator[Document]:
-  """Records of a .jsonl file, plain or compressed."""
-  return parse_jsonl(_lines(path), path, fields, bad)
-
-
-def read_text(path: str, fields: Fields, bad: BadRecords) -> Iterator[Document]:
-  """The whole file is one document; bytes are kept as they are, line ends included."""
-  try:
-    data = b"".join(_lines(path))
-    text = data.decode("utf-8")
-  except UnicodeDecodeError as error:
-    bad.report(path, 1, f"not UTF-8 at byte {error.start}")
-    return
-  except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-    bad.report(path, 1, f"the archive is damaged or cut off ({error})")
-    return
-  if found := document({"text": text}, path, 1, fields.of_plain_text(), bad):
-    yield found
-
-
-def format_of(path: str) -> str:
-  """'jsonl', 'parquet', 'arrow', 'arrayrecord' or 'text', by the file's name."""
-  name = path.lower()
-  for suffix in COMPRESSIONS:
-    name = name.removesuffix(suffix)
-  for kind, suffixes in _SUFFIXES.items():
-    if name.endswith(suffixes):
-      return kind
-  return "text"
-
-
-def files_of(path: str) -> list[str]:
-  """The file itself; the files of a folder or of a pattern (*, ?, [...]) in sorted order.
-
-  A folder that Hugging Face's `save_to_disk` wrote gives its data files in their order.
-  """
-  if storage.is_file(storage.join(path, "dataset_dict.json")):
-    splits = json.loads(storage.read_text(storage.join(path, "dataset_dict.json")))["splits"]
-    raise UserError(f"{path} holds several splits; give one of {', '.join(splits)} below it")
-  state, info = storage.join(path, "state.json"), storage.join(path, "dataset_info.json")
-  if storage.is_file(state) and storage.is_file(info):
-    listed = json.loads(storage.read_text(state))["_data_files"]
-    return [storage.join(path, entry["filename"]) for entry in listed]
-  found = storage.list_files(path)
-  if not found and os.path.isdir(path):
-    raise UserError(f"{path} is a folder without files; a corpus needs at least one document")
-  if not found:
-    raise UserError(f"{path} does not exist; give a file, a folder or a pattern, or 'builtin'")
-  return found
+    raise _Unusable(
+      f"{what} has a lone surrogate at character {error.start}: not valid Unicode text"
+    ) from None

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from moe_parity.data import corpus
-from moe_parity.data.corpus import BUILTIN, Source
+from moe_parity.data.corpus import BUILTIN, Source, check_keys, parse_sources
 from moe_parity.data.readers import BadRecords, Document
 from moe_parity.errors import UserError
+from moe_parity.escapes import escape, split, unescape
 
 TRAIN, VALIDATION, DROPPED = 0, 1, -1
 DIGEST_BYTES = 16
@@ -39,9 +40,11 @@ class HeldOut:
 
   @classmethod
   def parse(cls, rule: str, sources: Sequence[Source]) -> "HeldOut":
-    """'hash:0.01', 'works:Macbeth,The Tempest', 'source:path', or '' for the default.
+    r"""'hash:0.01', 'works:Macbeth,The Tempest', 'source:path', or '' for the default.
 
-    The default is the corpus's own split for 'builtin' alone, otherwise 'hash:0.01'.
+    The default is the corpus's own split for 'builtin' alone, otherwise 'hash:0.01'. A name with a
+    comma is written `works:Tempest\, The`; a work named `Hamlet [2nd ed.]` is found by that name or
+    by a pattern.
     """
     if rule == "":
       return cls() if [s.path for s in sources] == [BUILTIN] else cls(fraction=0.01)
@@ -54,13 +57,24 @@ class HeldOut:
       if 0 < fraction < 1:
         return cls(fraction=fraction)
     elif kind == "works" and value:
-      return cls(works=tuple(name.strip() for name in value.split(",")))
+      works = tuple(unescape(name, pattern=True) for name in split(value, ","))
+      if all(works):
+        return cls(works=works)
     elif kind == "source" and value:
+      parse_sources(value)
       return cls(source=value)
     raise UserError(
       f"held_out={rule!r} is not a rule; use hash:0.01 (a share over 0 and under 1), "
       f"works:name,name or source:path"
     )
+
+  def sources(self, others: Sequence[Source]) -> list[Source]:
+    """The sources of rule 'source:', read by the keys of the corpus; [] for other rules."""
+    if not self.source:
+      return []
+    names = ("text_key", "domain_key", "source_key")
+    keys = {name: getattr(others[0], name) for name in names} if others else {}
+    return parse_sources(self.source, **keys)
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,7 @@ class Scan:
   domains: tuple[str, ...]
   sources: tuple[str, ...]
   bad_records: int
+  bad_bytes: int
   bad_messages: tuple[str, ...]
 
   def save(self, path: Path) -> None:
@@ -84,6 +99,7 @@ class Scan:
       "domains": self.domains,
       "sources": self.sources,
       "bad_records": self.bad_records,
+      "bad_bytes": self.bad_bytes,
       "bad_messages": self.bad_messages,
     }
     part = path.with_suffix(".part")
@@ -94,7 +110,7 @@ class Scan:
 
   @classmethod
   def load(cls, path: Path) -> "Scan":
-    with np.load(path) as data:
+    with np.load(path, allow_pickle=False) as data:
       names = {k: v if isinstance(v, int) else tuple(v) for k, v in _names(data).items()}
       return cls(**{column: data[column] for column in _COLUMNS}, **names)
 
@@ -107,9 +123,8 @@ def streams(
   sources: Sequence[Source], held_out: HeldOut
 ) -> list[tuple[int, Source, str, int | None]]:
   """What is read, in order: (number of the source, source, split of it, split forced on it)."""
-  other = [Source(held_out.source)] if held_out.source else []
   plan: list[tuple[int, Source, str, int | None]] = []
-  for number, source in enumerate([*sources, *other]):
+  for number, source in enumerate([*sources, *held_out.sources(sources)]):
     for part, own_split in (("train", TRAIN), ("validation", VALIDATION)):
       if source.path != BUILTIN and part == "validation":
         continue
@@ -171,6 +186,7 @@ def scan(
     num_bytes += len(data)
     if progress and len(sizes) % _PROGRESS_DOCUMENTS == 0:
       progress(num_bytes)
+  check_keys([*sources, *held_out.sources(sources)], bad.keys)
   _check_works(held_out.works, list(works))
   table = np.frombuffer(bytes(digests), np.uint8).reshape(-1, DIGEST_BYTES)
   split = _without_duplicates(table, np.array(splits, np.int8))
@@ -191,23 +207,28 @@ def scan(
     domains=tuple(domains),
     sources=tuple(works),
     bad_records=bad.count,
+    bad_bytes=bad.num_bytes,
     bad_messages=tuple(bad.messages),
   )
 
 
 def _split(document: Document, digest: bytes, held_out: HeldOut) -> int:
   if held_out.works:
-    named = any(fnmatch.fnmatchcase(document.source, pattern) for pattern in held_out.works)
+    named = any(_is_work(document.source, pattern) for pattern in held_out.works)
     return VALIDATION if named else TRAIN
   share = int.from_bytes(digest[:8], "little") / 2.0**64
   return VALIDATION if share < held_out.fraction else TRAIN
 
 
+def _is_work(name: str, pattern: str) -> bool:
+  return name == pattern or fnmatch.fnmatchcase(name, pattern)
+
+
 def _check_works(patterns: Sequence[str], names: list[str]) -> None:
   for pattern in patterns:
-    if not fnmatch.filter(names, pattern):
+    if not any(_is_work(name, pattern) for name in names):
       near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
-      hint = f"; near it: {', '.join(near)}" if near else ""
+      hint = f"; near it: {', '.join(map(escape, near))}" if near else ""
       raise UserError(f"held-out work {pattern!r} is no source of the corpus{hint}")
 
 

@@ -6,7 +6,6 @@ one is named.
 
 import contextlib
 import fcntl
-import glob
 import hashlib
 import importlib
 import os
@@ -17,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from moe_parity.errors import UserError
+
+TOKEN_STORE = "moe_parity token store"  # the format a store's manifest states
+MANIFEST = "manifest.json"
 
 
 def import_optional(module: str, package: str, what: str) -> Any:
@@ -62,9 +64,19 @@ def _reaching(path: str) -> Iterator[tuple[Any, str]]:
 
 
 def open_binary(path: str) -> Any:
-  """A file to read bytes from, local or remote."""
+  """A file to read bytes from, local or remote.
+
+  Raises:
+    FileNotFoundError, NotADirectoryError: it is not there.
+    UserError: it may not be read, or is a folder.
+  """
   if not is_remote(path):
-    return open(path, "rb")
+    try:
+      return open(path, "rb")
+    except (FileNotFoundError, NotADirectoryError):
+      raise
+    except OSError as error:
+      raise UserError(f"{path} cannot be read: {error.strerror}; mend its permissions") from None
   with _reaching(path) as (files, root):
     return files.open(root, "rb")
 
@@ -84,7 +96,7 @@ def local_copy(path: str) -> Iterator[str]:
 
 def is_file(path: str | Path) -> bool:
   if not is_remote(path):
-    return Path(path).is_file()
+    return os.path.isfile(path)  # False too where the folder may not be read
   with _reaching(str(path)) as (files, root):
     return files.isfile(root)
 
@@ -99,42 +111,31 @@ def join(folder: str | Path, name: str) -> str:
   return f"{str(folder).rstrip('/')}/{name}"
 
 
-def list_files(path: str) -> list[str]:
-  """The file itself, the files below a folder, or those that a pattern with *, ? or [ names.
+def is_token_store(location: str | Path) -> bool:
+  """Whether a folder has the manifest of a token store; `open_store` checks that it is whole."""
+  path = join(location, MANIFEST)
+  if not is_file(path):
+    return False
+  with open_binary(path) as file:
+    data = file.read()
+  return TOKEN_STORE.encode() in data or is_file(join(location, "tokenizer.json"))
 
-  Sorted by name; of a local folder, what begins with a dot is left out. Empty where nothing is.
+
+def find_remote(path: str) -> list[str]:
+  """The remote file itself, the files below a folder, or those a pattern names; sorted.
+
+  A folder that a pattern matches gives all its files. Empty where nothing is.
   """
-  if is_remote(path):
-    return _find_remote(path)
-  root = Path(path)
-  if root.is_file():
-    return [path]
-  if root.is_dir():
-    found = (file for file in sorted(root.rglob("*")) if file.is_file())
-    return [str(file) for file in found if not _is_hidden(file.relative_to(root))]
-  if not is_pattern(path):
-    return []
-  return [name for name in sorted(glob.glob(path, recursive=True)) if os.path.isfile(name)]
-
-
-def _is_hidden(path: Path) -> bool:
-  return any(part.startswith(".") for part in path.parts)
-
-
-def is_pattern(path: str) -> bool:
-  return any(letter in path for letter in "*?[")
-
-
-def _find_remote(path: str) -> list[str]:
   with _reaching(path) as (files, root):
     if files.isfile(root):
       return [path]
     try:
-      names = files.find(root)
+      names = set(files.find(root))
     except FileNotFoundError:  # gcsfs, where there is no such bucket
-      names = []
-    if not names and is_pattern(root):
-      names = [name for name in files.glob(root) if files.isfile(name)]
+      names = set()
+    if not names and any(letter in root for letter in "*?["):
+      for name in files.glob(root):
+        names.update([name] if files.isfile(name) else files.find(name))
     return [files.unstrip_protocol(name) for name in sorted(names)]
 
 
@@ -150,7 +151,12 @@ def stat_of(path: str) -> dict:
 def sha256_of(path: str | Path) -> str:
   """Hex sha256 of a file, local or remote."""
   with open_binary(str(path)) as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of_file(file)
+
+
+def sha256_of_file(file: Any) -> str:
+  """Hex sha256 of an open file, from where it stands to its end."""
+  return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache_folder() -> Path:
@@ -164,8 +170,15 @@ def cache_folder() -> Path:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
   """One process at a time makes this folder; the others wait and then find it finished."""
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  with open(folder.parent / f".{folder.name}.lock", "w") as file:
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = open(folder.parent / f".{folder.name}.lock", "w")  # noqa: SIM115 - closed below
+  except OSError as error:
+    raise UserError(
+      f"{folder} cannot be made ({error.strerror}: {error.filename}); choose a folder that can be"
+      f" written"
+    ) from None
+  with file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield
 
@@ -185,19 +198,47 @@ def upload(folder: Path, target: str, last: str, progress: Callable[[int], None]
 
 
 def download(source: str, names: list[str], folder: Path) -> None:
-  """Copies files of a remote folder into a new local one."""
+  """Copies files of a remote folder into a new local one.
+
+  Raises:
+    UserError: one is missing, or its name leads out of the folder.
+  """
+  targets = {name: inside(folder, name, source) for name in names}
   shutil.rmtree(folder, ignore_errors=True)
   folder.mkdir(parents=True)
   with _reaching(source) as (files, root):
-    for name in names:
+    for name, target in targets.items():
       try:
-        files.get_file(join(root, name), str(folder / name))
+        files.get_file(join(root, name), str(target))
       except FileNotFoundError:
         raise UserError(f"{join(source, name)} is missing; prepare the store again") from None
 
 
+def inside(folder: Path, name: str, whose: str = "") -> Path:
+  """The path in `folder` of a name that others chose, checked before anything is written there.
+
+  Args:
+    whose: what the error names as the origin of the name.
+  Raises:
+    UserError: the name is absolute, has a part that is empty, '.' or '..', or a link on its way
+      leads out of the folder.
+  """
+  bad = any(part in ("", ".", "..") for part in name.split("/")) or any(c in name for c in "\\\0")
+  root = os.path.realpath(folder)
+  if not bad and os.path.commonpath([root, os.path.realpath(folder / name)]) == root:
+    return folder / name
+  raise UserError(
+    f"{whose or folder} names the file {name!r}, which lies outside of its folder; nothing was"
+    f" written: do not use files of this origin"
+  )
+
+
 def names(folder: str) -> dict[str, int]:
-  """Bytes of every object below a remote folder, by its name relative to it; {} for none."""
+  """Bytes of every object below a remote folder, by its name relative to it; {} for none.
+
+  Raises:
+    UserError: a name would lead out of a local folder it is copied to.
+  """
   with _reaching(folder) as (files, root):
     files.invalidate_cache()  # others write there too
     try:
@@ -205,7 +246,10 @@ def names(folder: str) -> dict[str, int]:
     except FileNotFoundError:
       return {}
     root = files._strip_protocol(root).rstrip("/") + "/"
-    return {name.removeprefix(root): entry["size"] for name, entry in sorted(found.items())}
+    sizes = {name.removeprefix(root): entry["size"] for name, entry in sorted(found.items())}
+  for name in sizes:
+    inside(Path(os.sep) / "any", name, folder)
+  return sizes
 
 
 def read_bytes(path: str) -> bytes:

@@ -26,10 +26,10 @@ from moe_parity.data.shards import TokenStream
 from moe_parity.data.tokenizer import Tokenizer, load
 from moe_parity.errors import UserError
 
-FORMAT = "moe_parity token store"
-VERSION = 2
+FORMAT = storage.TOKEN_STORE
+VERSION = 3
 SPLITS = ("train", "validation")
-MANIFEST = "manifest.json"
+MANIFEST = storage.MANIFEST
 
 
 def write_documents(
@@ -196,7 +196,7 @@ def open_store(
 
 def is_store(location: str | Path) -> bool:
   """Whether there is a finished store: its manifest is written last."""
-  return storage.is_file(storage.join(location, MANIFEST))
+  return storage.is_token_store(location)
 
 
 def check_files(folder: Path, manifest: dict, verify: bool) -> None:

@@ -98,14 +98,14 @@ def _through(layers, x_TD, batch, counted_BS):
   for layer in layers:
     if isinstance(layer.feedforward, MoE):
       found.append(_count_layer(layer, x_TD, counted_BS))
-    x_TD, _ = layer(x_TD, batch)
+    x_TD, *_ = layer(x_TD, batch)
   return x_TD, found
 
 
 def _count_layer(layer, x_TD, counted_BS) -> tuple[jax.Array, jax.Array]:
   B, S = counted_BS.shape
   moe = layer.feedforward
-  x_TD = x_TD + layer.attention(layer.attention_norm(x_TD), B)
+  x_TD = x_TD + layer.attention(layer.attention_norm(x_TD), B)[0]
   logit_TE = router_logits(layer.feedforward_norm(x_TD), moe.router[...])
   expert_TK, _, _ = route(logit_TE, moe.selection_bias[...], moe.experts_per_token, False)
   chosen_TE = jax.nn.one_hot(expert_TK, logit_TE.shape[1]).sum(1)  # distinct within a row

@@ -5,6 +5,7 @@ N key-value heads, R query heads that share one of them (H = N*R).
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +31,21 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
   return np.array(slopes + finer[: num_heads - power], np.float32)
 
 
-def rotate(x_BSHQ: Float[Array, "B S H Q"], base: float = 10_000.0) -> Float[Array, "B S H Q"]:
-  """Rotary positions (Su et al. 2104.09864), the first half of a head paired with the second."""
+def rotate(
+  x_BSHQ: Float[Array, "B S H Q"],
+  base: float = 10_000.0,
+  position_S: Int[Array, " S"] | None = None,
+) -> Float[Array, "B S H Q"]:
+  """Rotary positions (Su et al. 2104.09864), the first half of a head paired with the second.
+
+  Args:
+    position_S: of each token; None counts from 0.
+  """
   half = x_BSHQ.shape[-1] // 2
   frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle_SQ = jnp.arange(x_BSHQ.shape[1], dtype=jnp.float32)[:, None] * frequency[None, :]
+  if position_S is None:
+    position_S = jnp.arange(x_BSHQ.shape[1], dtype=jnp.float32)
+  angle_SQ = position_S.astype(jnp.float32)[:, None] * frequency[None, :]
   # Without the barrier XLA:CPU takes a sine and a cosine for every element of x, not of the table.
   cos_SQ, sin_SQ = jax.lax.optimization_barrier((jnp.cos(angle_SQ), jnp.sin(angle_SQ)))
   return _turn(x_BSHQ, cos_SQ, sin_SQ)
@@ -131,6 +142,79 @@ def causal_attention(
   return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, S, H, Q)
 
 
+class KeyValues(NamedTuple):
+  """A layer's keys (rotated, where positions are rotary) and values of T positions, by head; of
+  stacked layers with an axis in front."""
+
+  k_BNTQ: Float[Array, "*layers B N T Q"]
+  v_BNTQ: Float[Array, "*layers B N T Q"]
+
+
+class Past(NamedTuple):
+  """What tokens that come after others attend to: the cache of one layer.
+
+  Attributes:
+    cached: slot t holds position t of its sequence; from its first new position on, any finite
+      numbers.
+    position_BS: of the new tokens; below T and increasing by one.
+    document_BT: which document each position is in, the new ones included; None where attention
+      crosses documents.
+  """
+
+  cached: KeyValues
+  position_BS: Int[Array, "B S"]
+  document_BT: Int[Array, "B T"] | None = None
+
+
+def by_head(k_BSNQ: Float[Array, "B S N Q"], v_BSNQ: Float[Array, "B S N Q"]) -> KeyValues:
+  """Keys and values of tokens in the layout of a cache."""
+  return KeyValues(k_BSNQ.transpose(0, 2, 1, 3), v_BSNQ.transpose(0, 2, 1, 3))
+
+
+def write(cached: KeyValues, new: KeyValues, position_BS: Int[Array, "B S"]) -> KeyValues:
+  """The cache with the keys and values of new tokens in the slots of their positions.
+
+  Args:
+    cached, new: of one layer or of stacked ones; `new` has S in place of T.
+  """
+  axis = cached.k_BNTQ.ndim - 4
+
+  def of_one_sequence(cached, new, position_S):
+    return cached.at[..., position_S, :].set(new, mode="promise_in_bounds", unique_indices=True)
+
+  each = jax.vmap(of_one_sequence, in_axes=(axis, axis, 0), out_axes=axis)
+  return KeyValues(*(each(c, n, position_BS) for c, n in zip(cached, new, strict=True)))
+
+
+def cached_attention(
+  q_BSHQ: Float[Array, "B S H Q"],
+  new: KeyValues,
+  past: Past,
+  slope_H: np.ndarray | None,
+) -> Float[Array, "B S H Q"]:
+  """`causal_attention` of tokens that come after others: to a layer's cache and to themselves.
+
+  Computes against all T slots; those after a token's own position are hidden from it.
+  """
+  B, S, H, Q = q_BSHQ.shape
+  k_BNTQ, v_BNTQ = write(past.cached, new, past.position_BS)
+  N, T = k_BNTQ.shape[1:3]
+  slope_NR = np.zeros((N, H // N), np.float32) if slope_H is None else slope_H.reshape(N, H // N)
+  q_BNRSQ = (q_BSHQ * Q**-0.5).reshape(B, S, N, H // N, Q).transpose(0, 2, 3, 1, 4)
+  distance_BST = past.position_BS[:, :, None] - jnp.arange(T, dtype=jnp.int32)[None, None, :]
+  visible_BST = distance_BST >= 0
+  if past.document_BT is not None:
+    own_BS = jnp.take_along_axis(past.document_BT, past.position_BS, axis=1)
+    visible_BST &= own_BS[:, :, None] == past.document_BT[:, None, :]
+
+  def of_one_sequence(q_NRSQ, k_NTQ, v_NTQ, distance_ST, visible_ST):
+    bias_NRST = -slope_NR[:, :, None, None] * distance_ST.astype(jnp.float32)[None, None]
+    return attend(q_NRSQ[None], k_NTQ[None], v_NTQ[None], bias_NRST, visible_ST[None])[0]
+
+  y_BNRSQ = jax.vmap(of_one_sequence)(q_BNRSQ, k_BNTQ, v_BNTQ, distance_BST, visible_BST)
+  return y_BNRSQ.transpose(0, 3, 1, 2, 4).reshape(B, S, H, Q)
+
+
 class Attention(nnx.Module):
   """Four projections around `causal_attention` (on a TPU, its kernel). No biases (paper, 3)."""
 
@@ -145,18 +229,33 @@ class Attention(nnx.Module):
     self.out = matrix(self.num_heads * q, d, axes="HD", scale=shrink)
 
   def __call__(
-    self, x_TD: Float[Array, "T D"], batch: int, document_BS: Int[Array, "B S"] | None = None
-  ) -> Float[Array, "T D"]:
+    self,
+    x_TD: Float[Array, "T D"],
+    batch: int,
+    document_BS: Int[Array, "B S"] | None = None,
+    past: Past | None = None,
+  ) -> tuple[Float[Array, "T D"], tuple[Float[Array, "B S N Q"], Float[Array, "B S N Q"]]]:
     """x_TD holds `batch` sequences end to end. Flat, because XLA:CPU runs the weight gradients of
-    [B, S, D] activations three times slower in bfloat16."""
+    [B, S, D] activations three times slower in bfloat16.
+
+    Args:
+      document_BS: which document each position is in, of sequences that begin here.
+      past: what came before x_TD; None where the sequences begin here.
+    Returns:
+      y_TD; keys and values of these tokens, for a cache (`by_head`).
+    """
     T, S = x_TD.shape[0], x_TD.shape[0] // batch
     q = (x_TD @ self.query.astype(x_TD.dtype)).reshape(batch, S, self.num_heads, -1)
     k = (x_TD @ self.key.astype(x_TD.dtype)).reshape(batch, S, self.num_kv_heads, -1)
     v = (x_TD @ self.value.astype(x_TD.dtype)).reshape(batch, S, self.num_kv_heads, -1)
-    if self.options.position == "rope":
+    if self.options.position == "rope" and past is None:
       q, k = rotate(q), rotate(k)
+    elif self.options.position == "rope":
+      q, k = (_rotate_at(x, past.position_BS) for x in (q, k))
     slopes = alibi_slopes(self.num_heads) if self.options.position == "alibi" else None
-    if self.options.uses_kernel(S, jax.default_backend()):
+    if past is not None:
+      y = cached_attention(q, by_head(k, v), past, slopes)
+    elif self.options.uses_kernel(S, jax.default_backend()):
       from moe_parity.kernels.flash_attention import (
         flash_attention,  # a quarter second, for TPUs only
       )
@@ -165,4 +264,11 @@ class Attention(nnx.Module):
     else:
       block = query_block(S, self.options.attention_block)
       y = causal_attention(q, k, v, slopes, block, document_BS)
-    return y.reshape(T, -1) @ self.out.astype(x_TD.dtype)
+    return y.reshape(T, -1) @ self.out.astype(x_TD.dtype), (k, v)
+
+
+def _rotate_at(x_BSHQ, position_BS):
+  def of_one_sequence(x_SHQ, position_S):
+    return rotate(x_SHQ[None], position_S=position_S)[0]
+
+  return jax.vmap(of_one_sequence)(x_BSHQ, position_BS)

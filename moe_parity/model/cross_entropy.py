@@ -14,6 +14,11 @@ from jaxtyping import Array, Float, Int
 from moe_parity.planning.memory import LOGITS_AT_ONCE
 
 
+def logits(hidden_TD: Float[Array, "T D"], head_DV: Float[Array, "D V"]) -> Float[Array, "T V"]:
+  """Logits of the next token, float32."""
+  return jnp.matmul(hidden_TD, head_DV, preferred_element_type=jnp.float32)
+
+
 def token_nats(
   hidden_TD: Float[Array, "T D"], targets_T: Int[Array, " T"], head_DV: Float[Array, "D V"]
 ) -> Float[Array, " T"]:
@@ -50,7 +55,7 @@ def _pieces(num_tokens: int, vocabulary: int, *of_tokens):
 
 def _nats(hidden_TD, targets_T, head_DV):
   """nats, logits and the logarithm of the sum of their exponentials."""
-  logit_TV = jnp.matmul(hidden_TD, head_DV, preferred_element_type=jnp.float32)
+  logit_TV = logits(hidden_TD, head_DV)
   chosen_T = jnp.take_along_axis(logit_TV, targets_T[:, None], axis=-1)[:, 0]
   logsumexp_T = jax.nn.logsumexp(logit_TV, axis=-1)
   return logsumexp_T - chosen_T, logit_TV, logsumexp_T

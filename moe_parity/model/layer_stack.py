@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe_parity.kernels import residual_stacks
-from moe_parity.model.attention import Attention
+from moe_parity.model.attention import Attention, KeyValues, Past, by_head
 from moe_parity.model.feedforward import FeedForward
 from moe_parity.model.moe import MoE, RoutingStats
 from moe_parity.model.options import ModelOptions
@@ -59,12 +59,14 @@ class Layer(nnx.Module):
       self.feedforward = FeedForward(d, architecture.d_ffn, architecture.num_layers)
 
   def __call__(
-    self, x_TD, batch: int, document_BS: jax.Array | None = None
-  ) -> tuple[jax.Array, RoutingStats | None]:
-    x_TD = x_TD + self.attention(self.attention_norm(x_TD), batch, document_BS)
+    self, x_TD, batch: int, document_BS: jax.Array | None = None, past: Past | None = None
+  ) -> tuple[jax.Array, RoutingStats | None, tuple[jax.Array, jax.Array]]:
+    """See `Attention` for the arguments and for the last result, keys and values."""
+    y_TD, keys_values = self.attention(self.attention_norm(x_TD), batch, document_BS, past)
+    x_TD = x_TD + y_TD
     y = self.feedforward(self.feedforward_norm(x_TD))
     y_TD, stats = y if isinstance(self.feedforward, MoE) else (y, None)
-    return x_TD + y_TD, stats
+    return x_TD + y_TD, stats, keys_values
 
 
 class Segment(nnx.Module):
@@ -87,7 +89,7 @@ class Segment(nnx.Module):
     def through(layers, x_TD, batch, document_BS):
       stats = []
       for layer in layers:
-        x_TD, layer_stats = layer(x_TD, batch, document_BS)
+        x_TD, layer_stats, _ = layer(x_TD, batch, document_BS)
         stats += [] if layer_stats is None else [layer_stats]
       return x_TD, stats
 
@@ -95,8 +97,45 @@ class Segment(nnx.Module):
     # Parts hold equally many tokens, so the batch's averages are the averages of theirs.
     return x_TD, jax.tree.map(lambda of_parts: jnp.mean(of_parts, axis=1), stats)
 
+  def fill(
+    self, x_TD, batch: int, document_BS: jax.Array | None = None
+  ) -> tuple[jax.Array, list[KeyValues]]:
+    """`__call__` that also gives keys and values: one entry a layer of the pattern, stacked over
+    the repeats."""
+
+    def through(layers, x_TD, batch, document_BS):
+      new = []
+      for layer in layers:
+        x_TD, _, keys_values = layer(x_TD, batch, document_BS)
+        new.append(by_head(*keys_values))
+      return x_TD, new
+
+    x_TD, new = self.walk(through, x_TD, batch, document_BS)
+    return x_TD, jax.tree.map(_together, new)
+
+  def extend(
+    self, x_TD, batch: int, cached: list[KeyValues], position_BS, document_BT=None
+  ) -> tuple[jax.Array, list[KeyValues]]:
+    """`fill` for tokens that come after those in the cache, which `fill` gave: see `Past`."""
+
+    def through(layers, x_TD, batch, beside, cached):
+      new = []
+      for layer, of_layer in zip(layers, cached, strict=True):
+        x_TD, _, keys_values = layer(x_TD, batch, past=Past(of_layer, *beside))
+        new.append(by_head(*keys_values))
+      return x_TD, new
+
+    beside = position_BS, document_BT
+    x_TD, new = self.walk(through, x_TD, batch, beside, cached)
+    return x_TD, jax.tree.map(_together, new)
+
   def walk(
-    self, through: Callable, x_TD: jax.Array, batch: int, beside: Any = None
+    self,
+    through: Callable,
+    x_TD: jax.Array,
+    batch: int,
+    beside: Any = None,
+    of_copies: Any = None,
   ) -> tuple[jax.Array, Any]:
     """Takes every part of the batch through the copies, one after another.
 
@@ -105,8 +144,9 @@ class Segment(nnx.Module):
 
     Args:
       through: (layers of the pattern, x_TD, batch, beside) of one part of the batch -> its x_TD and
-        a pytree of arrays found on the way.
+        a pytree of arrays found on the way. Where there are `of_copies`, they come last.
       beside: arrays whose first axis is the batch's, or None.
+      of_copies: arrays [repeats, batch, ...], of which each copy gets its own; or None.
     Returns:
       x_TD, and what was found, [repeats, parts, ...] in the order of the batch.
     """
@@ -117,33 +157,36 @@ class Segment(nnx.Module):
     platform = self.options.platform or jax.default_backend()
     unroll = repeats if platform == "cpu" and repeats <= UNROLLED else 1
 
-    def run(x_TD, beside, stacked):
-      def copy(parts, besides, weights):
+    def run(x_TD, beside, stacked, of_copies):
+      def copy(parts, besides, of_copy):
+        weights, own = of_copy
         layers = nnx.merge(graph, collected(weights) if on_mesh else weights)
-        done = [through(layers, x, batch, b) for x, b in zip(parts, besides, strict=True)]
+        last = [()] * streams if own is None else [(part,) for part in _cut(own, streams)]
+        operands = zip(parts, besides, last, strict=True)
+        done = [through(layers, x, batch, b, *own) for x, b, own in operands]
         found = jax.tree.map(lambda *of_parts: jnp.stack(of_parts), *(part[1] for part in done))
         return [part[0] for part in done], found
 
       copy = rematerialize(copy, self.options.remat)
-      operands = _cut(x_TD, streams), _cut(beside, streams), stacked
+      operands = _cut(x_TD, streams), _cut(beside, streams), (stacked, of_copies)
       if self.options.remat == "none" and platform == "tpu":
         parts, found = residual_stacks.scan(copy, *operands)
       else:
-        parts, besides, stacked = operands
+        parts, besides, of_copies = operands
         parts, found = jax.lax.scan(
-          lambda parts, weights: copy(parts, besides, weights), parts, stacked, unroll=unroll
+          lambda parts, of_copy: copy(parts, besides, of_copy), parts, of_copies, unroll=unroll
         )
       return parts[0] if streams == 1 else jnp.concatenate(parts), found
 
     if not on_mesh:
-      return run(x_TD, beside, stacked)
+      return run(x_TD, beside, stacked, of_copies)
     rows, matrices = mesh.P(AXES), narrowed(stacked, self.options.dtype)
     return jax.shard_map(
       run,
-      in_specs=(rows, rows, specs(matrices)),
+      in_specs=(rows, rows, specs(matrices), mesh.P(None, AXES)),
       out_specs=(rows, mesh.P(None, AXES)),
       check_vma=False,  # kernels do not say over which axes their results vary
-    )(x_TD, beside, matrices)
+    )(x_TD, beside, matrices, of_copies)
 
   def num_streams(self, batch: int) -> int:
     """Parts that a device's sequences go through in (see above); 1 where the options do not say
@@ -156,6 +199,11 @@ class Segment(nnx.Module):
     overlaps = (options.platform or jax.default_backend()) in ("gpu", "tpu")
     streams = options.streams or (2 if overlaps else 1)
     return streams if batch % (streams * now.size) == 0 else 1
+
+
+def _together(of_parts: jax.Array) -> jax.Array:
+  """[repeats, parts, batch of a part, ...] -> [repeats, batch, ...]."""
+  return of_parts.reshape(of_parts.shape[0], -1, *of_parts.shape[3:])
 
 
 def _cut(tree: Any, parts: int) -> list[Any]:

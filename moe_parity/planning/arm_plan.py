@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from moe_parity.planning.accounting import ATTENTION_BLOCK
 from moe_parity.planning.architecture import Architecture
+from moe_parity.planning.arm_costs import arm_costs
+
+LATER_FIELDS = ("attention_block",)  # fields that plans on disk may lack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +24,7 @@ class ArmPlan:
       deals them out; see `planning.domain_shares`.
     exact_num_params: every parameter of the built model, vocabulary_params of them embedding and
       head (0 while the tokenizer is not known).
+    attention_block: queries that attention computes at a time, for the FLOPs executed.
     residual_unique_pct: against the plan's num_unique_tokens, so not 0 where arms differ.
   """
 
@@ -53,6 +58,7 @@ class ArmPlan:
   vocabulary_params: int
   gates: str
   mixture: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+  attention_block: int = ATTENTION_BLOCK
 
   def to_dict(self) -> dict[str, Any]:
     """All fields by name, ready for JSON."""
@@ -118,6 +124,24 @@ class Plan:
       )
     return rows
 
+  def cost_rows(self) -> list[dict[str, Any]]:
+    """What every arm costs in all, one flat dictionary an arm, for a printed table; `x dense` is
+    the number before it over the dense arm's (None without one)."""
+    return [
+      {
+        "arm": cost.name,
+        "C": float(cost.train_flops),
+        "C x dense": cost.relative.get("train_flops"),
+        "executed FLOPs": float(cost.executed_flops),
+        "executed x dense": cost.relative.get("executed_flops"),
+        "N with vocabulary": cost.num_params_with_vocabulary,
+        "N with v. x dense": cost.relative.get("num_params_with_vocabulary"),
+        "MiB of weights": cost.weight_bytes / 2**20,
+        "bytes x dense": cost.relative.get("weight_bytes"),
+      }
+      for cost in arm_costs(arm.to_dict() for arm in self.arms)
+    ]
+
   def mixture_rows(self) -> list[dict[str, Any]]:
     """One flat dictionary an arm and domain, for a printed table; none without data.weights."""
     return [
@@ -133,3 +157,9 @@ class Plan:
       for arm in self.arms
       for domain, entry in arm.mixture.items()
     ]
+
+
+def with_later_fields(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+  """A run's plan as an earlier version wrote it, with the fields it did not know taken from the
+  same run's plan of today: what a plan newly writes down does not make it another run."""
+  return {name: new[name] for name in LATER_FIELDS if name in new} | old

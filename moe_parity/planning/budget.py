@@ -161,7 +161,7 @@ class ArmSpec:
           convention=budget.convention,
           vocab_size=vocab_size,
           params_tolerance=float(budget.params_tolerance),
-          **{name: getattr(self, name) for name in _SOLVED},
+          **{name: getattr(self, name) for name in _SOLVER_FIELDS},
           layout=self._layout,
         )
       )
@@ -222,7 +222,7 @@ class ArmSpec:
 
 
 # What an arm hands on to the solver: the fields both have. The layout goes through `_layout`.
-_SOLVED = tuple(
+_SOLVER_FIELDS = tuple(
   field.name
   for field in dataclasses.fields(Targets)
   if field.name in {own.name for own in dataclasses.fields(ArmSpec)} - {"layout"}

@@ -15,10 +15,10 @@ from moe_parity.planning.targets import RATIO_TOLERANCE, Targets
 # 40-fold change of the aspect ratio costs a few percent of loss.
 TOTAL_FFN_RATIO = 22.5
 FFN_RATIO = 8 / 3
-GIVEN, PREFERRED = 10.0, 5.0  # weight of |ln(ratio / target)| in the objective
+GIVEN_WEIGHT, PREFERRED_WEIGHT = 10.0, 5.0  # weight of |ln(ratio / target)| in the objective
 
 
-class Frame(NamedTuple):
+class DepthWidth(NamedTuple):
   """A depth and a width. penalty: weighted distance of its ratios from the targets."""
 
   penalty: float
@@ -31,8 +31,8 @@ class Frame(NamedTuple):
   fixed_params: int
 
 
-class FrameKey(NamedTuple):
-  """The part of the targets that frames depend on: arms of one study share the search."""
+class DepthWidthKey(NamedTuple):
+  """The part of the targets that the search depends on: arms of one study share the search."""
 
   num_params: int
   dense: bool
@@ -48,20 +48,21 @@ class FrameKey(NamedTuple):
   ffn_ratio: float
   total_ffn_ratio: float
   multiple: int
-  wide: bool
+  is_relaxed: bool
 
 
-def frames(targets: Targets, wide: bool = False) -> tuple[Frame, ...]:
+def depth_widths(targets: Targets, is_relaxed: bool = False) -> tuple[DepthWidth, ...]:
   """All depths and widths near the targets, best ratios first, ties to the smaller depth.
 
-  Ratios that were not given may lie a factor 2 to 3 from the preferred ones, or 4 to 16 if `wide`.
+  Ratios that were not given may lie a factor 2 to 3 from the preferred ones, or 4 to 16 if
+  `is_relaxed`.
 
   A dense layer's d_ffn is the given one, or the given (else preferred) ratio rounded to the
   multiple. For an MoE the experts take what is left of N, so the total FFN ratio follows.
   """
   t = targets
-  return _frames(
-    FrameKey(
+  return _depth_widths(
+    DepthWidthKey(
       t.num_params,
       t.kind == "dense",
       t.convention,
@@ -76,7 +77,7 @@ def frames(targets: Targets, wide: bool = False) -> tuple[Frame, ...]:
       float(t.ffn_ratio),
       float(t.total_ffn_ratio),
       t.multiple,
-      wide,
+      is_relaxed,
     )
   )
 
@@ -87,20 +88,20 @@ def preferred_aspect_ratio(num_params: int) -> float:
 
 
 @functools.lru_cache(maxsize=256)
-def _frames(key: FrameKey) -> tuple[Frame, ...]:
-  found = []
+def _depth_widths(key: DepthWidthKey) -> tuple[DepthWidth, ...]:
+  sizes = []
   for d_model in _widths(key):
     heads = _heads(key, d_model)
     if heads is None:
       continue
     for num_layers in _depths(key, d_model):
-      frame = _frame(key, num_layers, d_model, *heads)
-      if frame is not None:
-        found.append(frame)
-  return tuple(sorted(found))
+      size = _depth_width(key, num_layers, d_model, *heads)
+      if size is not None:
+        sizes.append(size)
+  return tuple(sorted(sizes))
 
 
-def _widths(key: FrameKey) -> range | tuple[int, ...]:
+def _widths(key: DepthWidthKey) -> range | tuple[int, ...]:
   if key.d_model:
     return (key.d_model,)
   # Free widths are whole heads; from 20 billion parameters on also whole pairs of 128-wide tiles.
@@ -116,7 +117,7 @@ def preferred_head(num_params: int) -> int:
   return 128 if num_params >= 1e9 else 64 if num_params >= 5e7 else 32 if num_params >= 2e6 else 16
 
 
-def _heads(key: FrameKey, d_model: int) -> tuple[int, int] | None:
+def _heads(key: DepthWidthKey, d_model: int) -> tuple[int, int] | None:
   """(num_heads, d_head), spanning d_model unless both are given; None where they cannot."""
   num_heads, d_head = key.num_heads, key.d_head
   if not num_heads and not d_head:
@@ -133,11 +134,11 @@ def _heads(key: FrameKey, d_model: int) -> tuple[int, int] | None:
   return num_heads, d_head
 
 
-def _depths(key: FrameKey, d_model: int) -> range | tuple[int, ...]:
+def _depths(key: DepthWidthKey, d_model: int) -> range | tuple[int, ...]:
   if key.depth:
     return (key.depth,)
   aspect = key.aspect_ratio or preferred_aspect_ratio(key.num_params)
-  factor = 1 + RATIO_TOLERANCE if key.aspect_ratio else 4 if key.wide else 2
+  factor = 1 + RATIO_TOLERANCE if key.aspect_ratio else 4 if key.is_relaxed else 2
   most = min(math.floor(d_model / aspect * factor), key.num_params // (2 * d_model**2) + 1)
   return range(max(1, math.ceil(d_model / aspect / factor)), most + 1)
 
@@ -152,11 +153,11 @@ def _moe_layers(layout: str, num_layers: int) -> int:
   return sum(layer_pattern(layout, num_layers))
 
 
-def _frame(
-  key: FrameKey, num_layers: int, d_model: int, num_heads: int, d_head: int
-) -> Frame | None:
-  """The frame with its penalty; None where nothing is left for the feed-forward parts, or where a
-  ratio is out of bounds."""
+def _depth_width(
+  key: DepthWidthKey, num_layers: int, d_model: int, num_heads: int, d_head: int
+) -> DepthWidth | None:
+  """A depth and a width with their penalty; None where nothing is left for the feed-forward parts,
+  or where a ratio is out of bounds."""
   num_moe_layers = 0 if key.dense else _moe_layers(key.layout, num_layers)
   if not key.dense and not num_moe_layers:
     return None
@@ -170,12 +171,12 @@ def _frame(
       d_model / num_layers,
       key.aspect_ratio,
       preferred_aspect_ratio(key.num_params),
-      4 if key.wide else 2,
+      4 if key.is_relaxed else 2,
     )
   if key.dense:
     left = (key.num_params - fixed) / (3 * d_model * num_layers)
     ratio, target, preferred = left / d_model, key.ffn_ratio, FFN_RATIO
-    widest = 4 if key.wide else 2
+    widest = 4 if key.is_relaxed else 2
     d_ffn = key.d_ffn or _nearest(left, key.multiple)
   else:
     d_ffn = 0
@@ -184,13 +185,13 @@ def _frame(
     left = key.num_params - fixed - 3 * d_model * d_ffn * num_dense_layers
     ratio = left / (3 * d_model * num_moe_layers) / d_model
     target, preferred = key.total_ffn_ratio, TOTAL_FFN_RATIO
-    widest = 16 if key.wide else 3
+    widest = 16 if key.is_relaxed else 3
   if left <= 0 or d_ffn < 0:
     return None
   penalty += _distance(ratio, target, preferred, widest)
   if not math.isfinite(penalty):
     return None
-  return Frame(penalty, num_layers, d_model, num_heads, d_head, d_ffn, num_moe_layers, fixed)
+  return DepthWidth(penalty, num_layers, d_model, num_heads, d_head, d_ffn, num_moe_layers, fixed)
 
 
 def _distance(ratio: float, target: float, preferred: float, widest: int) -> float:
@@ -199,7 +200,7 @@ def _distance(ratio: float, target: float, preferred: float, widest: int) -> flo
   distance = abs(math.log(ratio / (target or preferred))) if ratio > 0 else math.inf
   if distance > math.log(1 + RATIO_TOLERANCE if target else widest):
     return math.inf
-  return distance * (GIVEN if target else PREFERRED)
+  return distance * (GIVEN_WEIGHT if target else PREFERRED_WEIGHT)
 
 
 def _nearest(width: float, multiple: int) -> int:

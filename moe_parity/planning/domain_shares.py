@@ -16,6 +16,7 @@ from fractions import Fraction
 from functools import cached_property
 
 from moe_parity.errors import UserError
+from moe_parity.escapes import split, split_at_last, unescape
 
 LONGEST_CYCLE = 10_000
 
@@ -45,7 +46,7 @@ class Shares:
 
 
 def read_shares(weights: str) -> Shares | None:
-  """'prose=2,code=0.5' as whole rows of a cycle; None where it is empty.
+  r"""'prose=2,code=0.5' as whole rows of a cycle; None where it is empty. `a\,b=1` is "a,b".
 
   Raises:
     UserError: not of that form, a name twice, or weights finer than a cycle of 10,000 rows can
@@ -54,16 +55,17 @@ def read_shares(weights: str) -> Shares | None:
   if not weights:
     return None
   found: dict[str, Fraction] = {}
-  for part in weights.split(","):
-    name, equals, number = part.strip().rpartition("=")
+  for part in split(weights, ","):
+    before, number = split_at_last(part, "=")
+    name = unescape(before)
     try:
       weight = Fraction(number)
     except (ValueError, ZeroDivisionError):
       weight = Fraction(-1)
-    if not equals or not name or weight < 0 or name in found:
+    if not name or weight < 0 or name in found:
       raise UserError(
-        f"data.weights={weights!r}: {part.strip()!r} is not <name>=<weight of at least 0> of a name"
-        " not given before; write prose=2,code=1"
+        f"data.weights={weights!r}: {part!r} is not <name>=<weight of at least 0> of a name"
+        " not given before; write prose=2,code=1, and a comma in a name as \\,"
       )
     found[name] = weight
   unit = Fraction(1, math.lcm(*(weight.denominator for weight in found.values())))

@@ -14,7 +14,7 @@ _BATCH_REACH = 1.3
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class RunLength:
   """num_tokens = num_steps * batch_sequences * seq_len."""
 
   batch_sequences: int
@@ -23,7 +23,7 @@ class Schedule:
   train_flops: int
 
 
-def make_schedule(
+def make_run_length(
   train_flops: float | int,
   flops_per_token: int,
   seq_len: int,
@@ -33,7 +33,7 @@ def make_schedule(
   batch_multiple: int = 1,
   num_params: int,
   tolerance: float | int,
-) -> Schedule:
+) -> RunLength:
   """Whole steps of whole sequences whose FLOPs are nearest to `train_flops`.
 
   The batch is the given one; else what StepLaw asks for at these tokens, as the nearest multiple.
@@ -56,8 +56,8 @@ def make_schedule(
     batch = _nearest(sequences / num_steps, batch_multiple)
   else:
     law = STEP_LAW.predict(num_params=num_params, num_tokens=sequences * seq_len)
-    asked = law["batch_tokens"] / seq_len
-    batch = _batch(asked, sequences, batch_multiple, float(tolerance))
+    target = law["batch_tokens"] / seq_len
+    batch = _batch(target, sequences, batch_multiple, float(tolerance))
     steps = round(sequences / batch)
   if steps < 1:
     raise UserError(
@@ -66,25 +66,25 @@ def make_schedule(
       f"batch or a shorter seq_len"
     )
   tokens = steps * batch * seq_len
-  return Schedule(batch, steps, tokens, tokens * flops_per_token)
+  return RunLength(batch, steps, tokens, tokens * flops_per_token)
 
 
-def _batch(asked: float, sequences: float, multiple: int, tolerance: float) -> int:
+def _batch(target: float, sequences: float, multiple: int, tolerance: float) -> int:
   """The batch near the law whose whole steps meet the compute."""
 
   def miss(batch: int) -> float:
     return abs(round(sequences / batch) * batch / sequences - 1)
 
-  nearest = _nearest(asked, multiple)
+  nearest = _nearest(target, multiple)
   if miss(nearest) <= tolerance / 2:
     return nearest
-  lowest = max(math.ceil(asked / _BATCH_REACH / multiple), 1)
-  highest = max(math.floor(asked * _BATCH_REACH / multiple), lowest)
+  lowest = max(math.ceil(target / _BATCH_REACH / multiple), 1)
+  highest = max(math.floor(target * _BATCH_REACH / multiple), lowest)
   choices = {step * multiple for step in range(lowest, highest + 1)} | {nearest}
   good = [batch for batch in choices if miss(batch) <= tolerance / 2]
   if good:
-    return min(good, key=lambda batch: (abs(math.log(batch / asked)), batch))
-  return min(choices, key=lambda batch: (miss(batch), abs(math.log(batch / asked)), batch))
+    return min(good, key=lambda batch: (abs(math.log(batch / target)), batch))
+  return min(choices, key=lambda batch: (miss(batch), abs(math.log(batch / target)), batch))
 
 
 def _nearest(value: float, multiple: int) -> int:
@@ -92,11 +92,11 @@ def _nearest(value: float, multiple: int) -> int:
   return max(round(value / multiple), 1) * multiple
 
 
-def warmup(num_steps: int, wanted: int) -> int:
+def warmup_steps(num_steps: int, wanted: int) -> int:
   """Warm-up steps: as wanted (2000 in StepLaw's runs) but never over a tenth of the run."""
   return min(wanted, int(WARMUP_SHARE * num_steps))
 
 
-def peak_rate(num_params: int, num_tokens: int) -> float:
+def peak_learning_rate(num_params: int, num_tokens: int) -> float:
   """StepLaw's peak learning rate for all non-vocabulary parameters and the tokens seen."""
   return STEP_LAW.predict(num_params=num_params, num_tokens=num_tokens)["peak_learning_rate"]

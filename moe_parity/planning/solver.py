@@ -1,7 +1,8 @@
 """From targets to an integer shape: the size and the activation rate, met by whole numbers.
 
-Depth and width come first (`frames`), in order of their distance from the wanted ratios; inside a
-frame the experts' width, number and choice are searched. The objective, smallest wins:
+Depth and width (`dw` below, see `depth_width`) come first, in order of their distance from the
+wanted ratios; within them the experts' width, number and choice are searched. The objective,
+smallest wins:
 
     |N / target - 1| / params_tolerance + 3 |r_a - target| / RATE_TOLERANCE
   + 10 |ln(ratio / target)| for every given ratio, 5 |ln| for every preferred one
@@ -9,8 +10,8 @@ frame the experts' width, number and choice are searched. The objective, smalles
     instead of 0.05 for what goes beyond 10 %
   + 0.0005 a factor of two missing from d_expert, d_ffn (up to 128) and num_experts (up to 8)
 
-with both misses inside their tolerance. So ratios choose the frame, accuracy the experts, and round
-sizes break ties. Among equals the first in the order of depth, width, experts wins: the same
+with both misses inside their tolerance. So ratios choose depth and width, accuracy the experts, and
+round sizes break ties. Among equals the first in the order of depth, width, experts wins: the same
 targets always give the same shape.
 """
 
@@ -26,7 +27,7 @@ from typing import NamedTuple
 from moe_parity.errors import UserError
 from moe_parity.planning.accounting import account, counts_router_and_norms
 from moe_parity.planning.architecture import Architecture
-from moe_parity.planning.depth_width import Frame, frames
+from moe_parity.planning.depth_width import DepthWidth, depth_widths
 from moe_parity.planning.targets import RATE_TOLERANCE, RATIO_TOLERANCE, Targets
 
 # Where no granularity is given, d_expert keeps around d_model / 4 like the paper's fine experts
@@ -45,11 +46,11 @@ _LEEWAY = 0.00028  # share of N that dense layers may miss for the rate; the pap
 _ROUGHNESS = tuple(8 - math.gcd(remainder, 128).bit_length() for remainder in range(128))
 
 
-class Choice(NamedTuple):
+class Candidate(NamedTuple):
   """A shape under consideration, ordered by its objective."""
 
   objective: float
-  frame: Frame
+  dw: DepthWidth
   d_ffn: int
   num_experts: int
   experts_per_token: int
@@ -65,74 +66,76 @@ def solve(targets: Targets) -> Architecture:
   Raises:
     UserError: no shape meets them; says which target stands in the way, and the nearest shape.
   """
-  choice = _search(targets)
-  if choice is None:
+  candidate = _search(targets)
+  if candidate is None:
     raise UserError(_explain(targets))
-  architecture = _architecture(targets, choice)
+  architecture = _architecture(targets, candidate)
   cost = account(architecture, 1, targets.convention)
-  assert (cost.num_params, cost.num_active_params) == choice[-2:], (architecture, choice)
+  assert (cost.num_params, cost.num_active_params) == candidate[-2:], (architecture, candidate)
   return architecture
 
 
-def _architecture(targets: Targets, choice: Choice) -> Architecture:
-  frame = choice.frame
+def _architecture(targets: Targets, candidate: Candidate) -> Architecture:
+  dw = candidate.dw
   return Architecture(
-    num_layers=frame.num_layers,
-    d_model=frame.d_model,
-    num_heads=frame.num_heads,
-    d_head=frame.d_head,
+    num_layers=dw.num_layers,
+    d_model=dw.d_model,
+    num_heads=dw.num_heads,
+    d_head=dw.d_head,
     num_kv_heads=targets.num_kv_heads,
     layout=targets.layout,
-    d_ffn=choice.d_ffn,
-    num_experts=choice.num_experts,
-    d_expert=choice.d_expert,
-    experts_per_token=choice.experts_per_token,
-    d_shared=choice.d_shared,
+    d_ffn=candidate.d_ffn,
+    num_experts=candidate.num_experts,
+    d_expert=candidate.d_expert,
+    experts_per_token=candidate.experts_per_token,
+    d_shared=candidate.d_shared,
     vocab_size=targets.vocab_size,
   )
 
 
 @functools.lru_cache(maxsize=4096)
-def _search(targets: Targets) -> Choice | None:
-  """The best choice within tolerance, None where there is none."""
+def _search(targets: Targets) -> Candidate | None:
+  """The best candidate within tolerance, None where there is none."""
   fine = targets.kind == "moe" and not (
     targets.granularity or targets.d_expert or targets.experts_per_token or targets.num_experts
   )
-  for window, wide in itertools.product((_FINE, _WIDER, None) if fine else (None,), (False, True)):
+  for window, is_relaxed in itertools.product(
+    (_FINE, _WIDER, None) if fine else (None,), (False, True)
+  ):
     best = None
-    for frame in frames(targets, wide):
-      if best is not None and frame.penalty >= best.objective:
-        break  # frames come in order of their penalty, which no accuracy can make up for
-      for choice in _choices(targets, frame, window):
-        if (best is None or choice < best) and _within(targets, choice):
-          best = choice
+    for dw in depth_widths(targets, is_relaxed):
+      if best is not None and dw.penalty >= best.objective:
+        break  # they come in order of their penalty, which no accuracy can make up for
+      for candidate in _candidates(targets, dw, window):
+        if (best is None or candidate < best) and _within(targets, candidate):
+          best = candidate
     if best is not None:
       return best
   return None
 
 
-def _within(targets: Targets, choice: Choice) -> bool:
-  if abs(choice.num_params - targets.num_params) > targets.params_tolerance * targets.num_params:
+def _within(targets: Targets, candidate: Candidate) -> bool:
+  if abs(candidate.num_params - targets.num_params) > targets.params_tolerance * targets.num_params:
     return False
-  rate = choice.num_active_params / choice.num_params
+  rate = candidate.num_active_params / candidate.num_params
   return not targets.activation_rate or abs(rate - targets.activation_rate) <= RATE_TOLERANCE
 
 
-def _choices(
-  targets: Targets, frame: Frame, window: tuple | None, strict: bool = True
-) -> Iterator[Choice]:
-  """Shapes of one frame, in or out of tolerance.
+def _candidates(
+  targets: Targets, dw: DepthWidth, window: tuple | None, strict: bool = True
+) -> Iterator[Candidate]:
+  """Shapes of one depth and width, in or out of tolerance.
 
   Args:
     window: the range d_expert is kept in while it is free, None is any width.
     strict: leave out most of those that miss N by more than the tolerance.
   """
   if targets.kind == "dense":
-    params = frame.fixed_params + 3 * frame.d_model * frame.d_ffn * frame.num_layers
-    yield Choice(
-      _objective(targets, frame, params, params, frame.d_ffn),
-      frame,
-      frame.d_ffn,
+    params = dw.fixed_params + 3 * dw.d_model * dw.d_ffn * dw.num_layers
+    yield Candidate(
+      _objective(targets, dw, params, params, dw.d_ffn),
+      dw,
+      dw.d_ffn,
       0,
       0,
       0,
@@ -143,33 +146,33 @@ def _choices(
     return
   t = targets
   shares = 1 if t.shared_expert and not t.d_shared else 0
-  num_dense_layers = frame.num_layers - frame.num_moe_layers
-  ffn_unit = 3 * frame.d_model * num_dense_layers  # parameters a channel of the dense layers
-  unit = 3 * frame.d_model * frame.num_moe_layers  # parameters a channel of the MoE layers
-  router = frame.d_model * frame.num_moe_layers if counts_router_and_norms(t.convention) else 0
-  base = frame.fixed_params + ffn_unit * frame.d_ffn + unit * t.d_shared
+  num_dense_layers = dw.num_layers - dw.num_moe_layers
+  ffn_unit = 3 * dw.d_model * num_dense_layers  # parameters a channel of the dense layers
+  unit = 3 * dw.d_model * dw.num_moe_layers  # parameters a channel of the MoE layers
+  router = dw.d_model * dw.num_moe_layers if counts_router_and_norms(t.convention) else 0
+  base = dw.fixed_params + ffn_unit * dw.d_ffn + unit * t.d_shared
   total = (t.num_params - base) / unit  # channels of an MoE layer beside a given d_shared
   active = (t.activation_rate * t.num_params - base) / unit
-  lowest, highest = _ffn_range(t, frame)
+  lowest, highest = _ffn_range(t, dw)
   reach = t.params_tolerance * t.num_params
-  reach += ffn_unit * max(highest - frame.d_ffn, frame.d_ffn - lowest)
-  for d_expert in _expert_widths(t, frame, window, total, active, shares, strict):
+  reach += ffn_unit * max(highest - dw.d_ffn, dw.d_ffn - lowest)
+  for d_expert in _expert_widths(t, dw, window, total, active, shares, strict):
     for chosen in _chosen(t, d_expert, active, shares):
       d_shared = t.d_shared or shares * chosen * d_expert
-      rest = t.num_params - frame.fixed_params - ffn_unit * frame.d_ffn - unit * d_shared
-      for experts in _around(t.num_experts, rest / (unit * d_expert + router), chosen):
+      rest = t.num_params - dw.fixed_params - ffn_unit * dw.d_ffn - unit * d_shared
+      for experts in _floor_and_ceil(t.num_experts, rest / (unit * d_expert + router), chosen):
         params = base + unit * (shares * chosen + experts) * d_expert + router * experts
         if strict and (
           abs(t.num_params - params) > reach or experts > max(_MOST_EXPERTS, t.num_experts)
         ):
           continue
         unused = unit * (experts - chosen) * d_expert
-        for d_ffn in _ffn_widths(t, frame, ffn_unit, params, params - unused, lowest, highest):
-          n = params + ffn_unit * (d_ffn - frame.d_ffn)
-          yield Choice(
-            _objective(t, frame, n, n - unused, d_ffn)
+        for d_ffn in _ffn_widths(t, dw, ffn_unit, params, params - unused, lowest, highest):
+          n = params + ffn_unit * (d_ffn - dw.d_ffn)
+          yield Candidate(
+            _objective(t, dw, n, n - unused, d_ffn)
             + _ROUND * (_ROUGHNESS[d_expert % 128] + max(_ROUGHNESS[experts % 128] - 4, 0)),
-            frame,
+            dw,
             d_ffn,
             experts,
             chosen,
@@ -180,23 +183,23 @@ def _choices(
           )
 
 
-def _objective(targets: Targets, frame: Frame, params: int, active: int, d_ffn: int) -> float:
+def _objective(targets: Targets, dw: DepthWidth, params: int, active: int, d_ffn: int) -> float:
   value = (
-    frame.penalty
+    dw.penalty
     + _ROUND * _ROUGHNESS[d_ffn % 128]
     + abs(params / targets.num_params - 1) / targets.params_tolerance
   )
   if targets.activation_rate:
     value += _RATE * abs(active / params - targets.activation_rate) / RATE_TOLERANCE
-  if d_ffn != frame.d_ffn:
-    distance = abs(d_ffn / frame.d_ffn - 1)
+  if d_ffn != dw.d_ffn:
+    distance = abs(d_ffn / dw.d_ffn - 1)
     value += 0.05 * distance if distance <= 0.1 else distance - 0.095
   return value
 
 
 def _expert_widths(
   targets: Targets,
-  frame: Frame,
+  dw: DepthWidth,
   window: tuple | None,
   total: float,
   active: float,
@@ -212,19 +215,19 @@ def _expert_widths(
   elif t.num_experts:
     # The rate fixes the share of channels that is active, and with it how many are chosen.
     share = min(max(active / total, 0), 1)
-    counts = _around(0, t.num_experts * share / (1 + shares - shares * share), 1)
+    counts = _floor_and_ceil(0, t.num_experts * share / (1 + shares - shares * share), 1)
     exact = [total / (t.num_experts + shares * count) for count in counts]
   elif t.experts_per_token:
     exact = [active / ((1 + shares) * t.experts_per_token)]
   else:
-    low, high = 1, 2.6 * frame.d_model  # 2.5 d_model: the paper's coarsest experts
+    low, high = 1, 2.6 * dw.d_model  # 2.5 d_model: the paper's coarsest experts
     if t.granularity:
       low, high = (
-        2 * frame.d_model / t.granularity * factor
+        2 * dw.d_model / t.granularity * factor
         for factor in (1 / (1 + RATIO_TOLERANCE), 1 + RATIO_TOLERANCE)
       )
     elif window:
-      low, high = (max(share * frame.d_model, least) for share, least in window)
+      low, high = (max(share * dw.d_model, least) for share, least in window)
     high = min(high, active / (1 + shares) + multiple)  # one expert chosen is the least
     if not strict:
       high = max(high, multiple)
@@ -233,7 +236,7 @@ def _expert_widths(
   # A rate is met within a tolerance, so widths around the exact one may fit N better.
   slack = 0.0
   if not (t.num_experts and t.experts_per_token):
-    slack = RATE_TOLERANCE * t.num_params / (3 * frame.d_model * frame.num_moe_layers)
+    slack = RATE_TOLERANCE * t.num_params / (3 * dw.d_model * dw.num_moe_layers)
   widths = set()
   for width in exact:
     reach = slack / ((1 + shares) * (t.experts_per_token or 1)) if t.experts_per_token else 0.0
@@ -247,10 +250,10 @@ def _chosen(targets: Targets, d_expert: int, active: float, shares: int) -> tupl
   """How many experts a token may choose at this width."""
   if targets.experts_per_token:
     return (targets.experts_per_token,)
-  return _around(0, active / ((1 + shares) * d_expert), 1)
+  return _floor_and_ceil(0, active / ((1 + shares) * d_expert), 1)
 
 
-def _around(given: int, value: float, least: int) -> tuple[int, ...]:
+def _floor_and_ceil(given: int, value: float, least: int) -> tuple[int, ...]:
   """The given count, or the two whole numbers around a value, none below `least`."""
   if given:
     return (given,) if given >= least else ()
@@ -259,30 +262,36 @@ def _around(given: int, value: float, least: int) -> tuple[int, ...]:
   return (below,) if below == above else (below, above)
 
 
-def _ffn_range(targets: Targets, frame: Frame) -> tuple[int, int]:
+def _ffn_range(targets: Targets, dw: DepthWidth) -> tuple[int, int]:
   """Widths the dense layers of an MoE may have: the given one, or a third around the wanted."""
   if targets.d_ffn:
-    return frame.d_ffn, frame.d_ffn
+    return dw.d_ffn, dw.d_ffn
   multiple = targets.multiple
   return (
-    math.ceil(0.75 * frame.d_ffn / multiple) * multiple,
-    math.floor(1.33 * frame.d_ffn / multiple) * multiple,
+    math.ceil(0.75 * dw.d_ffn / multiple) * multiple,
+    math.floor(1.33 * dw.d_ffn / multiple) * multiple,
   )
 
 
 def _ffn_widths(
-  targets: Targets, frame: Frame, ffn_unit: int, params: int, active: int, lowest: int, highest: int
+  targets: Targets,
+  dw: DepthWidth,
+  ffn_unit: int,
+  params: int,
+  active: int,
+  lowest: int,
+  highest: int,
 ) -> tuple[int, ...]:
   """Widths of the dense layers that meet N or the rate best, inside their range."""
   if lowest == highest or not ffn_unit:
-    return (frame.d_ffn,)
+    return (dw.d_ffn,)
   multiple = targets.multiple
-  of_params = frame.d_ffn + (targets.num_params - params) / ffn_unit
+  of_params = dw.d_ffn + (targets.num_params - params) / ffn_unit
   first = min(max(round(of_params / multiple) * multiple, lowest), highest)
   if not targets.activation_rate:
     return (first,)
   missing = targets.activation_rate * params - active
-  of_rate = frame.d_ffn + missing / ((1 - targets.activation_rate) * ffn_unit)
+  of_rate = dw.d_ffn + missing / ((1 - targets.activation_rate) * ffn_unit)
   leeway = _LEEWAY * targets.num_params / ffn_unit
   of_rate = min(max(of_rate, of_params - leeway), of_params + leeway)
   second = min(max(round(of_rate / multiple) * multiple, lowest), highest)
@@ -315,34 +324,36 @@ def _explain(targets: Targets) -> str:
   wanted = f"{targets.num_params:,} parameters within {100 * targets.params_tolerance:g} %"
   if targets.activation_rate:
     wanted += f" and activation_rate={targets.activation_rate:g} within {RATE_TOLERANCE:g}"
-  return f"no {targets.kind} shape has {wanted}; {_way_out(targets)}; {_nearest_shape(targets)}"
+  return (
+    f"no {targets.kind} shape has {wanted}; {_blocking_target(targets)}; {_nearest_shape(targets)}"
+  )
 
 
-def _way_out(targets: Targets) -> str:
+def _blocking_target(targets: Targets) -> str:
   for name, relaxed in _RELAXED.items():
     value = getattr(targets, name)
     if value in (0, relaxed) or (name == "layout" and targets.kind == "dense"):
       continue
     try:
-      choice = _search(dataclasses.replace(targets, **{name: relaxed}))
+      candidate = _search(dataclasses.replace(targets, **{name: relaxed}))
     except UserError:
       continue  # what is left contradicts itself without this target
-    if choice is not None:
+    if candidate is not None:
       instead = f"with {name}={relaxed}" if relaxed else "without it"
-      return f"{name}={value} stands in the way: {instead} {_told(targets, choice)}"
+      return f"{name}={value} stands in the way: {instead} {_describe(targets, candidate)}"
   return "no single target can be dropped to make one possible, change several"
 
 
 def _nearest_shape(targets: Targets) -> str:
   """The shape nearest to size and rate among those that keep every other target."""
   nearest = None
-  for frame in frames(targets, wide=True)[:500]:
-    for choice in _choices(targets, frame, None, strict=False):
-      missed = choice._replace(objective=choice.objective - frame.penalty)
+  for dw in depth_widths(targets, is_relaxed=True)[:500]:
+    for candidate in _candidates(targets, dw, None, strict=False):
+      missed = candidate._replace(objective=candidate.objective - dw.penalty)
       if nearest is None or missed < nearest:
         nearest = missed
   if nearest is not None:
-    return f"as asked, the nearest is {_told(targets, nearest)}"
+    return f"as asked, the nearest is {_describe(targets, nearest)}"
   if targets.d_model and targets.depth:
     attention = 4 * targets.d_model**2 * targets.depth
     return (
@@ -352,16 +363,16 @@ def _nearest_shape(targets: Targets) -> str:
   return "no depth and width keep the other targets"
 
 
-def _told(targets: Targets, choice: Choice) -> str:
-  frame = choice.frame
-  shape = f"num_layers={frame.num_layers} d_model={frame.d_model}"
-  if choice.d_ffn:
-    shape += f" d_ffn={choice.d_ffn}"
+def _describe(targets: Targets, candidate: Candidate) -> str:
+  dw = candidate.dw
+  shape = f"num_layers={dw.num_layers} d_model={dw.d_model}"
+  if candidate.d_ffn:
+    shape += f" d_ffn={candidate.d_ffn}"
   if targets.kind == "moe":
     shape += (
-      f" num_experts={choice.num_experts} experts_per_token={choice.experts_per_token} "
-      f"d_expert={choice.d_expert} d_shared={choice.d_shared}"
+      f" num_experts={candidate.num_experts} experts_per_token={candidate.experts_per_token} "
+      f"d_expert={candidate.d_expert} d_shared={candidate.d_shared}"
     )
-  off = 100 * (choice.num_params / targets.num_params - 1)
-  rate = choice.num_active_params / choice.num_params
-  return f"{shape} with N={choice.num_params:,} ({off:+.2f} %), r_a={rate:.4f}"
+  off = 100 * (candidate.num_params / targets.num_params - 1)
+  rate = candidate.num_active_params / candidate.num_params
+  return f"{shape} with N={candidate.num_params:,} ({off:+.2f} %), r_a={rate:.4f}"

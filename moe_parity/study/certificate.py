@@ -2,8 +2,9 @@
 
 Parameters are counted from the shapes of the arrays in the last checkpoint; tokens from the ledger
 of windows that the train step was given; compute from both. Only two things are taken on trust
-because nothing on disk shows them: how many experts a token chose (K) and how many heads share the
-attention width (for the softmax term of `paper_full`).
+because nothing on disk shows them: how many experts a token chose (K), how many heads share the
+attention width (for the softmax term of `paper_full`), and how many queries attention computed at a
+time (for `executed`, which is counted whatever the budget's convention).
 """
 
 import hashlib
@@ -16,17 +17,20 @@ import numpy as np
 
 from moe_parity.data.ledger import Ledger
 from moe_parity.errors import UserError
+from moe_parity.planning.arm_costs import executed_flops
 from moe_parity.training import run_folder
 
 CERTIFICATE = "certificate.json"
 # Which kinds of array are parameters under a convention (vocabulary never is).
 PARAMS = {"paper": ("matrices",), "paper_full": ("matrices", "router", "norms")}
-PARAMS["exact"] = PARAMS["paper_full"]
+PARAMS |= {"exact": PARAMS["paper_full"], "executed": PARAMS["paper"]}
 FLOPS = {
   "paper": ("matrices", "scores"),
   "paper_full": ("matrices", "scores", "router", "softmax", "elementwise"),
   "exact": ("matrices", "scores", "router"),
+  "executed": ("matrices", "computed_scores", "router", "head"),
 }
+BYTES_PER_PARAM = 4  # checkpoints hold float32
 
 
 def kind_of(name: str) -> str:
@@ -47,18 +51,21 @@ def kind_of(name: str) -> str:
 
 
 def count(shapes: Mapping[str, Sequence[int]], plan: dict) -> dict[str, int]:
-  """num_params, num_active_params and train_flops_per_token from array shapes.
+  """num_params, num_active_params, train_flops_per_token, executed_flops_per_token,
+  num_params_with_vocabulary and weight_bytes from array shapes.
 
   Args:
     shapes: name -> shape of every parameter; layers are stacked on the first axis.
-    plan: the arm's plan.json, for K, the number of heads, S and the convention.
+    plan: the arm's plan.json, for K, the number of heads, S, the queries of an attention block and
+      the convention.
   """
   architecture, seq_len = plan["architecture"], plan["seq_len"]
   chosen, num_experts = architecture["experts_per_token"], architecture["num_experts"]
   total = dict.fromkeys(("matrices", "experts", "router", "norms", "vocabulary"), 0)
-  attention_width = layers = 0
+  attention_width = layers = head = 0
   for name, shape in shapes.items():
     total[kind_of(name)] += math.prod(shape)
+    head += math.prod(shape) if name.rpartition(".")[2] == "head" else 0
     if name.endswith(".attention.out"):  # [layers, H*Q, D]
       layers += shape[0]
       attention_width += shape[0] * shape[1]
@@ -67,6 +74,8 @@ def count(shapes: Mapping[str, Sequence[int]], plan: dict) -> dict[str, int]:
   forward = {
     "matrices": 2 * (total["matrices"] + active_experts),
     "scores": 4 * attention_width * seq_len,
+    "computed_scores": 2 * attention_width * (seq_len + _query_block(plan)),
+    "head": 2 * head,
     "router": 2 * total["router"],
     "softmax": 3 * layers * architecture["num_heads"] * seq_len,
     "elementwise": 15 * layers * d_model,
@@ -77,7 +86,16 @@ def count(shapes: Mapping[str, Sequence[int]], plan: dict) -> dict[str, int]:
     "num_params": outside_experts + total["experts"],
     "num_active_params": outside_experts + active_experts,
     "train_flops_per_token": 3 * sum(forward[kind] for kind in FLOPS[plan["convention"]]),
+    "executed_flops_per_token": 3 * sum(forward[kind] for kind in FLOPS["executed"]),
+    "num_params_with_vocabulary": outside_experts + total["experts"] + total["vocabulary"],
+    "weight_bytes": BYTES_PER_PARAM * sum(total.values()),
   }
+
+
+def _query_block(plan: dict) -> int:
+  """Queries computed at a time; a block that does not divide S is all of S."""
+  block = plan.get("attention_block", 512)  # plans before it was written down had this default
+  return block if plan["seq_len"] % block == 0 else plan["seq_len"]
 
 
 def checkpoint_shapes(folder: pathlib.Path, step: int) -> dict[str, tuple[int, ...]]:
@@ -139,6 +157,10 @@ def certify_run(folder: pathlib.Path) -> dict:
       "FLOPs a token of the arrays x tokens in the ledger",
     ),
     check(
+      "executed_flops", executed_flops(plan), counted["executed_flops_per_token"] * tokens, 0.0,
+      "every matrix product a token, from the arrays, x tokens in the ledger",
+    ),
+    check(
       "num_unique_tokens", min(plan["num_unique_tokens"], tokens), unique, 0.005,
       "windows seen at least once; a last epoch that is not full may leave some out",
     ),
@@ -160,7 +182,8 @@ def certify_run(folder: pathlib.Path) -> dict:
     "checks": checks,
     "measured": counted
     | {"num_tokens": tokens, "num_unique_tokens": unique}
-    | {"train_flops": counted["train_flops_per_token"] * tokens},
+    | {"train_flops": counted["train_flops_per_token"] * tokens}
+    | {"executed_flops": counted["executed_flops_per_token"] * tokens},
     "ledger": ledger.summary(),
     "unique_windows_sha256": hashlib.sha256(seen.astype("<u8").tobytes()).hexdigest(),
   }

@@ -16,7 +16,7 @@ from moe_parity import config as configs
 from moe_parity.data.mixture import planner_inputs
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
-from moe_parity.planning.arm_plan import ArmPlan, Plan
+from moe_parity.planning.arm_plan import ArmPlan, Plan, with_later_fields
 from moe_parity.study.parts import Part, Results, from_part, method_of, plan_parts
 from moe_parity.study.workers.leases import FAILED, RUNNING, Claims
 from moe_parity.training import run_folder
@@ -247,7 +247,13 @@ def _grown(path: pathlib.Path, plan: Plan, staged: bool) -> bool:
     UserError: they differ in anything else.
   """
   old, new = run_folder.read_json(path), plan.to_dict()
+  new.pop("notes")  # words about the plan, which a later version may choose otherwise
+  old.pop("notes", None)
   grown = len(new["arms"]) > len(old["arms"])
+  known = {(arm["name"], arm["seed"]): arm for arm in new["arms"]}
+  old["arms"] = [
+    with_later_fields(arm, known.get((arm["name"], arm["seed"]), {})) for arm in old["arms"]
+  ]
   if staged:
     old, new = _by_arm(old), _by_arm(new)
     fewer, more = sorted((old["arms"], new["arms"]), key=len)

@@ -7,6 +7,7 @@ import secrets
 
 from moe_parity import config as configs
 from moe_parity.errors import UserError
+from moe_parity.planning.arm_plan import with_later_fields
 
 CONFIG, PLAN, RESULT = "config.json", "plan.json", "result.json"
 
@@ -64,7 +65,8 @@ def claim(folder: pathlib.Path, config: dict, plan: dict, *, write: bool = True)
     write_json(folder / PLAN, plan)
     return
   old_plan, old_config = read_json(folder / PLAN), read_json(folder / CONFIG)
-  changed = configs.differences(old_plan, json.loads(json.dumps(plan)), "plan.")
+  plan = json.loads(json.dumps(plan))
+  changed = configs.differences(with_later_fields(old_plan, plan), plan, "plan.")
   changed += configs.differences(_numbers(old_config), _numbers(config))
   if changed:
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

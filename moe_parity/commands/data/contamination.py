@@ -14,7 +14,7 @@ def arguments(parser) -> None:
     "--against",
     nargs="+",
     default=[],
-    metavar="[DOMAIN=]PATH",
+    metavar="[DOMAIN=][FORMAT:]PATH",
     help="evaluation text, as for prepare --source; default: the store's held-out split",
   )
   parser.add_argument("--text-key", default="text", help="field of a record of that text")
@@ -50,5 +50,6 @@ def _given(args):
   from moe_parity.data.corpus import documents, parse_sources
   from moe_parity.data.readers import BadRecords
 
-  for source in parse_sources(",".join(args.against), text_key=args.text_key):
-    yield from documents(source, BadRecords(), "validation")
+  for text in args.against:
+    for source in parse_sources(text, text_key=args.text_key):
+      yield from documents(source, BadRecords(), "validation")

@@ -38,10 +38,32 @@ def print_store(store) -> None:
     f"\ntokenizer {tokenizer['name']}, {tokenizer['vocab_size']:,} ids; {size / 1e6:,.1f} MB in"
     f" {num_shards} shards\n"
     f"held out: {_rule(manifest['held_out'])}; {manifest['duplicates']['num_documents']:,}"
-    f" duplicate documents left out, {manifest['bad_records']['count']:,} bad records skipped\n"
+    f" duplicate documents left out, {_bad_records(manifest['bad_records'])}\n"
+    f"{_left_out(manifest['origins'])}"
     f"train stream sha256 {manifest['splits']['train']['sha256']}\n"
     f"token store: {store.location}"
   )
+
+
+def _bad_records(bad: dict) -> str:
+  lost = f" ({bad['num_bytes']:,} bytes)" if bad["count"] else ""
+  return f"{bad['count']:,} bad records{lost} skipped"
+
+
+def _left_out(origins: list[dict]) -> str:
+  """A line for each source of which something was left out, or whose files are of several kinds."""
+  lines = []
+  for origin in origins:
+    found = []
+    if origin["num_hidden"]:
+      found.append(f"{origin['num_hidden']:,} names with a dot in front left out")
+    found += [f"the token store {store} left out" for store in origin["stores"]]
+    if len(origin["formats"]) > 1:
+      counts = (f"{count:,} as {kind}" for kind, count in origin["formats"].items())
+      found.append(f"files read {', '.join(counts)}")
+    if found:
+      lines.append(f"{origin['path']}: {'; '.join(found)}\n")
+  return "".join(lines)
 
 
 def domain_rows(manifest: dict) -> list[dict]:

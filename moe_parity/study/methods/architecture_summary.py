@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from moe_parity.planning.accounting import account
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.study import reading
 from moe_parity.study.analysis import bootstrap
@@ -99,7 +98,7 @@ def _columns(arm: ArmPlan) -> dict[str, Any]:
   shape = arm.architecture
   row = {name: getattr(shape, name) for name in _SHAPE}
   row |= {name: getattr(arm, name) for name in _PLANNED}
-  row["kappa"] = account(shape, arm.seq_len, arm.convention).kappa
+  row["kappa"] = arm.forward_flops_per_token / (2 * arm.num_active_params)
   row["aspect_ratio"], row["ffn_ratio"] = shape.aspect_ratio, shape.ffn_ratio
   row["total_ffn_ratio"] = shape.total_ffn_ratio if shape.is_moe else None
   return row

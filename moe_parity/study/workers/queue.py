@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from moe_parity.console import duration
+from moe_parity.planning.arm_costs import executed_flops
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.study.folder import Study, Task
 from moe_parity.study.parts import Results
@@ -11,8 +12,8 @@ HOUR = 3600.0
 
 
 def device_flops(arm: ArmPlan) -> int | float:
-  """FLOPs a device spends on an arm: C, and the logits, which C leaves out (6 V d a token)."""
-  return arm.train_flops + 3 * arm.vocabulary_params * arm.num_tokens
+  """FLOPs a device spends on an arm: every matrix product, whatever C counts."""
+  return executed_flops(arm.to_dict())
 
 
 def speeds(study: Study, tasks: Sequence[Task]) -> dict[str, float]:

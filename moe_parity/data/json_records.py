@@ -1,0 +1,107 @@
+"""JSON files, by content: a record a line, an array of records, or one record over many lines."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from moe_parity.data.compressed import DamagedFileError, chunks, lines
+from moe_parity.data.readers import BadRecords, Document, Fields, document
+
+LONGEST_ARRAY = 1 << 30  # bytes of an array, which is read whole
+_BLANK = b" \t\r\n"
+_BOM = b"\xef\xbb\xbf"
+
+
+def read_json(path: str, fields: Fields, bad: BadRecords) -> Iterator[Document]:
+  """Documents of a .json, .jsonl or .ndjson file, plain or compressed.
+
+  A file that begins with [ is one array; one whose first line is { alone is one record; any other
+  has a record a line. A bad line costs itself. An array, or a last line, that breaks off stops.
+  """
+  pieces = chunks(path)
+  try:
+    first = b""
+    while not first.lstrip(_BLANK).removeprefix(_BOM).lstrip(_BLANK):
+      more = next(pieces, None)
+      if more is None:
+        break
+      first += more
+  except DamagedFileError as error:
+    bad.stop(path, 1, f"the archive is damaged or cut off here ({error})")
+  pieces = itertools.chain([first], pieces)
+  start = first.removeprefix(_BOM).lstrip(_BLANK)
+  if start.startswith(b"["):
+    yield from _array(pieces, path, fields, bad)
+  elif start.split(b"\n", 1)[0].strip() == b"{":
+    if found := document(_whole(pieces, path, bad), path, 1, fields, bad, len(first)):
+      yield found
+  else:
+    yield from parse_json_lines(lines(pieces), path, fields, bad)
+
+
+def parse_json_lines(
+  found: Iterator[bytes], path: str, fields: Fields, bad: BadRecords
+) -> Iterator[Document]:
+  r"""One JSON object a line; a line is a record, counted from 1.
+
+  Args:
+    found: lines with their b"\n". One without it that is no JSON is where the file was cut off.
+  """
+  for number in itertools.count(1):
+    try:
+      line = next(found, None)
+    except DamagedFileError as error:
+      bad.stop(path, number, f"the archive is damaged or cut off here ({error})")
+    if line is None:
+      return
+    if not line.strip():
+      bad.report(path, number, "the line is empty", len(line))
+      continue
+    try:
+      record = json.loads(line.removeprefix(_BOM) if number == 1 else line)
+    except (ValueError, RecursionError) as error:
+      if not line.endswith(b"\n"):
+        bad.stop(path, number, f"{_reason(error)}, and the file ends in it: it is cut off")
+      bad.report(path, number, _reason(error), len(line))
+      continue
+    if made := document(record, path, number, fields, bad, len(line)):
+      yield made
+
+
+def _reason(error: Exception) -> str:
+  if isinstance(error, UnicodeDecodeError):
+    return f"not UTF-8 at byte {error.start} of the record"
+  if isinstance(error, RecursionError):
+    return "not a JSON record (nested too deeply)"
+  return f"not a JSON record ({error})"
+
+
+def _array(
+  pieces: Iterator[bytes], path: str, fields: Fields, bad: BadRecords
+) -> Iterator[Document]:
+  for number, record in enumerate(_whole(pieces, path, bad), 1):
+    size = partial(_num_bytes, record)
+    if found := document(record, path, number, fields, bad, size):
+      yield found
+
+
+def _num_bytes(record: object) -> int:
+  return len(json.dumps(record))
+
+
+def _whole(pieces: Iterator[bytes], path: str, bad: BadRecords) -> Any:
+  """The one JSON value of a file."""
+  parts, num_bytes = [], 0
+  try:
+    for piece in pieces:
+      num_bytes += len(piece)
+      if num_bytes > LONGEST_ARRAY:
+        bad.stop(path, 1, f"one JSON value of over {LONGEST_ARRAY:,} bytes; write a record a line")
+      parts.append(piece)
+    return json.loads(b"".join(parts).removeprefix(_BOM))
+  except DamagedFileError as error:
+    bad.stop(path, 1, f"the archive is damaged or cut off ({error})")
+  except (ValueError, RecursionError) as error:
+    bad.stop(path, 1, f"{_reason(error)}, in a file that is one JSON value")
