@@ -17,7 +17,7 @@ from moe_parity.data.mixture import planner_inputs
 from moe_parity.data.prepare import prepare
 from moe_parity.errors import UserError
 from moe_parity.planning.plan import make_plan
-from moe_parity.training import loop
+from moe_parity.training import loop, setup
 from moe_parity.training.step import TrainState
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -56,12 +56,12 @@ def step(monkeypatch):
   made = Step()
   zeros = {"w": jnp.zeros(2)}
   tiny = TrainState(jnp.zeros((), jnp.int32), zeros, zeros, zeros)
-  monkeypatch.setattr(loop, "make_train_step", lambda *options: made)
+  monkeypatch.setattr(setup, "make_train_step", lambda *options: made)
   for name in ("init_state", "abstract_state", "stored_state"):
-    monkeypatch.setattr(loop, name, lambda *options: tiny)
-  monkeypatch.setattr(loop, "measured_peak", lambda dtype: 1e12)
+    monkeypatch.setattr(setup, name, lambda *options: tiny)
+  monkeypatch.setattr(setup, "measure_peak_flops", lambda dtype: 1e12)
   score = lambda inputs, targets, mask: np.ones(inputs.shape)  # noqa: E731
-  monkeypatch.setattr(loop, "make_scorer", lambda *options: lambda *weights: score)
+  monkeypatch.setattr(setup, "make_scorer", lambda *options: lambda *weights: score)
   return made
 
 
@@ -185,7 +185,7 @@ def test_a_loader_that_leaves_the_budget_of_unique_tokens_is_stopped_before_the_
         found["window"][0] = np.setdiff1d(np.arange(5000), self.windows(0, 5000))[0]
       return found
 
-  monkeypatch.setattr(loop, "Loader", Wandering)
+  monkeypatch.setattr(setup, "Loader", Wandering)
   with pytest.raises(BudgetOverrun, match="unique tokens seen, the plan allows") as caught:
     # The whole budget but one window was read before: an epoch later the stray one is too much.
     wrong = dataclasses.replace(dense, num_unique_tokens=3 * dense.batch_sequences * S)

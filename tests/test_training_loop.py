@@ -10,7 +10,7 @@ from moe_parity import cli, config
 from moe_parity.data.prepare import prepare
 from moe_parity.errors import UserError
 from moe_parity.planning.plan import make_plan
-from moe_parity.training import loop
+from moe_parity.training import setup
 from moe_parity.training.loop import NotFiniteError, train_arm
 from moe_parity.training.step import make_train_step
 
@@ -66,7 +66,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(run, store):
   loaded, plan = arm("dense", "--config.train.save_every=10", "--config.train.eval_every=15")
   again = train_arm(loaded, plan, store, run, warn=warnings.append)
   assert len(warnings) == 1 and f"checkpoint of step {steps[-1]}" in warnings[0]
-  assert f"going on from step {steps[0]}" in warnings[0]
+  assert f"resuming from step {steps[0]}" in warnings[0]
   assert again["validation"] == result["validation"]
   assert (run / "checkpoints" / f"damaged-{steps[-1]}").exists()
 
@@ -75,7 +75,7 @@ def test_a_loss_that_is_no_number_stops_with_its_step(store, tmp_path):
   loaded, plan = arm(
     "dense", "--config.train.save_every=5", "--config.arms.dense.peak_learning_rate=1e30"
   )
-  message = r"'dense': the loss of step [2-4] is (nan|inf); no checkpoint is yet in .*checkpoints"
+  message = r"'dense': the loss of step [2-4] is (nan|inf); there is no checkpoint yet in .*points"
   with pytest.raises(NotFiniteError, match=message):
     train_arm(loaded, plan, store, tmp_path / "run")
   assert not (tmp_path / "run" / "result.json").exists()
@@ -101,8 +101,8 @@ def test_a_loss_that_is_no_number_keeps_the_checkpoint_before_it(store, tmp_path
 
   loaded, plan = arm("dense", "--config.train.save_every=3")
   with monkeypatch.context() as patch:
-    patch.setattr(loop, "make_train_step", lambda *a: FailsAt7(make_train_step(*a)))
-    with pytest.raises(NotFiniteError, match="step 7 is nan; the checkpoint of step 6 is kept in"):
+    patch.setattr(setup, "make_train_step", lambda *a: FailsAt7(make_train_step(*a)))
+    with pytest.raises(NotFiniteError, match="step 7 is nan; the checkpoint of step 6 remains in"):
       train_arm(loaded, plan, store, tmp_path / "run")
   lines = []
   train_arm(loaded, plan, store, tmp_path / "run", lambda progress: lines.append(progress.step))

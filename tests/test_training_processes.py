@@ -121,7 +121,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(runs, tmp_path):
       path.unlink()
   (two / "result.json").unlink()
   (told,) = finish(train(two, one.parent / "cache", "--config.mesh.data=2", devices=2))
-  assert "going on from step" in " ".join(told.split())  # a console breaks lines
+  assert "resuming from step" in " ".join(told.split())  # a console breaks lines
   results = [json.loads((folder / "result.json").read_text()) for folder in (one, two)]
   assert results[1]["finished_step"] == results[0]["finished_step"]
   found, expected = (result["validation"]["cross_entropy"] for result in results)

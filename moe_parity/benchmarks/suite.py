@@ -149,7 +149,7 @@ def step(repeats: int = 12, dtypes: Sequence[str] = ("float32", "bfloat16")) -> 
 
   from moe_parity.planning.accounting import account
   from moe_parity.startup import start_jax
-  from moe_parity.training.telemetry import measured_peak
+  from moe_parity.training.peak_flops import measure_peak_flops
 
   start_jax()
   arms = {}
@@ -169,7 +169,7 @@ def step(repeats: int = 12, dtypes: Sequence[str] = ("float32", "bfloat16")) -> 
   peaks: dict[str, list[float]] = {dtype: [] for dtype in dtypes}
   for _ in range(repeats):
     for dtype in dtypes:
-      peaks[dtype].append(measured_peak(dtype))
+      peaks[dtype].append(measure_peak_flops(dtype))
     for arm in arms.values():
       wall, cpu = time.perf_counter(), time.process_time()
       arm["state"], scalars = arm["step"](arm["state"], *batch)
@@ -255,7 +255,7 @@ def loader(seq_len: int = 2048, batch_sequences: int = 8, repeats: int = 5) -> l
   from moe_parity.data.mixture import available_tokens
   from moe_parity.data.prepare import prepare
   from moe_parity.planning.domain_shares import plan_mixture, read_shares
-  from moe_parity.training.loop import to_device
+  from moe_parity.training.setup import to_device
 
   train = prepare().train
   shares = read_shares(",".join(f"{name}={i}" for i, name in enumerate(train.documents.domains, 1)))

@@ -74,12 +74,13 @@ def dry_run(args, config, store, only) -> int:
   from moe_parity.study.folder import tasks_of
   from moe_parity.study.parts import method_of
   from moe_parity.study.workers.queue import queue
-  from moe_parity.training.telemetry import measured_peak
+  from moe_parity.training.peak_flops import measure_peak_flops
 
   start_jax()
   study = open_study(args, config, store)
   study.derive(write=False)
-  rows, notes = queue(study, tasks_of(study.parts, only), lambda: measured_peak(config.model.dtype))
+  peak_flops = lambda: measure_peak_flops(config.model.dtype)  # noqa: E731
+  rows, notes = queue(study, tasks_of(study.parts, only), peak_flops)
   if method := method_of(config):
     notes += method.still_to_come(config, study.parts)
   if args.json:

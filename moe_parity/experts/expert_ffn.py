@@ -7,11 +7,12 @@ from jaxtyping import Array, Float, Int
 
 from moe_parity.errors import UserError
 from moe_parity.experts.assignments import expert_loads
+from moe_parity.experts.looped_ffn import looped_ffn
 from moe_parity.experts.padded_ffn import slotted_ffn
 
 __all__ = ["expert_ffn", "expert_loads", "implementation_for"]
 
-IMPLEMENTATIONS = ("slotted", "ragged")
+IMPLEMENTATIONS = ("slotted", "ragged", "looped")
 
 
 def implementation_for(platform: str) -> str:
@@ -43,8 +44,9 @@ def expert_ffn(
     expert_TK: int32 in [0, E]; E itself means nobody and adds zero.
     gate_TK: float32 routing weights.
     w_in_E2ID: each expert's gate matrix, then its up matrix, both by output; dtype of x.
-    implementation: "slotted" or "ragged"; None takes `implementation_for(jax.default_backend())`,
-      so a program compiled for a platform it does not run on has to name it.
+    implementation: "slotted", "ragged", or, for few tokens and without a gradient, "looped"; None
+      takes `implementation_for(jax.default_backend())`, so a program compiled for a platform it
+      does not run on has to name it.
     num_slots: slots per expert of the slotted formulation, or rows computed at once, in all as
       many, of the ragged one. Only speed depends on it.
   Returns:
@@ -61,6 +63,8 @@ def expert_ffn(
 
     num_rows = num_slots * num_experts
     return ragged_ffn(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID, num_rows)
+  if implementation == "looped":
+    return looped_ffn(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID)
   if implementation == "slotted":
     return slotted_ffn(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID, num_slots)
   raise UserError(

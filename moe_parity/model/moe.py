@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from moe_parity.experts.assignments import drop_beyond_capacity
 from moe_parity.experts.expert_ffn import expert_ffn, implementation_for
 from moe_parity.experts.expert_parallel import expert_ffn_local
+from moe_parity.experts.looped_ffn import FEW_ASSIGNMENTS
 from moe_parity.model.feedforward import FeedForward
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.weights import matrix
@@ -125,6 +126,8 @@ class MoE(nnx.Module):
     options, (num_tokens, chosen) = self.options, expert_TK.shape
     platform = options.platform or jax.default_backend()
     implementation = implementation_for(platform)
+    if options.is_decoding and expert_TK.size <= FEW_ASSIGNMENTS * w_in_L2ID.shape[0]:
+      implementation = "looped"  # on a mesh as many assignments reach a device as leave it
     if mesh.current() is None:
       num_dropped = jnp.zeros((), jnp.int32)
       if options.capacity_factor:

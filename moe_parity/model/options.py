@@ -51,6 +51,8 @@ class ModelOptions:
     streams: parts that a device's sequences go through MoE layers in, so that one is computed while
       another's tokens travel; 0 is the platform's own number (`model/layer_stack.py`).
     platform: what the program is compiled for ("cpu", "gpu", "tpu"); "" is what it runs on.
+    is_decoding: the program has few tokens and takes no gradient: expert layers then read only the
+      chosen experts' weights, where that is faster (`experts/looped_ffn.py`).
   """
 
   position: str = "alibi"
@@ -64,6 +66,7 @@ class ModelOptions:
   capacity_factor: float | int = 0.0
   streams: int = 0
   platform: str = ""
+  is_decoding: bool = False
 
   def __post_init__(self):
     one_of("model.position", self.position, POSITIONS)

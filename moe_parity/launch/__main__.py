@@ -1,0 +1,49 @@
+"""`python -m moe_parity.launch LAUNCHER ...`, which launch/*.sh call."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from moe_parity.errors import UserError
+from moe_parity.launch.commands import CommandError, say
+from moe_parity.launch.exit_codes import FAILED, MEND_INPUT
+
+LAUNCHERS = ("gpu", "supervise")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one launcher; its exit status. 2 mend the input, 1 a command of the engine failed."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  if not argv or argv[0] not in LAUNCHERS:
+    say(f"error: {argv[:1]} is no launcher; use one of {', '.join(LAUNCHERS)}")
+    return MEND_INPUT
+  module = importlib.import_module(f"moe_parity.launch.{argv[0]}")
+  try:
+    args = parser_of(argv[0], module).parse_args(argv[1:])
+    return module.run(args)
+  except UserError as error:
+    say(f"error: {error}")
+    return MEND_INPUT
+  except CommandError as error:
+    say(f"error: {error}")
+    return FAILED
+  except KeyboardInterrupt:
+    return 130
+
+
+def parser_of(name: str, module) -> argparse.ArgumentParser:
+  """The parser of a launcher: --help with its example, --dry-run, and its own options."""
+  parser = argparse.ArgumentParser(
+    f"launch/{name}.sh",
+    description=f"{module.HELP}\n\nexample:\n  {module.EXAMPLE}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument("--dry-run", action="store_true", help="print the commands, change nothing")
+  module.arguments(parser)
+  return parser
+
+
+if __name__ == "__main__":
+  sys.exit(main())

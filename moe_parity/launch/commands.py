@@ -1,0 +1,152 @@
+"""A command as data, and what runs it or, for --dry-run, prints it."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from moe_parity.errors import UserError
+
+
+class Command(NamedTuple):
+  """One command line.
+
+  Attributes:
+    argv: the program and its arguments.
+    env: variables set for it alone.
+    stdin: text that it reads, "" for none.
+  """
+
+  argv: tuple[str, ...]
+  env: Mapping[str, str] = {}
+  stdin: str = ""
+
+  def shown(self) -> str:
+    """The line as a person would type it into a shell."""
+    env = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
+    line = " ".join([*env, shlex.join(self.argv)])
+    return f"{line} <<'END'\n{self.stdin.rstrip()}\nEND" if self.stdin else line
+
+
+def command(*argv: object, env: Mapping[str, str] | None = None, stdin: str = "") -> Command:
+  """A command of arguments that may be numbers or paths; empty ones are left out."""
+  return Command(tuple(str(part) for part in argv if str(part)), env or {}, stdin)
+
+
+class Result(NamedTuple):
+  """How a command ended: exit code, what it printed, what it complained of."""
+
+  code: int
+  out: str
+  err: str
+
+  @property
+  def why(self) -> str:
+    """The line of its complaint that says most: the last one with "error" in it, else the last."""
+    lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or [f"exit code {self.code}"])[-1]
+
+
+class CommandError(Exception):
+  """A command that had to succeed did not. Carries the command and its result."""
+
+  def __init__(self, failed: Command, result: Result):
+    super().__init__(f"{failed.argv[0]} failed: {result.why}\n  {failed.shown()}")
+    self.command, self.result = failed, result
+
+
+class Shell:
+  """Runs commands; with `dry_run` it prints those that change something instead."""
+
+  def __init__(self, *, dry_run: bool = False):
+    self.dry_run = dry_run
+
+  def run(self, line: Command, *, stream: bool = False) -> Result:
+    """Runs a command that changes something; `stream` passes its output on to the terminal.
+
+    Raises:
+      CommandError: it failed.
+    """
+    if self.dry_run:
+      print(line.shown(), flush=True)
+      return Result(0, "", "")
+    result = _run(line, capture=not stream)
+    if result.code:
+      raise CommandError(line, result)
+    return result
+
+  def ask(self, line: Command) -> Result:
+    """Runs a command that only reads, also in a dry run; its failure is the caller's to judge."""
+    return _run(line)
+
+
+def _run(line: Command, *, capture: bool = True) -> Result:
+  need(line.argv[0])
+  done = subprocess.run(
+    line.argv,
+    env={**os.environ, **line.env},
+    input=line.stdin or None,
+    stdin=None if line.stdin or not capture else subprocess.DEVNULL,
+    capture_output=capture,
+    text=True,
+    check=False,
+  )
+  return Result(done.returncode, done.stdout or "", done.stderr or "")
+
+
+WHERE_FROM = {
+  "gcloud": "install the Google Cloud CLI (cloud.google.com/sdk/docs/install)",
+  "kubectl": "install kubectl, then 'gcloud container clusters get-credentials CLUSTER'",
+  "sbatch": "run this on a login node of a Slurm cluster",
+  "nvidia-smi": "install the NVIDIA driver; without a GPU use launch/local.sh",
+  "docker": "install Docker, or build the image elsewhere and give --image",
+}
+
+
+def need(program: str) -> None:
+  """Raises UserError where a program is not on PATH."""
+  if shutil.which(program) is None:
+    way_out = WHERE_FROM.get(program, f"install {program}")
+    raise UserError(f"{program} is not on PATH; {way_out}")
+
+
+def moe_parity_command(rest: Sequence[str], *, only: Sequence[str] = ()) -> list[str]:
+  """What follows the launcher's own options: the arguments of `moe-parity`.
+
+  Raises:
+    UserError: there is none, or it is none of the commands `only`.
+  """
+  words = list(rest[1:] if rest[:1] == ["--"] else rest)
+  if not words or words[0].startswith("-"):
+    given = shlex.join(words) or "nothing"
+    raise UserError(
+      f"{given}: no moe-parity command to launch; end with, for example,"
+      " -- study --config=configs/demo.py --workdir=runs/demo"
+    )
+  if only and words[0] not in only:
+    raise UserError(f"{words[0]}: only {', '.join(only)} can be launched so; use launch/local.sh")
+  return words
+
+
+def option_of(words: Sequence[str], name: str) -> str:
+  """The value of `--name=value` or `--name value` in a command, "" where it is not there."""
+  for i, word in enumerate(words):
+    if word.startswith(f"--{name}="):
+      return word.split("=", 1)[1]
+    if word == f"--{name}" and i + 1 < len(words):
+      return words[i + 1]
+  return ""
+
+
+def has_option(words: Sequence[str], name: str) -> bool:
+  """Whether a command has an option."""
+  return any(word == f"--{name}" or word.startswith(f"--{name}=") for word in words)
+
+
+def say(text: str) -> None:
+  """A line for the person who launches; on stderr, so that stdout is commands and answers."""
+  print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,181 @@
+"""Keeps workers of this host running: starts them, restarts them on 75, passes signals on.
+
+For hosts that no engine watches: a machine with GPUs (gpu.sh), the hosts of a TPU slice (tpu.sh).
+"""
+
+import argparse
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from moe_parity.errors import UserError
+from moe_parity.launch.commands import say
+from moe_parity.launch.exit_codes import FAILED, START_AGAIN, combined, meaning, signal_of
+
+
+class Policy(NamedTuple):
+  """When to start a worker again.
+
+  A worker that comes back before `quick_seconds` has done nothing; after `most_quick` such lives in
+  a row it is given up. One that worked before it stopped is started as often as it asks.
+  """
+
+  quick_seconds: int | float = 60
+  most_quick: int = 5
+  first_wait: int | float = 5
+  longest_wait: int | float = 300
+
+
+class Decision(NamedTuple):
+  """What follows a worker's end: `wait` seconds and start it again, or end with `code`."""
+
+  again: bool
+  code: int
+  wait: int | float
+  quick: int
+  why: str
+
+
+def decide(code: int, seconds: int | float, quick: int, policy: Policy) -> Decision:
+  """Whether a worker that ended is started again.
+
+  Args:
+    code: its exit code, negative where a signal killed it.
+    seconds: how long it lived.
+    quick: lives in a row before this one that were shorter than `policy.quick_seconds`.
+  """
+  if code != START_AGAIN and not signal_of(code):
+    return Decision(False, code, 0, 0, meaning(code))
+  quick = quick + 1 if seconds < policy.quick_seconds else 0
+  if quick >= policy.most_quick:
+    why = (
+      f"{meaning(code)}; ended {quick} times in a row within {policy.quick_seconds:g} s of its"
+      " start, so it is given up; its log says more"
+    )
+    return Decision(False, FAILED, 0, quick, why)
+  wait = min(policy.first_wait * 2 ** max(quick - 1, 0), policy.longest_wait)
+  return Decision(True, code, wait, quick, f"{meaning(code)}; started again in {wait:g} s")
+
+
+class Worker(NamedTuple):
+  """A process to keep running. `log` gets its output, appended; None leaves it on the terminal."""
+
+  name: str
+  argv: Sequence[str]
+  env: Mapping[str, str] = {}
+  log: pathlib.Path | None = None
+
+
+class Supervisor:
+  """Keeps some workers running until each has ended for good."""
+
+  def __init__(
+    self,
+    workers: Sequence[Worker],
+    policy: Policy | None = None,
+    report: Callable[[str], None] = say,
+  ):
+    self._workers, self._policy, self._report = workers, policy or Policy(), report
+    self._processes: dict[str, subprocess.Popen] = {}
+    self._codes: dict[str, int] = {}
+    self._stopping = threading.Event()
+    self._starting = threading.RLock()  # a signal comes before a start or after it, never within
+
+  def run(self) -> int:
+    """Runs until all have ended; the exit code of all as one.
+
+    SIGTERM, SIGUSR1 and Ctrl-C go to every worker, which saves a checkpoint and ends; then none is
+    started again. Workers are in sessions of their own, so that a terminal's Ctrl-C reaches them
+    once: a worker that gets a second signal leaves at once.
+    """
+    before = {
+      number: signal.signal(number, self._pass_on)
+      for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    }
+    try:
+      threads = [threading.Thread(target=self._keep, args=(w,)) for w in self._workers]
+      for thread in threads:
+        thread.start()
+      for thread in threads:
+        while thread.is_alive():  # in turns, as a signal just before a wait is seen after it
+          thread.join(0.5)
+    finally:
+      for number, handler in before.items():
+        signal.signal(number, handler)
+    return combined(list(self._codes.values()))
+
+  def _pass_on(self, number: int, _frame: object) -> None:
+    with self._starting:
+      self._stopping.set()
+      for process in self._processes.values():
+        if process.poll() is None:
+          process.send_signal(number)
+
+  def _keep(self, worker: Worker) -> None:
+    quick = 0
+    while True:
+      started = time.monotonic()
+      code = self._live(worker)
+      if self._stopping.is_set():
+        self._codes[worker.name] = START_AGAIN if code is None or signal_of(code) else code
+        return
+      decision = decide(code, time.monotonic() - started, quick, self._policy)
+      self._report(f"{worker.name}: {decision.why}")
+      if not decision.again:
+        self._codes[worker.name] = decision.code
+        return
+      quick = decision.quick
+      self._stopping.wait(decision.wait)
+
+  def _live(self, worker: Worker) -> int | None:
+    """One life of a worker: its exit code, None where it was not to be started any more."""
+    out = None
+    if worker.log:
+      worker.log.parent.mkdir(parents=True, exist_ok=True)
+      out = worker.log.open("a")
+    try:
+      with self._starting:
+        if self._stopping.is_set():
+          return None
+        process = self._processes[worker.name] = subprocess.Popen(
+          worker.argv,
+          env={**os.environ, **worker.env},
+          stdin=subprocess.DEVNULL,
+          stdout=out,
+          stderr=subprocess.STDOUT if out else None,
+          start_new_session=True,
+        )
+      return process.wait()
+    finally:
+      if out:
+        out.close()
+
+
+HELP = "keeps one command running on this host: starts it again on exit code 75 and after crashes"
+EXAMPLE = (
+  "python -m moe_parity.launch supervise --name=a-1 --log=a-1.log -- bash launch/local.sh demo"
+)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+  """The options, which stand before the command."""
+  parser.add_argument("--name", default="worker")
+  parser.add_argument("--log", type=pathlib.Path, metavar="FILE", help="gets its output, appended")
+  parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="COMMAND ...")
+
+
+def run(args: argparse.Namespace) -> int:
+  """Keeps the command running; its last exit code."""
+  words = args.rest[1:] if args.rest[:1] == ["--"] else args.rest
+  if not words:
+    raise UserError("supervise: no command to keep running; end with -- COMMAND ...")
+  if args.dry_run:
+    print(shlex.join(words))
+    return 0
+  return Supervisor([Worker(args.name, words, {}, args.log)]).run()

@@ -1,0 +1,68 @@
+"""The lines of metrics.jsonl: one a logged step ("train") and one a validation ("validation").
+
+Floats are written with `repr` precision, so two runs can be compared to the last bit.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+
+from moe_parity.training.timer import TrainingTimer
+
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(folder: pathlib.Path) -> list[dict]:
+  """The lines of metrics.jsonl; a last line cut short by a kill is left out."""
+  lines = []
+  with open(folder / METRICS, encoding="utf-8") as file:
+    for text in file:
+      if text.endswith("\n"):
+        lines.append(json.loads(text))
+  return lines
+
+
+def routing_health(load_LE: np.ndarray) -> dict[str, list]:
+  """Per MoE layer: MaxVio = max load / mean load - 1 (2408.15664), and experts with no token."""
+  num_experts = load_LE.shape[-1]
+  return {
+    "max_vio": [float(row.max() * num_experts - 1) for row in load_LE],
+    "dead_experts": [int((row == 0).sum()) for row in load_LE],
+  }
+
+
+def train_line(step: int, scalars: dict, timer: TrainingTimer) -> dict:
+  """One "train" line of metrics.jsonl from a finished step's scalars (on the host)."""
+  rate = timer.tokens_per_second(step)
+  load_LE = scalars.get("load_LE", np.zeros((0, 1)))
+  number = lambda name: float(scalars.get(name, 0.0))  # noqa: E731
+  return {
+    "kind": "train",
+    "step": step,
+    "num_tokens": step * timer.tokens_per_step,
+    "loss": number("loss"),
+    "cross_entropy": number("cross_entropy"),
+    "balance_loss": number("balance_loss"),
+    "z_loss": number("z_loss"),
+    "gradient_norm": number("gradient_norm"),
+    "learning_rate": number("learning_rate"),
+    "tokens_per_second": rate,
+    "flops_per_second": rate * timer.flops_per_token,
+    "peak_share": rate * timer.flops_per_token / timer.peak_flops_per_second,
+    "seconds": timer.seconds,
+    **routing_health(load_LE),
+    "router_entropy": [float(x) for x in scalars.get("router_entropy_L", ())],
+    "drop_share": [float(x) for x in scalars.get("drop_share_L", ())],
+  }
+
+
+def validation_line(step: int, timer: TrainingTimer, validation: dict) -> dict:
+  """One "validation" line of metrics.jsonl."""
+  return {
+    "kind": "validation",
+    "step": step,
+    "num_tokens": step * timer.tokens_per_step,
+    "seconds": timer.seconds,
+    **{name: validation[name] for name in ("cross_entropy", "bpc", "bpb")},
+  }

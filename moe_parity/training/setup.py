@@ -1,0 +1,190 @@
+"""Sets up one arm for training: data, state, compiled step, checkpoints and telemetry."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from moe_parity.data.ledger import Ledger
+from moe_parity.data.loader import Loader, prefetch
+from moe_parity.data.token_store import TokenStore
+from moe_parity.evaluation import bits_per_character
+from moe_parity.evaluation.score import make_scorer
+from moe_parity.planning.arm_plan import ArmPlan
+from moe_parity.sharding import multihost
+from moe_parity.sharding.mesh import on_devices
+from moe_parity.training.checkpoint import Checkpoints
+from moe_parity.training.metrics import read_metrics
+from moe_parity.training.peak_flops import measure_peak_flops
+from moe_parity.training.program import model_options, optimizer_options
+from moe_parity.training.state import (
+  TrainState,
+  abstract_state,
+  from_stored,
+  init_state,
+  stored_state,
+  to_stored,
+)
+from moe_parity.training.step import StepOptions, make_train_step
+from moe_parity.training.telemetry import NullTelemetry, Telemetry
+from moe_parity.training.timer import TrainingTimer
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmRun:
+  """One arm ready to train in this process: everything but the state, which every step replaces.
+
+  Attributes:
+    first_step: finished steps of the checkpoint that it resumes from, 0 for a fresh run.
+    train_step: compiled; (state, inputs, targets) -> (state, scalars).
+    make_scorer: (params, buffers) -> the model as `bits_per_character.evaluate` takes it.
+    checkpoint_layout: the abstract state as checkpoints store it.
+  """
+
+  config: ConfigDict
+  plan: ArmPlan
+  store: TokenStore
+  folder: pathlib.Path
+  mesh: Mesh | None
+  first_step: int
+  loader: Loader
+  ledger: Ledger
+  train_step: Callable
+  compile_seconds: float
+  make_scorer: Callable
+  checkpoints: Checkpoints
+  checkpoint_layout: TrainState
+  telemetry: Telemetry | NullTelemetry
+  timer: TrainingTimer
+
+  def batches(self) -> Iterator[dict]:
+    """The batches of all steps after `first_step`, read ahead and already on their devices."""
+    rows = itertools.islice(iter(self.loader), self.plan.num_steps - self.first_step)
+    return prefetch(rows, functools.partial(to_device, mesh=self.mesh))
+
+  def validate(self, state: TrainState, mode: str, max_tokens: int) -> dict:
+    """Scores held-out text; see `bits_per_character.evaluate`."""
+    evaluation = self.config.evaluation
+    return bits_per_character.evaluate(
+      self.make_scorer(state.params, state.buffers),
+      self.store.validation,
+      mode=mode,
+      seq_len=self.plan.seq_len,
+      stride=evaluation.stride if mode == "strided" else 0,
+      max_tokens=max_tokens,
+      batch_sequences=evaluation.batch_sequences,
+      seed=self.config.data.seed,
+    )
+
+  def save_checkpoint(self, step: int, state: TrainState) -> None:
+    """Starts writing the state after `step`, the ledger up to it and the routing before it."""
+    self.telemetry.save_routing()
+    self.ledger.collect(multihost.gather)
+    self.checkpoints.save(step, to_stored(state, self.checkpoint_layout), self.ledger.state())
+
+
+def set_up(
+  config: ConfigDict,
+  plan: ArmPlan,
+  store: TokenStore,
+  folder: pathlib.Path,
+  options: StepOptions,
+  mesh: Mesh | None,
+  warn: Callable[[str], None],
+  exit_stack: contextlib.ExitStack,
+) -> tuple[ArmRun, TrainState]:
+  """Everything that a claimed run folder needs before its next step, and the state to start from.
+
+  Args:
+    warn: called, in the first process, with a line about each damaged checkpoint passed over.
+    exit_stack: closes the checkpoints and the telemetry.
+  Raises:
+    UserError: the data cannot feed the plan, or no checkpoint of the folder can be read.
+  """
+  model, optimizer = model_options(config), optimizer_options(config, plan)
+  loader = functools.partial(_loader, config, plan, store)
+  ledger = Ledger.for_loader(loader())  # refuses a budget larger than the corpus, before compiling
+  layout = stored_state(plan.architecture, model, optimizer, mesh)
+  checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
+  exit_stack.callback(checkpoints.close)
+  if restored := checkpoints.restore(layout, ledger.state()):
+    for warning in restored.warnings if multihost.is_first() else ():
+      warn(f"{plan.name}: {warning}; resuming from step {restored.step}")
+    first_step = restored.step
+    placed = abstract_state(plan.architecture, model, optimizer, mesh)
+    state = from_stored(restored.state, placed)
+    ledger.restore(restored.ledger)
+  else:
+    first_step, state = 0, init_state(plan.architecture, model, optimizer, plan.seed, mesh)
+  train_step, compile_seconds = _compile(
+    make_train_step(plan.architecture, model, optimizer, options, mesh), state, plan
+  )
+  telemetry = NullTelemetry()
+  if multihost.is_first():
+    telemetry = Telemetry(folder, from_step=first_step)
+  exit_stack.callback(telemetry.close)
+  num_devices = 1 if mesh is None else mesh.size
+  run = ArmRun(
+    config=config,
+    plan=plan,
+    store=store,
+    folder=folder,
+    mesh=mesh,
+    first_step=first_step,
+    loader=loader(start_row=first_step * plan.batch_sequences),
+    ledger=ledger,
+    train_step=train_step,
+    compile_seconds=compile_seconds,
+    make_scorer=make_scorer(plan.architecture, model, options.documents, mesh),
+    checkpoints=checkpoints,
+    checkpoint_layout=layout,
+    telemetry=telemetry,
+    timer=TrainingTimer(
+      plan.batch_sequences * plan.seq_len,
+      plan.train_flops_per_token,
+      measure_peak_flops(config.model.dtype) * num_devices,
+      first_step=first_step,
+      seconds_before=_logged_seconds(folder) if first_step else 0.0,
+    ),
+  )
+  return run, state
+
+
+def _loader(config: ConfigDict, plan: ArmPlan, store: TokenStore, start_row: int = 0) -> Loader:
+  return Loader(
+    store.train,
+    plan.batch_sequences,
+    plan.seq_len,
+    plan.num_unique_tokens,
+    config.data.seed,
+    start_row=start_row,
+    num_tokens=plan.num_tokens,
+    mixture=plan.mixture,
+    host_index=jax.process_index(),
+    num_hosts=jax.process_count(),
+  )
+
+
+def _logged_seconds(folder: pathlib.Path) -> float:
+  return max((line["seconds"] for line in read_metrics(folder)), default=0.0)
+
+
+def _compile(train_step: Callable, state: TrainState, plan: ArmPlan) -> tuple[Callable, float]:
+  """The compiled step, and the seconds that compiling took."""
+  start = time.perf_counter()
+  tokens = jax.ShapeDtypeStruct((plan.batch_sequences, plan.seq_len), np.int32)
+  compiled = train_step.lower(state, tokens, tokens).compile()
+  return compiled, time.perf_counter() - start
+
+
+def to_device(batch: dict[str, np.ndarray], mesh: Mesh | None) -> dict:
+  """Starts moving what a step reads to its devices; `window` stays on the host for the ledger."""
+  return batch | {name: on_devices(batch[name], mesh) for name in ("inputs", "targets")}

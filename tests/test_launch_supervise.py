@@ -1,0 +1,116 @@
+"""Workers that no engine watches: started again on 75 and after crashes, and on nothing else."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from moe_parity.launch.exit_codes import combined, meaning
+from moe_parity.launch.supervise import Policy, Supervisor, Worker, decide
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SOON = Policy(quick_seconds=60, most_quick=3, first_wait=0.01, longest_wait=0.01)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 130 - 128])
+def test_a_worker_that_is_done_or_failed_is_not_started_again(code):
+  decision = decide(code, 3600, 0, Policy())
+  assert not decision.again and decision.code == code
+
+
+@pytest.mark.parametrize("code", [75, -9, -6, 137, 134, 143])
+def test_a_worker_that_asks_or_crashed_is_started_again(code):
+  assert decide(code, 3600, 0, Policy()).again
+
+
+def test_lives_too_short_to_train_wait_longer_and_then_end():
+  waits, quick = [], 0
+  for _ in range(4):
+    decision = decide(75, 1, quick, Policy())
+    quick = decision.quick
+    waits.append(decision.wait)
+  assert waits == [5, 10, 20, 40]
+  last = decide(75, 1, quick, Policy())
+  assert not last.again and last.code == 1 and "5 times in a row" in last.why
+
+
+def test_a_life_that_trained_makes_the_short_ones_before_forgotten():
+  decision = decide(75, 61, 4, Policy())
+  assert decision.again and decision.quick == 0 and decision.wait == 5
+
+
+def test_several_exit_codes_are_the_one_to_read_about_first():
+  assert combined([0, 75, 1, 2]) == 2
+  assert combined([0, 75, 1]) == 1
+  assert combined([0, 75]) == 75
+  assert combined([0, 0]) == 0
+  assert combined([0, -9]) == 1
+  assert combined([]) == 0
+
+
+def test_exit_codes_say_what_they_mean():
+  assert (
+    "start it again" in meaning(75) and "signal 9" in meaning(-9) and "signal 9" in meaning(137)
+  )
+  assert "no worker should have" in meaning(77)
+
+
+def test_a_command_that_crashes_on_and_on_is_given_up(tmp_path):
+  said = []
+  worker = Worker("w", [sys.executable, "-SEc", "import os; os.abort()"], {}, tmp_path / "log")
+  assert Supervisor([worker], SOON, said.append).run() == 1
+  assert len(said) == 3 and "signal 6" in said[0]
+
+
+def start(tmp_path, code):
+  """The supervisor as a process of its own, and a worker that notes its life in a file."""
+  worker = f"import os, signal, sys, time\nfile = {str(tmp_path / 'life')!r}\n{code}"
+  return subprocess.Popen(
+    [*(sys.executable, "-m", "moe_parity.launch", "supervise", f"--log={tmp_path}/log", "--")]
+    + [sys.executable, "-SEc", worker],
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def wait_for(file, text):
+  deadline = time.monotonic() + 30
+  while not file.exists() or text not in file.read_text():
+    assert time.monotonic() < deadline, f"{file} never said {text!r}"
+    time.sleep(0.01)
+
+
+SAVES = """
+def stop(number, frame):
+  open(file, "a").write("saved\\n")
+  sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
+open(file, "a").write("started\\n")
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_worker_once_and_none_starts_again(tmp_path, number):
+  process = start(tmp_path, SAVES)
+  wait_for(tmp_path / "life", "started")
+  process.send_signal(number)
+  process.communicate(timeout=20)
+  assert process.returncode == 75
+  assert (tmp_path / "life").read_text() == "started\nsaved\n"
+
+
+def test_a_signal_while_waiting_ends_the_wait(tmp_path):
+  process = start(tmp_path, "open(file, 'a').write('started\\n'); sys.exit(75)")
+  assert "started again in 5 s" in process.stderr.readline()
+  began = time.monotonic()
+  process.terminate()
+  process.communicate(timeout=20)
+  assert process.returncode == 75 and time.monotonic() - began < 4
+  assert (tmp_path / "life").read_text() == "started\n"
