@@ -35,7 +35,10 @@ def test_what_a_layer_keeps_is_what_jax_keeps(is_moe, tolerance, dtype):
   x = jax.ShapeDtypeStruct((BATCH * SEQ_LEN, MOE.d_model), jnp.dtype(dtype))
 
   def residuals(state, x):
-    run = lambda state, x: nnx.merge(graph, state)(x, BATCH)  # noqa: E731
+    def run(state, x):
+      y, *others = nnx.merge(graph, state)(x, BATCH)
+      return y, others
+
     return jax.vjp(run, state, x, has_aux=True)[1]
 
   weights = {leaf.shape for leaf in jax.tree.leaves(state)}
