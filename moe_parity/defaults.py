@@ -55,6 +55,7 @@ def base() -> ConfigDict:
   data.source = "builtin"  # builtin | file | folder | pattern | a finished token store; several
   # with commas between; name=path says the domain; a path may have a scheme (gs://)
   data.tokenizer = "bytes"  # bytes | bpe:<vocab> | path of a tokenizer.json | store: the source's
+  data.allow_lossy_tokenizer = False  # take ids that do not give all text back; BPC states the loss
   data.store = ""  # folder of the token store; "" is a folder of the cache named by its content
   data.held_out = ""  # hash:<share of documents> | works:<name>,<name> | source:<path>; "": the
   # built-in corpus's own split, hash:0.01 for others

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from moe_parity.data import shards, token_store
+from moe_parity.data.bpe_training import train_bpe
 from moe_parity.data.shards import read_index, write_index
 from moe_parity.data.token_store import open_store
-from moe_parity.data.tokenizer import byte_tokenizer, train_bpe
+from moe_parity.data.tokenizer import byte_tokenizer
 from moe_parity.errors import UserError
 from tests.helpers.small_store import records, small_store
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_parity.data import tokenizer as tokenizers
+from moe_parity.data.bpe_training import train_bpe
 from moe_parity.errors import UserError
 from tests.helpers.small_store import one_separator_tokenizer, records
 
@@ -17,7 +18,7 @@ any_text = st.text(st.characters(codec="utf-8"))
 @pytest.fixture(scope="module")
 def bpe():
   texts = [r["text"] for r in records(300, longest=200)] + ["the cat sat on the mat. "] * 50
-  return tokenizers.train_bpe(texts, 400)
+  return train_bpe(texts, 400)
 
 
 def test_bytes_are_ids_16_to_271():
@@ -81,7 +82,7 @@ def tangled():
   """A vocabulary whose tokens join anything to anything that a cut does not keep apart."""
   draw = random.Random(3)
   texts = ["".join(draw.choices(KINDS, k=400)) for _ in range(120)]
-  return tokenizers.train_bpe(texts, 3000)
+  return train_bpe(texts, 3000)
 
 
 @settings(max_examples=300)
@@ -104,7 +105,7 @@ def test_tiktoken_is_not_used_where_it_could_differ(change):
     "order": ["ab", "bc"], "unreachable": ["ab", "bc", "abc"], "twice": ["ab", "bc", "abc"],
   }[change]  # fmt: skip
   vocab |= {name: 272 + i for i, name in enumerate(names)}
-  tokenizer = tokenizers.Tokenizer(tokenizers._description(vocab, listed))
+  tokenizer = tokenizers.Tokenizer(tokenizers.description_of(vocab, listed))
   assert tokenizer._fast() is None
   assert tokenizer.decode(tokenizer.encode_batch(["abc abab bc"])[0]) == "abc abab bc"
 
@@ -119,9 +120,9 @@ def test_text_that_spells_a_special_token_stays_text(bpe, text):
 
 def test_training_again_gives_the_same_tokenizer():
   texts = [r["text"] for r in records(200, longest=200)]
-  first, second = tokenizers.train_bpe(texts, 350), tokenizers.train_bpe(texts, 350)
+  first, second = train_bpe(texts, 350), train_bpe(texts, 350)
   assert first.fingerprint == second.fingerprint
-  assert first.fingerprint != tokenizers.train_bpe(texts, 351).fingerprint
+  assert first.fingerprint != train_bpe(texts, 351).fingerprint
 
 
 def test_a_saved_tokenizer_is_the_same_tokenizer(bpe, tmp_path):
@@ -164,17 +165,32 @@ def test_a_vocabulary_over_65536_is_kept_in_int32():
 @pytest.mark.parametrize("size", [0, 272, 65_537])
 def test_a_vocabulary_out_of_range_is_refused(size):
   with pytest.raises(UserError, match="must lie in 273..65536"):
-    tokenizers.train_bpe(["abc"], size)
+    train_bpe(["abc"], size)
 
 
 def test_too_little_text_for_the_vocabulary_is_refused():
   with pytest.raises(UserError, match="give only 27[0-9] of vocab_size=5000"):
-    tokenizers.train_bpe(["abc abc"], 5000)
+    train_bpe(["abc abc"], 5000)
 
 
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
   (tmp_path / "tokenizer.json").write_text("{}")
-  with pytest.raises(UserError, match="not a tokenizer.json"):
+  with pytest.raises(UserError, match="tokenizer.json is damaged"):
     tokenizers.load(tmp_path / "tokenizer.json")
   with pytest.raises(UserError, match="does not exist"):
     tokenizers.load(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("text", [
+  "", "[" * 100_000, '{"model": 3}', '{"model": {"type": "BPE", "vocab": {"a": NaN}}}',
+  '{"model": {"type": "BPE", "vocab": {"a": -1}}}', '{"model": {"type": "BPE", "vocab": {}}}',
+  '{"model": {"type": "BPE", "vocab": {"a": 99999999999}}}', '{"model": {"type": "X"}}',
+  '{"model": {"type": "BPE", "vocab": {"a": true}, "merges": []}}',
+  '{"model": {"type": "BPE", "vocab": {"\\ud83d": 0}}}',
+  '{"model": {"type": "BPE", "vocab": {"</s>": 0}}, "added_tokens": [{"id": 0}]}',
+])  # fmt: skip
+def test_a_hostile_tokenizer_file_is_refused(tmp_path, text):
+  (tmp_path / "tokenizer.json").write_text(text)
+  with pytest.raises(UserError, match="tokenizer.json") as raised:
+    tokenizers.load(tmp_path / "tokenizer.json").encode_batch(["a"])
+  assert "\n" not in str(raised.value)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe_parity.data.bpe_training import train_bpe
 from moe_parity.data.prepare import prepare
-from moe_parity.data.tokenizer import train_bpe
 from moe_parity.errors import UserError
 from moe_parity.evaluation import bits_per_character
 from tests.helpers import lm_eval_golden

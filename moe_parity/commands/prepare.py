@@ -46,6 +46,11 @@ def arguments(parser) -> None:
   for name in ("text", "domain", "source"):
     parser.add_argument(f"--{name}-key", default=name, help=f"field of a record; default {name}")
   parser.add_argument("--workers", type=int, default=0, help="threads; default: one a core")
+  parser.add_argument(
+    "--allow-lossy-tokenizer",
+    action="store_true",
+    help="take a tokenizer whose ids do not give all of the text back; the manifest says how much",
+  )
   json_argument(parser)
 
 
@@ -65,6 +70,7 @@ def run(args) -> int:
       held_out=args.held_out,
       max_bad_records=args.max_bad_records,
       workers=args.workers,
+      allow_lossy_tokenizer=args.allow_lossy_tokenizer,
       progress=stages.progress,
     )
   if args.json:

@@ -19,6 +19,7 @@ import numpy as np
 
 from moe_parity.data import corpus, storage
 from moe_parity.data import tokenizer as tokenizers
+from moe_parity.data.bpe_training import train_bpe
 from moe_parity.data.corpus import BUILTIN, Source
 from moe_parity.data.encode import Documents, Progress, encode, join, split_parts
 from moe_parity.data.formats import format_of
@@ -45,6 +46,7 @@ def build(
   max_bad_records: int,
   workers: int,
   progress: Progress | None,
+  allow_lossy: bool = False,
 ) -> None:
   """Fills `folder`, which appears with all its files or not at all; arguments as for `prepare`.
 
@@ -68,7 +70,7 @@ def build(
   documents = Documents(sources, rule, table)
   tokenizer = _tokenizer(spec, work, documents, report)
   parts = split_parts(table)
-  encode(work, parts, documents, tokenizer, workers or os.cpu_count() or 1, report)
+  encode(work, parts, documents, tokenizer, workers or os.cpu_count() or 1, report, allow_lossy)
   done = work / "store"
   shutil.rmtree(done, ignore_errors=True)
   done.mkdir()
@@ -107,7 +109,7 @@ def _tokenizer(spec: str, work: Path, documents: Documents, report: Progress) ->
       raise UserError(f"tokenizer={spec!r}: use bpe:<vocab>, such as bpe:32768") from None
     wanted = _sample(documents.table)
     total = int(documents.table.num_bytes[wanted].sum())
-    trained = tokenizers.train_bpe(_texts(documents, wanted, total, report), vocab_size)
+    trained = train_bpe(_texts(documents, wanted, total, report), vocab_size)
     report("train tokenizer", total, total)
     trained.save(saved.with_suffix(".part"))
     saved.with_suffix(".part").replace(saved)
@@ -128,9 +130,11 @@ def _sample(table: Scan) -> np.ndarray:
 def _texts(documents: Documents, wanted: np.ndarray, total: int, report: Progress) -> Iterator[str]:
   done = 0
   for row, document in documents.read(wanted):
-    yield document.text
+    yield document.text[: max(1, 2 * TOKENIZER_BYTES - done)]
     done += int(documents.table.num_bytes[row])
     report("train tokenizer", done, total)
+    if done >= 2 * TOKENIZER_BYTES:  # a few documents may hold far more than their share
+      return
 
 
 def _manifest(

@@ -15,6 +15,7 @@ import numpy as np
 
 from moe_parity.data.corpus import Source
 from moe_parity.data.readers import BadRecords, Document
+from moe_parity.data.round_trip import losses, lost_text
 from moe_parity.data.scan import DROPPED, TRAIN, VALIDATION, HeldOut, Scan, digest_of, read
 from moe_parity.data.shards import write_shards
 from moe_parity.data.storage import sha256_of
@@ -79,8 +80,15 @@ def encode(
   tokenizer: Tokenizer,
   workers: int,
   report: Progress,
+  allow_lossy: bool = False,
 ) -> None:
-  """Writes the parts that are not in the work folder yet."""
+  """Writes the parts that are not in the work folder yet.
+
+  Args:
+    allow_lossy: measures what the ids do not give back of the text, and does not refuse it.
+  Raises:
+    UserError: the corpus has changed, or the tokenizer does not suit it (see `round_trip`).
+  """
   table = documents.table
   total = int(table.num_bytes[table.split != DROPPED].sum())
   missing = [part for part in parts if not part.path(work).is_file()]
@@ -99,7 +107,8 @@ def encode(
       if len(texts) < len(missing[number].rows):
         continue
       path = missing[number].path(work)
-      running.append((number, pool.submit(_encode_part, gathered.pop(number), path, tokenizer)))
+      task = pool.submit(_encode_part, gathered.pop(number), path, tokenizer, allow_lossy)
+      running.append((number, task))
       while len(running) > 2 * workers:
         done += _finish(running.popleft(), missing, table)
         report("tokenize", done, total)
@@ -116,17 +125,21 @@ def _finish(entry: tuple[int, Future], missing: list[Part], table: Scan) -> int:
   return int(table.num_bytes[missing[number].rows].sum())
 
 
-def _encode_part(texts: list[str], path: Path, tokenizer: Tokenizer) -> None:
+def _encode_part(
+  texts: list[str], path: Path, tokenizer: Tokenizer, allow_lossy: bool = False
+) -> None:
   bos, eos = tokenizer.bos_id, tokenizer.eos_id
   before = [] if bos == eos else [np.array([bos], tokenizer.dtype)]
   after = np.array([eos], tokenizer.dtype)
+  encoded = tokenizer.encode_batch(texts)
+  lost = losses(tokenizer, texts, encoded, allow_lossy)
   pieces, lengths = [], []
-  for ids in tokenizer.encode_batch(texts):
+  for ids in encoded:
     pieces += [*before, ids, after]
     lengths.append(len(ids) + len(before) + 1)
   part = path.with_suffix(".part")
   with open(part, "wb") as file:
-    np.savez(file, tokens=np.concatenate(pieces), lengths=np.array(lengths, np.int64))
+    np.savez(file, tokens=np.concatenate(pieces), lengths=np.array(lengths, np.int64), lost=lost)
   part.replace(path)
 
 
@@ -161,6 +174,7 @@ def join(
       _totals(columns, num_tokens, columns["origin"] == index)
       for index in range(int(table.origin.max()) + 1)
     ],
+    "lost": lost_text(np.concatenate([_of_part(part, work, "lost") for part in parts])),
     "dtype": tokenizer.dtype.name,
     **stream,
     "files": {

@@ -19,6 +19,7 @@ from moe_parity.data.build import build, work_folder
 from moe_parity.data.corpus import BUILTIN, Source, parse_sources
 from moe_parity.data.encode import Progress
 from moe_parity.data.formats import file_label
+from moe_parity.data.round_trip import ALLOW
 from moe_parity.data.scan import HeldOut
 from moe_parity.data.token_store import MANIFEST, VERSION, TokenStore, is_store, open_store
 from moe_parity.errors import UserError
@@ -33,6 +34,7 @@ def prepare(
   max_bad_records: int = 0,
   workers: int = 0,
   progress: Progress | None = None,
+  allow_lossy_tokenizer: bool = False,
 ) -> TokenStore:
   """Opens the store of this corpus and tokenizer, making it first where it is not there yet.
 
@@ -50,6 +52,8 @@ def prepare(
     max_bad_records: unreadable records before this stops; the manifest counts them.
     workers: threads that encode; 0 is one a core.
     progress: called with (stage, bytes of text done, bytes in all or 0 where unknown).
+    allow_lossy_tokenizer: takes a tokenizer whose ids do not give all of the text back; what is
+      lost is in the manifest and stands beside every BPC.
   Raises:
     UserError: bad input, or `store` holds something else.
   """
@@ -63,7 +67,7 @@ def prepare(
   if stores and len(sources) > 1:
     raise UserError(f"{stores[0]} is a token store: give it alone, or the text it was made from")
   if stores:
-    return _open_finished(stores[0], tokenizer)
+    return check_lossless(_open_finished(stores[0], tokenizer), allow_lossy_tokenizer)
   rule = HeldOut.parse(held_out, sources)
   inputs = _inputs(sources, tokenizer, rule)
   label = f"{_label(sources)}-{_key(inputs)[:16]}"
@@ -72,11 +76,14 @@ def prepare(
   with storage.locked(folder):
     made = is_store(location) if storage.is_remote(location) else _is_occupied(folder)
     if not made and not is_store(folder):
-      build(folder, inputs, sources, tokenizer, rule, max_bad_records, workers, progress)
+      build(
+        folder, inputs, sources, tokenizer, rule, max_bad_records, workers, progress,
+        allow_lossy_tokenizer,
+      )  # fmt: skip
     if not made and storage.is_remote(location):
       _publish(folder, location, progress)
     shutil.rmtree(work_folder(folder), ignore_errors=True)
-    return _reopen(location, inputs)
+    return check_lossless(_reopen(location, inputs), allow_lossy_tokenizer)
 
 
 def open_data(data: Any, progress: Progress | None = None) -> TokenStore:
@@ -89,7 +96,20 @@ def open_data(data: Any, progress: Progress | None = None) -> TokenStore:
     held_out=data.held_out,
     max_bad_records=data.max_bad_records,
     progress=progress,
+    allow_lossy_tokenizer=data.get("allow_lossy_tokenizer", False),  # configs of older runs
   )
+
+
+def check_lossless(store: TokenStore, allow_lossy: bool) -> TokenStore:
+  """The store, unless its tokenizer lost text that nobody said may be lost."""
+  for split in (store.train, store.validation):
+    if split.lost["num_documents"] and not allow_lossy:
+      raise UserError(
+        f"{store.location}: the ids of tokenizer {store.tokenizer.name} do not give back"
+        f" {split.lost['num_chars']:,} characters of {split.name}; use another tokenizer, or allow"
+        f" the loss by {ALLOW}"
+      )
+  return store
 
 
 def _is_occupied(folder: Path) -> bool:

@@ -103,8 +103,13 @@ def is_file(path: str | Path) -> bool:
 
 def read_text(path: str | Path) -> str:
   """The whole of a small UTF-8 file."""
+  return read_bytes_of(path).decode("utf-8")
+
+
+def read_bytes_of(path: str | Path) -> bytes:
+  """The whole of a small file, local or remote."""
   with open_binary(str(path)) as file:
-    return file.read().decode("utf-8")
+    return file.read()
 
 
 def join(folder: str | Path, name: str) -> str:

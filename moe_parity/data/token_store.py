@@ -87,6 +87,11 @@ class Split:
     return self.entry["sha256"]
 
   @property
+  def lost(self) -> dict[str, int]:
+    """What the ids do not give back of the text: {"num_documents", "num_chars", "num_bytes"}."""
+    return self.entry["lost"]
+
+  @property
   def document_starts(self) -> np.ndarray:
     """int64 [documents + 1]: where each document begins in the stream, and the end."""
     return self._starts

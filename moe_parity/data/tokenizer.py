@@ -6,13 +6,13 @@ ids 16..271 are the 256 bytes in order, merges follow. A vocabulary of at most 6
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from moe_parity.data import storage
+from moe_parity.data import checked_json, storage
 from moe_parity.data.fast_encoder import GPT4_PATTERN, Encode, fast_encoder
 from moe_parity.errors import UserError
 
@@ -20,12 +20,20 @@ SPECIALS = ("<|bos|>", "<|eos|>", "<|pad|>") + tuple(f"<|reserved_{i}|>" for i i
 NUM_SPECIALS = len(SPECIALS)
 FIRST_MERGE = NUM_SPECIALS + 256
 MAX_VOCAB = 65_536
+_MOST_IDS = 1 << 24
 _BOS_NAMES = ("<|bos|>", "<s>", "<|begin_of_text|>", "<bos>", "[CLS]")
 _EOS_NAMES = ("<|eos|>", "</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "[SEP]")
 _PAD_NAMES = ("<|pad|>", "<pad>", "<|padding|>", "[PAD]")
 
+_TOKENIZER = {
+  "model": {"type": str, "vocab?": object, "merges?": object, "dropout?": object},
+  "added_tokens?": [
+    {"id": int, "content": str, "special?": bool, "lstrip?": bool, "rstrip?": bool}
+  ],
+}
 
-def _byte_symbols() -> list[str]:
+
+def _make_byte_symbols() -> list[str]:
   """The printable character that byte-level BPE writes for each byte (GPT-2's table)."""
   plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
   symbols, extra = [""] * 256, 256
@@ -37,8 +45,8 @@ def _byte_symbols() -> list[str]:
   return symbols
 
 
-_SYMBOLS = _byte_symbols()
-_BYTE_OF = {symbol: byte for byte, symbol in enumerate(_SYMBOLS)}
+BYTE_SYMBOLS = _make_byte_symbols()
+_BYTE_OF = {symbol: byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
 
 
 class Tokenizer:
@@ -53,7 +61,8 @@ class Tokenizer:
       one and pads.
     fingerprint: sha256 of the description, whatever its layout on disk.
     is_byte_level: every id stands for known bytes, so bits can be counted on any cut of a stream.
-    token_bytes: int64 [vocab_size], bytes an id stands for; 0 for special ids.
+    token_bytes: int64 [vocab_size], bytes an id stands for, also of added tokens that are text; 0
+      for special ids and those that begin, end or pad.
     token_chars: int64 [vocab_size], characters that begin in an id. Summed over a whole text both
       are exact, also where a token ends inside a character.
   """
@@ -66,24 +75,31 @@ class Tokenizer:
     self._fast_encoder: Encode | Literal[False] | None = False  # False: not looked for yet
     text = json.dumps(description, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
-    vocab = dict(description["model"].get("vocab") or {}) if _is_dict_vocab(description) else {}
-    specials = {}
-    for token in description.get("added_tokens") or []:
-      vocab[token["content"]] = token["id"]
-      specials[token["content"]] = token["id"]
-    if not vocab:
-      vocab = self._backend().get_vocab(with_added_tokens=True)
-    self.vocab_size = max(vocab.values()) + 1
-    self.eos_id = _first(vocab, _EOS_NAMES)
+    if description["model"].get("dropout"):
+      raise UserError(
+        f"tokenizer {name} has dropout={description['model']['dropout']!r} and cuts the same text"
+        f" differently every time; set its model's dropout to null"
+      )
+    self._vocab = dict(description["model"]["vocab"]) if _is_dict_vocab(description) else {}
+    if not self._vocab:
+      self._vocab = self._backend().get_vocab(with_added_tokens=False)
+    added = description.get("added_tokens") or []
+    self._added = {token["content"]: token for token in added}
+    specials = {token["content"]: token["id"] for token in added if token.get("special")}
+    ids = self._vocab | {content: token["id"] for content, token in self._added.items()}
+    self.vocab_size = _vocab_size(ids, name)
+    # A name in the plain vocabulary may be a merge that texts contain.
+    named = specials if _first(specials, _EOS_NAMES) is not None else ids
+    self.eos_id = _first(named, _EOS_NAMES)
     if self.eos_id is None:
       raise UserError(
         f"tokenizer {name} has none of {', '.join(_EOS_NAMES)}; one must mark the end of a document"
       )
-    bos, pad = _first(vocab, _BOS_NAMES), _first(vocab, _PAD_NAMES)
+    bos, pad = _first(named, _BOS_NAMES), _first(named, _PAD_NAMES)
     self.bos_id = self.eos_id if bos is None else bos
     self.pad_id = self.eos_id if pad is None else pad
-    self._vocab, self._specials = vocab, specials
-    self.is_byte_level = _is_byte_level(description, vocab, specials)
+    self._silent = {*specials.values(), self.eos_id, self.bos_id, self.pad_id}
+    self.is_byte_level = _is_byte_level(description, self._vocab, self._added, self._silent)
 
   @property
   def is_bytes(self) -> bool:
@@ -115,8 +131,16 @@ class Tokenizer:
     ids = [int(i) for i in ids]
     if not self.is_byte_level:
       return self._backend().decode(ids, skip_special_tokens=True)
-    tokens = self._id_bytes()
-    return b"".join(tokens[i] for i in ids).decode("utf-8", errors="replace")
+    return self._joined(ids).decode("utf-8", errors="replace")
+
+  def gives_back(self, text: str, ids: np.ndarray) -> bool:
+    """Whether the ids hold the whole text: decoded, they are it."""
+    if self.is_byte_level:
+      return self._joined(ids.tolist()) == text.encode("utf-8")
+    return self.decode(ids) == text
+
+  def _joined(self, ids: list[int]) -> bytes:
+    return b"".join(map(self._id_bytes().__getitem__, ids))
 
   @property
   def dtype(self) -> np.dtype:
@@ -144,9 +168,11 @@ class Tokenizer:
   def _fast(self) -> Encode | None:
     """tiktoken over this vocabulary, where it provably gives the same ids."""
     if self._fast_encoder is False:
-      ours = _description({}, [])["pre_tokenizer"]
+      ours = description_of({}, [])["pre_tokenizer"]
       self._fast_encoder = None
-      if self.is_byte_level and self.description.get("pre_tokenizer") == ours:
+      plain_added = [token for token in self._added.values() if not token.get("special")]
+      same_cuts = self.description.get("pre_tokenizer") == ours and not plain_added
+      if self.is_byte_level and same_cuts:
         model = self._backend().model
         self._fast_encoder = fast_encoder(
           self._id_bytes(), self._merges(), FIRST_MERGE, model, self.dtype
@@ -157,8 +183,11 @@ class Tokenizer:
     if self._bytes is None:
       table = [b""] * self.vocab_size
       for token, index in self._vocab.items():
-        if token not in self._specials:
+        if index not in self._silent:
           table[index] = bytes(_BYTE_OF[symbol] for symbol in token)
+      for content, token in self._added.items():
+        if token["id"] not in self._silent:
+          table[token["id"]] = content.encode("utf-8")
       self._bytes = table
     return self._bytes
 
@@ -179,19 +208,39 @@ def _is_dict_vocab(description: dict) -> bool:
   return isinstance(description["model"].get("vocab"), dict)
 
 
-def _is_byte_level(description: dict, vocab: dict, specials: dict) -> bool:
-  """A BPE over byte symbols, all 256 of them, with nothing rewriting the text before it."""
+def _vocab_size(ids: dict[str, int], name: str) -> int:
+  """One more than the largest id."""
+  wrong = [token for token, i in ids.items() if type(i) is not int or not 0 <= i < _MOST_IDS]
+  if wrong or not ids:
+    found = f"the id {ids[wrong[0]]!r} for {wrong[0]!r}" if wrong else "no tokens"
+    raise UserError(f"tokenizer {name} has {found}; ids are integers from 0 to {_MOST_IDS - 1:,}")
+  return max(ids.values()) + 1
+
+
+def _is_byte_level(description: dict, vocab: dict, added: dict, silent: set[int]) -> bool:
+  """A BPE over byte symbols, all 256 of them, with nothing rewriting the text before it.
+
+  Tokens added as text stand for their own bytes, unless they also take the blanks around them.
+  """
   if description["model"].get("type") != "BPE" or description.get("normalizer") is not None:
     return False
   if '"ByteLevel"' not in json.dumps(description.get("pre_tokenizer")):
     return False
   if '"add_prefix_space": true' in json.dumps(description.get("pre_tokenizer")):
     return False
-  plain = [token for token in vocab if token not in specials]
-  return set(_SYMBOLS) <= set(plain) and all(c in _BYTE_OF for token in plain for c in token)
+  for content, token in added.items():
+    if token["id"] in silent:
+      continue
+    if token.get("lstrip") or token.get("rstrip"):
+      return False
+    symbols = "".join(BYTE_SYMBOLS[byte] for byte in content.encode("utf-8"))
+    if vocab.get(content, token["id"]) != token["id"] or (content in vocab and content != symbols):
+      return False
+  plain = [token for token, index in vocab.items() if index not in silent]
+  return set(BYTE_SYMBOLS) <= set(plain) and all(c in _BYTE_OF for token in plain for c in token)
 
 
-def _description(vocab: dict[str, int], merges: list) -> dict:
+def description_of(vocab: dict[str, int], merges: list) -> dict:
   """The tokenizer.json of a byte-level BPE in our layout."""
   byte_level = {
     "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False,
@@ -226,61 +275,15 @@ def _description(vocab: dict[str, int], merges: list) -> dict:
 def byte_tokenizer() -> Tokenizer:
   """256 bytes and 16 specials: 272 ids, nothing to train, exact on any text."""
   vocab = {token: i for i, token in enumerate(SPECIALS)}
-  vocab |= {symbol: NUM_SPECIALS + byte for byte, symbol in enumerate(_SYMBOLS)}
-  return Tokenizer(_description(vocab, []), "bytes")
-
-
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-  """Byte-level BPE over GPT-4's pieces, specials and bytes included in `vocab_size`.
-
-  Deterministic for the same texts in the same order.
-
-  Raises:
-    UserError: vocab_size is out of range, or the texts are too few to give that many merges.
-  """
-  if not FIRST_MERGE < vocab_size <= MAX_VOCAB:
-    raise UserError(
-      f"vocab_size={vocab_size} must lie in {FIRST_MERGE + 1}..{MAX_VOCAB} (ids are uint16); "
-      f"use bpe:32768, or bytes for {FIRST_MERGE}"
-    )
-  from tokenizers import Regex, models, pre_tokenizers, trainers
-  from tokenizers import Tokenizer as Backend
-
-  backend = Backend(models.BPE())
-  backend.pre_tokenizer = pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Split(Regex(GPT4_PATTERN), behavior="isolated"),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
-  )
-  trainer = trainers.BpeTrainer(
-    vocab_size=vocab_size,
-    special_tokens=list(SPECIALS),
-    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    show_progress=False,
-  )
-  backend.train_from_iterator(texts, trainer)
-  model = json.loads(backend.to_str())["model"]
-  if len(model["vocab"]) != vocab_size:
-    raise UserError(
-      f"the texts give only {len(model['vocab'])} of vocab_size={vocab_size} ids; "
-      f"train on more text or ask for bpe:{len(model['vocab'])}"
-    )
-  # The trainer orders the 256 bytes by symbol; ours are in byte order, merges stay where they are.
-  vocab = model["vocab"] | {symbol: NUM_SPECIALS + byte for byte, symbol in enumerate(_SYMBOLS)}
-  vocab = dict(sorted(vocab.items(), key=lambda item: item[1]))
-  return Tokenizer(_description(vocab, model["merges"]), f"bpe:{vocab_size}")
+  vocab |= {symbol: NUM_SPECIALS + byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
+  return Tokenizer(description_of(vocab, []), "bytes")
 
 
 def load(path: str | Path) -> Tokenizer:
   """Any tokenizer.json, local or remote. Raises UserError when it is none."""
   if not storage.is_file(path):
     raise UserError(f"{path} does not exist; give 'bytes', 'bpe:<vocab>' or a tokenizer.json")
-  try:
-    description = json.loads(storage.read_text(path))
-    description["model"]["type"]
-  except (ValueError, KeyError, TypeError) as error:
-    raise UserError(f"{path} is not a tokenizer.json: {error!r}") from None
+  description = checked_json.read(path, _TOKENIZER, "give a whole tokenizer.json")
   tokenizer = Tokenizer(description, str(path))
   if tokenizer.is_bytes:
     tokenizer.name = "bytes"
