@@ -204,3 +204,19 @@ def test_a_lossless_store_says_so(tmp_path):
   source = write_jsonl(tmp_path / "a.jsonl", records(30))
   store = prepare(source, path, str(tmp_path / "st"), held_out="hash:0.3")
   assert store.train.lost == {"num_documents": 0, "num_chars": 0, "num_bytes": 0}
+
+
+def test_the_loss_stands_beside_bits_per_character(tmp_path):
+  from moe_parity.evaluation.bits_per_character import evaluate
+
+  source = write_jsonl(tmp_path / "a.jsonl", [{"text": f"River stone 日 {i}"} for i in range(40)])
+  lossless = prepare(source, store=str(tmp_path / "s"), held_out="hash:0.4").validation
+  store = prepare(
+    source, lossy(tmp_path, "no unk"), str(tmp_path / "t"), held_out="hash:0.4",
+    allow_lossy_tokenizer=True,
+  )  # fmt: skip
+  score = lambda inputs, targets, mask: np.ones(inputs.shape)  # noqa: E731
+  found = evaluate(score, store.validation, seq_len=8, batch_sequences=2)
+  lost, chars = store.validation.lost, store.manifest["splits"]["validation"]["num_chars"]
+  assert found["text_lost"] == lost | {"share": lost["num_chars"] / chars}
+  assert "text_lost" not in evaluate(score, lossless, seq_len=8, batch_sequences=2)

@@ -78,10 +78,10 @@ def _refusal(tokenizer: Tokenizer, text: str, ids: np.ndarray) -> str:
   start = max(0, same - 10)
   return (
     f"tokenizer {tokenizer.name} does not give the text back: {_excerpt(text[start:])} becomes"
-    f" {_excerpt(back[start:])}, and BPC would count characters that no model was asked for; use"
-    f" bytes, bpe:<vocab> or a byte-level tokenizer, or allow and report the loss by {ALLOW}"
+    f" {_excerpt(back[start:])}, so BPC would count what no model predicts; use bytes, bpe:<vocab>"
+    f" or a byte-level tokenizer, or allow and report the loss by {ALLOW}"
   )
 
 
 def _excerpt(text: str) -> str:
-  return ascii(text[:40]) if not text[:40].isprintable() else repr(text[:40])
+  return ascii(text[:30]) if not text[:30].isprintable() else repr(text[:30])

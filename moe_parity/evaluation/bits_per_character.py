@@ -60,7 +60,8 @@ def evaluate(
     {"mode", "seq_len", "stride", "bpc", "bpb", "cross_entropy" (nats a token), "nats",
     "num_tokens", "num_bytes", "num_chars", "num_documents", "by_domain", "macro_bpc", "macro_bpb"
     (means over domains), "documents" (one entry each), "split_documents", "sampled" (whether
-    documents or windows were left out)}.
+    documents or windows were left out)}; with a tokenizer that loses text also "text_lost", what of
+    the whole split its ids do not give back: {"num_documents", "num_chars", "num_bytes", "share"}.
   Raises:
     UserError: an impossible combination of arguments, or nats that are not finite.
   """
@@ -82,7 +83,10 @@ def evaluate(
     )
   result = summarize(documents, nats, *counted)
   stated = {"mode": mode, "seq_len": seq_len, "stride": stride if mode == "strided" else 0}
-  return stated | result | {"split_documents": len(documents), "sampled": not complete}
+  lost = {}
+  if split.lost["num_documents"]:
+    lost = {"text_lost": split.lost | {"share": split.lost["num_chars"] / split.entry["num_chars"]}}
+  return stated | result | lost | {"split_documents": len(documents), "sampled": not complete}
 
 
 def spans(num_targets: int, seq_len: int, stride: int) -> Iterator[tuple[int, int, int]]:

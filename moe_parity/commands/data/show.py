@@ -40,6 +40,7 @@ def print_store(store) -> None:
     f"held out: {_rule(manifest['held_out'])}; {manifest['duplicates']['num_documents']:,}"
     f" duplicate documents left out, {_bad_records(manifest['bad_records'])}\n"
     f"{_left_out(manifest['origins'])}"
+    f"{_lost(manifest['splits'])}"
     f"train stream sha256 {manifest['splits']['train']['sha256']}\n"
     f"token store: {store.location}"
   )
@@ -48,6 +49,16 @@ def print_store(store) -> None:
 def _bad_records(bad: dict) -> str:
   lost = f" ({bad['num_bytes']:,} bytes)" if bad["count"] else ""
   return f"{bad['count']:,} bad records{lost} skipped"
+
+
+def _lost(splits: dict) -> str:
+  """A line for each split of which the tokenizer lost text."""
+  return "".join(
+    f"{name}: the tokenizer loses {split['lost']['num_chars']:,} of {split['num_chars']:,}"
+    f" characters in {split['lost']['num_documents']:,} documents\n"
+    for name, split in splits.items()
+    if split["lost"]["num_documents"]
+  )
 
 
 def _left_out(origins: list[dict]) -> str:
