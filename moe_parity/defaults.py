@@ -72,6 +72,7 @@ def base() -> ConfigDict:
   model = config.model = ConfigDict()
   model.position = "alibi"  # alibi | rope | none
   model.normalize_gates = False  # divide the chosen gates by their sum
+  model.routed_scale = ""  # times the routed sum: a number | E/K | learned; "" is 1
   model.remat = "none"  # none | dots | layer: what the backward pass recomputes
   model.dtype = "float32"  # arithmetic of matrix products: float32 | bfloat16
   model.attention = ""  # blocks: plain products everywhere; "": a kernel on TPUs
@@ -118,6 +119,8 @@ def base() -> ConfigDict:
   # Held-out tokens whose experts are counted when an MoE run ends, for the report's page on what
   # experts specialise in: at most this many, beginnings of documents; 0 leaves it out.
   evaluation.routing_tokens = 16_384
+  # How an MoE scores, untrained, with a part taken away: routed_removed | router_shuffled | top_1.
+  evaluation.ablations = ("routed_removed", "router_shuffled", "top_1")
   return config
 
 
@@ -169,6 +172,7 @@ def _arm(kind: str, **fields) -> ConfigDict:
   arm.peak_learning_rate = 0.0  # 0: StepLaw
   arm.learning_rate_multiplier = 1.0
   arm.gates = ""  # raw | normalized; "" follows model.normalize_gates
+  arm.routed_scale = ""  # a number | E/K | learned; "" follows model.routed_scale
   arm.role = ""  # check: at parity, but tried for its learning rate or batch and not compared
   for name, value in fields.items():
     arm[name] = value if name in arm else _unknown(name, arm)

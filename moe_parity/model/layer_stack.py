@@ -66,6 +66,9 @@ class Layer(nnx.Module):
     x_TD = x_TD + y_TD
     y = self.feedforward(self.feedforward_norm(x_TD))
     y_TD, stats = y if isinstance(self.feedforward, MoE) else (y, None)
+    if stats is not None and stats.mean_squares_3 is not None:
+      residual = jnp.mean(jnp.square(x_TD.astype(jnp.float32)))
+      stats = stats._replace(mean_squares_3=stats.mean_squares_3.at[2].set(residual))
     return x_TD + y_TD, stats, keys_values
 
 

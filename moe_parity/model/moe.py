@@ -20,6 +20,7 @@ from moe_parity.model.options import ModelOptions
 from moe_parity.model.weights import matrix
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.expert_parallel import Shape, default_exchange
+from moe_parity.planning.routed_scale import LEARNED, PER_CHOICE, constant_scale
 from moe_parity.sharding import mesh
 
 
@@ -37,6 +38,9 @@ class RoutingStats(NamedTuple):
     squared_logsumexp: mean of logsumexp(logits)^2, the router z-loss (2202.08906).
     entropy: mean entropy of a token's router distribution, in nats.
     drop_share: share of assignments that no expert computed.
+    gate_sum: mean over tokens of the sum of the K gates, after `routed_scale`.
+    mean_squares_3: of the elements of the routed sum, of the shared expert's output and of the
+      residual stream that they are added to; None but where `ModelOptions.is_probing`.
   """
 
   load_E: jax.Array
@@ -44,6 +48,8 @@ class RoutingStats(NamedTuple):
   squared_logsumexp: jax.Array
   entropy: jax.Array
   drop_share: jax.Array
+  gate_sum: jax.Array
+  mean_squares_3: jax.Array | None = None
 
 
 def balance_loss(
@@ -100,6 +106,13 @@ class MoE(nnx.Module):
     shrink = (2 * architecture.num_layers) ** -0.5
     # A tenth of the usual spread: the first steps route almost evenly.
     self.router = matrix(d, e, axes="--", scale=0.1)  # whole everywhere: E columns, no phantoms
+    self.constant_scale = 1.0
+    if options.routed_scale == PER_CHOICE:
+      self.constant_scale = e / architecture.experts_per_token
+    elif options.routed_scale == LEARNED:
+      self.routed_scale = nnx.Param(jnp.ones((1,), jnp.float32), axes="-")
+    else:
+      self.constant_scale = constant_scale("model.routed_scale", options.routed_scale)
     self.selection_bias = SelectionBias(jnp.zeros((e,), jnp.float32), axes="-")
     self.experts_in = matrix(e, 2, i, d, axes="E2ID", fan_in=d)
     self.experts_out = matrix(e, i, d, axes="EID", scale=shrink)
@@ -115,10 +128,30 @@ class MoE(nnx.Module):
     expert_TK, gate_TK, probability_TE = route(
       logit_TE, self.selection_bias[...], self.experts_per_token, self.options.normalize_gates
     )
+    gate_TK = self.scaled(gate_TK)
     weights = self.experts_in.astype(dtype), self.experts_out.astype(dtype)
     operands = x_TD, expert_TK, gate_TK, *weights
     y_TD, num_dropped = self.experts_of(*operands, num_experts=logit_TE.shape[1])
-    return y_TD, routing_stats(logit_TE, probability_TE, expert_TK, num_dropped)
+    stats = routing_stats(logit_TE, probability_TE, expert_TK, gate_TK, num_dropped)
+    if self.options.is_probing:
+      stats = stats._replace(mean_squares_3=self.mean_squares(x_TD, y_TD))
+    return y_TD, stats
+
+  def scaled(self, gate_TK: Float[Array, "T K"]) -> Float[Array, "T K"]:
+    """The gates times `ModelOptions.routed_scale`."""
+    if self.options.routed_scale == LEARNED:
+      return gate_TK * self.routed_scale[...][None, :]
+    return gate_TK if self.constant_scale == 1 else gate_TK * self.constant_scale
+
+  def mean_squares(self, x_TD, y_TD) -> Float[Array, "3"]:
+    """Of the routed sum and of the shared expert's output; `Layer` fills in the residual stream's.
+
+    The shared expert is computed again, which only a probe can afford.
+    """
+    shared_TD = jnp.zeros_like(y_TD) if self.shared is None else self.shared(x_TD)
+    shared_TD = shared_TD.astype(jnp.float32)
+    parts = (y_TD.astype(jnp.float32) - shared_TD, shared_TD)
+    return jnp.stack([*(jnp.mean(jnp.square(part)) for part in parts), jnp.zeros(())])
 
   def experts_of(self, x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, *, num_experts: int):
     """The chosen experts' weighted sum, wherever they live, with the shared expert's; and how many
@@ -155,7 +188,7 @@ def _apply(graph: nnx.GraphDef, weights: nnx.State, x_TD):
   return nnx.merge(graph, weights)(x_TD)
 
 
-def routing_stats(logit_TE, probability_TE, expert_TK, num_dropped) -> RoutingStats:
+def routing_stats(logit_TE, probability_TE, expert_TK, gate_TK, num_dropped) -> RoutingStats:
   """See `RoutingStats`; T counts the tokens at hand."""
   num_experts = logit_TE.shape[-1]
   count_E = jnp.zeros((num_experts,), jnp.float32).at[expert_TK.reshape(-1)].add(1.0)
@@ -168,4 +201,5 @@ def routing_stats(logit_TE, probability_TE, expert_TK, num_dropped) -> RoutingSt
     squared_logsumexp=jnp.mean(jnp.square(logsumexp_T)),
     entropy=jax.lax.stop_gradient(entropy),
     drop_share=num_dropped.astype(jnp.float32) / expert_TK.size,
+    gate_sum=jax.lax.stop_gradient(jnp.mean(jnp.sum(gate_TK, axis=-1))),
   )

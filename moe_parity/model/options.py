@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 
 from moe_parity.errors import UserError
+from moe_parity.planning.routed_scale import check_routed_scale
 
 POSITIONS = ("alibi", "rope", "none")
 REMAT_POLICIES = ("none", "dots", "layer")
@@ -33,6 +34,10 @@ class ModelOptions:
   Attributes:
     position: "alibi" (the paper's), "rope" or "none".
     normalize_gates: divide the K chosen gates by their sum. The paper's text does not.
+    routed_scale: what the sum of the routed experts is multiplied by: a positive number as text
+      ("" is 1), "E/K" (the number of experts over those chosen: raw gates of an even router then
+      sum to 1), or "learned" (one number a layer, 1 at first). DeepSeek-V2 and V3 (2405.04434,
+      2412.19437) use constants of 16 and 2.5.
     remat: what the backward pass recomputes. "none" keeps every activation; "dots" keeps the
       results of matrix products; "layer" keeps only what enters a layer.
     dtype: arithmetic of the matrix products. Router, softmax, norms and loss are float32 always.
@@ -51,12 +56,14 @@ class ModelOptions:
     streams: parts that a device's sequences go through MoE layers in, so that one is computed while
       another's tokens travel; 0 is the platform's own number (`model/layer_stack.py`).
     platform: what the program is compiled for ("cpu", "gpu", "tpu"); "" is what it runs on.
+    is_probing: expert layers also report the norms of what they add (`evaluation/ablations.py`).
     is_decoding: the program has few tokens and takes no gradient: expert layers then read only the
       chosen experts' weights, where that is faster (`experts/looped_ffn.py`).
   """
 
   position: str = "alibi"
   normalize_gates: bool = False
+  routed_scale: str = ""
   remat: str = "none"
   dtype: str = "float32"
   attention: str = ""
@@ -67,9 +74,11 @@ class ModelOptions:
   streams: int = 0
   platform: str = ""
   is_decoding: bool = False
+  is_probing: bool = False
 
   def __post_init__(self):
     one_of("model.position", self.position, POSITIONS)
+    check_routed_scale("model.routed_scale", self.routed_scale)
     one_of("model.remat", self.remat, REMAT_POLICIES)
     one_of("model.dtype", self.dtype, DTYPES)
     one_of("model.attention", self.attention, ATTENTIONS)

@@ -9,7 +9,7 @@ from moe_parity.planning.accounting import ATTENTION_BLOCK
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.arm_costs import arm_costs
 
-LATER_FIELDS = ("attention_block",)  # fields that plans on disk may lack
+LATER_FIELDS = ("attention_block", "routed_scale")  # fields that plans on disk may lack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,7 @@ class ArmPlan:
   gates: str
   mixture: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
   attention_block: int = ATTENTION_BLOCK
+  routed_scale: str = ""
 
   def to_dict(self) -> dict[str, Any]:
     """All fields by name, ready for JSON."""

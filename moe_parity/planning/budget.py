@@ -10,6 +10,7 @@ from typing import Any
 from moe_parity.errors import UserError
 from moe_parity.planning.accounting import account, check_convention
 from moe_parity.planning.architecture import Architecture, layer_pattern
+from moe_parity.planning.routed_scale import check_routed_scale
 from moe_parity.planning.solver import solve
 from moe_parity.planning.targets import RATE_TOLERANCE, Targets
 
@@ -88,6 +89,7 @@ class ArmSpec:
 
   Attributes:
     gates: raw | normalized (divided by the sum of the chosen ones); "" is the config's model.
+    routed_scale: as of `ModelOptions`; "" is the config's model.
     role: "check" keeps an arm at parity out of the comparison: the same shape tried with another
       learning rate or batch. "" is an arm, or a reference where compute_multiple is not 1.
   """
@@ -119,6 +121,7 @@ class ArmSpec:
   peak_learning_rate: float | int = 0.0
   learning_rate_multiplier: float | int = 1.0
   gates: str = ""
+  routed_scale: str = ""
   role: str = ""
 
   def __post_init__(self) -> None:
@@ -128,6 +131,11 @@ class ArmSpec:
       )
     if self.gates and self.kind == "dense":
       raise UserError(f"arm {self.name!r}: gates={self.gates!r} in a dense arm; leave it out")
+    check_routed_scale(f"arm {self.name!r}: routed_scale", self.routed_scale)
+    if self.routed_scale and self.kind == "dense":
+      raise UserError(
+        f"arm {self.name!r}: routed_scale={self.routed_scale!r} in a dense arm; leave it out"
+      )
     if self.role not in ROLES:
       raise UserError(f"arm {self.name!r}: role={self.role!r} is not known; use 'check' or ''")
     if self.kind not in ("dense", "moe"):

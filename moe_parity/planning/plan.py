@@ -275,6 +275,7 @@ def _arm_plans(
       exact_num_params=exact.num_params_with_vocabulary,
       vocabulary_params=exact.vocabulary_params,
       gates=spec.gates,
+      routed_scale=spec.routed_scale,
       mixture=draft.mixture,
       attention_block=decisions.attention_block,
     )

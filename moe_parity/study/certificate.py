@@ -41,6 +41,7 @@ def kind_of(name: str) -> str:
     "head": "vocabulary",
     "router": "router",
     "scale": "norms",
+    "routed_scale": "scales",
     "experts_in": "experts",
     "experts_out": "experts",
     **dict.fromkeys(("query", "key", "value", "out", "gate", "up", "down"), "matrices"),
@@ -61,7 +62,7 @@ def count(shapes: Mapping[str, Sequence[int]], plan: dict) -> dict[str, int]:
   """
   architecture, seq_len = plan["architecture"], plan["seq_len"]
   chosen, num_experts = architecture["experts_per_token"], architecture["num_experts"]
-  total = dict.fromkeys(("matrices", "experts", "router", "norms", "vocabulary"), 0)
+  total = dict.fromkeys(("matrices", "experts", "router", "norms", "scales", "vocabulary"), 0)
   attention_width = layers = head = 0
   for name, shape in shapes.items():
     total[kind_of(name)] += math.prod(shape)

@@ -30,7 +30,7 @@ RESULT = "result.json"
 # Of a plan, all that decides what a run computes; the rest is its name and how it is compared.
 _IDENTITY = (
   "architecture seed convention num_tokens num_unique_tokens seq_len batch_sequences num_steps"
-  " peak_learning_rate final_learning_rate warmup_steps gates mixture"
+  " peak_learning_rate final_learning_rate warmup_steps gates routed_scale mixture"
 ).split()
 
 

@@ -13,13 +13,14 @@ from moe_parity import config as configs
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.evaluation import specialisation
+from moe_parity.evaluation.ablations import ablated_scores, check_ablations, probe_layers
 from moe_parity.evaluation.routing_counts import count_split, make_counter
 from moe_parity.model.documents import documents_of
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.sharding import multihost
 from moe_parity.training import run_folder
 from moe_parity.training.metrics import read_metrics, train_line, validation_line
-from moe_parity.training.program import mesh_here, model_options, step_options
+from moe_parity.training.program import config_of_arm, mesh_here, model_options, step_options
 from moe_parity.training.setup import ArmRun, set_up
 from moe_parity.training.state import TrainState
 
@@ -57,6 +58,7 @@ def train_arm(
     UserError: the folder holds another run; the data cannot feed the plan.
     NotFiniteError: the loss became NaN or infinite.
   """
+  config = config_of_arm(config, plan)
   documents = documents_of(store.tokenizer, config.data.cross_documents)
   options = step_options(config, plan, documents)
   mesh = mesh_here(config, plan)
@@ -143,6 +145,9 @@ def finish(run: ArmRun, state: TrainState) -> dict:
       max_tokens=evaluation.routing_tokens,
       seed=run.config.data.seed,
     )
+  taken_apart = {}
+  if plan.architecture.is_moe:
+    taken_apart = take_apart(run, state)
   if not multihost.is_first():
     multihost.wait(f"{plan.name}: finished")  # the first process writes the result meanwhile
     return run_folder.read_result(run.folder)
@@ -159,10 +164,31 @@ def finish(run: ArmRun, state: TrainState) -> dict:
     "compile_seconds": run.compile_seconds,
     "train_cross_entropy": final_cross_entropy(run.folder, plan.num_steps),
     "validation": validation,
+    **taken_apart,
   }
   run_folder.write_json(run.folder / run_folder.RESULT, result)
   multihost.wait(f"{plan.name}: finished")
   return result
+
+
+def take_apart(run: ArmRun, state: TrainState) -> dict:
+  """`ablations` and `layers` of an MoE arm's result.json: see `evaluation/ablations.py`.
+
+  Ablated models are scored on the documents of the validation, so that scores compare one by one.
+  """
+  evaluation, plan, model = run.config.evaluation, run.plan, model_options(run.config)
+  trained = run.mesh, state.params, state.buffers
+  documents = documents_of(run.store.tokenizer, run.config.data.cross_documents)
+  scores = {}
+  names = check_ablations(evaluation.ablations)
+  for name, score in ablated_scores(names, plan.architecture, model, documents, *trained):
+    value = run.score(score, evaluation.mode, evaluation.max_tokens)
+    scores[name] = {field: value[field] for field in ("bpc", "bpb", "cross_entropy")}
+  rows = run.store.validation, plan.seq_len, evaluation.batch_sequences
+  return {
+    "ablations": scores,
+    "layers": probe_layers(plan.architecture, model, *trained, *rows),
+  }
 
 
 def is_due(step: int, every: int, last: int) -> bool:

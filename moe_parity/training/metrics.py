@@ -54,6 +54,7 @@ def train_line(step: int, scalars: dict, timer: TrainingTimer) -> dict:
     **routing_health(load_LE),
     "router_entropy": [float(x) for x in scalars.get("router_entropy_L", ())],
     "drop_share": [float(x) for x in scalars.get("drop_share_L", ())],
+    "gate_sum": [float(x) for x in scalars.get("gate_sum_L", ())],
   }
 
 

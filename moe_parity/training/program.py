@@ -21,6 +21,20 @@ from moe_parity.training.state import abstract_state
 from moe_parity.training.step import StepOptions, make_train_step
 
 
+def config_of_arm(config: ConfigDict, plan: ArmPlan) -> ConfigDict:
+  """The config that an arm trains with: the study's, with what the arm decides of the model.
+
+  The one place where it applies, for `train`, `study` and `compile` alike; a run's config.json
+  holds the result.
+  """
+  config = ConfigDict(config.to_dict())
+  if plan.gates:
+    config.model.normalize_gates = plan.gates == "normalized"
+  if plan.routed_scale:
+    config.model.routed_scale = plan.routed_scale
+  return config.lock()
+
+
 def model_options(config: ConfigDict) -> ModelOptions:
   """The model's part of a config."""
   fields = {field.name for field in dataclasses.fields(ModelOptions)}
@@ -101,6 +115,7 @@ def sharded_step(config: ConfigDict, plan: ArmPlan, mesh: Mesh) -> tuple[Callabl
   Args:
     mesh: of this machine's devices, or of another's: nothing is run or allocated.
   """
+  config = config_of_arm(config, plan)
   platform = mesh.devices.flat[0].platform
   model = dataclasses.replace(model_options(config), platform=platform)
   optimizer = optimizer_options(config, plan)

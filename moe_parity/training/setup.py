@@ -72,9 +72,13 @@ class ArmRun:
 
   def validate(self, state: TrainState, mode: str, max_tokens: int) -> dict:
     """Scores held-out text; see `bits_per_character.evaluate`."""
+    return self.score(self.make_scorer(state.params, state.buffers), mode, max_tokens)
+
+  def score(self, score: bits_per_character.Score, mode: str, max_tokens: int) -> dict:
+    """`validate` with any scoring function."""
     evaluation = self.config.evaluation
     return bits_per_character.evaluate(
-      self.make_scorer(state.params, state.buffers),
+      score,
       self.store.validation,
       mode=mode,
       seq_len=self.plan.seq_len,

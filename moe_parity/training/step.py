@@ -84,7 +84,7 @@ def make_train_step(
 
   Scalars are of the whole batch: loss (the total), cross_entropy (nats a scored target),
   balance_loss, z_loss, gradient_norm (before clipping), learning_rate; and, per MoE layer, load_LE,
-  router_entropy_L, drop_share_L.
+  router_entropy_L, drop_share_L, gate_sum_L.
   """
   graph, _, _ = abstract_model(architecture, model_options)
   optimizer, schedule = make_optimizer(optimizer_options), learning_rate(optimizer_options)
@@ -168,6 +168,7 @@ def routing_scalars(stats: RoutingStats) -> dict[str, jax.Array]:
     "load_LE": stats.load_E,
     "router_entropy_L": stats.entropy,
     "drop_share_L": stats.drop_share,
+    "gate_sum_L": stats.gate_sum,
   }
 
 

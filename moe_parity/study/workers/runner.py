@@ -14,8 +14,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from moe_parity.errors import UserError, disk_is_full
 from moe_parity.study import certificate
 from moe_parity.study.folder import Arm, Study, Task, tasks_of
@@ -98,7 +96,7 @@ def _train_one(study: Study, tasks: list[Task], report, say, trainer: Trainer) -
     state, failure = STOPPED, None
     try:
       study.fetch(task.run)
-      trainer.train(config_of(task), task.arm, study.store, folder, tell, say)
+      trainer.train(task.part.config, task.arm, study.store, folder, tell, say)
       _certify(folder, trainer)
       study.deliver(task.run, claim.check, say)
       state = DONE
@@ -119,15 +117,6 @@ def _train_one(study: Study, tasks: list[Task], report, say, trainer: Trainer) -
     study.write()
     return True
   return False
-
-
-def config_of(task: Task) -> ConfigDict:
-  """The config an arm trains with: the part's, with what the arm itself decides of the model."""
-  if not task.arm.gates:
-    return task.part.config
-  config = ConfigDict(task.part.config.to_dict())
-  config.model.normalize_gates = task.arm.gates == "normalized"
-  return config.lock()
 
 
 def _certify(folder: pathlib.Path, trainer: Trainer) -> None:
