@@ -62,8 +62,8 @@ def overlap(
     {"n", "num_documents", "num_contaminated" (at least one n-gram shared), "num_too_short" (have no
     n-gram, so nothing can be said of them), "share" (of all evaluation n-grams; None where there is
     none), "by_domain": {domain: {the same}}, "documents": contaminated ones, worst first: {"index",
-    "domain", "source", "num_ngrams", "num_shared", "share", "train_sources" (up to three), "example"
-    (one shared n-gram)}}.
+    "domain", "source", "num_ngrams", "num_shared", "share", "train_sources" (up to three),
+    "example" (one shared n-gram)}}.
   Raises:
     UserError: n is under 1, or there is nothing to compare.
   """
