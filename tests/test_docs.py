@@ -69,7 +69,8 @@ def test_links_and_pictures_of_a_page_exist(path):
 
 @pytest.mark.parametrize("path", [*GUIDES, *LOG], ids=name_of)
 def test_paths_named_on_a_page_exist(path):
-  prose = re.sub(r"^    .*$", "", path.read_text(), flags=re.M)  # commands are checked elsewhere
+  # Links and commands are checked elsewhere.
+  prose = re.sub(r"\]\([^)]*\)|^    .*$", "", path.read_text(), flags=re.M)
   for name in re.findall(rf"(?<![\w/.])(?:{TOP})/[\w/.*{{}}-]*[\w/}}]", prose):
     found = ROOT.glob(name) if "*" in name else [ROOT / name]
     assert any(p.exists() for p in found), f"{name} in {path}"
@@ -89,7 +90,7 @@ def test_config_fields_named_on_a_page_exist(path):
   config, arm = defaults.base(), defaults.dense_arm()
   sections = "budget|study|data|model|mesh|optimizer|train|evaluation"
   for section, field in re.findall(rf"`(?:config\.)?({sections})\.(\w+)", path.read_text()):
-    assert field in config[section], f"{section}.{field} in {path}"
+    assert field in (*config[section], "json"), f"{section}.{field} in {path}"
   for field in re.findall(r"`(?:config\.)?arms\.\w+\.(\w+)", path.read_text()):
     assert field in arm, f"arms.*.{field} in {path}"
 
@@ -102,7 +103,7 @@ def test_the_readme_fits_three_screens_and_lists_every_command():
 
 def shown_commands():
   """Every command that docs, help, configs and launchers tell people to type."""
-  command_name = rf"(?:{'|'.join(cli.COMMANDS)})\b"
+  command_name = rf"(?:{'|'.join(cli.COMMANDS)})(?![\w.-])"
   files = [*GUIDES, *(ROOT / "configs").glob("*.py"), *(ROOT / "launch").glob("*.sh")]
   text = "\n".join([cli.ABOUT, *(path.read_text() for path in files)])
   found = set()
@@ -116,12 +117,22 @@ def shown_commands():
   return sorted(command for command in found if not re.search(r"\.\.\.|--help", command))
 
 
+def shown_configs():
+  """File name -> text of the configs that pages show; the docstring begins with the name."""
+  text = "\n".join(path.read_text() for path in GUIDES)
+  return dict(re.findall(r'```python\n(?="""(\w+\.py): )(.*?)```', text, flags=re.DOTALL))
+
+
 @pytest.mark.parametrize("command", shown_commands())
-def test_a_command_that_is_shown_is_one_that_is_taken(command, monkeypatch):
+def test_a_command_that_is_shown_is_one_that_is_taken(command, monkeypatch, tmp_path):
   monkeypatch.chdir(ROOT)
   args, overrides = cli._parser().parse_known_args(command.split())
   if "config" in args and args.config is not None:
-    configs.load(args.config, overrides)
+    name, colon, arg = args.config.partition(":")
+    if name in shown_configs():
+      name = tmp_path / name
+      name.write_text(shown_configs()[name.name])
+    configs.load(f"{name}{colon}{arg}", overrides)
   else:
     assert not overrides or args.subcommand == "test"
 
@@ -130,6 +141,13 @@ def test_a_command_that_is_shown_is_one_that_is_taken(command, monkeypatch):
 def test_plan_commands_of_the_readme_run(line, monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
   assert cli.main(line.split("#")[0].split()) == 0
+
+
+@pytest.mark.parametrize("name", ["mine.py", "fine.py"])
+def test_a_config_that_is_shown_plans_arms_at_parity(name, tmp_path, capsys):
+  (tmp_path / name).write_text(shown_configs()[name])
+  assert cli.main(["plan", f"--config={tmp_path / name}", "--json"]) == 0
+  assert {arm["name"][:3] for arm in json.loads(capsys.readouterr().out)["arms"]} == {"den", "moe"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
