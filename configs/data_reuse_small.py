@@ -26,7 +26,7 @@ def get_config(arg=None):
   config.budget.dense_tokens = 6_400 if arg.tiny else 300_000
   config.budget.seq_len = 64 if arg.tiny else 128
   config.budget.convention = "executed"
-  # Shapes and rate of mixture_small.py, found by trial for both sides (LOG.md).
+  # Shapes and rate of mixture_small.py, found by trial for both sides (docs/log/0018).
   common = dict(d_head=16, learning_rate_multiplier=0.3)
   if arg.tiny:
     config.arms.dense = dense_arm(**common)

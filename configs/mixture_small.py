@@ -26,12 +26,12 @@ def get_config(arg=None):
   config.budget.reuse = "strict"
   config.budget.convention = "executed"
   # StepLaw starts at 6e7 parameters. Here its rate keeps dense at byte frequencies for long; 0.3
-  # times it did better than 0.1 for dense and for r_a = 0.2 (LOG.md): one factor for all arms.
+  # times it did better than 0.1 for dense and r_a = 0.2 (docs/log/0006): one factor for all arms.
   common = dict(d_head=16, learning_rate_multiplier=0.3)
   if arg.tiny:
     config.arms.dense = dense_arm(**common)
     config.arms.moe = moe_arm(num_layers=2, d_model=32, multiple_of=4, **common)
-  else:  # of seven dense and four MoE shapes, at a third of the compute (LOG.md)
+  else:  # of seven dense and four MoE shapes, at a third of the compute (docs/log/0018)
     config.arms.dense = dense_arm(num_layers=3, d_model=80, multiple_of=1, **common)
     config.arms.moe = moe_arm(
       num_layers=2, d_model=48, d_ffn=44, d_expert=8, multiple_of=2, **common

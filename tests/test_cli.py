@@ -9,7 +9,7 @@ import pytest
 from moe_parity import cli
 from moe_parity.commands import plan
 from moe_parity.commands.output import show
-from tests.small_store import small_store
+from tests.helpers.small_store import small_store
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -10,7 +10,7 @@ import pytest
 from moe_parity import cli, config
 from moe_parity.data.ledger import Ledger
 from moe_parity.errors import UserError
-from moe_parity.planning.arm_costs import arm_costs
+from moe_parity.planning.arm_costs import RESOURCES, arm_costs
 from moe_parity.study import certificate
 from moe_parity.training import run_folder
 
@@ -38,6 +38,17 @@ def test_a_study_certifies_each_run_and_says_what_is_missing(study):
     assert one["passed"] and len(one["checks"]) == 8
     assert {line["difference_pct"] for line in one["checks"][:7]} == {0.0}
   assert (study / "report/index.html").stat().st_size > 10_000
+
+
+def test_a_run_says_how_long_its_steps_took_and_on_what(study):
+  found = json.loads((study / "analysis.json").read_text())["resources"]
+  rows = {row["name"]: row for row in found["rows"]}
+  for name in ("dense", "moe_40"):
+    result = json.loads((study / f"runs/{name}-s0/result.json").read_text())
+    assert 0 < result["step_seconds"] * result["finished_step"] < 3 * result["seconds"]
+    assert result["machine"]["platform"] == "cpu" and result["machine"]["cpu"]
+    assert rows[name]["seconds"] == result["step_seconds"] * result["finished_step"]
+  assert rows["moe_40"]["seconds_ratio"] > 0 and rows["moe_20"]["seconds"] is None
 
 
 def test_both_arms_were_given_the_same_text_in_the_same_order(study):
@@ -143,6 +154,15 @@ def test_every_resource_of_a_run_is_recounted_from_its_arrays(study):
     assert measured["executed_flops"] == cost.executed_flops == plan["train_flops"]
     assert measured["num_params_with_vocabulary"] == cost.num_params_with_vocabulary
     assert measured["weight_bytes"] == cost.weight_bytes
+
+
+def test_recounted_resources_stand_beside_those_of_dense(study):
+  dense, moe = json.loads((study / "certificate.json").read_text())["relative_to_dense"]
+  assert {dense[name] for name in RESOURCES} == {1.0}
+  plans = [json.loads((study / f"runs/{n}-s0/plan.json").read_text()) for n in ("dense", "moe_40")]
+  planned = arm_costs(plans)[1].relative
+  assert (moe["name"], moe["seed"]) == ("moe_40", 0)
+  assert {name: moe[name] for name in RESOURCES} == pytest.approx(planned)
 
 
 def test_a_folder_of_an_earlier_version_still_goes_on(copy, capsys):

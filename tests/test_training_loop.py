@@ -52,6 +52,22 @@ def test_metrics_are_complete_and_tokens_add_up(run):
   assert list((run / "tensorboard").iterdir())
 
 
+def test_an_moe_run_says_what_it_owes_to_its_routed_experts(store, tmp_path):
+  """And that an arm's own gates are trained when the arm is trained alone."""
+  own = "--config.arms.moe_20.gates=normalized", "--config.arms.moe_20.experts_per_token=2"
+  result = train_arm(*arm("moe_20", *own), store, tmp_path)
+  config = json.loads((tmp_path / "config.json").read_text())
+  assert config["model"]["normalize_gates"] is True
+  assert result["ablations"].keys() == {"routed_removed", "router_shuffled", "top_1"}
+  for scores in result["ablations"].values():
+    assert 0 < scores["bpc"] != result["validation"]["bpc"]
+  layers = result["layers"]
+  assert {len(values) for values in layers.values()} == {1} and layers["routed_rms"][0] > 0
+  assert layers["gate_sum"] == pytest.approx([1.0], abs=1e-6)  # normalized
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert lines[0]["gate_sum"] == pytest.approx([1.0], abs=1e-6)
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(run, store):
   result = json.loads((run / "result.json").read_text())
   steps = sorted(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())

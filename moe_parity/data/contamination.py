@@ -1,11 +1,15 @@
-"""Does training text contain evaluation text? Overlap of word n-grams, exact.
+"""Does training text contain evaluation text? Overlap of n-grams of words or characters, exact.
 
 Words are runs of letters and digits in lower case, so layout and punctuation do not hide a copy.
-Candidates are found by a 64-bit rolling hash and then compared word by word.
+Where words are not set apart by spaces, in Chinese, Japanese or Thai and in any run of over 40
+letters, each character counts as half a word: an n-gram is n words, 2n such characters, or the
+shortest mixture of them that weighs as much. Candidates are found by a 64-bit hash and then
+compared letter by letter. A text too short for one n-gram is counted apart: nothing is said of it.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,9 +17,34 @@ from moe_parity.data.readers import Document
 from moe_parity.data.token_store import Split
 from moe_parity.errors import UserError
 
+LONGEST_WORD = 40
 _WORD = re.compile(r"[^\W_]+")
+# Scripts without spaces between words: Thai, Lao, Tibetan, Myanmar, Khmer, Tai and neighbours,
+# kana and bopomofo, Han, Yi, Javanese, Cham, half-width kana.
+_UNSPACED = (
+  "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u1b00-\u1b7f"
+  "\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua4cf"
+  "\ua980-\ua9df\uaa00-\uaaef\uf900-\ufaff\uff66-\uff9f\U00016fe0-\U0003ffff"
+)
+_PIECE = re.compile(f"[{_UNSPACED}]|[^{_UNSPACED}]+")
+_ONE = re.compile(f"[{_UNSPACED}]")
 _BASE = 0x9E3779B97F4A7C15
+_INVERSE = pow(_BASE, -1, 1 << 64)
 _KEPT_SOURCES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Grams:
+  """The n-grams of a text: gram i is units[start ... end[i] - 1], start = i."""
+
+  units: list[str]
+  ends: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.ends)
+
+  def __getitem__(self, start: int) -> tuple[str, ...]:
+    return tuple(self.units[start : int(self.ends[start])])
 
 
 def overlap(
@@ -30,10 +59,11 @@ def overlap(
     n: words in an n-gram; 13 is the usual choice (GPT-3).
     progress: called with the characters of training text read so far.
   Returns:
-    {"n", "num_documents", "num_contaminated" (at least one n-gram shared), "num_too_short" (under n
-    words, so never found), "share" (of all evaluation n-grams), "by_domain": {domain: {the same}},
-    "documents": contaminated ones, worst first: {"index", "domain", "source", "num_ngrams",
-    "num_shared", "share", "train_sources" (up to three), "example" (one shared n-gram)}}.
+    {"n", "num_documents", "num_contaminated" (at least one n-gram shared), "num_too_short" (have no
+    n-gram, so nothing can be said of them), "share" (of all evaluation n-grams; None where there is
+    none), "by_domain": {domain: {the same}}, "documents": contaminated ones, worst first: {"index",
+    "domain", "source", "num_ngrams", "num_shared", "share", "train_sources" (up to three),
+    "example" (one shared n-gram)}}.
   Raises:
     UserError: n is under 1, or there is nothing to compare.
   """
@@ -44,23 +74,22 @@ def overlap(
     raise UserError("there is no evaluation text to look for; give at least one document")
   places: dict[tuple[str, ...], list[int]] = {}
   totals = np.zeros(len(wanted), np.int64)
+  hashes = [np.zeros(0, np.uint64)]
   for index, document in enumerate(wanted):
-    words = words_of(document.text)
-    grams = {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
-    totals[index] = len(grams)
-    for gram in grams:
+    grams = grams_of(document.text, n)
+    distinct = {grams[start] for start in range(len(grams))}
+    totals[index] = len(distinct)
+    hashes.append(_hashes(grams))
+    for gram in distinct:
       places.setdefault(gram, []).append(index)
-  known = np.unique(np.array([_rolling(list(gram), n)[0] for gram in places], np.uint64))
+  known = np.unique(np.concatenate(hashes))
   found: dict[tuple[str, ...], str] = {}
   sources: list[dict[str, None]] = [{} for _ in wanted]
   num_chars = 0
   for document in train:
-    words = words_of(document.text)
-    hashes = _rolling(words, n)
-    at = np.searchsorted(known, hashes)
-    hit = np.flatnonzero(known[np.minimum(at, known.size - 1)] == hashes) if known.size else ()
-    for start in hit:
-      gram = tuple(words[start : start + n])
+    grams = grams_of(document.text, n)
+    for start in np.flatnonzero(np.isin(_hashes(grams), known)).tolist():
+      gram = grams[start]
       if gram in places:
         found[gram] = document.source
         for index in places[gram]:
@@ -78,9 +107,31 @@ def overlap(
   return _report(wanted, n, totals, shared, sources, example)
 
 
-def words_of(text: str) -> list[str]:
-  """Runs of letters and digits, in lower case."""
-  return _WORD.findall(text.lower())
+def units_of(text: str) -> tuple[list[str], np.ndarray]:
+  """(words and single characters in order, weight of each: 2 for a word, 1 for a character)."""
+  units: list[str] = []
+  weights: list[int] = []
+  for run in _WORD.findall(text.lower()):
+    for piece in _PIECE.findall(run):
+      if len(piece) > LONGEST_WORD:
+        units += piece
+        weights += [1] * len(piece)
+      else:
+        units.append(piece)
+        weights.append(1 if _is_unspaced(piece) else 2)
+  return units, np.array(weights, np.int64)
+
+
+def grams_of(text: str, n: int) -> Grams:
+  """From every unit on, the shortest run of units that weighs n words."""
+  units, weights = units_of(text)
+  before = np.concatenate([[0], np.cumsum(weights)])
+  ends = np.searchsorted(before, before[:-1] + 2 * n)
+  return Grams(units, ends[ends <= len(units)])
+
+
+def _is_unspaced(piece: str) -> bool:
+  return _ONE.fullmatch(piece) is not None
 
 
 def documents_of(split: Split) -> Iterator[Document]:
@@ -94,16 +145,16 @@ def documents_of(split: Split) -> Iterator[Document]:
     )
 
 
-def _rolling(words: list[str], n: int) -> np.ndarray:
-  """uint64 hash of every run of n words: sum of word * base^place modulo 2^64."""
-  count = len(words) - n + 1
-  if count < 1:
+def _hashes(grams: Grams) -> np.ndarray:
+  """uint64 [n-grams]: sum of unit * base^place modulo 2^64, places counted from its start."""
+  if not len(grams):
     return np.zeros(0, np.uint64)
-  values = np.fromiter(map(hash, words), np.int64, len(words)).astype(np.uint64)
-  total = np.zeros(count, np.uint64)
-  for place in range(n):
-    total = total * np.uint64(_BASE) + values[place : place + count]
-  return total
+  values = np.fromiter(map(hash, grams.units), np.int64, len(grams.units)).astype(np.uint64)
+  power, inverse = (
+    np.cumprod(np.full(len(values), base, np.uint64), dtype=np.uint64) for base in (_BASE, _INVERSE)
+  )
+  before = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values * power, dtype=np.uint64)])
+  return (before[grams.ends] - before[: len(grams)]) * inverse[: len(grams)]
 
 
 def _report(
@@ -120,7 +171,7 @@ def _report(
       "num_documents": len(rows),
       "num_contaminated": int(np.count_nonzero(shared[rows])),
       "num_too_short": int(np.sum(totals[rows] == 0)),
-      "share": int(shared[rows].sum()) / all_grams if all_grams else 0.0,
+      "share": int(shared[rows].sum()) / all_grams if all_grams else None,
     }
 
   domains: dict[str, list[int]] = {}

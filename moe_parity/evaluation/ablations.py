@@ -2,7 +2,7 @@
 
 No training follows, so a score says what the model relies on, not what another model could reach:
 
-    routed_removed    the routed experts add nothing; attention, dense layers and shared experts stay
+    routed_removed    the routed experts add nothing; attention, dense and shared parts stay
     router_shuffled   every router's columns are permuted: tokens reach experts that others chose
     top_1             each token keeps only its best expert (K > 1)
 

@@ -11,7 +11,7 @@ A token that chose several experts of one device is sent there as often. To send
 merged exchange does (`exchange_padded.py`), costs a TPU more than it saves: merged rows have to be
 gathered and summed once more on the experts' side. For K 6, E 80 and 16 devices that took about 80
 ms of the 7B's step on v5p and saved 13 of links; with 8 devices of v6e, whose links are slow, it
-saved the 2B 40 of 185 ms of links and took 139 more (compiler-estimated; LOG.md).
+saved the 2B 40 of 185 ms of links and took 139 more (compiler-estimated; docs/log/0027).
 
 Buffers are not filled: filling them with zeros cost more than the exchange (5.3 ms for 98,304 rows
 of 2,048 on v5p, compiler-estimated). Rows travel as pieces of 128 numbers, the layout that gathers

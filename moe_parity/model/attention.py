@@ -13,8 +13,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from moe_parity.model.init import param
 from moe_parity.model.options import ModelOptions
-from moe_parity.model.weights import matrix
 from moe_parity.planning.accounting import query_block
 from moe_parity.planning.architecture import Architecture
 
@@ -222,11 +222,11 @@ class Attention(nnx.Module):
     d, q = architecture.d_model, architecture.d_head
     self.num_heads, self.num_kv_heads = architecture.num_heads, architecture.num_kv_heads
     self.options = options
-    self.query = matrix(d, self.num_heads * q, axes="DH")
-    self.key = matrix(d, self.num_kv_heads * q, axes="DN")
-    self.value = matrix(d, self.num_kv_heads * q, axes="DN")
+    self.query = param(d, self.num_heads * q, axes="DH")
+    self.key = param(d, self.num_kv_heads * q, axes="DN")
+    self.value = param(d, self.num_kv_heads * q, axes="DN")
     shrink = (2 * architecture.num_layers) ** -0.5  # keeps the residual stream's variance near 1
-    self.out = matrix(self.num_heads * q, d, axes="HD", scale=shrink)
+    self.out = param(self.num_heads * q, d, axes="HD", scale=shrink)
 
   def __call__(
     self,

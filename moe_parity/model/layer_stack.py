@@ -19,8 +19,9 @@ from moe_parity.kernels import residual_stacks
 from moe_parity.model.attention import Attention, KeyValues, Past, by_head
 from moe_parity.model.feedforward import FeedForward
 from moe_parity.model.moe import MoE, RoutingStats
+from moe_parity.model.norm import RMSNorm
 from moe_parity.model.options import ModelOptions
-from moe_parity.model.weights import RMSNorm, collected, narrowed, specs
+from moe_parity.model.sharding import all_gather, cast_matrices, partition_specs
 from moe_parity.planning.mesh_sizes import AXES
 from moe_parity.sharding import mesh
 
@@ -163,7 +164,7 @@ class Segment(nnx.Module):
     def run(x_TD, beside, stacked, of_copies):
       def copy(parts, besides, of_copy):
         weights, own = of_copy
-        layers = nnx.merge(graph, collected(weights) if on_mesh else weights)
+        layers = nnx.merge(graph, all_gather(weights) if on_mesh else weights)
         last = [()] * streams if own is None else [(part,) for part in _cut(own, streams)]
         operands = zip(parts, besides, last, strict=True)
         done = [through(layers, x, batch, b, *own) for x, b, own in operands]
@@ -183,10 +184,10 @@ class Segment(nnx.Module):
 
     if not on_mesh:
       return run(x_TD, beside, stacked, of_copies)
-    rows, matrices = mesh.P(AXES), narrowed(stacked, self.options.dtype)
+    rows, matrices = mesh.P(AXES), cast_matrices(stacked, self.options.dtype)
     return jax.shard_map(
       run,
-      in_specs=(rows, rows, specs(matrices), mesh.P(None, AXES)),
+      in_specs=(rows, rows, partition_specs(matrices), mesh.P(None, AXES)),
       out_specs=(rows, mesh.P(None, AXES)),
       check_vma=False,  # kernels do not say over which axes their results vary
     )(x_TD, beside, matrices, of_copies)

@@ -16,8 +16,8 @@ from moe_parity.experts.expert_ffn import expert_ffn, implementation_for
 from moe_parity.experts.expert_parallel import expert_ffn_local
 from moe_parity.experts.looped_ffn import FEW_ASSIGNMENTS
 from moe_parity.model.feedforward import FeedForward
+from moe_parity.model.init import param
 from moe_parity.model.options import ModelOptions
-from moe_parity.model.weights import matrix
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.expert_parallel import Shape, default_exchange
 from moe_parity.planning.routed_scale import LEARNED, PER_CHOICE, constant_scale
@@ -105,7 +105,7 @@ class MoE(nnx.Module):
     self.experts_per_token, self.options = architecture.experts_per_token, options
     shrink = (2 * architecture.num_layers) ** -0.5
     # A tenth of the usual spread: the first steps route almost evenly.
-    self.router = matrix(d, e, axes="--", scale=0.1)  # whole everywhere: E columns, no phantoms
+    self.router = param(d, e, axes="--", scale=0.1)  # whole everywhere: E columns, no phantoms
     self.constant_scale = 1.0
     if options.routed_scale == PER_CHOICE:
       self.constant_scale = e / architecture.experts_per_token
@@ -114,8 +114,8 @@ class MoE(nnx.Module):
     else:
       self.constant_scale = constant_scale("model.routed_scale", options.routed_scale)
     self.selection_bias = SelectionBias(jnp.zeros((e,), jnp.float32), axes="-")
-    self.experts_in = matrix(e, 2, i, d, axes="E2ID", fan_in=d)
-    self.experts_out = matrix(e, i, d, axes="EID", scale=shrink)
+    self.experts_in = param(e, 2, i, d, axes="E2ID", fan_in=d)
+    self.experts_out = param(e, i, d, axes="EID", scale=shrink)
     self.shared = (
       FeedForward(d, architecture.d_shared, architecture.num_layers)
       if architecture.d_shared

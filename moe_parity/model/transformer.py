@@ -15,10 +15,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_parity.model import attention, cross_entropy
+from moe_parity.model.init import param
 from moe_parity.model.layer_stack import Segment, segments
 from moe_parity.model.moe import RoutingStats
+from moe_parity.model.norm import RMSNorm
 from moe_parity.model.options import ModelOptions
-from moe_parity.model.weights import RMSNorm, matrix
 from moe_parity.planning.architecture import Architecture
 from moe_parity.sharding import mesh
 
@@ -48,13 +49,13 @@ class Transformer(nnx.Module):
     d, v = architecture.d_model, architecture.vocab_size
     self.options = options
     spread = options.embedding_std * v**0.5
-    self.embedding = matrix(v, d, axes="VD", scale=spread)
+    self.embedding = param(v, d, axes="VD", scale=spread)
     self.segments = nnx.List(
       Segment(architecture, options, pattern, repeats)
       for pattern, repeats in segments(architecture.moe_layers)
     )
     self.final_norm = RMSNorm(d)
-    self.head = matrix(d, v, axes="DV", scale=0.1)  # the first predictions are almost even
+    self.head = param(d, v, axes="DV", scale=0.1)  # the first predictions are almost even
 
   def hidden(
     self, inputs_BS: Int[Array, "B S"], document_BS: Int[Array, "B S"] | None = None

@@ -86,6 +86,7 @@ def page(
     *sections.data_reuse(steps["data_reuse"], drawings, parts),
     *sections.main_sweep(drawings, report, steps),
     Section("MoE against dense", table(parts["comparisons"], "nothing to compare yet")),
+    sections.resources(report, parts),
     *sections.activation_rate(steps["activation_rate"], drawings, parts),
     *further.section(list(others), drawings, parts),
     Section("Arms", table(parts["arms"], "no arms are planned") + table(parts["effort"])),
@@ -158,6 +159,7 @@ def _tables(
   planned = study.plan.get("arms", [])
   every = [
     tables.arms(report),
+    tables.resources(report),
     tables.domains(report),
     tables.comparisons(report),
     tables.domain_differences(report),

@@ -111,6 +111,19 @@ def data_reuse(step: dict, drawings: Drawings, tables: Tables) -> list[Section]:
   return [Section("Data reuse", body)]
 
 
+def resources(report: dict, tables: Tables) -> Section:
+  """What every arm cost in all, and how to read it."""
+  found = report["resources"]
+  lines = [
+    f"C is counted by the budget's convention ({found['convention']}); executed FLOPs are every "
+    "matrix product of training: router, output head and attention as computed, without what is "
+    "computed twice. Parameters with vocabulary add embedding and head; weights are float32. "
+    "Seconds are those of steady training steps, without compiling, validation and checkpoints."
+  ]
+  body = paragraphs(lines + found["notes"]) + table(tables["resources"], "plan.json is not there")
+  return Section("Resources", body + bullets(found["hidden"]))
+
+
 def certificate(study: reading.Study, report: dict, tables: Tables) -> Section:
   """Outcome, the checks across arms, and (folded) those of every run."""
   found = report["certificate"]

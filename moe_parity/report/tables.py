@@ -40,6 +40,32 @@ def arms(report: dict) -> Table:
   )
 
 
+def resources(report: dict) -> Table:
+  """What every arm cost in all, each number over the dense arm's; seconds as measured."""
+  over = lambda name: Column(f"{name}_ratio", "x dense", fixed(3))  # noqa: E731
+  convention = report["resources"]["convention"]
+  return Table(
+    "resources",
+    "Resources of every arm, relative to dense",
+    (
+      Column("name", "arm", number=False),
+      Column("train_flops", f"C ({convention})", scientific),
+      over("train_flops"),
+      Column("executed_flops", "executed FLOPs", scientific),
+      over("executed_flops"),
+      Column("num_params", "N", count),
+      over("num_params"),
+      Column("num_params_with_vocabulary", "N with vocabulary", count),
+      over("num_params_with_vocabulary"),
+      Column("weight_bytes", "MiB of weights", lambda x: f"{x / 2**20:.4g}"),
+      over("weight_bytes"),
+      Column("seconds", "seconds", lambda x: f"{x:.4g}"),
+      over("seconds"),
+    ),
+    report["resources"]["rows"],
+  )
+
+
 def domains(report: dict) -> Table:
   """BPC of every run in every domain."""
   names = list(dict.fromkeys(d for row in report["arms"] for d in row["by_domain"]))

@@ -17,7 +17,7 @@ import numpy as np
 
 from moe_parity.data.ledger import Ledger
 from moe_parity.errors import UserError
-from moe_parity.planning.arm_costs import executed_flops
+from moe_parity.planning.arm_costs import RESOURCES, executed_flops
 from moe_parity.training import run_folder
 
 CERTIFICATE = "certificate.json"
@@ -244,6 +244,24 @@ def certify_study(folder: pathlib.Path) -> dict:
     "tolerances": tolerances,
     "checks": checks,
     "missing": missing,
+    "relative_to_dense": relative_to_dense(runs),
   }
   run_folder.write_json(folder / CERTIFICATE, value)
   return value
+
+
+def relative_to_dense(runs: Sequence[tuple[dict, dict, dict]]) -> list[dict]:
+  """Recounted resources of every certified run over those of the first dense one: C, executed
+  FLOPs, parameters with and without vocabulary, bytes of weights.
+
+  Args:
+    runs: (plan, measured, certificate) of each; certificates of earlier versions lack some.
+  """
+  dense = next((measured for arm, measured, _ in runs if arm["kind"] == "dense"), None)
+  if dense is None:
+    return []
+  return [
+    {"name": arm["name"], "seed": arm["seed"]}
+    | {r: measured[r] / dense[r] for r in RESOURCES if r in measured and r in dense}
+    for arm, measured, _ in runs
+  ]

@@ -19,7 +19,13 @@ from moe_parity.model.documents import documents_of
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.sharding import multihost
 from moe_parity.training import run_folder
-from moe_parity.training.metrics import read_metrics, train_line, validation_line
+from moe_parity.training.machine import machine
+from moe_parity.training.metrics import (
+  read_metrics,
+  steady_step_seconds,
+  train_line,
+  validation_line,
+)
 from moe_parity.training.program import config_of_arm, mesh_here, model_options, step_options
 from moe_parity.training.setup import ArmRun, set_up
 from moe_parity.training.state import TrainState
@@ -162,6 +168,8 @@ def finish(run: ArmRun, state: TrainState) -> dict:
     "finished_step": plan.num_steps,
     "seconds": run.timer.seconds,
     "compile_seconds": run.compile_seconds,
+    "step_seconds": steady_step_seconds(run.folder, plan.batch_sequences * plan.seq_len),
+    "machine": machine(1 if run.mesh is None else run.mesh.size),
     "train_cross_entropy": final_cross_entropy(run.folder, plan.num_steps),
     "validation": validation,
     **taken_apart,

@@ -5,6 +5,7 @@ Floats are written with `repr` precision, so two runs can be compared to the las
 
 import json
 import pathlib
+import statistics
 
 import numpy as np
 
@@ -21,6 +22,21 @@ def read_metrics(folder: pathlib.Path) -> list[dict]:
       if text.endswith("\n"):
         lines.append(json.loads(text))
   return lines
+
+
+def steady_step_seconds(folder: pathlib.Path, tokens_per_step: int) -> float:
+  """Median wall time of a step, in seconds, over the intervals between logged steps.
+
+  Compiling, validation and checkpoints are in none of them, and what disturbed a few steps (a
+  restart, another program) does not move a median. The first step, which also fills caches and the
+  input queue, counts only where no other was logged.
+
+  Args:
+    folder: of the run, with its metrics.jsonl.
+  """
+  lines = [line for line in read_metrics(folder) if line["kind"] == "train"]
+  rates = [line["tokens_per_second"] for line in lines[1:] or lines]
+  return tokens_per_step / statistics.median(rates)
 
 
 def routing_health(load_LE: np.ndarray) -> dict[str, list]:

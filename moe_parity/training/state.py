@@ -17,9 +17,10 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from moe_parity.model.init import init_params
 from moe_parity.model.options import ModelOptions
+from moe_parity.model.sharding import map_variables
 from moe_parity.model.transformer import abstract_model
-from moe_parity.model.weights import draw
 from moe_parity.planning.architecture import Architecture
 from moe_parity.sharding.mesh import STORED, WEIGHTS, spec
 from moe_parity.training.optimizer import OptimizerOptions, make_optimizer
@@ -32,19 +33,6 @@ class TrainState(NamedTuple):
   params: nnx.State
   buffers: nnx.State
   optimizer: optax.OptState
-
-
-def map_variables(function, tree: Any) -> Any:
-  """`function(array, axes)` on every array of a state; axes is "" for what is no model variable (a
-  counter), else one letter an axis with "-" for that of stacked layers."""
-
-  def of(leaf):
-    if not isinstance(leaf, nnx.Variable):
-      return function(leaf, "")
-    value = leaf.get_value()
-    return leaf.replace(function(value, leaf.axes.rjust(len(value.shape), "-")))
-
-  return jax.tree.map(of, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
@@ -103,7 +91,7 @@ def init_state(
   init = make_optimizer(optimizer).init
   if mesh is None:
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), buffers)
-    params, buffers = jax.device_put((draw(params, seed), zeros))
+    params, buffers = jax.device_put((init_params(params, seed), zeros))
     return TrainState(jnp.zeros((), jnp.int32), params, buffers, jax.jit(init)(params))
 
   def born(variable, part):
@@ -112,7 +100,7 @@ def init_state(
     return jax.make_array_from_callback(_filled(variable.shape, axes, mesh), place, part)
 
   place = abstract_state(architecture, model, optimizer, mesh)
-  params = draw(params, seed, born)
+  params = init_params(params, seed, born)
   opt_state = jax.jit(init, out_shardings=shardings(place.optimizer, mesh))(params)
   step, buffers = jax.jit(
     lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (place.step, buffers)),

@@ -53,18 +53,20 @@ def attention(x, w, architecture, position):
   return out.reshape(S, H * Q) @ w["out"]
 
 
-def moe(x, w, k, normalize):
+def moe(x, w, k, normalize, routed_scale=1.0):
   """Returns the output and the chosen experts of each token, best first."""
   probability = softmax(x @ w["router"])
   chosen = np.argsort(-(probability + w["selection_bias"]), axis=-1, kind="stable")[:, :k]
   gate = np.take_along_axis(probability, chosen, -1)
   if normalize:
     gate = gate / gate.sum(-1, keepdims=True)
-  y = reference.expert_ffn(x, chosen, gate, w["experts_in"], w["experts_out"])
+  y = reference.expert_ffn(x, chosen, routed_scale * gate, w["experts_in"], w["experts_out"])
   return (y + swiglu(x, w["shared"]) if "shared" in w else y), chosen, probability
 
 
-def token_nats(weights, layers, architecture, inputs, targets, position, normalize):
+def token_nats(
+  weights, layers, architecture, inputs, targets, position, normalize, routed_scale=1.0
+):
   """-ln p of each target [B, S], and per MoE layer (chosen, probabilities) over all tokens."""
   nats, routed = [], []
   for row, target in zip(inputs, targets, strict=True):
@@ -74,7 +76,8 @@ def token_nats(weights, layers, architecture, inputs, targets, position, normali
       x = x + attention(normed, w["attention"], architecture, position)
       normed = rms_norm(x, w["feedforward_norm"])
       if is_moe:
-        y, *what = moe(normed, w["feedforward"], architecture.experts_per_token, normalize)
+        k = architecture.experts_per_token
+        y, *what = moe(normed, w["feedforward"], k, normalize, routed_scale)
         row_routed.append(what)
       else:
         y = swiglu(normed, w["feedforward"])
@@ -85,3 +88,26 @@ def token_nats(weights, layers, architecture, inputs, targets, position, normali
   together = [tuple(np.concatenate(parts) for parts in zip(*layer, strict=True))
               for layer in zip(*routed, strict=True)]  # fmt: skip
   return np.stack(nats), together
+
+
+def layer_sizes(weights, layers, architecture, inputs, position, routed_scale):
+  """Root mean squares per MoE layer over all tokens of raw gates' routed sum, the shared expert and
+  the residual stream before them, and the mean sum of the gates."""
+  k, squares = architecture.experts_per_token, []
+  for row in inputs:
+    x, of_row = weights["embedding"][row], []
+    for w, is_moe in zip(layers, architecture.moe_layers, strict=True):
+      x = x + attention(rms_norm(x, w["attention_norm"]), w["attention"], architecture, position)
+      normed, f = rms_norm(x, w["feedforward_norm"]), w["feedforward"]
+      if is_moe:
+        y, chosen, probability = moe(normed, f, k, False, routed_scale)
+        shared = swiglu(normed, f["shared"])
+        gates = routed_scale * np.take_along_axis(probability, chosen, -1).sum(-1)
+        of_row.append([gates.mean(), *((part**2).mean() for part in (y - shared, shared, x))])
+      else:
+        y = swiglu(normed, f)
+      x = x + y
+    squares.append(of_row)
+  gate_sum, *rest = np.mean(squares, axis=0).T
+  names = ("routed_rms", "shared_rms", "residual_rms")
+  return {"gate_sum": gate_sum} | {n: np.sqrt(v) for n, v in zip(names, rest, strict=True)}

@@ -38,11 +38,28 @@ def run(args) -> int:
     print(json.dumps(found, indent=2))
   else:
     print_table([{"domain": name, **row} for name, row in found["by_domain"].items()])
-    print(
-      f"{found['num_contaminated']} of {found['num_documents']} evaluation documents share a run"
-      f" of {args.ngram} words with training text; {100 * found['share']:.2f} % of all runs"
-    )
+    print(_in_words(found, store.train.lost))
   return 0
+
+
+def _in_words(found: dict, lost: dict) -> str:
+  n, too_short = found["n"], found["num_too_short"]
+  judged = found["num_documents"] - too_short
+  unit = f"a run of {n} words (or {2 * n} characters where words have no spaces)"
+  parts = []
+  if judged:
+    parts.append(
+      f"{found['num_contaminated']} of {judged} evaluation documents share {unit} with training"
+      f" text; {100 * found['share']:.2f} % of all runs"
+    )
+  if too_short:
+    parts.append(f"{too_short} documents are shorter than {unit}: cannot tell; lower --ngram")
+  if lost["num_documents"]:
+    parts.append(
+      f"the store's tokenizer lost text of {lost['num_documents']:,} training documents, in which"
+      f" copies may go unnoticed"
+    )
+  return "\n".join(parts)
 
 
 def _given(args):

@@ -16,7 +16,7 @@ import numpy as np
 
 from moe_parity.planning.targets import RATE_TOLERANCE
 from moe_parity.study import reading
-from moe_parity.study.analysis import bootstrap, rate_curve, verdict
+from moe_parity.study.analysis import bootstrap, rate_curve, resources, verdict
 
 LEVEL = 0.95
 NUM_DRAWS = 4000
@@ -44,7 +44,8 @@ def analyse_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, rate_cur
 
   Keys: study, arms (a row for every run), groups (arms over seeds), not_done, baseline,
   equal (what arms share by plan), comparisons, references, by_domain, noise, curve (None without
-  MoE arms of three rates), certificate, documents, warnings, verdict.
+  MoE arms of three rates), certificate, documents, resources (what every arm cost, relative to
+  dense), warnings, verdict.
 
   Raises:
     UserError: the folder is not a study.
@@ -65,6 +66,7 @@ def analyse_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, rate_cur
   }
   statistics, fitted = _statistics(runs, warnings)
   report |= statistics
+  report["resources"] = resources.resources(study, report["baseline"])
   if report["certificate"]["passed"] is False:
     for row in report["comparisons"] + report["references"]:
       row["verdict"] = "no verdict"

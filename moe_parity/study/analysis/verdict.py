@@ -17,7 +17,8 @@ def verdict(report: dict) -> dict:
   """
   ahead = _ahead(report)
   obstacles = _obstacles(report)
-  sentences = obstacles + _comparison(report) + _optimum(report) + _region(report)
+  sentences = obstacles + _comparison(report) + report["resources"]["hidden"]
+  sentences += _optimum(report) + _region(report)
   sentences += _references(report) + _domains(report) + _multiplicity(report)
   conclusive = bool(ahead["sentence"]) and not obstacles
   headline = _headline(report, ahead["sentence"])

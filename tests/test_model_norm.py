@@ -1,12 +1,12 @@
-"""Written-out gradients of the model's elementwise parts against those of their formulas."""
+"""RMSNorm and SwiGLU: written-out gradients against those of the formulas."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_parity.model.feedforward import _gated
-from moe_parity.model.weights import _normed
+from moe_parity.model.feedforward import swiglu
+from moe_parity.model.norm import rms_norm
 
 T, D = 7, 12
 
@@ -20,7 +20,8 @@ def gate(x, up):
 
 
 @pytest.mark.parametrize(
-  ("written", "formula", "shapes"), [(_normed, norm, ((T, D), (D,))), (_gated, gate, ((T, D),) * 2)]
+  ("written", "formula", "shapes"),
+  [(rms_norm, norm, ((T, D), (D,))), (swiglu, gate, ((T, D),) * 2)],
 )
 def test_written_out_gradients_are_those_of_the_formula(written, formula, shapes):
   rng = np.random.default_rng(0)
@@ -31,10 +32,10 @@ def test_written_out_gradients_are_those_of_the_formula(written, formula, shapes
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)  # float32, sums of at most 12 terms
 
 
-@pytest.mark.parametrize("written", [_normed, _gated])
-def test_in_bfloat16_only_the_arguments_are_kept_and_gradients_have_their_types(written):
+@pytest.mark.parametrize("written", [rms_norm, swiglu])
+def test_in_bfloat16_only_the_arguments_are_residuals(written):
   wide, narrow = jnp.ones((T, D), jnp.bfloat16), jnp.ones((D,), jnp.float32)
-  arguments = (wide, narrow) if written is _normed else (wide, wide)
+  arguments = (wide, narrow) if written is rms_norm else (wide, wide)
   y, vjp = jax.vjp(written, *arguments)
   assert [a.dtype for a in (y, *vjp(y))] == [wide.dtype, *(a.dtype for a in arguments)]
   large = [leaf for leaf in jax.tree.leaves(vjp) if leaf.size >= T * D]

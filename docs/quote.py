@@ -1,0 +1,187 @@
+"""Writes the numbers of `results/` into the README and `docs/`: `python docs/quote.py`.
+
+A page has a pair of comments, `<!-- name -->` and `<!-- /name -->`; what stands between them is
+made by the block of that name below. Figures are copied to `docs/figures/`. A test runs this and
+finds nothing to change, so no quoted number is typed by hand.
+"""
+
+import json
+import pathlib
+import re
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent
+RESULTS = ROOT / "results"
+sys.path[:0] = [str(ROOT), str(HERE)]
+
+import quote_studies as studies  # noqa: E402 - the folder of this file is no package
+from quote_tables import markdown  # noqa: E402
+
+FIGURES = (
+  "demo/curve.png",
+  "mixture_small/activation_rate.png",
+  "mixture_small/loss_curves.png",
+  "architecture_small/shape_scatter.png",
+  "data_reuse_small/reuse_by_scheme.png",
+  "data_reuse_small/reuse_decay.png",
+)
+
+
+def bench() -> str:
+  """The benchmarks that have a target."""
+  table = json.loads((RESULTS / "bench.json").read_text())
+  lines = markdown(
+    ["start-up", "median s", "min", "max"],
+    [[row["what"], *_two_digits(row, "median_s", "min_s", "max_s")] for row in table["startup"]],
+  )[1:]
+  lines += markdown(
+    ["full train step", "dtype", "tokens/s", "CPU s per step", "share of peak"],
+    [
+      [row["work"], row["dtype"], f"{row['tokens_per_s']:,.0f}",
+       *_two_digits(row, "cpu_s_per_step", "share_of_peak")]
+      for row in table["step"]
+    ],
+  )  # fmt: skip
+  peak = {row["dtype"]: row["peak_gflop_per_s"] for row in table["step"]}
+  reached = " and ".join(f"{value:.0f} GFLOP/s in {dtype}" for dtype, value in peak.items())
+  lines += ["", f"Peak: matrix products reached {reached} in that run."]
+  lines += markdown(
+    ["MoE layer, speed relative to a dense FFN of equal activated FLOPs", "MaxVio", "ratio", "min",
+     "max"],
+    [
+      [row["shape"], *_two_digits(row, "max_vio", "ratio", "ratio_min", "ratio_max")]
+      for row in table["layer"]
+    ],
+  )  # fmt: skip
+  lines += markdown(
+    ["compile a train step", "6 layers, s", "24 layers, s", "24 over 6 layers"],
+    [
+      [row["work"], f"{row['layers_6_s']:.1f}", f"{row['layers_24_s']:.1f}", f"{row['ratio']:.2f}"]
+      for row in table["compile"]
+    ],
+  )
+  rate = table["loader"][0]
+  lines += ["", f"Loader, {rate['what']}: {rate['tokens_per_s'] / 1e6:.0f} M tokens/s."]
+  return "\n".join(lines)
+
+
+def _two_digits(row: dict, *names: str) -> list[str]:
+  return [f"{row[name]:.2f}" for name in names]
+
+
+def maxtext() -> str:
+  """The same work in MaxText, in alternating steps."""
+  peer = json.loads((RESULTS / "maxtext.json").read_text())
+  rows = []
+  for work in ("dense", "moe"):
+    for name in ("wall", "cpu"):
+      row = peer[work][name]
+      spread = f"{row['ratio_min']:.2f} to {row['ratio_max']:.2f}"
+      rows.append([work, name, *_two_digits(row, "maxtext_s", "ours_s", "ratio"), spread])
+  about = (
+    f"{peer['what']}, {peer['when']}, {peer['machine']} shared with other work, {peer['rounds']}"
+    f" rounds; {peer['note']}. Each ratio compares two consecutive steps; the last column is the"
+    " range over all rounds."
+  )
+  names = ["full train step", "seconds", "MaxText", "ours", "MaxText over ours", "range"]
+  return "\n".join([about, *markdown(names, rows)])
+
+
+def stacked() -> str:
+  """Seeds stacked with vmap against seeds one after the other."""
+  table = json.loads((RESULTS / "stacked_seeds.json").read_text())
+  rows = []
+  for row in table["rows"]:
+    cpu = row["cpu"]
+    rows.append([
+      f"{row['arm']} of {row['config']}", f"{row['tokens']:,}", row["seeds"],
+      f"{cpu['one_by_one_s']:.3f}", f"{cpu['stacked_s']:.3f}", f"{cpu['ratio']:.2f}",
+      f"{cpu['ratio_min']:.2f} to {cpu['ratio_max']:.2f}",
+    ])  # fmt: skip
+  names = ["step", "tokens per seed", "seeds", "separate steps, CPU s", "one stacked step, CPU s",
+           "separate over stacked", "range"]  # fmt: skip
+  about = f"{table['machine']}, {table['rounds']} rounds; above 1 stacking is faster."
+  return "\n".join([about, *markdown(names, rows)])
+
+
+def compiled() -> str:
+  """What the compiler says of steps for TPU slices, a row a file."""
+  gib, rows = 2**30, []
+  for path in sorted(RESULTS.glob("compile_*.json")):
+    report = json.loads(path.read_text())
+    mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items() if size > 1)
+    memory, seconds = report["memory"], report.get("seconds")
+    row = [f"{report['arm']} of {report['config']}", report["topology"], mesh, report["remat"],
+           f"{report['tokens_per_device']:,}"]  # fmt: skip
+    if not report["fits"]:
+      rows.append([*row, "does not fit", *[""] * 4])
+      continue
+    rows.append([
+      *row, f"{memory['total'] / gib:.1f} of {memory['hbm'] / gib:.1f}",
+      f"{1e3 * seconds['step']:.0f}", f"{1e3 * seconds['collective']:.0f}",
+      f"{1e3 * seconds['roofline']:.0f}", f"{seconds['step'] / seconds['roofline']:.2f}",
+    ])  # fmt: skip
+  names = ["arm", "slice", "mesh", "remat", "tokens per device", "GiB", "step, ms",
+           "exposed comm., ms", "FLOPs at peak, ms", "step over FLOPs at peak"]  # fmt: skip
+  return "\n".join(markdown(names, rows))
+
+
+def log() -> str:
+  """The index of the log, newest first: number, date, question with its result, summary."""
+  rows = []
+  for path in sorted((HERE / "log").glob("[0-9]*.md"), reverse=True):
+    title, summary, _ = path.read_text().split("\n\n", 2)
+    number, date, question = title.removeprefix("# ").split(" · ", 2)
+    summary = summary.removeprefix("**TL;DR.** ")
+    rows.append([number, date, f"[{question}]({path.name})", " ".join(summary.split())])
+  return "\n".join(markdown(["", "date", "question and result", "in short"], rows))
+
+
+BLOCKS = {
+  "demo": studies.demo,
+  "findings": studies.findings,
+  "mixture": studies.mixture,
+  "search": studies.search,
+  "reuse": studies.reuse,
+  "bench": bench,
+  "maxtext": maxtext,
+  "stacked": stacked,
+  "compiled": compiled,
+  "log": log,
+}
+
+
+def pages() -> list[pathlib.Path]:
+  """The README and every page of the documentation."""
+  return [ROOT / "README.md", *sorted(HERE.rglob("*.md"))]
+
+
+def quoted(text: str) -> str:
+  """A page with its blocks as the files have them.
+
+  Raises:
+    KeyError: the page has a block that is not made here.
+  """
+  for name in re.findall(r"<!-- /(\w+) -->", text):
+    marked = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+    block = BLOCKS[name]()
+    text = re.sub(marked, lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL)
+  return text
+
+
+def main() -> None:
+  """Rewrites all pages and copies the figures."""
+  for path in pages():
+    path.write_text(quoted(path.read_text()))
+  for name in FIGURES:
+    copy_of(name).write_bytes((RESULTS / name).read_bytes())
+
+
+def copy_of(figure: str) -> pathlib.Path:
+  """Where a figure of `results/` is shown from: docs that become a site hold their own files."""
+  return HERE / "figures" / figure.replace("/", "_")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,245 @@
+"""The blocks of `quote.py` that show what studies found, from the files they left in `results/`."""
+
+import json
+import pathlib
+
+from quote_tables import interval, markdown, percent
+
+from moe_parity.planning.arm_costs import arm_costs
+
+RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results"
+
+
+def read(*names: str) -> dict:
+  """A JSON file below `results/`."""
+  return json.loads(RESULTS.joinpath(*names).read_text())
+
+
+def executed_ratios(study: str) -> dict[str, float]:
+  """Arm -> train FLOPs of all its matrix products, router and head included, over dense's."""
+  costs = arm_costs(read(study, "plan.json")["arms"])
+  return {cost.name: cost.relative["executed_flops"] for cost in costs}
+
+
+def demo() -> str:
+  """The demo's arms."""
+  analysis, executed = read("demo", "analysis.json"), executed_ratios("demo")
+  rows = [
+    [arm["name"], f"{arm['activation_rate']:.3f}", f"{arm['num_tokens']:,}", f"{arm['epochs']:.2f}",
+     f"{executed[arm['name']]:.2f}", f"{arm['bpc']:.4f}"]
+    for arm in sorted(analysis["arms"], key=lambda arm: arm["activation_rate"])
+  ]  # fmt: skip
+  names = ["arm", "r_a", "tokens", "epochs", "executed FLOPs / dense", "BPC"]
+  return "\n".join(markdown(names, rows)[1:])
+
+
+def findings() -> str:
+  """Four bullets: what the three steps found, each with its interval and its doubts."""
+  return "\n".join([_lead(), _optimum(), _shapes(), _repetition()])
+
+
+def _lead() -> str:
+  rows = read("mixture_small", "analysis.json")["comparisons"]
+  step = read("mixture_small", "activation_rate.json")
+  better = [row for row in rows if row["verdict"] == "MoE better"]
+  best = min(better, key=lambda row: row["difference"])
+  low, high = sorted(-bound for bound in best["simultaneous"])
+  executed = executed_ratios("mixture_small")
+  most = max(executed[row["name"]] for row in rows)
+  tuned = step["tuning"]
+  tuned_bounds = sorted(-bound for bound in tuned["tuned_interval"])
+  size = step["sweeps"][0]["num_params"] / 1e6
+  return (
+    f"- **MoE leads at N = {size:g}M.** {len(better)} of {len(rows)} MoE arms beat dense at equal"
+    f" N, C and unique data; the best, r_a = {percent(best['activation_rate'])}, by"
+    f" {-best['difference']:.4f} BPC (simultaneous 95 % interval {low:.4f} to {high:.4f})."
+    " Doubts: C leaves out router and output head, and with them the sparsest arm executes"
+    f" {most:.2f} times dense's FLOPs; with each side at its best learning rate (one seed) the lead"
+    f" is {-tuned['difference_tuned']:.4f} ({interval(tuned_bounds)}); no control shows that the"
+    " lead comes from the experts. [Step 2](docs/results/step2.md)"
+  )
+
+
+def _optimum() -> str:
+  references = read("mixture_small", "analysis.json")["references"]
+  optimum = read("mixture_small", "activation_rate.json")["sweeps"][0]["optimum"]
+  low, high = optimum["interval"]
+  title = "The optimum is bracketed" if optimum["bracketed"] else "The optimum is not bracketed"
+  edge = " reaches the lowest rate tried" if optimum["open_below"] else " lies within the rates"
+  ahead = sum(row["verdict"] == "MoE better" for row in references) or "No"
+  return (
+    f"- **{title}.** The fitted curve is lowest at r_a = {percent(optimum['activation_rate'])}, and"
+    f" its 95 % interval ({percent(low)} to {percent(high)}){edge}. {ahead} MoE arm beats dense at"
+    " twice the compute."
+  )
+
+
+def _shapes() -> str:
+  step, gains, ties = read("architecture_small", "architecture.json"), {}, []
+  for stage in step["stages"]:
+    incumbent = next(o for o in stage["options"] if o["label"] == stage["incumbent"])
+    gains[stage["kind"]] = gains.get(stage["kind"], 0.0) + incumbent["difference"]
+    if stage["tie"]:
+      ties.append({"granularity": "top-K"}.get(stage["name"], stage["name"]))
+  between, arms = step["between"], step["num_arms"]
+  return (
+    "- **Shape matters as much as sparsity.** Searching depth and width lowers dense by"
+    f" {gains['dense']:.4f} BPC and MoE by {gains['moe']:.4f}; {', '.join(ties[:-1])} and"
+    f" {ties[-1]} are not distinguishable at three seeds. The MoE found minus the dense found:"
+    f" {between['difference']:+.4f} ({interval(between['interval'])}), both chosen on the text they"
+    f" are scored on, {arms['moe']} arms against {arms['dense']}. [Step 1](docs/results/step1.md)"
+  )
+
+
+def _repetition() -> str:
+  step, costs = read("data_reuse_small", "data_reuse.json"), {}
+  schemes = step["schemes"]
+  epochs = {row["part"]: row["epochs"] for row in schemes if row["reuse"] == "epochs"}
+  for row in step["costs"]:
+    if row["part"] in epochs:
+      costs.setdefault(epochs[row["part"]], []).append(row)
+  clear = min(e for e, rows in costs.items() if all(row["interval"][0] > 0 for row in rows))
+  free = max(e for e in costs if e < clear)
+  spent = [row["difference"] for row in costs[clear]]
+  last = max(schemes, key=lambda scheme: scheme["epochs"] or 0)
+  lost = sum(row["verdict"] == "dense better" for row in last["comparisons"])
+  return (
+    f"- **Repeating data is cheap at first.** Up to {free:g} epochs no cost is distinguishable;"
+    f" {clear:g} epochs cost {min(spent):.2f} to {max(spent):.2f} BPC; at {last['epochs']:g} epochs"
+    f" dense is better than {lost} of {len(last['comparisons'])} MoE arms. Doubts: two seeds, which"
+    " are the same under every scheme but are counted as if they were not, so the intervals are"
+    " too narrow; very little text. [Step 3](docs/results/step3.md)"
+  )
+
+
+def mixture() -> str:
+  """Step 2, the sweep on a mixture of text: arms, and what it says for and against the paper."""
+  analysis = read("mixture_small", "analysis.json")
+  step = read("mixture_small", "activation_rate.json")
+  sweep, executed = step["sweeps"][0], executed_ratios("mixture_small")
+  against, rows = {row["name"]: row for row in analysis["comparisons"]}, []
+  for arm in sweep["arms"]:
+    row, compared = against.get(arm["name"]), ["", "", ""]
+    if row:
+      compared = [f"{row['difference']:+.4f}", interval(row["simultaneous"]), row["verdict"]]
+    rows.append([
+      arm["name"], f"{arm['activation_rate']:.3f}", f"{arm['num_tokens']:,}",
+      f"{arm['epochs']:.2f}", f"{executed[arm['name']]:.2f}", arm["num_seeds"], f"{arm['bpc']:.4f}",
+      *compared,
+    ])  # fmt: skip
+  noise = analysis["noise"]
+  names = ["arm", "r_a", "tokens", "epochs", "executed FLOPs / dense", "seeds", "BPC",
+           "minus dense", "simultaneous 95 % interval", "verdict"]  # fmt: skip
+  lines = [
+    f"{sum(arm['num_seeds'] for arm in sweep['arms'])} runs, N = {sweep['num_params']:,}, C ="
+    f" {sweep['train_flops']:.3g} FLOPs, every arm on the same {sweep['dense_tokens']:,} bytes of"
+    f" text. The seed standard deviation is {noise['sd']:.4f} BPC ({noise['df']} degrees of"
+    f" freedom). *{analysis['verdict']['headline']}*",
+    *markdown(names, rows),
+    "",
+  ]
+  wanted = ("BPC is lowest", "The best activation rate", "The curve is lowest", "The fitted curve",
+            "Against dense_2c")  # fmt: skip
+  sentences = [s for s in analysis["verdict"]["sentences"] if s.startswith(wanted)]
+  return "\n".join(lines + [f"- {s}" for s in [*sentences, _tuning(step["tuning"])]])
+
+
+def _tuning(tuning: dict) -> str:
+  sides = []
+  for side in tuning["sides"]:
+    if side["best"] == side["arm"]:
+      sides.append(f"{side['kind']} is best at its own")
+    else:
+      sides.append(f"{side['kind']} gains {side['gain']:.4f} BPC with {side['best']}")
+  return (
+    f"Half and twice the learning rate: {' and '.join(sides)}. MoE minus dense is"
+    f" {tuning['difference_at_law']:+.4f} BPC as compared and {tuning['difference_tuned']:+.4f}"
+    f" (95 % interval {interval(tuning['tuned_interval'])}) with each side at its best."
+  )
+
+
+def search() -> str:
+  """Step 1, the architecture search: every question with its answer, and the shapes it chose."""
+  step, rows = read("architecture_small", "architecture.json"), []
+  budget, noise = read("architecture_small", "plan.json")["budget"], step["noise"]
+  for stage in step["stages"]:
+    for option in stage["options"]:
+      bounds = option["simultaneous"]
+      rows.append([
+        f"{stage['kind']}: {stage['question']}" if option is stage["options"][0] else "",
+        option["label"], option["num_seeds"], f"{option['bpc']:.4f}",
+        f"{option['difference']:+.4f}" if bounds else "", interval(bounds) if bounds else "",
+        {"inside the noise": "not distinguishable"}.get(option["verdict"], option["verdict"]),
+      ])  # fmt: skip
+  names = ["question", "option", "seeds", "BPC", "minus chosen", "simultaneous 95 % interval", ""]
+  between, arms, runs = step["between"], step["num_arms"], step["num_runs"]
+  lines = [
+    f"{sum(runs.values())} runs, N = {budget['num_params']:,}, C = {budget['train_flops']:.3g}"
+    f" FLOPs, {budget['num_unique_tokens']:,} bytes of text. The seed standard deviation is"
+    f" {noise['sd']:.4f} BPC ({noise['df']} degrees of freedom).",
+    *markdown(names, rows),
+    "",
+    f"Selected architectures. MoE: {_shape(step['backbone'])}. Dense:"
+    f" {_shape(step['dense_backbone'])}.",
+    "",
+    f"The MoE side had {arms['moe']} arms ({runs['moe']} runs), the dense side {arms['dense']}"
+    f" ({runs['dense']} runs), all at equal N and C. The selected MoE minus the selected dense arm:"
+    f" {between['difference']:+.4f} BPC (95 % interval {interval(between['interval'])}). Both were"
+    " selected on the text they are scored on, which flatters the side with more arms.",
+  ]
+  return "\n".join(lines)
+
+
+def _shape(arm: dict) -> str:
+  size = f"{arm['num_layers']} layers, d_model {arm['d_model']}"
+  if arm["layout"] == "dense":
+    return f"{size}, d_ffn {arm['d_ffn']}"
+  shared = "with a shared expert" if arm["d_shared"] else "without a shared expert"
+  gates = {"raw": "gates not normalized", "normalized": "gates normalized"}[arm["gates"]]
+  return (
+    f"{size}, layout {arm['layout']}, top-{arm['experts_per_token']} of {arm['num_experts']}"
+    f" experts with d_expert {arm['d_expert']}, {shared}, {gates}"
+  )
+
+
+def reuse() -> str:
+  """Step 3, data reuse: every arm under every scheme, against dense and against no repetition."""
+  step = read("data_reuse_small", "data_reuse.json")
+  budget = read("data_reuse_small", "plan.json")["budget"]
+  cost, rows = {(row["part"], row["name"]): row for row in step["costs"]}, []
+  for scheme in step["schemes"]:
+    name = f"{scheme['epochs']:g} epochs" if scheme["reuse"] == "epochs" else scheme["reuse"]
+    arms = {arm["name"]: arm for arm in scheme["arms"]}
+    for row in scheme["comparisons"]:
+      arm, again = arms[row["name"]], cost.get((scheme["part"], row["name"]))
+      paired = [f"{again['difference']:+.4f}", interval(again["interval"])] if again else ["", ""]
+      rows.append([
+        name, f"{arm['activation_rate']:.3f}", f"{arm['epochs']:.2f}", f"{arm['bpc']:.4f}",
+        f"{row['difference']:+.4f}", interval(row["simultaneous"]), row["verdict"], *paired,
+      ])  # fmt: skip
+  noise = step["noise"]
+  names = ["reuse", "r_a", "epochs", "BPC", "minus dense", "simultaneous 95 % interval", "verdict",
+           "minus unique", "pointwise 95 % interval"]  # fmt: skip
+  lines = [
+    f"{sum(step['num_runs'].values())} runs, N = {budget['num_params']:,}, C ="
+    f" {budget['train_flops']:.3g} FLOPs; dense reads {budget['dense_tokens']:,} bytes once and"
+    f" scores {step['schemes'][0]['baseline']['bpc']:.4f} BPC. The seed standard deviation is"
+    f" {noise['sd']:.4f} BPC (two seeds per arm; {noise['df']} degrees of freedom as the study"
+    " counted them). Intervals against dense are simultaneous within a scheme; differences from"
+    " `unique` are paired by seed.",
+    *markdown(names, rows),
+    "",
+    _law(step["law"]),
+  ]
+  return "\n".join(lines)
+
+
+def _law(law: dict) -> str:
+  low, high = law["interval"]
+  fits = " So it does not describe these runs." if law["misfit"] else ""
+  return (
+    f"Muennighoff's law, fitted to these runs, gives R* = {law['token_decay']:.0f} (95 % interval"
+    f" {low:.2f} to {high:.0f}) with an error of {law['rmse']:.4f} nats per token"
+    f" ({law['rmse_published']:.4f} with the published R* = {law['token_decay_published']:.1f});"
+    f" seeds explain {law['noise']:.4f}.{fits}"
+  )

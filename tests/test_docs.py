@@ -1,0 +1,163 @@
+"""What README and docs show is what files say, and what they tell people to type is there."""
+
+import importlib.util
+import json
+import pathlib
+import re
+
+import pytest
+
+from moe_parity import cli, defaults
+from moe_parity import config as configs
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
+          *sorted((ROOT / "docs" / "results").glob("*.md"))]  # fmt: skip
+LOG = sorted((ROOT / "docs" / "log").glob("*.md"))  # records: their commands are of their day
+# What a tree holds; a path below one of these is a promise.
+TOP = "configs|launch|results|moe_parity|tests|docs|notebooks"
+
+
+@pytest.fixture(scope="module")
+def quote():
+  spec = importlib.util.spec_from_file_location("quote", ROOT / "docs" / "quote.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def name_of(path):
+  return str(path.relative_to(ROOT))
+
+
+def test_every_number_block_is_what_the_files_say(quote):
+  shown = [name for path in quote.pages() for name in re.findall(r"<!-- /(\w+)", path.read_text())]
+  assert set(shown) == set(quote.BLOCKS)
+  for path in quote.pages():
+    assert quote.quoted(path.read_text()) == path.read_text(), f"run docs/quote.py: {path}"
+
+
+def test_a_number_typed_into_a_block_is_noticed(quote):
+  text = re.sub(r"(\| dense \|.*)\d", r"\g<1>x", README)
+  assert text != README and quote.quoted(text) == README
+
+
+def test_figures_of_the_docs_are_those_of_results(quote):
+  copies = {quote.copy_of(name) for name in quote.FIGURES}
+  assert copies == set((ROOT / "docs" / "figures").glob("*.png"))
+  for name in quote.FIGURES:
+    assert quote.copy_of(name).read_bytes() == (ROOT / "results" / name).read_bytes(), name
+
+
+def anchors(path):
+  """Fragments that a page offers: its headings as GitHub and mkdocs spell them."""
+  titles = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.M)
+  return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", [*GUIDES, ROOT / "CHANGELOG.md", *LOG], ids=name_of)
+def test_links_and_pictures_of_a_page_exist(path):
+  for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+    if link.startswith(("https://", "http://", "mailto:")):
+      continue
+    name, _, fragment = link.partition("#")
+    target = (path.parent / name).resolve() if name else path
+    assert target.exists(), f"{link} in {path}"
+    assert not fragment or fragment in anchors(target), f"{link} in {path}"
+
+
+@pytest.mark.parametrize("path", [*GUIDES, *LOG], ids=name_of)
+def test_paths_named_on_a_page_exist(path):
+  # Links and commands are checked elsewhere.
+  prose = re.sub(r"\]\([^)]*\)|^    .*$", "", path.read_text(), flags=re.M)
+  for name in re.findall(rf"(?<![\w/.])(?:{TOP})/[\w/.*{{}}-]*[\w/}}]", prose):
+    found = ROOT.glob(name) if "*" in name else [ROOT / name]
+    assert any(p.exists() for p in found), f"{name} in {path}"
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=name_of)
+def test_names_said_to_be_in_a_file_are_there(path):
+  """Where a page says "`name` in `moe_parity/file.py`"."""
+  pattern = r"`(\w+)(?:\(\))?`(?:, `\w+`)* in\s+`((?:moe_parity|configs|tests|docs)/[\w/]+\.py)`"
+  for name, file in re.findall(pattern, path.read_text()):
+    source = (ROOT / file).read_text()
+    assert re.search(rf"^ *(def |class )?{name}\b(\(|:| =|,| *\|)", source, re.M), (name, file)
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=name_of)
+def test_config_fields_named_on_a_page_exist(path):
+  config, arm = defaults.base(), defaults.dense_arm()
+  sections = "budget|study|data|model|mesh|optimizer|train|evaluation"
+  for section, field in re.findall(rf"`(?:config\.)?({sections})\.(\w+)", path.read_text()):
+    assert field in (*config[section], "json"), f"{section}.{field} in {path}"
+  for field in re.findall(r"`(?:config\.)?arms\.\w+\.(\w+)", path.read_text()):
+    assert field in arm, f"arms.*.{field} in {path}"
+
+
+def test_the_readme_fits_three_screens_and_lists_every_command():
+  assert len(README.splitlines()) <= 130
+  cells = re.findall(r"^\| (`[^|]*)", README, flags=re.M)
+  listed = {name for cell in cells for name in re.findall(r"`(\w+)", cell)}
+  assert set(cli.COMMANDS) - listed == set(), "a command without its line in the README"
+
+
+def shown_commands():
+  """Every command that docs, help, configs and launchers tell people to type."""
+  command_name = rf"(?:{'|'.join(cli.COMMANDS)})(?![\w.-])"
+  files = [*GUIDES, *(ROOT / "configs").glob("*.py"), *(ROOT / "launch").glob("*.sh")]
+  text = "\n".join([cli.ABOUT, *(path.read_text() for path in files)])
+  found = set()
+  for line in re.sub(r" *\\\n[ #]*", " ", text).splitlines():  # a command may go over two lines
+    typed = re.findall(rf"(?:moe-parity|launch/\w+\.sh) +({command_name}[^`#]*)", line)
+    if line.startswith("| `"):
+      typed += re.findall(rf"`({command_name}[^`]*)`", line)
+    for command in typed:
+      command = re.sub(r" +-", " -", command.rstrip("\\"))  # `plan  --config=` is one command
+      found.add(re.split(r" {2,}| &&", command)[0].strip().replace("'", "").replace('"', ""))
+  return sorted(command for command in found if not re.search(r"\.\.\.|--help", command))
+
+
+def shown_configs():
+  """File name -> text of the configs that pages show; the docstring begins with the name."""
+  text = "\n".join(path.read_text() for path in GUIDES)
+  return dict(re.findall(r'```python\n(?="""(\w+\.py): )(.*?)```', text, flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("command", shown_commands())
+def test_a_command_that_is_shown_is_one_that_is_taken(command, monkeypatch, tmp_path):
+  monkeypatch.chdir(ROOT)
+  args, overrides = cli._parser().parse_known_args(command.split())
+  if "config" in args and args.config is not None:
+    name, colon, arg = args.config.partition(":")
+    if name in shown_configs():
+      name = tmp_path / name
+      name.write_text(shown_configs()[name.name])
+    configs.load(f"{name}{colon}{arg}", overrides)
+  else:
+    assert not overrides or args.subcommand == "test"
+
+
+@pytest.mark.parametrize("line", re.findall(r"launch/local\.sh (plan --config.*)", README))
+def test_plan_commands_of_the_readme_run(line, monkeypatch, capsys):
+  monkeypatch.chdir(ROOT)
+  assert cli.main(line.split("#")[0].split()) == 0
+
+
+@pytest.mark.parametrize("name", ["mine.py", "fine.py"])
+def test_a_config_that_is_shown_plans_arms_at_parity(name, tmp_path, capsys):
+  (tmp_path / name).write_text(shown_configs()[name])
+  assert cli.main(["plan", f"--config={tmp_path / name}", "--json"]) == 0
+  assert {arm["name"][:3] for arm in json.loads(capsys.readouterr().out)["arms"]} == {"den", "moe"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
+def test_a_notebook_has_no_outputs_and_runs_top_to_bottom(path, monkeypatch):
+  monkeypatch.setenv("MPLBACKEND", "Agg")
+  monkeypatch.chdir(path.parent)
+  names: dict = {}
+  for cell in json.loads(path.read_text())["cells"]:
+    if cell["cell_type"] == "code":
+      assert cell["outputs"] == [] and cell["execution_count"] is None
+      exec("".join(cell["source"]), names)  # noqa: S102 - our own notebook
+  assert names["moe"] and names["dense"]
