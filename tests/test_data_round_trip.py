@@ -13,7 +13,7 @@ from moe_parity.data.prepare import prepare
 from moe_parity.data.round_trip import losses, lost_text
 from moe_parity.data.token_store import open_store
 from moe_parity.errors import UserError
-from tests.small_store import records, write_jsonl
+from tests.helpers.small_store import records, write_jsonl
 
 CODE = [f"def f{i}(x):\n        if x:\n            return   {i}\n" for i in range(60)]
 PLAIN = ["river stone lamp under winter garden quiet engine"] * 40

@@ -23,8 +23,8 @@ from moe_parity.data.bpe_training import train_bpe
 from moe_parity.data.corpus import BUILTIN, Source
 from moe_parity.data.encode import Documents, Progress, encode, join, split_parts
 from moe_parity.data.formats import format_of
+from moe_parity.data.manifest import FORMAT, MANIFEST, SPLITS, VERSION
 from moe_parity.data.scan import DROPPED, TRAIN, VALIDATION, HeldOut, Scan, scan
-from moe_parity.data.token_store import FORMAT, MANIFEST, SPLITS, VERSION
 from moe_parity.data.tokenizer import Tokenizer
 from moe_parity.errors import UserError
 

@@ -19,9 +19,10 @@ from moe_parity.data.build import build, work_folder
 from moe_parity.data.corpus import BUILTIN, Source, parse_sources
 from moe_parity.data.encode import Progress
 from moe_parity.data.formats import file_label
+from moe_parity.data.manifest import MANIFEST, VERSION
 from moe_parity.data.round_trip import ALLOW
 from moe_parity.data.scan import HeldOut
-from moe_parity.data.token_store import MANIFEST, VERSION, TokenStore, is_store, open_store
+from moe_parity.data.token_store import TokenStore, is_store, open_store
 from moe_parity.errors import UserError
 
 
