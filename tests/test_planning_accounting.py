@@ -130,7 +130,7 @@ def test_the_keys_a_query_meets_are_those_of_a_walk_over_blocks():
     assert scores * seq_len == 4 * 5 * 6 * 4 * met
 
 
-def test_executed_keeps_the_papers_parameters_and_no_other_convention_counts_blocks():
+def test_executed_keeps_the_papers_n_and_alone_counts_blocks():
   paper, executed = (account(SMALL, 20, name) for name in ("paper", "executed"))
   assert executed.num_params == paper.num_params
   assert executed.num_active_params == paper.num_active_params

@@ -121,7 +121,7 @@ def test_a_plan_is_ready_for_json_and_for_a_table():
   assert len(rows) == 6 and len({tuple(row) for row in rows}) == 1
 
 
-def test_an_executed_budget_gives_fewer_tokens_to_arms_that_compute_more():
+def test_an_executed_budget_takes_tokens_for_router_and_head():
   data = {"tokenizer": "bytes"}
   paper = make_plan(config(toy_arms(), data=data))
   plan = make_plan(config(toy_arms(), {"convention": "executed"}, data=data))

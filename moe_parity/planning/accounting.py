@@ -17,7 +17,11 @@ The same model has several honest sizes. Which one a number means is its convent
 
 Not in `executed`: what is computed twice (rematerialization, the extra routing pass of gradient
 accumulation); rows that fill experts up to a whole number of slots, and heads that a TPU's kernel
-fills up to 128 channels, both multiplied by zero; and everything that is no matrix product.
+fills up to 128 channels, both multiplied by zero; and everything that is no matrix product. A plan
+is the same on every platform, so attention is counted in blocks of `model.attention_block` queries.
+A TPU's kernel takes 512, 256 or 128 at a time, the first that divides S: with the default block the
+same count where 512 divides S and at an S of 128 or 256; at others, such as 640, it computes less
+than is counted.
 """
 
 from __future__ import annotations
