@@ -9,7 +9,7 @@ from moe_parity.errors import UserError
 from moe_parity.launch.commands import CommandError, say
 from moe_parity.launch.exit_codes import FAILED, MEND_INPUT
 
-LAUNCHERS = ("gpu", "tpu", "supervise")
+LAUNCHERS = ("gpu", "tpu", "slurm", "supervise")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
