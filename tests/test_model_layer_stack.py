@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe_parity.kernels import grouped_swiglu, grouped_swiglu_tiling, residual_stacks, tile_layout
+from moe_parity.kernels import residual_stacks
 from moe_parity.model.layer_stack import Segment
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
-from moe_parity.planning import expert_parallel
+from moe_parity.planning import tpu_slices
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.sharding import mesh as meshes
 from tests.helpers import small_model
@@ -80,8 +80,7 @@ def test_streams_and_a_mesh_change_neither_states_nor_gradients_nor_statistics(c
   """Dense and MoE layers in one pattern twice over, documents kept apart. float32, sums of other
   lengths."""
   seq_len, options = ON_A_MESH[case]
-  for module in (expert_parallel, grouped_swiglu_tiling, tile_layout, grouped_swiglu):
-    monkeypatch.setattr(module, "TILE", 16)
+  monkeypatch.setattr(tpu_slices, "ROW_TILE", 16)
   architecture = small_model.moe(layout="interleave", num_layers=4, d_model=16, num_experts=6)
   inputs = jnp.asarray(small_model.tokens(batch=BATCH // 2, seq_len=seq_len)[0])
   document_BS = jnp.cumsum(inputs % 3 == 0, axis=1)

@@ -32,7 +32,8 @@ from typing import Any
 
 from moe_parity.errors import UserError
 from moe_parity.planning.architecture import Architecture
-from moe_parity.planning.expert_parallel import LANES, SLACK, room_for
+from moe_parity.planning.expert_parallel import SLACK, room_for
+from moe_parity.planning.tpu_slices import LANES
 
 AXES = ("data", "fsdp", "expert")
 REMAT = ("none", "dots", "layer")

@@ -27,7 +27,6 @@ from moe_parity.errors import UserError
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.expert_parallel import (
-  LANES,
   Shape,
   default_exchange,
   lacks_ragged,
@@ -35,7 +34,7 @@ from moe_parity.planning.expert_parallel import (
 )
 from moe_parity.planning.memory import DTYPE_BYTES, LOGITS_AT_ONCE, Memory, device_memory
 from moe_parity.planning.mesh_sizes import MeshSizes, check_arms
-from moe_parity.planning.tpu_slices import Slice
+from moe_parity.planning.tpu_slices import LANES, Slice
 
 HEADROOM = 1.2  # what compilers add to planned bytes
 
