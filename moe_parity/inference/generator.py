@@ -24,8 +24,8 @@ from moe_parity.errors import UserError
 from moe_parity.inference.sampling import Sampling, sample
 from moe_parity.model.documents import Documents
 from moe_parity.model.options import ModelOptions
+from moe_parity.model.sharding import cast_matrices
 from moe_parity.model.transformer import Cache, abstract_model
-from moe_parity.model.weights import narrowed
 from moe_parity.planning.architecture import Architecture
 from moe_parity.sharding import mesh as meshes
 
@@ -69,7 +69,7 @@ class Generator:
     self._decode_graph = abstract_model(
       architecture, dataclasses.replace(options, is_decoding=True)
     )[0]
-    self._weights = narrowed(params, options.dtype), buffers
+    self._weights = cast_matrices(params, options.dtype), buffers
     everywhere = mesh and NamedSharding(mesh, meshes.P())
     out = {} if mesh is None else {"out_shardings": (None, everywhere, everywhere)}
     statics = ("num_slots", "sampling")
