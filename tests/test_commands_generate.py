@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from moe_parity import cli
-from tests.small_store import small_store
+from tests.helpers.small_store import small_store
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -16,7 +16,7 @@ from moe_parity.model.options import ModelOptions
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.sharding.mesh import make_mesh
 from moe_parity.training.state import from_stored, model_places
-from tests import small_model
+from tests.helpers import small_model
 
 PROMPTS = [np.array(ids, np.int32) for ids in ([3, 17, 8], [5], [9, 9, 2, 30, 11])]
 OPTIONS = ModelOptions(position="alibi")
