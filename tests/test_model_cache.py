@@ -10,7 +10,7 @@ from flax import nnx
 
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.sharding import mesh as meshes
-from tests import small_model
+from tests.helpers import small_model
 
 LENGTHS = np.array([3, 6, 1], np.int32)  # of prompts, all different, one of them the shortest
 STEPS = 4
