@@ -13,7 +13,7 @@ from moe_parity.experts import expert_ffn
 from moe_parity.kernels.flash_attention import flash_attention
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
-from moe_parity.planning.accounting import ATTENTION_BLOCK, account, query_block
+from moe_parity.planning.accounting import ATTENTION_BLOCK, cost_of, query_block
 from moe_parity.planning.architecture import Architecture
 from moe_parity.training.step import StepOptions, objective
 from tests.helpers import product_flops
@@ -44,7 +44,7 @@ def program(architecture, attention_block, backward):
 
 
 def planned(architecture, attention_block, backward):
-  cost = account(architecture, S, "executed", attention_block)
+  cost = cost_of(architecture, S, "executed", attention_block)
   return (cost.train_flops_per_token if backward else cost.forward_flops_per_token) * B * S
 
 
@@ -97,7 +97,7 @@ def test_a_tpus_kernel_computes_the_scores_that_are_counted(seq_len, chunk):
   q = jax.ShapeDtypeStruct((2, seq_len, heads, width), np.float32)
   jaxpr = jax.make_jaxpr(lambda q: flash_attention(q, q, q, None))(q)
   shape = Architecture(num_layers=1, d_model=8, num_heads=heads, d_head=width, d_ffn=8)
-  cost = account(shape, seq_len, "executed", ATTENTION_BLOCK)
+  cost = cost_of(shape, seq_len, "executed", ATTENTION_BLOCK)
   assert query_block(seq_len, ATTENTION_BLOCK) == chunk
   counted = product_flops.of_kernels(jaxpr.jaxpr)
   assert counted == cost.breakdown["forward.scores"] * 2 * seq_len

@@ -100,7 +100,7 @@ def query_block(seq_len: int, attention_block: int) -> int:
   return attention_block if attention_block and seq_len % attention_block == 0 else seq_len
 
 
-def account(
+def cost_of(
   architecture: Architecture, seq_len: int, convention: str = "paper", attention_block: int = 0
 ) -> Cost:
   """Counts the parameters of `architecture` and its FLOPs a token at `seq_len`.
@@ -163,7 +163,7 @@ def compute_ratio(cost: Cost, reference: Cost) -> float:
   if cost.convention != reference.convention:
     raise UserError(
       f"convention={cost.convention!r} is compared with {reference.convention!r}; "
-      f"account for both under one convention"
+      f"count both under one convention"
     )
   return cost.forward_flops_per_token / reference.forward_flops_per_token
 
