@@ -141,7 +141,7 @@ def test_two_workers_that_start_at_once_make_one_environment(checkout, programs)
   assert len(programs.calls("uv")) == 2 and len(programs.calls("moe-parity")) == 2
 
 
-@pytest.mark.parametrize("script", ["local", "gpu", "tpu", "slurm"])
+@pytest.mark.parametrize("script", ["local", "gpu", "tpu", "slurm", "gke"])
 def test_every_script_has_help_with_an_example(script):
   done = subprocess.run(
     ["bash", ROOT / f"launch/{script}.sh", "--help"], capture_output=True, text=True, check=True

@@ -68,7 +68,7 @@ def test_up_asks_for_every_slice_on_its_own_and_ships_the_commit(cloud, programs
   assert (call := programs.calls("gcloud")[-1])[-1] == "--quiet" and "--spot" in call
 
 
-def test_without_yes_it_looks_and_says_the_cost_and_asks_for_nothing(cloud, capsys):
+def test_without_yes_it_says_the_cost_and_asks_for_nothing(cloud, capsys):
   assert up("--price=1.5") == 0
   said = capsys.readouterr().err
   assert "3 x v6e-16 = 48 chips" in said and "96 chip-hours, 144.00 USD" in said
@@ -109,7 +109,7 @@ def test_every_obstacle_is_named_at_once_and_nothing_asked_for(programs, capsys)
   assert cloud.created() == []
 
 
-def test_a_bucket_that_cannot_be_read_has_the_command_that_makes_it(cloud, capsys):
+def test_a_missing_bucket_comes_with_the_command_that_makes_it(cloud, capsys):
   cloud.change(fail={"buckets describe": "not found: 404"})
   assert up("--yes") == 2
   assert "gcloud storage buckets create gs://b --location=us-east5" in capsys.readouterr().err
@@ -291,7 +291,7 @@ def test_logs_ssh_and_stop_are_one_command_each(cloud, programs):
 GCE = ("--type=v5p-32", "--slices=2", "--hours=2", "--api=gce", "--image=ours/tpu")
 
 
-def test_instance_groups_are_made_and_deleted_with_all_that_belongs_to_them(cloud):
+def test_instance_groups_come_and_go_with_all_that_is_theirs(cloud):
   assert up("--yes", options=GCE) == 0
   held = cloud.holds()
   for kind in ("instance-templates", "instance-groups", "resource-policies"):
@@ -318,7 +318,7 @@ def test_an_instance_group_that_lost_hosts_is_asked_for_again(cloud, capsys):
   assert cloud.holds()["instance-groups"]["my-study-2"].get("lost", 0) == 0
 
 
-def test_ssh_to_a_host_of_an_instance_group_goes_by_the_order_of_names(cloud, programs, capsys):
+def test_ssh_counts_the_hosts_of_a_group_by_their_names(cloud, programs, capsys):
   words = ["tpu", "ssh", *WHERE, "--name=s", "--api=gce", "--host=1", "--command=ls"]
   assert main(words) == 0
   assert programs.calls("gcloud")[-1][1:4] == ["compute", "ssh", "s-1-1"]

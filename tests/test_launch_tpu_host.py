@@ -115,7 +115,7 @@ def test_a_boot_sets_all_up_and_starts_the_worker(host):
   assert not host.gave_back
 
 
-def test_the_worker_gets_its_name_its_world_and_its_words_as_given(host):
+def test_the_worker_gets_its_name_its_world_and_its_words(host):
   host.run()
   assert host.run("work").returncode == 0
   (call,) = host.programs.calls("moe-parity")
@@ -125,7 +125,7 @@ def test_the_worker_gets_its_name_its_world_and_its_words_as_given(host):
   ]
 
 
-def test_one_host_has_no_coordinator_and_train_has_no_worker_name(host):
+def test_one_host_has_no_coordinator_and_train_no_worker_name(host):
   host.set(hosts="1", command="train --config=c.py --workdir=gs://b/a")
   host.run()
   host.run("work")
@@ -133,7 +133,7 @@ def test_one_host_has_no_coordinator_and_train_has_no_worker_name(host):
   assert call[1:] == ["train", "--config=c.py", "--workdir=gs://b/a"]
 
 
-def test_a_machine_of_an_instance_group_finds_its_place_among_the_names(host):
+def test_a_machine_of_a_group_finds_its_place_among_the_names(host):
   del host.attributes["agent-worker-number"]
   host.set(api="gce", hosts="3")
   host.programs.write("hostname", "#!/bin/sh\necho s-1-1\n")
