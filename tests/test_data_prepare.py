@@ -364,3 +364,20 @@ def test_text_that_changes_while_it_is_prepared_is_noticed(tmp_path, monkeypatch
   monkeypatch.setattr(build, "join", change)
   with pytest.raises(UserError, match="changed while it was being prepared"):
     prepare(str(path), store=str(tmp_path / "s"), held_out="hash:0.3")
+
+
+@pytest.mark.parametrize("spec, words", [
+  ("bpe:abc", "use bpe:<vocab>"), ("bpe:", "use bpe:<vocab>"), ("bpe:1e4", "use bpe:<vocab>"),
+  ("bpe:-5", "use bpe:<vocab>"), ("bpe:272", "must lie in 273..65536"), ("bpe:70000", "must lie"),
+  ("bpe:٣٠٠٠", "use bpe:<vocab>"), ("BPE:400", "does not exist"), (".", "is a folder"),
+])  # fmt: skip
+def test_a_tokenizer_is_checked_before_any_text_is_read(tmp_path, monkeypatch, spec, words):
+  from moe_parity.data import build
+
+  def refuse(*_):
+    raise AssertionError("text was read")
+
+  monkeypatch.setattr(build, "scan", refuse)
+  path = write_jsonl(tmp_path / "a.jsonl", records(40))
+  with pytest.raises(UserError, match=words):
+    prepare(path, spec, str(tmp_path / "s"))

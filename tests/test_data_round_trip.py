@@ -52,6 +52,10 @@ def test_added_tokens_have_their_bytes_and_come_back(neox, text):
   assert neox.decode(ids) == text
   assert neox.token_bytes[ids].sum() == len(text.encode())
   assert neox.token_chars[ids].sum() == len(text)
+  assert neox.gives_back(text, ids)
+  assert not neox.gives_back(text + "a", ids) and not neox.gives_back("b" + text[1:] + "c", ids)
+  if len(ids) > 1 and text != text[::-1]:
+    assert neox.gives_back(text, ids[::-1]) == (neox.decode(ids[::-1]) == text)
 
 
 def test_runs_of_spaces_really_become_added_tokens(neox):
