@@ -11,7 +11,7 @@ from flax import nnx
 from moe_parity.errors import UserError
 from moe_parity.inference.generator import Generator
 from moe_parity.inference.sampling import Sampling
-from moe_parity.model.documents import Documents
+from moe_parity.model.documents import DocumentSeparators
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.sharding.mesh import make_mesh
@@ -44,7 +44,7 @@ def greedy(model, prompt, number, documents=None):
   @jax.jit
   def logits(state, inputs):
     model = nnx.merge(graph, state)
-    return model.logits(model.hidden(inputs, documents and documents.number(inputs))[0])
+    return model.logits(model.final_hidden(inputs, documents and documents.document_ids(inputs))[0])
 
   row = np.zeros((1, len(prompt) + number), np.int32)
   row[0, : len(prompt)] = prompt
@@ -67,9 +67,9 @@ def test_greedy_tokens_are_those_of_the_full_pass():
 
 def test_documents_stay_apart_in_what_is_generated():
   """A separator among the likely tokens: what follows it must not see what came before."""
-  made, model = generator(documents=Documents(9, 9))
+  made, model = generator(documents=DocumentSeparators(9, 9))
   for row, prompt in zip(generated(made, 6), PROMPTS, strict=True):
-    assert row.tolist() == greedy(model, prompt, 6, Documents(9, 9))
+    assert row.tolist() == greedy(model, prompt, 6, DocumentSeparators(9, 9))
 
 
 def test_a_mesh_with_sharded_experts_writes_the_same_tokens():

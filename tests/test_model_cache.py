@@ -42,7 +42,7 @@ def rows(seed=0):
 @functools.partial(jax.jit, static_argnums=0)
 def full(graph, state, inputs, documents=None):
   model = nnx.merge(graph, state)
-  logits = model.logits(model.hidden(inputs, documents)[0])
+  logits = model.logits(model.final_hidden(inputs, documents)[0])
   return logits.reshape(*inputs.shape, -1)
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_parity.errors import UserError
 from moe_parity.inference.sampling import Sampling, sample
-from moe_parity.model.documents import Documents
+from moe_parity.model.documents import DocumentSeparators
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.sharding import cast_matrices
 from moe_parity.model.transformer import Cache, abstract_model
@@ -44,7 +44,7 @@ class Generator:
     *,
     num_positions: int,
     num_ids: int = 0,
-    documents: Documents | None = None,
+    documents: DocumentSeparators | None = None,
     mesh: Mesh | None = None,
   ):
     """
@@ -166,7 +166,7 @@ class Generator:
   def _prefill_step(self, params, buffers, inputs_BS, length_B1, key, *, num_slots, sampling):
     with meshes.use(self.mesh):
       model = nnx.merge(self._graph, params, buffers)
-      documents = self.documents and self.documents.number(inputs_BS)
+      documents = self.documents and self.documents.document_ids(inputs_BS)
       length_B = jnp.maximum(length_B1[:, 0], 1)  # rows that fill up the devices have none
       hidden_TD, cache = model.prefill(inputs_BS, length_B, num_slots, documents)
       hidden_BSD = hidden_TD.reshape(*inputs_BS.shape, -1)

@@ -38,7 +38,7 @@ from moe_parity.planning.tpu_slices import LANES
 AXES = ("data", "fsdp", "expert")
 REMAT = ("none", "dots", "layer")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-LOGITS_AT_ONCE = 2**26  # what the model's loss keeps of them at a time on a device
+MAX_LOGITS_IN_MEMORY = 2**26  # that the loss computes at a time on a device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +177,7 @@ def planned_memory(config: Any, arm: Any) -> Memory | None:
     dtype=config.model.dtype,
     remat=config.model.remat,
     micro_batches=max(arm.batch_sequences // micro, 1),
-    most_logits=LOGITS_AT_ONCE,
+    most_logits=MAX_LOGITS_IN_MEMORY,
   )
 
 

@@ -14,7 +14,7 @@ from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.evaluation import specialisation
 from moe_parity.evaluation.routing_counts import count_split, make_counter
-from moe_parity.model.documents import documents_of
+from moe_parity.model.documents import document_separators
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.sharding import multihost
 from moe_parity.training import run_folder
@@ -63,7 +63,7 @@ def train_arm(
     UserError: the folder holds another run; the data cannot feed the plan.
     NotFiniteError: the loss became NaN or infinite.
   """
-  documents = documents_of(store.tokenizer, config.data.cross_documents)
+  documents = document_separators(store.tokenizer, config.data.cross_documents)
   options = step_options(config, plan, documents)
   mesh = mesh_here(config, plan)
   run_folder.claim(folder, configs.to_json(config), plan.to_dict(), write=multihost.is_first())

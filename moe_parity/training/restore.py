@@ -14,7 +14,7 @@ from moe_parity.evaluation import bits_per_character, specialisation
 from moe_parity.evaluation.routing_counts import count_split, make_counter
 from moe_parity.evaluation.score import make_scorer
 from moe_parity.inference.generator import Generator
-from moe_parity.model.documents import documents_of
+from moe_parity.model.documents import document_separators
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.mesh_sizes import MeshSizes, check_shape, resolve
@@ -109,7 +109,7 @@ def open_generator(
     run.params,
     run.buffers,
     num_positions=num_positions or trained,
-    documents=documents_of(found, run.config.data.cross_documents),
+    documents=document_separators(found, run.config.data.cross_documents),
     mesh=run.mesh,
   )
   return generator, found
@@ -125,7 +125,7 @@ def evaluate_run(
   """Scores a run on the validation split of its own data; see `bits.evaluate` and `load_run`."""
   run = load_run(folder, sizes)
   store = open_data(run.config.data)
-  documents = documents_of(store.tokenizer, run.config.data.cross_documents)
+  documents = document_separators(store.tokenizer, run.config.data.cross_documents)
   return bits_per_character.evaluate(
     make_scorer(run.architecture, run.options, documents, run.mesh)(run.params, run.buffers),
     store.validation,
