@@ -40,10 +40,12 @@ run() {
 uv_through_an_old_python() {
   local old
   old=$(command -v python3 || command -v python || true)
-  if [ -n "$old" ] && run "$old" -m venv .venv/uv &&
-    run .venv/uv/bin/python -m pip install --quiet --disable-pip-version-check uv; then
+  if [ -n "$old" ]; then
     uv=.venv/uv/bin/uv
-    return
+    # Debian's and Ubuntu's Python often has pip and no venv, or venv and no pip.
+    run "$old" -m pip install --quiet --disable-pip-version-check --target .venv/uv uv && return
+    run "$old" -m venv .venv/uv &&
+      run .venv/uv/bin/python -m pip install --quiet --disable-pip-version-check uv && return
   fi
   echo "error: no Python >= $wanted with venv, and no uv; install uv with" \
     "'curl -LsSf https://astral.sh/uv/install.sh | sh', then run this again" >&2

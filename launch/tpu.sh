@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
-# A TPU host: as local.sh, with JAX for TPU. The chips of one host:
-#   bash launch/tpu.sh study --config=configs/single_gpu.py --workdir=runs/tpu --config.data.source=text/ \
-#     --config.mesh.fsdp=-1 --config.budget.batch_multiple=8
-# A whole slice: the same command on every host (gcloud ... ssh --worker=all --command=...), with a
-# --workdir on a disk that all hosts see and --coordinator=auto. This way through several processes
-# is tested on CPUs; on a slice nobody has run it yet (README, "What is not claimed").
+# TPU slices on Google Cloud: asks for them, runs a study on them, gives them back.
+#
+#   bash launch/tpu.sh up --type=v6e-16 --slices=4 --spot --project=P --zone=us-east5-b --hours=12 \
+#     -- study --config=configs/paper_2b.py --workdir=gs://B/a
+#   bash launch/tpu.sh status|logs|ssh|stop|down|sweep ...
+#
+# `bash launch/tpu.sh up --help` lists the options. On a TPU machine itself, install and run by
+# `EXTRA=tpu bash launch/local.sh`. launch/README.md says what happens when something fails, and that
+# this script has not met a cloud yet.
 set -euo pipefail
-export EXTRA=tpu
-exec bash "$(dirname "${BASH_SOURCE[0]}")/local.sh" "$@"
+# shellcheck source=launch/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+launcher tpu "$@"

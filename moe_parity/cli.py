@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from moe_parity.errors import UserError, disk_is_full
 
 COMMANDS = (  # each a file of moe_parity/commands
-  *("plan", "account", "train", "study", "report", "evaluate", "prepare", "data"),
+  *("plan", "account", "train", "study", "report", "evaluate", "generate", "prepare", "data"),
   *("predict", "compile", "bench", "demo", "test"),
 )
 

@@ -9,7 +9,7 @@ import pytest
 from moe_parity import config as configs
 from moe_parity.errors import UserError
 from moe_parity.model.transformer import abstract_model
-from moe_parity.planning.accounting import account
+from moe_parity.planning.accounting import cost_of
 from moe_parity.planning.plan import make_plan
 from moe_parity.study.parts import Results, plan_parts
 from moe_parity.training.program import model_options
@@ -45,7 +45,7 @@ def test_a_config_loads_and_its_arms_are_at_parity_and_as_large_as_planned(path,
     known.add(arm.architecture)
     _, params, _ = abstract_model(arm.architecture, model_options(config))
     built = sum(leaf.size for leaf in jax.tree.leaves(params))
-    cost = account(arm.architecture, arm.seq_len, "exact")
+    cost = cost_of(arm.architecture, arm.seq_len, "exact")
     assert built == cost.num_params + cost.vocabulary_params == arm.exact_num_params
 
 

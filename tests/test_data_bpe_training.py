@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from moe_parity.data import build
 from moe_parity.data.bpe_training import LONGEST_PIECE, bounded_pieces, train_bpe
 from moe_parity.data.prepare import prepare
-from tests.small_store import records, write_jsonl
+from tests.helpers.small_store import records, write_jsonl
 
 LONG = st.builds(
   lambda parts: "".join(letter * count for letter, count in parts),

@@ -180,3 +180,80 @@ def test_zstd_is_read_frame_by_frame_and_a_cut_is_noticed(tmp_path):
   path.write_bytes(b"".join(frames)[:-20])
   with pytest.raises(UserError, match="record [0-9]+: the archive is damaged or cut off"):
     read(path)
+
+
+def with_bad_rows(kind, path, bad, count=700):
+  """A file whose rows `bad` hold bytes that are no UTF-8 in a column of strings."""
+  pyarrow = pytest.importorskip("pyarrow")
+  from pyarrow import parquet as module
+
+  raw = [b"\xff\xfe" if row in bad else text.encode() for row, text in enumerate(TEXTS[:count])]
+  column = pyarrow.array(raw, pyarrow.binary())
+  strings = pyarrow.Array.from_buffers(pyarrow.string(), len(column), column.buffers())
+  table = pyarrow.table({"text": strings, "domain": ["d"] * len(raw)})
+  if kind == "parquet":
+    module.write_table(table, path, row_group_size=100)
+  elif kind == "stream":
+    with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+      writer.write_table(table, max_chunksize=100)
+  else:
+    with pyarrow.ipc.new_file(str(path), table.schema) as writer:
+      writer.write_table(table, max_chunksize=100)
+  return path
+
+
+@pytest.mark.parametrize("kind", ["parquet", "stream", "file"])
+def test_a_bad_row_costs_that_row(tmp_path, kind):
+  bad_rows = {0, 30, 31, 256, 699}
+  ending = "parquet" if kind == "parquet" else "arrow"
+  path = with_bad_rows(kind, tmp_path / f"x.{ending}", bad_rows)
+  found, bad = read(path, limit=5)
+  assert [d.text for d in found] == [t for row, t in enumerate(TEXTS) if row not in bad_rows]
+  assert bad.count == 5 and bad.num_bytes > 0
+  for row, message in zip(sorted(bad_rows), bad.messages, strict=True):
+    assert f"record {row + 1}: not UTF-8" in message
+  with pytest.raises(UserError, match="record 700: .*allowed: 4, found so far: 5"):
+    read(path, limit=4)
+
+
+@pytest.mark.parametrize("ending", ["arrow", "feather", "ARROW", "ipc"])
+def test_arrow_files_are_read_like_streams(tmp_path, ending):
+  path = with_bad_rows("file", tmp_path / f"x.{ending}", ())
+  assert [d.text for d in read(path)[0]] == TEXTS
+
+
+@pytest.mark.parametrize("kind", ["parquet", "stream", "file"])
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.9, -1, -9])
+def test_a_cut_columnar_file_stops_whatever_the_limit(tmp_path, kind, part):
+  path = with_bad_rows(kind, tmp_path / f"x.{'parquet' if kind == 'parquet' else 'arrow'}", ())
+  data = path.read_bytes()
+  path.write_bytes(data[: int(part * len(data))] if part >= 0 else data[:part])
+  with pytest.raises(UserError, match="how much of the file is lost is not known"):
+    read(path, limit=10**6)
+
+
+def test_a_stream_cut_between_two_batches_stops(tmp_path):
+  """pyarrow takes it for whole: a stream needs no end mark there."""
+  pyarrow = pytest.importorskip("pyarrow")
+  path = with_bad_rows("stream", tmp_path / "x.arrow", ())
+  data = path.read_bytes()
+  with pyarrow.ipc.open_stream(data) as stream:
+    whole = stream.read_all().num_rows
+  for cut in range(len(data) - 16, 0, -8):
+    path.write_bytes(data[:cut])
+    with pytest.raises(UserError, match="cut off"):
+      read(path, limit=10**6)
+    try:
+      with pyarrow.ipc.open_stream(data[:cut]) as stream:
+        if stream.read_all().num_rows < whole:
+          return
+    except (pyarrow.ArrowException, OSError):
+      continue
+  raise AssertionError("no cut that pyarrow accepts")
+
+
+def test_a_column_store_of_another_format_stops(tmp_path):
+  for name in ("x.parquet", "x.arrow", "x.arrayrecord"):
+    (tmp_path / name).write_bytes(b'{"text": "a"}\n' * 50)
+    with pytest.raises(UserError, match="not readable as"):
+      read(tmp_path / name, limit=100)

@@ -14,7 +14,7 @@ from moe_parity.data.corpus import Source
 from moe_parity.data.formats import FORMATS, file_label, format_of
 from moe_parity.data.readers import BadRecords
 from moe_parity.errors import UserError
-from tests.small_store import records
+from tests.helpers.small_store import records
 
 PACKERS = {
   "": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress,

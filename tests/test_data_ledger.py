@@ -153,7 +153,7 @@ def test_ledgers_that_do_not_belong_together_are_refused(train, tmp_path):
   with pytest.raises(UserError, match="covers 3 windows"):
     Ledger.for_loader(Loader(train, 6, S)).restore(Ledger(3, S).state())
   (tmp_path / "ledger.npz").write_bytes(b"PK\x03\x04 not a ledger")
-  with pytest.raises(UserError, match="not a readable ledger"):
+  with pytest.raises(UserError, match="is damaged"):
     Ledger.load(tmp_path / "ledger.npz")
   with pytest.raises(UserError, match="does not exist"):
     Ledger.load(tmp_path / "missing.npz")

@@ -10,8 +10,8 @@ import pytest
 from moe_parity.data.listing import list_files
 from moe_parity.data.prepare import prepare
 from moe_parity.errors import UserError
-from tests.bucket import install
-from tests.small_store import records, write_jsonl
+from tests.helpers.bucket import install
+from tests.helpers.small_store import records, write_jsonl
 
 
 def touch(*paths):

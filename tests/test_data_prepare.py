@@ -282,3 +282,102 @@ def test_an_unknown_tokenizer_is_refused(tmp_path, tokenizer):
   path = write_jsonl(tmp_path / "a.jsonl", records(30))
   with pytest.raises(UserError, match="bpe:<vocab>"):
     prepare(path, tokenizer, str(tmp_path / "s"), held_out="hash:0.2")
+
+
+def test_a_store_is_named_by_content_not_by_dates(tmp_path, monkeypatch):
+  """Text of equal length under the old date is other text; the same text under a new one is not."""
+  monkeypatch.setenv("MOE_PARITY_CACHE", str(tmp_path / "cache"))
+  path = tmp_path / "a.jsonl"
+  write_jsonl(path, records(40))
+  stamp = os.stat(path)
+  first = prepare(str(path), held_out="hash:0.3")
+  os.utime(path, ns=(1, 1))
+  assert prepare(str(path), held_out="hash:0.3").folder == first.folder
+  text = path.read_text("utf-8").replace("a", "b")
+  assert len(text.encode()) == stamp.st_size
+  path.write_text(text, "utf-8")
+  os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+  second = prepare(str(path), held_out="hash:0.3")
+  assert second.folder != first.folder and second.fingerprint() != first.fingerprint()
+
+
+def test_a_named_store_notices_text_of_equal_size_and_date(tmp_path):
+  path = tmp_path / "a.jsonl"
+  write_jsonl(path, records(40))
+  stamp = os.stat(path)
+  arguments = dict(store=str(tmp_path / "s"), held_out="hash:0.3")
+  prepare(str(path), **arguments)
+  path.write_text(path.read_text("utf-8").replace("a", "b"), "utf-8")
+  os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+  with pytest.raises(UserError, match="made from other inputs .files"):
+    prepare(str(path), **arguments)
+
+
+def test_hashes_of_files_are_remembered_until_they_change(tmp_path, monkeypatch):
+  from moe_parity.data import content_hash, storage
+
+  monkeypatch.setenv("MOE_PARITY_CACHE", str(tmp_path / "cache"))
+  monkeypatch.setattr(content_hash, "_SETTLED_NS", -1)
+  path = tmp_path / "a.txt"
+  path.write_text("one")
+  first = content_hash.content_of([str(path)])
+  assert first[0]["sha256"] == storage.sha256_of(path)
+  hashed = []
+  real = storage.sha256_of_file
+  monkeypatch.setattr(storage, "sha256_of_file", lambda file: hashed.append(1) or real(file))
+  assert content_hash.content_of([str(path)]) == first and not hashed
+  path.write_text("two")
+  assert content_hash.content_of([str(path)]) != first and hashed
+  (tmp_path / "cache" / "file_hashes.json").write_text("[" * 100_000)
+  assert content_hash.content_of([str(path)])[0]["sha256"] == storage.sha256_of(path)
+
+
+def test_a_file_changed_a_moment_ago_is_hashed_again(tmp_path, monkeypatch):
+  from moe_parity.data import content_hash
+
+  monkeypatch.setenv("MOE_PARITY_CACHE", str(tmp_path / "cache"))
+  (tmp_path / "a.txt").write_text("one")
+  content_hash.content_of([str(tmp_path / "a.txt")])
+  assert not (tmp_path / "cache" / "file_hashes.json").exists()
+
+
+def test_a_file_in_place_of_a_store_is_named(tmp_path):
+  path = write_jsonl(tmp_path / "a.jsonl", records(40))
+  (tmp_path / "file").write_text("x")
+  with pytest.raises(UserError, match="is a file; a store is a folder"):
+    prepare(path, store=str(tmp_path / "file"), held_out="hash:0.3")
+  with pytest.raises(UserError, match="cannot be made"):
+    prepare(path, store=str(tmp_path / "file" / "st"), held_out="hash:0.3")
+
+
+def test_text_that_changes_while_it_is_prepared_is_noticed(tmp_path, monkeypatch):
+  from moe_parity.data import build
+
+  path = tmp_path / "a.jsonl"
+  write_jsonl(path, records(40))
+  real = build.join
+
+  def change(*given):
+    write_jsonl(path, records(41))
+    return real(*given)
+
+  monkeypatch.setattr(build, "join", change)
+  with pytest.raises(UserError, match="changed while it was being prepared"):
+    prepare(str(path), store=str(tmp_path / "s"), held_out="hash:0.3")
+
+
+@pytest.mark.parametrize("spec, words", [
+  ("bpe:abc", "use bpe:<vocab>"), ("bpe:", "use bpe:<vocab>"), ("bpe:1e4", "use bpe:<vocab>"),
+  ("bpe:-5", "use bpe:<vocab>"), ("bpe:272", "must lie in 273..65536"), ("bpe:70000", "must lie"),
+  ("bpe:٣٠٠٠", "use bpe:<vocab>"), ("BPE:400", "does not exist"), (".", "is a folder"),
+])  # fmt: skip
+def test_a_tokenizer_is_checked_before_any_text_is_read(tmp_path, monkeypatch, spec, words):
+  from moe_parity.data import build
+
+  def refuse(*_):
+    raise AssertionError("text was read")
+
+  monkeypatch.setattr(build, "scan", refuse)
+  path = write_jsonl(tmp_path / "a.jsonl", records(40))
+  with pytest.raises(UserError, match=words):
+    prepare(path, spec, str(tmp_path / "s"))

@@ -13,7 +13,7 @@ from moe_parity.data.prepare import prepare
 from moe_parity.data.round_trip import losses, lost_text
 from moe_parity.data.token_store import open_store
 from moe_parity.errors import UserError
-from tests.small_store import records, write_jsonl
+from tests.helpers.small_store import records, write_jsonl
 
 CODE = [f"def f{i}(x):\n        if x:\n            return   {i}\n" for i in range(60)]
 PLAIN = ["river stone lamp under winter garden quiet engine"] * 40
@@ -52,6 +52,10 @@ def test_added_tokens_have_their_bytes_and_come_back(neox, text):
   assert neox.decode(ids) == text
   assert neox.token_bytes[ids].sum() == len(text.encode())
   assert neox.token_chars[ids].sum() == len(text)
+  assert neox.gives_back(text, ids)
+  assert not neox.gives_back(text + "a", ids) and not neox.gives_back("b" + text[1:] + "c", ids)
+  if len(ids) > 1 and text != text[::-1]:
+    assert neox.gives_back(text, ids[::-1]) == (neox.decode(ids[::-1]) == text)
 
 
 def test_runs_of_spaces_really_become_added_tokens(neox):

@@ -4,7 +4,8 @@ import struct
 import numpy as np
 import pytest
 
-from moe_parity.data import shards, token_store
+from moe_parity.data import manifest as manifests
+from moe_parity.data import shards
 from moe_parity.data.bpe_training import train_bpe
 from moe_parity.data.shards import read_index, write_index
 from moe_parity.data.token_store import open_store
@@ -153,7 +154,7 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path, own_store):
   manifest.write_text(manifest.read_text()[:-9])
   with pytest.raises(UserError, match="manifest.json is damaged"):
     open_store(own_store.folder)
-  manifest.write_text(json.dumps({"format": token_store.FORMAT, "version": 99}))
+  manifest.write_text(json.dumps({"format": manifests.FORMAT, "version": 99}))
   with pytest.raises(UserError, match="version 99"):
     open_store(own_store.folder)
 

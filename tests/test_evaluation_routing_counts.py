@@ -25,7 +25,7 @@ def counted():
   model = small_model.build(small_model.moe(layout="DMMDMM", num_layers=6), 3, attention_block=4)
   count = jax.jit(lambda inputs, mask: routing_counts.count_choices(model, inputs, mask))
   inputs, _ = small_model.tokens(batch=5, seq_len=8, seed=4)
-  loads = jax.jit(lambda inputs: model.hidden(inputs)[1].load_E)(inputs)
+  loads = jax.jit(lambda inputs: model.final_hidden(inputs)[1].load_E)(inputs)
   mask = np.random.default_rng(5).random(inputs.shape) < 0.7
   return count, np.asarray(loads), inputs, mask, count(inputs, mask)
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import strategies as st
 
 from moe_parity.experts.expert_ffn import expert_ffn
-from tests import reference
-from tests.routed import FLOAT32_ERROR, ROUTINGS, draw
+from tests.helpers import reference
+from tests.helpers.routed import FLOAT32_ERROR, ROUTINGS, draw
 
 T, E, K = 5, 11, 3
 

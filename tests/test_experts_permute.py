@@ -2,36 +2,36 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import pallas as pl
 
 from moe_parity.experts import permute
-from moe_parity.kernels import topk_sum
+from moe_parity.kernels import common, topk_sum
 
 N, T, K = 211, 48, 3
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("width", [4, 256])
-def test_places_are_summed_in_float32_and_no_other_row_is_read(platform, width, monkeypatch):
+def test_rows_are_summed_in_float32_and_others_not_read(platform, width):
   """Also by the kernel that a TPU takes, run step by step."""
-  monkeypatch.setattr(permute, "platform", lambda: platform)
   rng = np.random.default_rng(0)
   y = rng.normal(size=(N, width)).astype(np.float32)
   place = rng.integers(0, N + 30, size=(T, K)).astype(np.int32)
   y[list(set(range(N)) - set(place.reshape(-1).tolist()))] = np.nan
   expected = [sum((y[p] for p in row if p < N), np.zeros(width)) for row in place]
   assert (place >= N).any() and np.isnan(y).any()
-  actual = permute.sum_of_rows(jnp.asarray(y), jnp.asarray(place))
+  with common.simulate(platform):
+    actual = permute.sum_of_rows(jnp.asarray(y), jnp.asarray(place))
   assert actual.dtype == jnp.float32
   np.testing.assert_allclose(actual, expected, atol=1e-6)  # three terms of at most 4
 
 
 @pytest.mark.parametrize("num_tokens", [5, 50, 1003])
 @pytest.mark.parametrize("lanes", [(7,), (3, 128)])
-def test_choices_of_any_number_of_tokens_are_summed_a_few_at_a_time(num_tokens, lanes, monkeypatch):
+def test_any_number_of_tokens_is_summed_block_by_block(num_tokens, lanes, monkeypatch):
   """The kernel, run step by step; 32 tokens fit at most, so the last block hangs over the end."""
   monkeypatch.setattr(topk_sum, "BLOCK", 32 * K * 4 * math.prod(lanes))
   rng = np.random.default_rng(1)
@@ -40,10 +40,11 @@ def test_choices_of_any_number_of_tokens_are_summed_a_few_at_a_time(num_tokens, 
   rows[~is_there] = np.nan
   flat = rows.reshape(K, num_tokens, -1)
   expected = np.where(is_there[..., None], flat, 0).astype(np.float64).sum(0)
-  blocks = []
-  call = pl.pallas_call
-  noted = lambda *a, grid, **kw: blocks.append(grid) or call(*a, grid=grid, **kw)  # noqa: E731
-  monkeypatch.setattr(topk_sum.pl, "pallas_call", noted)
-  actual = topk_sum.sum_of_choices(jnp.asarray(rows), jnp.asarray(is_there))
-  assert actual.shape == expected.shape and blocks == [(-(-num_tokens // 32),)]
+  operands = jnp.asarray(rows), jnp.asarray(is_there)
+  (kernel,) = (
+    e for e in jax.make_jaxpr(topk_sum.topk_sum)(*operands).eqns if "grid_mapping" in e.params
+  )
+  assert kernel.params["grid_mapping"].grid == (-(-num_tokens // 32),)
+  actual = topk_sum.topk_sum(*operands)
+  assert actual.shape == expected.shape
   np.testing.assert_allclose(actual, expected, atol=1e-6)

@@ -10,122 +10,122 @@ import pytest
 from moe_parity.errors import UserError
 from moe_parity.kernels import common, grouped_swiglu_tiling, tile_layout
 from moe_parity.kernels import grouped_swiglu as kernels
-from moe_parity.planning import expert_parallel
+from moe_parity.planning import expert_parallel, tpu_slices
 from tests.helpers import reference
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-  for module in (expert_parallel, grouped_swiglu_tiling, tile_layout, kernels):
-    monkeypatch.setattr(module, "TILE", 16)
+  monkeypatch.setattr(tpu_slices, "ROW_TILE", 16)
 
 
-def whose(counts, room):
-  """Expert of each row, by a loop; -1 for nobody's."""
-  expert_R, start = np.full(room, -1), 0
+def row_experts(counts, num_rows):
+  """Expert of each row, by a loop; -1 for padding."""
+  expert_R, start = np.full(num_rows, -1), 0
   for expert, count in enumerate(counts):
     expert_R[start : start + count] = expert
-    start += max(1, -(-count // tile_layout.TILE)) * tile_layout.TILE
+    start += max(1, -(-count // tpu_slices.ROW_TILE)) * tpu_slices.ROW_TILE
   return expert_R
 
 
 @pytest.mark.parametrize(
   ("counts", "spare"), [([0], 0), ([16, 0, 17, 90], 3), ([1] * 7, 0), ([33, 32, 31], 50)]
 )
-def test_rows_of_any_counts_lie_in_whole_tiles_of_one_expert(small_tiles, counts, spare):
-  room = expert_parallel.room_for(sum(counts) + spare, len(counts))
-  expected = whose(counts, room)  # fails where there is not room enough
+def test_each_tile_holds_rows_of_one_expert(small_tiles, counts, spare):
+  num_rows = expert_parallel.room_for(sum(counts) + spare, len(counts))
+  expected = row_experts(counts, num_rows)  # fails where there is not num_rows enough
   counts = jnp.array(counts, jnp.int32)
-  actual = np.asarray(tile_layout.expert_of_rows(counts, room))
+  actual = np.asarray(tile_layout.row_expert_ids(counts, num_rows))
   np.testing.assert_array_equal(np.where(actual == counts.size, -1, actual), expected)
-  used = tile_layout.tiles_of(counts, room)
+  used = tile_layout.tile_map(counts, num_rows)
   assert set(used.expert_N[: used.num_used[0]].tolist()) == set(range(counts.size))
-  assert room // tile_layout.TILE % 2 == 0
+  assert num_rows // tpu_slices.ROW_TILE % 2 == 0
 
 
 @pytest.mark.parametrize("num_used", [1, 2, 5, 8])
-def test_two_cores_compute_every_tile_once_and_write_nothing_of_each_other(num_used):
+def test_two_cores_compute_every_tile_once(num_used):
   computed, written = [], []
   for core in range(2):
-    shares = [kernels._share(core, step, np.array([num_used])) for step in range(4)]
+    shares = [kernels._core_tile(core, step, np.array([num_used])) for step in range(4)]
     computed += [int(tile) for tile, is_mine in shares if is_mine]
     written.append({int(tile) for tile, _ in shares})
   assert computed == list(range(num_used))
   assert not written[0] & written[1]
 
 
-def bytes_of_blocks(monkeypatch, num_experts, i, d, dtype) -> list[int]:
-  """By what each kernel asks for: its blocks of operands and results twice, and its sums once. Two
-  last axes lie in tiles of 8 x 128."""
+def bytes_of_blocks(num_experts, i, d, dtype) -> list[int]:
+  """VMEM of each kernel by its block specs: operands and results twice, accumulators once. Arrays
+  are stored in tiles of 8 x 128."""
 
   def padded(shape, dtype):
-    *rest, rows, columns = (1, *shape)
+    *rest, rows, columns = (1, *(size if isinstance(size, int) else 1 for size in shape))
     rows, columns = -(-rows // 8) * 8, -(-columns // 128) * 128
     return math.prod(rest) * rows * columns * np.dtype(dtype).itemsize
 
-  found, call = [], kernels._call
-
-  def noted(*arguments, in_specs, out_specs, out_shape, scratch, **others):
-    run = call(
-      *arguments, in_specs=in_specs, out_specs=out_specs, out_shape=out_shape, scratch=scratch,
-      **others,
-    )  # fmt: skip
-
-    def noting(*operands):
-      blocks = zip([*in_specs, *out_specs], [*operands, *out_shape], strict=True)
-      shapes = [(spec.block_shape, array.dtype) for spec, array in blocks if spec.block_shape]
-      sizes = [padded([size or 1 for size in shape], dtype) for shape, dtype in shapes]
-      found.append(2 * sum(sizes) + sum(padded(part.shape, part.dtype) for part in scratch))
-      return run(*operands)
-
-    return noting
-
-  monkeypatch.setattr(kernels, "_call", noted)
-  room = expert_parallel.room_for(300, num_experts)
-  x = jax.ShapeDtypeStruct((room, d // 128, 128) if d % 128 == 0 else (room, d), dtype)
-  weight = jax.ShapeDtypeStruct((room,), jnp.float32)
-  w_in = jax.ShapeDtypeStruct((num_experts, 2, i, d), dtype)
-  w_down = jax.ShapeDtypeStruct((num_experts, i, d), dtype)
-  counts = jax.ShapeDtypeStruct((num_experts,), jnp.int32)
+  num_rows = expert_parallel.room_for(300, num_experts)
+  shapes = [
+    ((num_rows, d // 128, 128) if d % 128 == 0 else (num_rows, d), dtype),
+    ((num_rows,), jnp.float32), ((num_experts, 2, i, d), dtype), ((num_experts, i, d), dtype),
+    ((num_experts,), jnp.int32),
+  ]  # fmt: skip
 
   def gradients(x, weight, w_in, w_down, counts):
-    ffn = lambda *operands: kernels.grouped_ffn(*operands, counts, room)  # noqa: E731
+    ffn = lambda *operands: kernels.grouped_swiglu(*operands, counts, num_rows)  # noqa: E731
     y, vjp = jax.vjp(ffn, x, weight, w_in, w_down)
     return vjp(y)
 
-  jax.eval_shape(gradients, x, weight, w_in, w_down, counts)
-  assert len(found) == 3
-  return found
+  jaxpr = jax.make_jaxpr(gradients)(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+  calls = [e.params for e in equations(jaxpr.jaxpr) if "grid_mapping" in e.params]
+  assert len(calls) == 3
+  result = []
+  for call in calls:
+    grid = call["grid_mapping"]
+    blocks = [m for m in grid.block_mappings if "any" not in str(m.transformed_block_aval)]
+    scratch = call["jaxpr"].invars[len(call["jaxpr"].invars) - grid.num_scratch_operands :]
+    result.append(
+      2 * sum(padded(m.block_aval.shape, m.array_aval.dtype) for m in blocks)
+      + sum(padded(v.aval.shape, v.aval.dtype) for v in scratch)
+    )
+  return result
+
+
+def equations(jaxpr):
+  """All equations of a jaxpr, those of inner jaxprs too, but not a kernel's."""
+  for equation in jaxpr.eqns:
+    yield equation
+    if "grid_mapping" not in equation.params:
+      for value in equation.params.values():
+        inner = getattr(value, "jaxpr", value)
+        if hasattr(inner, "eqns"):
+          yield from equations(inner)
 
 
 @pytest.mark.parametrize("mebibytes", [16, 64, 128])
 @pytest.mark.parametrize("i, d", [(512, 2048), (320, 1408), (400, 4096), (2000, 7168), (72, 200)])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_what_kernels_ask_for_is_in_the_memory_reckoned_and_no_fewer_chunks_would_be(
-  mebibytes, i, d, dtype, monkeypatch
-):
+def test_kernels_fit_in_vmem_with_as_few_chunks_as_possible(mebibytes, i, d, dtype, monkeypatch):
   monkeypatch.setattr(common, "vmem_bytes", lambda: mebibytes * 2**20)
   w_in = jax.ShapeDtypeStruct((3, 2, i, d), dtype)
   try:
-    sizes = grouped_swiglu_tiling.Sizes.of(w_in)
+    sizes = grouped_swiglu_tiling.SwigluTiling.of(w_in)
   except UserError as error:
     assert f"d_model={d}" in str(error)
-    sizes = grouped_swiglu_tiling.Sizes(3, i, d, np.dtype(dtype).itemsize, -(-i // 128), 128)
-    assert sizes.on_chip() > common.kernel_bytes()
+    sizes = grouped_swiglu_tiling.SwigluTiling(3, i, d, np.dtype(dtype).itemsize, -(-i // 128), 128)
+    assert sizes.vmem_bytes() > common.vmem_budget_bytes()
     return
-  blocks = bytes_of_blocks(monkeypatch, 3, i, d, dtype)
-  assert max(blocks) <= sizes.on_chip() <= common.kernel_bytes()
+  blocks = bytes_of_blocks(3, i, d, dtype)
+  assert max(blocks) <= sizes.vmem_bytes() <= common.vmem_budget_bytes()
   assert sizes.num_chunks * sizes.chunk >= i > (sizes.num_chunks - 1) * sizes.chunk
   if sizes.num_chunks > 1:
     wider = -(-i // (128 * (sizes.num_chunks - 1))) * 128
-    assert sizes._replace(chunk=wider).on_chip() > common.kernel_bytes()
+    assert sizes._replace(chunk=wider).vmem_bytes() > common.vmem_budget_bytes()
 
 
 @pytest.mark.parametrize("mebibytes", [64, 128])
-def test_the_papers_experts_go_through_in_one_chunk(mebibytes, monkeypatch):
+def test_the_papers_experts_need_one_chunk(mebibytes, monkeypatch):
   monkeypatch.setattr(common, "vmem_bytes", lambda: mebibytes * 2**20)
   for i, d in ((512, 2048), (320, 1408)):
-    sizes = grouped_swiglu_tiling.Sizes.of(jax.ShapeDtypeStruct((5, 2, i, d), jnp.bfloat16))
+    sizes = grouped_swiglu_tiling.SwigluTiling.of(jax.ShapeDtypeStruct((5, 2, i, d), jnp.bfloat16))
     assert (sizes.num_chunks, sizes.chunk) == (1, i)
 
 
@@ -134,40 +134,38 @@ CASES = {
   "a matrix": ([5, 50, 0], 40, 24, False, 2**22),
   "lanes": ([16, 0, 0, 33], 40, 256, True, 2**22),
   "chunks of a wide hidden layer": ([20, 0, 70, 3], 300, 128, True, 1_300_000),
-  "nobody": ([0, 0], 24, 128, False, 2**22),
+  "no rows": ([0, 0], 24, 128, False, 2**22),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients_equal_the_loop_whatever_lies_in_empty_room(
-  case, small_tiles, monkeypatch
-):
+def test_values_and_gradients_equal_a_loop_whatever_pads_rows(case, small_tiles, monkeypatch):
   counts, i, d, as_lanes, memory = CASES[case]
-  monkeypatch.setattr(grouped_swiglu_tiling, "kernel_bytes", lambda: memory)
-  rng, room = np.random.default_rng(0), expert_parallel.room_for(sum(counts), len(counts))
-  expert_R = whose(counts, room)
-  known = expert_R >= 0
-  x, dy = (np.where(known[:, None], rng.normal(size=(room, d)), np.nan) for _ in range(2))
-  weight = rng.normal(size=room)
+  monkeypatch.setattr(common, "vmem_budget_bytes", lambda: memory)
+  rng, num_rows = np.random.default_rng(0), expert_parallel.room_for(sum(counts), len(counts))
+  expert_R = row_experts(counts, num_rows)
+  valid = expert_R >= 0
+  x, dy = (np.where(valid[:, None], rng.normal(size=(num_rows, d)), np.nan) for _ in range(2))
+  weight = rng.normal(size=num_rows)
   w_in = rng.normal(size=(len(counts), 2, i, d)) / d**0.5
   w_down = rng.normal(size=(len(counts), i, d)) / i**0.5
-  assert (grouped_swiglu_tiling.Sizes.of(jnp.asarray(w_in, jnp.float32)).num_chunks > 1) == (
+  assert (grouped_swiglu_tiling.SwigluTiling.of(jnp.asarray(w_in, jnp.float32)).num_chunks > 1) == (
     "chunks" in case
   )
 
   @jax.jit
   def both(x, weight, w_in, w_down, dy):
     counted = jnp.array(counts, jnp.int32)
-    ffn = lambda *operands: kernels.grouped_ffn(*operands, counted, room)  # noqa: E731
+    ffn = lambda *operands: kernels.grouped_swiglu(*operands, counted, num_rows)  # noqa: E731
     y, vjp = jax.vjp(ffn, x, weight, w_in, w_down)
     return y, *vjp(dy)
 
-  shape = (room, d // 128, 128) if as_lanes else (room, d)
+  shape = (num_rows, d // 128, 128) if as_lanes else (num_rows, d)
   operands = x.reshape(shape), weight, w_in, w_down, dy.reshape(shape)
   y, dx, dweight, *dweights = both(*(jnp.asarray(a, jnp.float32) for a in operands))
-  y, dx = (np.asarray(a).reshape(room, d) for a in (y, dx))
-  rows = x[known], expert_R[known][:, None], weight[known][:, None], w_in, w_down
-  expected = reference.expert_ffn(*rows), *reference.expert_ffn_gradients(*rows, dy[known])
-  actual = y[known], dx[known], np.asarray(dweight)[known][:, None], *dweights
+  y, dx = (np.asarray(a).reshape(num_rows, d) for a in (y, dx))
+  rows = x[valid], expert_R[valid][:, None], weight[valid][:, None], w_in, w_down
+  expected = reference.expert_ffn(*rows), *reference.expert_ffn_gradients(*rows, dy[valid])
+  actual = y[valid], dx[valid], np.asarray(dweight)[valid][:, None], *dweights
   for a, b in zip(actual, expected, strict=True):
     np.testing.assert_allclose(a, b, atol=2e-5 * max(1, np.abs(b).max(initial=0)))

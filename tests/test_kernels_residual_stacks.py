@@ -21,13 +21,13 @@ def kernel(x_RD, w_D):
 
 def kernel_forward(x_RD, w_D):
   shapes = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x_RD, w_D))
-  memory = residual_stacks.memory_for(*shapes, after=x_RD)
+  memory = residual_stacks.allocate(*shapes, after=x_RD)
   stacks = [s.at[memory.layer[0]].set(a) for s, a in zip(memory.stacks, (x_RD, w_D), strict=True)]
-  return kernel(x_RD, w_D), residual_stacks.handed_over(memory, stacks)
+  return kernel(x_RD, w_D), residual_stacks.save(memory, stacks)
 
 
 def kernel_backward(residual, dy_RD):
-  memory = residual_stacks.memory_of(residual)
+  memory = residual_stacks.load(residual)
   x_RD, w_D = (stack[memory.layer[0]] for stack in memory.stacks)
   slope_RD = dy_RD * jnp.cos(x_RD * w_D[None, :])
   return slope_RD * w_D[None, :], jnp.sum(slope_RD * x_RD, axis=0)

@@ -98,7 +98,7 @@ def test_no_driver_and_a_broken_driver_have_a_way_out(programs, capsys):
   assert "launch/local.sh" in capsys.readouterr().err
 
 
-def test_a_worker_that_asks_is_started_again_and_one_that_failed_is_not(
+def test_a_worker_that_asks_is_started_again_a_failed_one_not(
   programs, capsys, monkeypatch, tmp_path
 ):
   # The fake of local.sh: GPU 1 is stopped twice, GPU 3 fails, GPU 0 is done at once.

@@ -10,12 +10,16 @@ import pytest
 from tests.helpers.fake_programs import Programs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# `python -m venv F` and `uv venv F` leave a python and a moe-parity that record what they are told.
+# `python -m venv F`, `uv venv F` and `pip install --target F uv` leave programs that record calls.
 MAKES = """
-if "venv" in sys.argv and "install" not in sys.argv:
-  os.makedirs(sys.argv[-1] + "/bin", exist_ok=True)
+made = sys.argv[-1] if "venv" in sys.argv and "install" not in sys.argv else ""
+if "--target" in sys.argv:
+  {pip} or sys.exit(1)
+  made = sys.argv[sys.argv.index("--target") + 1]
+if made:
+  os.makedirs(made + "/bin", exist_ok=True)
   for name in ("python", "moe-parity", "uv"):
-    file = sys.argv[-1] + "/bin/" + name
+    file = made + "/bin/" + name
     os.path.lexists(file) or os.symlink({recorder!r}, file)
 if "-c" in sys.argv:
   sys.exit({too_old})
@@ -37,10 +41,10 @@ def programs(tmp_path):
   return Programs(tmp_path)
 
 
-def add(programs, name, *, too_old=0):
-  programs.add("recorder", MAKES.format(recorder=str(programs.folder / "recorder"), too_old=0))
+def add(programs, name, *, too_old=0, pip=True):
   recorder = str(programs.folder / "recorder")
-  programs.add(name, MAKES.format(recorder=recorder, too_old=too_old))
+  programs.add("recorder", MAKES.format(recorder=recorder, too_old=0, pip=True))
+  programs.add(name, MAKES.format(recorder=recorder, too_old=too_old, pip=pip))
 
 
 def local(checkout, programs, *words, **env):
@@ -80,14 +84,19 @@ def test_without_uv_a_new_python_makes_a_venv(checkout, programs):
   assert calls[1][:4] == ["python", "-m", "pip", "install"] and calls[1][-1] == ".[test]"
 
 
-def test_an_old_python_brings_uv_which_brings_a_new_python(checkout, programs):
-  add(programs, "python3", too_old=1)
+@pytest.mark.parametrize("pip", [True, False])
+def test_an_old_python_brings_uv_which_brings_a_new_python(checkout, programs, pip):
+  add(programs, "python3", too_old=1, pip=pip)
   done = local(checkout, programs, "demo")
   assert done.returncode == 0, done.stderr
   calls = [call for call in programs.calls() if "-c" not in call[:2]]
-  assert calls[0] == ["python3", "-m", "venv", ".venv/uv"]
-  assert calls[1][-1] == "uv" and calls[1][:4] == ["python", "-m", "pip", "install"]
-  assert calls[2] == ["uv", "venv", "--quiet", "--allow-existing", "--python", "3.12", ".venv"]
+  assert calls[0][:4] == ["python3", "-m", "pip", "install"]
+  assert calls[0][-3:] == ["--target", ".venv/uv", "uv"]
+  if not pip:
+    assert calls[1] == ["python3", "-m", "venv", ".venv/uv"]
+    assert calls[2][:4] == ["python", "-m", "pip", "install"] and calls[2][-1] == "uv"
+  made = calls[1 if pip else 3]
+  assert made == ["uv", "venv", "--quiet", "--allow-existing", "--python", "3.12", ".venv"]
   assert calls[-1] == ["moe-parity", "demo"]
 
 
@@ -110,14 +119,14 @@ def test_a_dry_run_prints_the_commands_and_makes_nothing(checkout, programs):
   assert [call for call in programs.calls() if "-c" not in call[:2]] == []
   assert not (checkout / ".venv").exists()
   lines = done.stdout.splitlines()
-  assert lines[0].endswith("python3 -m venv .venv/uv")
-  assert lines[2].startswith(".venv/uv/bin/uv venv --quiet")
+  assert "python3 -m pip install" in lines[0] and lines[0].endswith("--target .venv/uv uv")
+  assert lines[1].startswith(".venv/uv/bin/uv venv --quiet")
   assert lines[-1] == f"{checkout}/.venv/bin/moe-parity plan --config=a\\ b"
 
 
 def test_two_workers_that_start_at_once_make_one_environment(checkout, programs):
   recorder = str(programs.folder / "recorder")
-  slow = MAKES.format(recorder=recorder, too_old=0) + "import time\ntime.sleep(0.3)\n"
+  slow = MAKES.format(recorder=recorder, too_old=0, pip=True) + "import time\ntime.sleep(0.3)\n"
   programs.add("recorder")
   programs.add("uv", slow)
   started = [
@@ -132,7 +141,7 @@ def test_two_workers_that_start_at_once_make_one_environment(checkout, programs)
   assert len(programs.calls("uv")) == 2 and len(programs.calls("moe-parity")) == 2
 
 
-@pytest.mark.parametrize("script", ["local", "gpu"])
+@pytest.mark.parametrize("script", ["local", "gpu", "tpu", "slurm", "gke"])
 def test_every_script_has_help_with_an_example(script):
   done = subprocess.run(
     ["bash", ROOT / f"launch/{script}.sh", "--help"], capture_output=True, text=True, check=True

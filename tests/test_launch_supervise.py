@@ -38,7 +38,7 @@ def test_lives_too_short_to_train_wait_longer_and_then_end():
   assert not last.again and last.code == 1 and "5 times in a row" in last.why
 
 
-def test_a_life_that_trained_makes_the_short_ones_before_forgotten():
+def test_after_a_life_that_trained_short_ones_are_forgotten():
   decision = decide(75, 61, 4, Policy())
   assert decision.again and decision.quick == 0 and decision.wait == 5
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.sharding import mesh as meshes
-from tests import small_model
+from tests.helpers import small_model
 
 LENGTHS = np.array([3, 6, 1], np.int32)  # of prompts, all different, one of them the shortest
 STEPS = 4
@@ -42,7 +42,7 @@ def rows(seed=0):
 @functools.partial(jax.jit, static_argnums=0)
 def full(graph, state, inputs, documents=None):
   model = nnx.merge(graph, state)
-  logits = model.logits(model.hidden(inputs, documents)[0])
+  logits = model.logits(model.final_hidden(inputs, documents)[0])
   return logits.reshape(*inputs.shape, -1)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moe_parity.evaluation import bits_per_character
 from moe_parity.evaluation.score import make_scorer
-from moe_parity.model.documents import Documents, documents_of
+from moe_parity.model.documents import DocumentSeparators, document_separators
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
 from moe_parity.training.optimizer import OptimizerOptions
@@ -67,8 +67,9 @@ def alone(inputs, targets, begins):
 def test_numbers_are_those_of_walking_along_the_row(rows):
   tokens = jnp.array(rows, jnp.int32)
   for end in (1, 0):
-    documents = Documents(begin_id=0, end_id=end)
-    number, scored = (np.asarray(of(tokens)) for of in (documents.number, documents.scored))
+    documents = DocumentSeparators(begin_id=0, end_id=end)
+    number = np.asarray(documents.document_ids(tokens))
+    scored = np.asarray(documents.loss_mask(tokens))
     for i, row in enumerate(rows):
       here = 0
       for j, token in enumerate(row):
@@ -79,18 +80,18 @@ def test_numbers_are_those_of_walking_along_the_row(rows):
 
 def test_positions_of_one_number_are_of_one_document_of_the_store(tmp_path):
   train = small_store(tmp_path).train
-  documents = documents_of(train.tokenizer, cross_documents=False)
+  documents = document_separators(train.tokenizer, cross_documents=False)
   owner = np.repeat(np.arange(train.num_documents), train.documents.num_tokens)
   windows = np.arange(train.num_windows(64))
   rows = jnp.asarray(train.rows(windows, 64))
-  number, scored = documents.number(rows[:, :-1]), documents.scored(rows[:, 1:])
+  number, scored = documents.document_ids(rows[:, :-1]), documents.loss_mask(rows[:, 1:])
   for window in windows:
     here, after = (owner[window * 64 + k : (window + 1) * 64 + k] for k in (0, 1))
     # A row that begins with a document counts it from 1: what counts is which are equal.
     assert (here - here[0]).tolist() == (number[window] - number[window][0]).tolist()
     assert (here == after).tolist() == scored[window].tolist()
   assert 0 < scored.sum() < scored.size
-  assert documents_of(train.tokenizer, cross_documents=True) is None
+  assert document_separators(train.tokenizer, cross_documents=True) is None
 
 
 @pytest.mark.parametrize("kind, position", [("moe", "alibi"), ("dense", "rope")])
@@ -101,10 +102,10 @@ def test_a_packed_document_has_the_nats_of_one_alone_in_the_reference(kind, posi
 
   @jax.jit
   def nats(number):
-    hidden, _ = model.hidden(jnp.asarray(inputs), number)
-    return model.token_nats(hidden, jnp.asarray(targets).reshape(-1)).reshape(targets.shape)
+    hidden, _ = model.final_hidden(jnp.asarray(inputs), number)
+    return model.token_nll(hidden, jnp.asarray(targets).reshape(-1)).reshape(targets.shape)
 
-  number = Documents(BEGIN, END).number(jnp.asarray(inputs))
+  number = DocumentSeparators(BEGIN, END).document_ids(jnp.asarray(inputs))
   found, crossing = np.asarray(nats(number)), np.asarray(nats(jnp.zeros_like(number)))
   outer, layers = small_model.reference_weights(model)
   differs = 0
@@ -130,17 +131,17 @@ def test_the_gradient_of_packed_documents_is_that_of_documents_alone():
     (len(x) - len(inputs), S), np.int32
   )  # rows that do not count: one shape for both
   inputs, targets = (jnp.asarray(np.concatenate([rows, empty])) for rows in (inputs, targets))
-  documents = Documents(BEGIN, END)
-  scored = documents.scored(targets) & (jnp.arange(len(x)) < 3)[:, None]
+  documents = DocumentSeparators(BEGIN, END)
+  scored = documents.loss_mask(targets) & (jnp.arange(len(x)) < 3)[:, None]
 
   @jax.jit
   @jax.value_and_grad
   def of(params, inputs, targets, scored, number):
     model = nnx.merge(graph, params, rest)
-    nats = model.token_nats(model.hidden(inputs, number)[0], targets.reshape(-1))
+    nats = model.token_nll(model.final_hidden(inputs, number)[0], targets.reshape(-1))
     return jnp.sum(jnp.where(scored.reshape(-1), nats, 0.0)) / jnp.sum(scored)
 
-  value, packed = of(params, inputs, targets, scored, documents.number(inputs))
+  value, packed = of(params, inputs, targets, scored, documents.document_ids(inputs))
   expected_value, expected = of(params, x, y, mask, jnp.zeros_like(inputs))
   assert value == pytest.approx(float(expected_value), rel=1e-5)
   for a, b in zip(jax.tree.leaves(packed), jax.tree.leaves(expected), strict=True):
@@ -155,7 +156,7 @@ def test_the_loss_is_the_mean_over_the_scored_targets_of_all_micro_batches():
   optimizer = OptimizerOptions(0.01, 1e-5, num_steps=40, warmup_steps=4)
   state = init_state(architecture, model, optimizer, seed=3)
   expected = make_scorer(architecture, model)(state.params, state.buffers)(x, y, mask)[mask].mean()
-  options = StepOptions(accumulation=3, documents=Documents(BEGIN, END))
+  options = StepOptions(accumulation=3, documents=DocumentSeparators(BEGIN, END))
   _, scalars = make_train_step(architecture, model, optimizer, options)(state, inputs, targets)
   assert scalars["cross_entropy"] == pytest.approx(expected, rel=1e-6)
 
@@ -166,7 +167,7 @@ def test_packed_evaluation_of_whole_documents_equals_that_by_document(tmp_path):
   graph, params, buffers = abstract_model(architecture, model)
   built = small_model.build(architecture)
   _, params, buffers = nnx.split(built, nnx.Param, ...)
-  documents = documents_of(split.tokenizer, cross_documents=False)
+  documents = document_separators(split.tokenizer, cross_documents=False)
   seq_len = 160  # longer than any document, so some lie whole in a window
   arguments = dict(seq_len=seq_len, batch_sequences=4)
   kept, crossed = (

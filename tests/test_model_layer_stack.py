@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe_parity.kernels import grouped_swiglu, grouped_swiglu_tiling, residual_stacks, tile_layout
-from moe_parity.model.layer_stack import Segment
+from moe_parity.kernels import residual_stacks
+from moe_parity.model.layer_stack import LayerStack
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
-from moe_parity.planning import expert_parallel
+from moe_parity.planning import tpu_slices
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.sharding import mesh as meshes
 from tests.helpers import small_model
@@ -40,14 +40,14 @@ ON_TPU = ModelOptions(platform="tpu")
 def test_there_are_two_streams_where_an_exchange_can_be_overlapped(
   options, pattern, sizes, batch, streams
 ):
-  segment = nnx.eval_shape(lambda: Segment(small_model.moe(), options, pattern, 2))
+  stack = nnx.eval_shape(lambda: LayerStack(small_model.moe(), options, pattern, 2))
   with meshes.use(sizes and meshes.make_mesh(sizes)):
-    assert segment.num_streams(batch) == streams
+    assert stack.num_batch_splits(batch) == streams
 
 
 def test_every_device_takes_its_own_sequences_through_in_order():
   """What stands beside a token (its document) goes with it, what is found keeps the order."""
-  segment = Segment(small_model.moe(num_experts=8), ModelOptions(streams=2), (True,), 3)
+  stack = LayerStack(small_model.moe(num_experts=8), ModelOptions(streams=2), (True,), 3)
   mesh = meshes.make_mesh(MeshSizes(1, 2, 4))
   number_BS = np.arange(BATCH * 5).reshape(BATCH, 5)
   x_TD = (number_BS.reshape(-1, 1) + np.zeros(12)).astype(np.float32)
@@ -58,7 +58,7 @@ def test_every_device_takes_its_own_sequences_through_in_order():
 
   def run(x_TD, number_BS):
     with meshes.use(mesh):
-      return segment.walk(through, x_TD, BATCH, number_BS)
+      return stack.scan_layers(through, x_TD, BATCH, number_BS)
 
   whole = jax.NamedSharding(mesh, meshes.P())
   moved_TD, (seen, beside) = jax.jit(run, in_shardings=whole)(x_TD, number_BS)
@@ -80,8 +80,7 @@ def test_streams_and_a_mesh_change_neither_states_nor_gradients_nor_statistics(c
   """Dense and MoE layers in one pattern twice over, documents kept apart. float32, sums of other
   lengths."""
   seq_len, options = ON_A_MESH[case]
-  for module in (expert_parallel, grouped_swiglu_tiling, tile_layout, grouped_swiglu):
-    monkeypatch.setattr(module, "TILE", 16)
+  monkeypatch.setattr(tpu_slices, "ROW_TILE", 16)
   architecture = small_model.moe(layout="interleave", num_layers=4, d_model=16, num_experts=6)
   inputs = jnp.asarray(small_model.tokens(batch=BATCH // 2, seq_len=seq_len)[0])
   document_BS = jnp.cumsum(inputs % 3 == 0, axis=1)
@@ -93,7 +92,7 @@ def test_streams_and_a_mesh_change_neither_states_nor_gradients_nor_statistics(c
 
     def of(params, rest):
       def scored(params):
-        hidden_TD, stats = nnx.merge(graph, params, rest).hidden(inputs, document_BS)
+        hidden_TD, stats = nnx.merge(graph, params, rest).final_hidden(inputs, document_BS)
         balance = jnp.sum(stats.probability_E * jnp.arange(6.0)[None])
         return jnp.mean(jnp.sin(hidden_TD)) + balance, (hidden_TD, stats)
 
@@ -122,12 +121,12 @@ def test_a_tpu_s_kernels_keep_in_place_what_nothing_makes_again(
     residual_stacks, "scan", lambda *operands: used.append(True) or scan(*operands)
   )
   options = ModelOptions(platform=platform, remat=remat)
-  segment = nnx.eval_shape(lambda: Segment(small_model.moe(), options, (True,), 2))
-  layers, x_TD = nnx.state(segment), jax.ShapeDtypeStruct((4, 12), jnp.float32)
+  stack = nnx.eval_shape(lambda: LayerStack(small_model.moe(), options, (True,), 2))
+  layers, x_TD = nnx.state(stack), jax.ShapeDtypeStruct((4, 12), jnp.float32)
 
   def run(layers, x_TD):
     through = lambda layers, x_TD, batch, _: (x_TD + layers[0].attention_norm(x_TD), ())  # noqa: E731
-    return nnx.merge(nnx.graphdef(segment), layers).walk(through, x_TD, 2)[0]
+    return nnx.merge(nnx.graphdef(stack), layers).scan_layers(through, x_TD, 2)[0]
 
   jax.eval_shape(run, layers, x_TD)
   assert bool(used) == is_kept

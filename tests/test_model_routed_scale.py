@@ -25,7 +25,7 @@ def loss_and_gradient(routed_scale):
 
   def loss(params):
     model = nnx.merge(graph, params, rest)
-    return jnp.mean(model.token_nats(model.hidden(inputs)[0], targets.reshape(-1)))
+    return jnp.mean(model.token_nll(model.final_hidden(inputs)[0], targets.reshape(-1)))
 
   return jax.jit(jax.value_and_grad(loss))(params)
 

@@ -7,10 +7,9 @@ import pytest
 from flax import nnx
 
 from moe_parity.errors import UserError
-from moe_parity.model import cross_entropy as nats
 from moe_parity.model import layer_stack
 from moe_parity.model.attention import alibi_slopes
-from moe_parity.model.layer_stack import segments
+from moe_parity.model.layer_stack import split_layout
 from moe_parity.model.moe import balance_loss, route
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.mesh_sizes import MeshSizes
@@ -43,8 +42,8 @@ def forward(model, inputs, targets):
 @functools.partial(jax.jit, static_argnums=0)
 def _forward(graph, state, inputs, targets):
   model = nnx.merge(graph, state)
-  hidden, stats = model.hidden(inputs)
-  return model.token_nats(hidden, targets.reshape(-1)), stats
+  hidden, stats = model.final_hidden(inputs)
+  return model.token_nll(hidden, targets.reshape(-1)), stats
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -96,18 +95,19 @@ def test_recomputing_activations_and_looping_over_layers_change_no_gradient(monk
     @jax.grad
     def of(params):
       model = nnx.merge(graph, params, rest)
-      return jnp.mean(model.token_nats(model.hidden(inputs)[0], targets.reshape(-1)))
+      return jnp.mean(model.token_nll(model.final_hidden(inputs)[0], targets.reshape(-1)))
 
     return jax.tree.leaves(of(params))
 
   plain = gradient("none")
-  monkeypatch.setattr(layer_stack, "UNROLLED", 1)
+  monkeypatch.setattr(layer_stack, "MAX_UNROLLED", 1)
   for policy in ("none", "dots", "layer"):
     for a, b in zip(plain, gradient(policy), strict=True):
       np.testing.assert_allclose(a, b, atol=1e-6)  # float32, another order of the same sums
 
 
-def test_a_long_vocabulary_in_chunks_gives_the_same_loss_and_gradient(monkeypatch):
+def test_a_long_vocabulary_in_chunks_gives_the_same_loss():
+  """And the same gradients, on one device and on eight."""
   architecture = small_model.dense()
   model = small_model.build(architecture)
   graph, params, rest = nnx.split(model, nnx.Param, ...)
@@ -116,26 +116,26 @@ def test_a_long_vocabulary_in_chunks_gives_the_same_loss_and_gradient(monkeypatc
   weight = jnp.asarray(rng.random(targets.size), jnp.float32)
   hidden = jnp.asarray(rng.normal(size=(targets.size, architecture.d_model)), jnp.float32)
 
-  def of(hidden, mesh=None):
-    def summed(params, hidden):
+  def loss_and_gradient(*max_logits, mesh=None):
+    def loss(params, hidden):
       model = nnx.merge(graph, params, rest)
-      return 3 * model.summed_nats(hidden, targets, weight)
+      return 3 * model.weighted_nll(hidden, targets, weight, *max_logits)
 
     def gradient(params, hidden):
       with meshes.use(mesh):
-        return jax.value_and_grad(summed, argnums=(0, 1))(params, hidden)
+        return jax.value_and_grad(loss, argnums=(0, 1))(params, hidden)
 
     whole = mesh and jax.NamedSharding(mesh, meshes.P())
     return jax.jit(gradient, in_shardings=whole)(params, hidden)
 
-  whole, whole_gradient = of(hidden)
-  each = model.token_nats(hidden, targets)
-  np.testing.assert_allclose(3 * np.sum(each * weight), whole, rtol=1e-6)
-  monkeypatch.setattr(nats, "LOGITS_AT_ONCE", 5 * small_model.VOCAB)
-  np.testing.assert_allclose(model.token_nats(hidden, targets), each, rtol=1e-6)
-  monkeypatch.setattr(nats, "LOGITS_AT_ONCE", small_model.VOCAB)  # 3 tokens a device in chunks too
+  whole, whole_gradient = loss_and_gradient()
+  nll = model.token_nll(hidden, targets)
+  np.testing.assert_allclose(3 * np.sum(nll * weight), whole, rtol=1e-6)
+  in_chunks = model.token_nll(hidden, targets, 5 * small_model.VOCAB)
+  np.testing.assert_allclose(in_chunks, nll, rtol=1e-6)
   for mesh in (None, meshes.make_mesh(MeshSizes(2, 2, 2))):
-    chunked, chunked_gradient = of(hidden, mesh)
+    # One token a chunk: the three tokens of a device are in chunks too.
+    chunked, chunked_gradient = loss_and_gradient(small_model.VOCAB, mesh=mesh)
     np.testing.assert_allclose(whole, chunked, rtol=1e-6)
     for a, b in zip(*map(jax.tree.leaves, (whole_gradient, chunked_gradient)), strict=True):
       np.testing.assert_allclose(a, b, atol=3e-6)
@@ -176,12 +176,12 @@ def test_the_selection_bias_moves_the_choice_and_not_the_gate():
 
 def test_a_layout_is_cut_into_few_repeated_patterns():
   d, m = False, True
-  assert segments([d] + [m] * 5) == [((d,), 1), ((m,), 5)]
-  assert segments([d, m] * 3) == [((d, m), 3)]
-  assert segments([m] * 4) == [((m,), 4)]
-  assert segments([m, d, d, m, m]) == [((m,), 1), ((d,), 2), ((m,), 2)]
+  assert split_layout([d] + [m] * 5) == [((d,), 1), ((m,), 5)]
+  assert split_layout([d, m] * 3) == [((d, m), 3)]
+  assert split_layout([m] * 4) == [((m,), 4)]
+  assert split_layout([m, d, d, m, m]) == [((m,), 1), ((d,), 2), ((m,), 2)]
   for layout in ([d, m, m], [m], [d, m, m, d, m, m]):
-    assert [k for pattern, n in segments(layout) for k in pattern * n] == layout
+    assert [k for pattern, n in split_layout(layout) for k in pattern * n] == layout
 
 
 @pytest.mark.parametrize(

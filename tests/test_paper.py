@@ -7,7 +7,7 @@ import pytest
 from moe_parity import defaults
 from moe_parity.errors import UserError
 from moe_parity.paper import anomalies, derivations, tables
-from moe_parity.planning.accounting import account
+from moe_parity.planning.accounting import cost_of
 
 CELLS = derivations.cells()
 # Rows in the printed tables, counted by eye: an empty file would pass every other test here.
@@ -131,7 +131,7 @@ def test_findings_about_compute_and_data_are_what_the_tables_say():
 
 def test_seven_billion_budgets_agree_to_an_iteration_under_paper_full():
   costs = [
-    account(row.architecture, 2048, "paper_full").train_flops(row.num_tokens)
+    cost_of(row.architecture, 2048, "paper_full").train_flops(row.num_tokens)
     for row in (tables.row("table11", 6), tables.row("table14", 5))
   ]
   assert costs[0] == pytest.approx(costs[1], rel=5e-6)

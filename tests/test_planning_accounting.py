@@ -13,8 +13,8 @@ from moe_parity.paper import tables
 from moe_parity.planning.accounting import (
   ATTENTION_BLOCK,
   CONVENTIONS,
-  account,
   compute_ratio,
+  cost_of,
   query_block,
 )
 from moe_parity.planning.architecture import Architecture
@@ -73,7 +73,7 @@ def count_matrices(a, experts):
 def test_the_golden_rows_of_the_2b_backbone_come_back(
   shape, num_params, num_active_params, train_flops
 ):
-  cost = account(two_billion(*shape), 2048, "paper")
+  cost = cost_of(two_billion(*shape), 2048, "paper")
   assert cost.num_params == num_params
   assert cost.num_active_params == num_active_params
   assert cost.train_flops_per_token == train_flops
@@ -82,21 +82,21 @@ def test_the_golden_rows_of_the_2b_backbone_come_back(
 def test_the_router_of_the_7b_row_counts_under_paper_full_only():
   shape = tables.row("table11", 4).architecture
   router, norms = 78 * 2048 * 23, 49 * 2048
-  assert account(shape, 2048, "paper").num_params + router == 6_517_444_608
-  full = account(shape, 2048, "paper_full")
+  assert cost_of(shape, 2048, "paper").num_params + router == 6_517_444_608
+  full = cost_of(shape, 2048, "paper_full")
   assert full.num_params == 6_517_444_608 + norms
   assert full.breakdown["params.router"] == router
   assert full.train_flops_per_token == pytest.approx(9.066e9, rel=1e-4)
 
 
 def test_parameters_are_those_of_every_matrix_counted_one_by_one():
-  cost = account(SMALL, 20, "paper")
+  cost = cost_of(SMALL, 20, "paper")
   assert cost.num_params == count_matrices(SMALL, SMALL.num_experts)
   assert cost.num_active_params == count_matrices(SMALL, SMALL.experts_per_token)
 
 
 def test_exact_adds_router_and_norms_and_keeps_the_vocabulary_apart():
-  cost = account(SMALL, 20, "exact")
+  cost = cost_of(SMALL, 20, "exact")
   router, norms = 3 * 9 * 7, (2 * 5 + 1) * 7
   assert cost.num_params == count_matrices(SMALL, 9) + router + norms
   assert cost.num_active_params == count_matrices(SMALL, 2) + router + norms
@@ -106,17 +106,17 @@ def test_exact_adds_router_and_norms_and_keeps_the_vocabulary_apart():
 def test_flops_of_each_convention_are_the_formulas():
   active, scores = count_matrices(SMALL, 2), 4 * 5 * 6 * 4 * 20
   router = 3 * 9 * 7
-  assert account(SMALL, 20, "paper").forward_flops_per_token == 2 * active + scores
-  assert account(SMALL, 20, "exact").forward_flops_per_token == 2 * (active + router) + scores
+  assert cost_of(SMALL, 20, "paper").forward_flops_per_token == 2 * active + scores
+  assert cost_of(SMALL, 20, "exact").forward_flops_per_token == 2 * (active + router) + scores
   assert (
-    account(SMALL, 20, "paper_full").train_flops_per_token
+    cost_of(SMALL, 20, "paper_full").train_flops_per_token
     == 6 * (active + router) + 3 * scores + 9 * 5 * 6 * 20 + 45 * 5 * 7
   )
 
 
 @pytest.mark.parametrize("block, keys", [(0, 20), (20, 20), (7, 20), (10, 15), (4, 12), (1, 10.5)])
 def test_executed_counts_head_router_and_the_keys_of_blocks(block, keys):
-  cost = account(SMALL, 20, "executed", block)
+  cost = cost_of(SMALL, 20, "executed", block)
   products = 2 * count_matrices(SMALL, 2) + 2 * 3 * 9 * 7 + 2 * 31 * 7
   assert cost.forward_flops_per_token == products + 4 * 5 * 6 * 4 * keys
   assert cost.train_flops_per_token == 3 * cost.forward_flops_per_token
@@ -126,17 +126,17 @@ def test_the_keys_a_query_meets_are_those_of_a_walk_over_blocks():
   for seq_len, block in ((12, 4), (12, 5), (12, 12), (15, 3), (15, 1)):
     size = query_block(seq_len, block)
     met = sum(size * stop for stop in range(size, seq_len + 1, size))
-    scores = account(SMALL, seq_len, "executed", block).breakdown["forward.scores"]
+    scores = cost_of(SMALL, seq_len, "executed", block).breakdown["forward.scores"]
     assert scores * seq_len == 4 * 5 * 6 * 4 * met
 
 
-def test_executed_keeps_the_papers_parameters_and_no_other_convention_counts_blocks():
-  paper, executed = (account(SMALL, 20, name) for name in ("paper", "executed"))
+def test_executed_keeps_the_papers_n_and_alone_counts_blocks():
+  paper, executed = (cost_of(SMALL, 20, name) for name in ("paper", "executed"))
   assert executed.num_params == paper.num_params
   assert executed.num_active_params == paper.num_active_params
   assert paper.num_params_with_vocabulary == paper.num_params + 2 * 31 * 7
   for convention in ("paper", "paper_full", "exact"):
-    assert account(SMALL, 20, convention, 4) == account(SMALL, 20, convention)
+    assert cost_of(SMALL, 20, convention, 4) == cost_of(SMALL, 20, convention)
 
 
 def test_the_default_block_is_that_of_a_config():
@@ -148,7 +148,7 @@ def test_the_default_block_is_that_of_a_config():
 
 def test_parts_add_up_to_the_totals():
   for convention in CONVENTIONS:
-    cost = account(SMALL, 20, convention, 4)
+    cost = cost_of(SMALL, 20, convention, 4)
 
     def total(prefix, parts=cost.breakdown):
       return sum(count for name, count in parts.items() if name.startswith(prefix))
@@ -167,7 +167,7 @@ def test_every_row_of_the_golden_table_comes_back():
   for row in rows:
     shape = published.row(row["table"], int(row["row"])).architecture
     seq_len = published.row(row["table"], int(row["row"]))["seq_len"]
-    paper, full = (account(shape, seq_len, name) for name in ("paper", "paper_full"))
+    paper, full = (cost_of(shape, seq_len, name) for name in ("paper", "paper_full"))
     found = (
       paper.num_params,
       paper.num_active_params,
@@ -210,7 +210,7 @@ def test_rates_and_ratios_agree_with_each_other(
     d_shared=shared,
   )
   dense = Architecture(num_layers, d_model, 2 * heads, 3, d_ffn=23)
-  a, b = account(moe, seq_len, convention), account(dense, seq_len, convention)
+  a, b = cost_of(moe, seq_len, convention), cost_of(dense, seq_len, convention)
   assert 0 < a.activation_rate <= 1 and b.activation_rate == 1
   assert a.train_flops_per_token == 3 * a.forward_flops_per_token
   by_rates = (a.activation_rate * a.num_params * a.kappa) / (b.num_params * b.kappa)
@@ -219,7 +219,7 @@ def test_rates_and_ratios_agree_with_each_other(
 
 def test_kappa_is_the_papers_attention_overhead():
   shape = two_billion(84, 6, 352, 2112)
-  cost = account(shape, 2048, "paper")
+  cost = cost_of(shape, 2048, "paper")
   assert cost.kappa == pytest.approx(1 + 4 * 16 * 1408 * 2048 / (2 * 411_000_832), rel=1e-12)
 
 
@@ -233,9 +233,9 @@ def test_kappa_is_the_papers_attention_overhead():
 )
 def test_a_wrong_question_is_refused(seq_len, convention, words):
   with pytest.raises(UserError, match=words):
-    account(SMALL, seq_len, convention)
+    cost_of(SMALL, seq_len, convention)
 
 
 def test_costs_of_two_conventions_are_not_compared():
   with pytest.raises(UserError, match="paper_full"):
-    compute_ratio(account(SMALL, 20, "paper"), account(SMALL, 20, "paper_full"))
+    compute_ratio(cost_of(SMALL, 20, "paper"), cost_of(SMALL, 20, "paper_full"))

@@ -24,7 +24,7 @@ def costs_of(planned):
   return {cost.name: cost for cost in arm_costs(arm.to_dict() for arm in planned.arms)}
 
 
-def test_the_audits_gift_to_sparse_arms_is_named_under_the_papers_count():
+def test_the_papers_count_hides_the_gift_an_audit_found():
   """An independent audit found 1.27 for this study's r_a of 15 % at equal C."""
   costs = costs_of(plan("paper"))
   moe = costs["moe_15"]
@@ -55,7 +55,7 @@ def test_costs_are_those_of_every_matrix_counted_by_hand():
   assert cost.executed_flops == executed_flops(dense.to_dict()) == 3 * forward * dense.num_tokens
 
 
-def test_seeds_share_a_row_and_a_reference_is_never_called_a_hidden_difference():
+def test_seeds_share_a_row_and_references_hide_nothing():
   reference = DENSE | {"compute_multiple": 2.0, "num_layers": 6, "d_model": 48}
   costs = costs_of(plan("paper", dense_2c=reference))
   assert list(costs) == ["dense", "moe_15", "dense_2c"]
@@ -81,7 +81,7 @@ def test_another_baseline_may_be_named():
   assert costs[1].relative["executed_flops"] == 1 > costs[0].relative["executed_flops"]
 
 
-def test_plans_of_earlier_versions_are_costed_with_the_block_they_ran_with():
+def test_earlier_plans_are_costed_with_the_block_they_ran_with():
   arms = [arm.to_dict() for arm in plan("paper").arms]
   earlier = [{n: v for n, v in arm.items() if n != "attention_block"} for arm in arms]
   assert arm_costs(json.loads(json.dumps(earlier))) == arm_costs(arms)

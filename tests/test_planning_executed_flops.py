@@ -10,9 +10,10 @@ import pytest
 from flax import nnx
 
 from moe_parity.experts import expert_ffn
+from moe_parity.kernels.flash_attention import flash_attention
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
-from moe_parity.planning.accounting import account
+from moe_parity.planning.accounting import ATTENTION_BLOCK, cost_of, query_block
 from moe_parity.planning.architecture import Architecture
 from moe_parity.training.step import StepOptions, objective
 from tests.helpers import product_flops
@@ -43,7 +44,7 @@ def program(architecture, attention_block, backward):
 
 
 def planned(architecture, attention_block, backward):
-  cost = account(architecture, S, "executed", attention_block)
+  cost = cost_of(architecture, S, "executed", attention_block)
   return (cost.train_flops_per_token if backward else cost.forward_flops_per_token) * B * S
 
 
@@ -87,6 +88,19 @@ def test_what_the_backward_pass_computes_again_is_left_out():
   rows = jax.ShapeDtypeStruct((B, S), np.int32)
   counted = product_flops.of_trace(jax.grad(loss), params, rows, rows)
   assert counted > planned(architecture, 512, True)
+
+
+@pytest.mark.parametrize("seq_len, chunk", [(512, 512), (1024, 512), (256, 256), (128, 128)])
+def test_a_tpus_kernel_computes_the_scores_that_are_counted(seq_len, chunk):
+  """Its own estimate, of the forward kernel: two products over the pairs of chunks it visits."""
+  heads, width = 3, 128
+  q = jax.ShapeDtypeStruct((2, seq_len, heads, width), np.float32)
+  jaxpr = jax.make_jaxpr(lambda q: flash_attention(q, q, q, None))(q)
+  shape = Architecture(num_layers=1, d_model=8, num_heads=heads, d_head=width, d_ffn=8)
+  cost = cost_of(shape, seq_len, "executed", ATTENTION_BLOCK)
+  assert query_block(seq_len, ATTENTION_BLOCK) == chunk
+  counted = product_flops.of_kernels(jaxpr.jaxpr)
+  assert counted == cost.breakdown["forward.scores"] * 2 * seq_len
 
 
 def test_the_count_sees_a_product_inside_a_scan_and_a_branch():

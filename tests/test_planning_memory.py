@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from moe_parity.errors import UserError
 from moe_parity.paper import tables
-from moe_parity.planning.accounting import account
+from moe_parity.planning.accounting import cost_of
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.memory import device_memory, kept_channels
 
@@ -27,7 +27,7 @@ def test_one_device_holds_the_exact_parameters_four_times_over():
   memory = device_memory(DENSE, 16, 4, dtype="float32", remat="none")
   assert memory.parameters == memory.gradients == 4 * DENSE_PARAMS
   assert memory.optimizer == 8 * DENSE_PARAMS
-  exact = account(MOE, 16, "exact")
+  exact = cost_of(MOE, 16, "exact")
   held = device_memory(MOE, 16, 4).parameters
   assert held == 4 * (exact.num_params + exact.vocabulary_params)
 

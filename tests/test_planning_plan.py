@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from moe_parity.errors import UserError
-from moe_parity.planning.accounting import CONVENTIONS, account
+from moe_parity.planning.accounting import CONVENTIONS, cost_of
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.plan import make_plan
 
@@ -37,7 +37,7 @@ def by_name(plan):
 
 def check_arm(arm, budget, train_flops):
   """Everything an arm says of itself, counted again from its shape and its steps."""
-  cost = account(arm.architecture, budget["seq_len"], arm.convention, arm.attention_block)
+  cost = cost_of(arm.architecture, budget["seq_len"], arm.convention, arm.attention_block)
   assert (arm.num_params, arm.num_active_params) == (cost.num_params, cost.num_active_params)
   assert arm.num_tokens == arm.num_steps * arm.batch_sequences * budget["seq_len"]
   assert arm.train_flops == arm.num_tokens * cost.train_flops_per_token
@@ -115,13 +115,13 @@ def test_a_plan_is_ready_for_json_and_for_a_table():
   values = json.loads(json.dumps(plan.to_dict()))
   assert Architecture.from_dict(values["arms"][1]["architecture"]) == plan.arms[1].architecture
   assert values["arms"][0]["vocabulary_params"] == 2 * 272 * 128
-  exact = account(plan.arms[1].architecture, 256, "exact")
+  exact = cost_of(plan.arms[1].architecture, 256, "exact")
   assert values["arms"][1]["exact_num_params"] == exact.num_params + exact.vocabulary_params
   rows = plan.to_rows()
   assert len(rows) == 6 and len({tuple(row) for row in rows}) == 1
 
 
-def test_an_executed_budget_gives_fewer_tokens_to_arms_that_compute_more():
+def test_an_executed_budget_takes_tokens_for_router_and_head():
   data = {"tokenizer": "bytes"}
   paper = make_plan(config(toy_arms(), data=data))
   plan = make_plan(config(toy_arms(), {"convention": "executed"}, data=data))

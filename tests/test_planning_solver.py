@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moe_parity.errors import UserError
 from moe_parity.paper import tables
-from moe_parity.planning.accounting import CONVENTIONS, account
+from moe_parity.planning.accounting import CONVENTIONS, cost_of
 from moe_parity.planning.solver import solve
 from moe_parity.planning.targets import RATE_TOLERANCE, Targets
 
@@ -20,7 +20,7 @@ SWEEPS = [
 
 
 def misses(architecture, num_params, activation_rate, convention="paper"):
-  cost = account(architecture, 2048, convention)
+  cost = cost_of(architecture, 2048, convention)
   return (abs(cost.num_params / num_params - 1), abs(cost.activation_rate - activation_rate))
 
 
@@ -33,7 +33,7 @@ def backbone(shape):
 @pytest.mark.parametrize("convention", ["paper", "paper_full"])
 def test_the_papers_exact_targets_give_shapes_no_worse_than_its_own(convention):
   for row in SWEEPS:
-    cost = account(row.architecture, 2048, convention)
+    cost = cost_of(row.architecture, 2048, convention)
     found = solve(
       Targets(
         num_params=cost.num_params,
@@ -103,7 +103,7 @@ def test_fields_that_are_given_are_kept(fields):
   for name, value in fields.items():
     if hasattr(found, name):
       assert getattr(found, name) == value
-  rate = targets.activation_rate or account(found, 1).activation_rate
+  rate = targets.activation_rate or cost_of(found, 1).activation_rate
   params, miss = misses(found, targets.num_params, rate)
   assert params <= 0.003 and miss <= RATE_TOLERANCE
   if "shared_expert" in fields:
@@ -180,7 +180,7 @@ def test_any_target_gives_a_shape_within_tolerance_or_an_error_with_the_nearest(
   except UserError as error:
     assert "\n" not in str(error) and ";" in str(error)
     return
-  cost = account(found, 1, convention)
+  cost = cost_of(found, 1, convention)
   assert abs(cost.num_params / targets.num_params - 1) <= 0.003
   assert abs(cost.activation_rate - rate) <= RATE_TOLERANCE
   for name in set(fields) & {

@@ -8,7 +8,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from moe_parity.kernels.split_columns import columns_of
+from moe_parity.kernels.split_columns import split_columns
 from moe_parity.sharding import fsdp_gather
 
 
@@ -71,4 +71,4 @@ def test_gradients_in_bfloat16_are_summed_in_float32():
 def test_a_matrix_is_cut_into_columns(rest):
   """By the kernel that a TPU takes, run step by step; the last in blocks, one of them not full."""
   whole = np.random.default_rng(0).normal(size=(*rest, 4 * 256)).astype(np.float32)
-  np.testing.assert_array_equal(columns_of(jnp.asarray(whole), 4), np.split(whole, 4, axis=-1))
+  np.testing.assert_array_equal(split_columns(jnp.asarray(whole), 4), np.split(whole, 4, axis=-1))

@@ -10,7 +10,7 @@ from flax import nnx
 
 from moe_parity import config
 from moe_parity.errors import UserError
-from moe_parity.model.layer_stack import Segment
+from moe_parity.model.layer_stack import LayerStack
 from moe_parity.model.moe import SelectionBias
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.mesh_sizes import MeshSizes
@@ -68,7 +68,7 @@ def test_loads_and_drops_on_a_mesh_are_those_of_all_devices():
   options = ModelOptions(capacity_factor=1.0, exchange="padded", streams=2)
   rng = np.random.default_rng(0)
   graph, params, rest = nnx.split(
-    Segment(architecture, options, (True,), 1), nnx.Param, SelectionBias
+    LayerStack(architecture, options, (True,), 1), nnx.Param, SelectionBias
   )
   params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
   layer = params["layers"][0]

@@ -63,7 +63,7 @@ def test_seconds_are_the_median_over_seeds_of_all_steady_steps():
   assert found["notes"] == ["Seconds were measured on Kind A, 2 cores."]
 
 
-def test_seconds_of_different_machines_are_named_and_not_compared():
+def test_seconds_of_different_machines_are_not_compared():
   results = {("dense", 0): result(2.0), ("moe_15", 0): result(1.0, B)}
   found = resources(study(results), "dense")
   assert by_name(found)["moe_15"]["seconds_ratio"] is None

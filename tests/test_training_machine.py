@@ -18,7 +18,7 @@ def logged(folder, rates):
   return folder
 
 
-def test_a_slow_first_step_and_one_disturbance_change_no_step_time(tmp_path):
+def test_a_slow_first_step_or_a_disturbance_changes_nothing(tmp_path):
   folder = logged(tmp_path, [1.0, 50.0, 64.0, 64.0, 3.0, 64.0])
   assert steady_step_seconds(folder, 128) == pytest.approx(2.0)
 

@@ -124,7 +124,7 @@ def test_the_loss_falls_on_a_batch_seen_again_and_again():
 
 def test_built_parameters_are_those_the_planner_counts():
   from moe_parity.model.transformer import abstract_model
-  from moe_parity.planning.accounting import account
+  from moe_parity.planning.accounting import cost_of
 
   for architecture in (
     small_model.dense(num_heads=4, num_kv_heads=2),
@@ -133,6 +133,6 @@ def test_built_parameters_are_those_the_planner_counts():
   ):
     _, params, _ = abstract_model(architecture, MODEL)
     built = sum(leaf.size for leaf in jax.tree.leaves(params))
-    cost = account(architecture, 8, "exact")
+    cost = cost_of(architecture, 8, "exact")
     assert built == cost.num_params + cost.vocabulary_params
   assert isinstance(params, nnx.State)

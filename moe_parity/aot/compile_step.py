@@ -21,7 +21,7 @@ from moe_parity.aot.topology import place_of, slice_mesh
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.expert_parallel import WITHOUT_SLOTS, lacks_ragged
-from moe_parity.planning.memory import LOGITS_AT_ONCE, device_memory
+from moe_parity.planning.memory import MAX_LOGITS_IN_MEMORY, device_memory
 from moe_parity.planning.mesh_sizes import MeshSizes, check_arms
 from moe_parity.planning.tpu_slices import Slice
 from moe_parity.training.program import model_options, sharded_step
@@ -135,7 +135,7 @@ def _planned(config, plan: ArmPlan, sizes: MeshSizes) -> dict[str, int]:
     remat=config.model.remat,
     micro_batches=plan.batch_sequences // micro,
     kernels=model_options(config).uses_kernel(plan.seq_len, "tpu"),
-    most_logits=LOGITS_AT_ONCE,
+    most_logits=MAX_LOGITS_IN_MEMORY,
   ).to_dict()
 
 

@@ -147,7 +147,7 @@ def step(repeats: int = 12, dtypes: Sequence[str] = ("float32", "bfloat16")) -> 
   """Full train steps of the common work, dense and MoE in turn."""
   import jax
 
-  from moe_parity.planning.accounting import account
+  from moe_parity.planning.accounting import cost_of
   from moe_parity.startup import start_jax
   from moe_parity.training.peak_flops import measure_peak_flops
 
@@ -157,7 +157,7 @@ def step(repeats: int = 12, dtypes: Sequence[str] = ("float32", "bfloat16")) -> 
     for name, architecture in common_work().items():
       train_step, state, batch = prepared_step(name, dtype)
       # What the arithmetic units have to do: the plan's M and the head, which N and M leave out.
-      cost = account(architecture, 256)
+      cost = cost_of(architecture, 256)
       flops = cost.train_flops_per_token + 3 * 2 * architecture.vocab_size * architecture.d_model
       arms[name, dtype] = {
         "step": train_step,

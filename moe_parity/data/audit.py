@@ -36,7 +36,12 @@ def audit_run(run: str | Path, store: str | Path | None = None, verify: bool = F
   run = Path(run)
   ledger = Ledger.load(run / "ledger.npz")
   opened = open_store(_store_of(ledger, run) if store is None else store, verify=verify)
-  split = getattr(opened, ledger.data["split"])
+  if missing := {"split", "sha256", "order"} - set(ledger.data):
+    raise UserError(f"{run}/ledger.npz does not state its {min(missing)}; run the arm again")
+  splits = {split.name: split for split in (opened.train, opened.validation)}
+  if ledger.data["split"] not in splits:
+    raise UserError(f"{run}/ledger.npz names the split {ledger.data['split']!r}; run the arm again")
+  split = splits[ledger.data["split"]]
   if split.fingerprint != ledger.data["sha256"]:
     raise UserError(
       f"{run} was trained on a stream with sha256 {ledger.data['sha256'][:12]}, {opened.folder} "

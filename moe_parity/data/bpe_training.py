@@ -35,11 +35,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   Raises:
     UserError: vocab_size is out of range, or the texts are too few to give that many merges.
   """
-  if not FIRST_MERGE < vocab_size <= MAX_VOCAB:
-    raise UserError(
-      f"vocab_size={vocab_size} must lie in {FIRST_MERGE + 1}..{MAX_VOCAB} (ids are uint16); "
-      f"use bpe:32768, or bytes for {FIRST_MERGE}"
-    )
+  _check_size(vocab_size)
   from tokenizers import Regex, models, pre_tokenizers, trainers
   from tokenizers import Tokenizer as Backend
 
@@ -68,6 +64,23 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   vocab = model["vocab"] | {symbol: NUM_SPECIALS + byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
   vocab = dict(sorted(vocab.items(), key=lambda item: item[1]))
   return Tokenizer(description_of(vocab, model["merges"]), f"bpe:{vocab_size}")
+
+
+def vocab_size_of(spec: str) -> int:
+  """The vocabulary that 'bpe:32768' asks for; UserError for any other form or size."""
+  digits = spec.removeprefix("bpe:")
+  if not digits.isdecimal() or not digits.isascii() or len(digits) > 9:
+    raise UserError(f"tokenizer={spec!r}: use bpe:<vocab>, such as bpe:32768")
+  _check_size(int(digits))
+  return int(digits)
+
+
+def _check_size(vocab_size: int) -> None:
+  if not FIRST_MERGE < vocab_size <= MAX_VOCAB:
+    raise UserError(
+      f"vocab_size={vocab_size} must lie in {FIRST_MERGE + 1}..{MAX_VOCAB} (ids are uint16); "
+      f"use bpe:32768, or bytes for {FIRST_MERGE}"
+    )
 
 
 def bounded_pieces(text: str) -> Iterator[str]:

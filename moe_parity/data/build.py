@@ -19,12 +19,12 @@ import numpy as np
 
 from moe_parity.data import corpus, storage
 from moe_parity.data import tokenizer as tokenizers
-from moe_parity.data.bpe_training import train_bpe
+from moe_parity.data.bpe_training import train_bpe, vocab_size_of
 from moe_parity.data.corpus import BUILTIN, Source
 from moe_parity.data.encode import Documents, Progress, encode, join, split_parts
 from moe_parity.data.formats import format_of
+from moe_parity.data.manifest import FORMAT, MANIFEST, SPLITS, VERSION
 from moe_parity.data.scan import DROPPED, TRAIN, VALIDATION, HeldOut, Scan, scan
-from moe_parity.data.token_store import FORMAT, MANIFEST, SPLITS, VERSION
 from moe_parity.data.tokenizer import Tokenizer
 from moe_parity.errors import UserError
 
@@ -103,13 +103,9 @@ def _tokenizer(spec: str, work: Path, documents: Documents, report: Progress) ->
     return tokenizers.load(spec)
   saved = work / "tokenizer.json"
   if not saved.is_file():
-    try:
-      vocab_size = int(spec.removeprefix("bpe:"))
-    except ValueError:
-      raise UserError(f"tokenizer={spec!r}: use bpe:<vocab>, such as bpe:32768") from None
     wanted = _sample(documents.table)
     total = int(documents.table.num_bytes[wanted].sum())
-    trained = train_bpe(_texts(documents, wanted, total, report), vocab_size)
+    trained = train_bpe(_texts(documents, wanted, total, report), vocab_size_of(spec))
     report("train tokenizer", total, total)
     trained.save(saved.with_suffix(".part"))
     saved.with_suffix(".part").replace(saved)

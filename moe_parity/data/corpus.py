@@ -193,4 +193,5 @@ def documents(source: Source, bad: BadRecords, split: str = "train") -> Iterator
       num_documents += 1
       yield found
   if num_documents == 0:
-    raise UserError(f"{source.path} holds no document; a corpus needs at least one")
+    why = f" ({bad.count} bad records, the first: {bad.messages[0]})" if bad.count else ""
+    raise UserError(f"{source.path} holds no document{why}; a corpus needs at least one")

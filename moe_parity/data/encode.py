@@ -13,13 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
+from moe_parity.data.checked_npz import read_arrays
 from moe_parity.data.corpus import Source
+from moe_parity.data.manifest import SPLITS
 from moe_parity.data.readers import BadRecords, Document
 from moe_parity.data.round_trip import losses, lost_text
 from moe_parity.data.scan import DROPPED, TRAIN, VALIDATION, HeldOut, Scan, digest_of, read
 from moe_parity.data.shards import write_shards
 from moe_parity.data.storage import sha256_of
-from moe_parity.data.token_store import SPLITS, write_documents
+from moe_parity.data.token_store import write_documents
 from moe_parity.data.tokenizer import Tokenizer
 from moe_parity.errors import UserError
 
@@ -185,8 +187,8 @@ def join(
 
 
 def _of_part(part: Part, work: Path, name: str) -> np.ndarray:
-  with np.load(part.path(work), allow_pickle=False) as data:
-    return data[name]
+  path = part.path(work)
+  return read_arrays(path, (name,), f"delete {work} and prepare again")[name]
 
 
 def _totals(columns: dict[str, np.ndarray], num_tokens: np.ndarray, chosen: np.ndarray) -> dict:

@@ -11,12 +11,13 @@ so that every host has the ledger of the whole run before it is saved.
 import hashlib
 import json
 import struct
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from moe_parity.data import checked_json
+from moe_parity.data.checked_npz import read_arrays
 from moe_parity.errors import UserError
 
 _MODULUS = 1 << 256
@@ -230,16 +231,52 @@ class Ledger:
 
   @classmethod
   def load(cls, path: str | Path) -> "Ledger":
-    """A saved ledger, to read: it is held to no budget."""
+    """A saved ledger, to read: it is held to no budget.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    again = "run the arm again"
+    state = ("counts", "row", "digest")
     try:
-      with np.load(path) as data:
-        meta = json.loads(data["meta"].tobytes())
-        stored = {"domain_ids", "labels"} & set(data)  # `labels` until November 2026
-        domain_ids = data[stored.pop()] if stored else None
-        ledger = cls(data["counts"].size, meta["seq_len"], meta["data"], domain_ids=domain_ids)
-        ledger.restore({name: data[name] for name in ("counts", "row", "digest")})
+      data = read_arrays(path, ("meta", *state), again, ("domain_ids", "labels"))
     except FileNotFoundError:
       raise UserError(f"{path} does not exist; a run writes its ledger when it ends") from None
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-      raise UserError(f"{path} is not a readable ledger ({error}); run the arm again") from None
+    meta = checked_json.parse(data["meta"].tobytes(), _META, str(path), again)
+    domain_ids = data.get("domain_ids", data.get("labels"))  # `labels` until November 2026
+    if problem := _problem(data, domain_ids, meta["data"]):
+      raise UserError(f"{path} is damaged ({problem}); {again}")
+    ledger = cls(data["counts"].size, meta["seq_len"], meta["data"], domain_ids=domain_ids)
+    ledger.restore({name: data[name] for name in state})
     return ledger
+
+
+_META = {
+  "seq_len": int,
+  "data": {
+    "split?": str, "sha256?": str, "store?": str,
+    "order?": {
+      "num_windows?": int, "num_unique?": int, "groups?": [str], "shares?": [int],
+      "unique_by_group?": [int],
+    },
+  },
+}  # fmt: skip
+
+
+def _problem(data: dict[str, np.ndarray], domain_ids: np.ndarray | None, named: dict) -> str:
+  """What is wrong with the arrays of a ledger; '' for nothing."""
+  counts, row, digest = (data[name] for name in ("counts", "row", "digest"))
+  if counts.ndim != 1 or counts.dtype.kind not in "iu" or (counts.size and counts.min() < 0):
+    return "counts are not integers of at least 0"
+  if row.shape != () or row.dtype.kind not in "iu" or row < 0:
+    return "row is no integer of at least 0"
+  if digest.shape != (32,) or digest.dtype != np.uint8:
+    return "digest is not 32 bytes"
+  if domain_ids is None:
+    return ""
+  groups = named.get("order", {}).get("groups")
+  if not groups or domain_ids.shape != counts.shape or domain_ids.dtype.kind not in "iu":
+    return "domain_ids do not name a domain for every window"
+  if domain_ids.size and not 0 <= domain_ids.min() <= domain_ids.max() < len(groups):
+    return "domain_ids are out of range"
+  return ""

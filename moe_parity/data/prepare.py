@@ -15,13 +15,15 @@ from typing import Any
 
 from moe_parity.data import corpus, storage
 from moe_parity.data import tokenizer as tokenizers
+from moe_parity.data.bpe_training import vocab_size_of
 from moe_parity.data.build import build, work_folder
 from moe_parity.data.corpus import BUILTIN, Source, parse_sources
 from moe_parity.data.encode import Progress
 from moe_parity.data.formats import file_label
+from moe_parity.data.manifest import MANIFEST, VERSION
 from moe_parity.data.round_trip import ALLOW
 from moe_parity.data.scan import HeldOut
-from moe_parity.data.token_store import MANIFEST, VERSION, TokenStore, is_store, open_store
+from moe_parity.data.token_store import TokenStore, is_store, open_store
 from moe_parity.errors import UserError
 
 
@@ -160,7 +162,9 @@ def _inputs(sources: Sequence[Source], tokenizer: str, rule: HeldOut) -> dict:
   if tokenizer == "store":
     raise UserError("tokenizer=store is for a finished store as source; give bytes or bpe:<vocab>")
   described = tokenizer
-  if tokenizer not in ("bytes",) and not tokenizer.startswith("bpe:"):
+  if tokenizer.startswith("bpe:"):
+    vocab_size_of(tokenizer)
+  elif tokenizer != "bytes":
     described = tokenizers.load(tokenizer).fingerprint
   files = [corpus.content_of(source) for source in [*sources, *rule.sources(sources)]]
   return {

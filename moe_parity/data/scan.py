@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_parity.data import corpus
+from moe_parity.data import checked_json, corpus
+from moe_parity.data.checked_npz import read_arrays
 from moe_parity.data.corpus import BUILTIN, Source, check_keys, parse_sources
 from moe_parity.data.readers import BadRecords, Document
 from moe_parity.errors import UserError
@@ -24,6 +25,11 @@ TRAIN, VALIDATION, DROPPED = 0, 1, -1
 DIGEST_BYTES = 16
 _PROGRESS_DOCUMENTS = 256
 _COLUMNS = ("digest", "num_bytes", "num_chars", "domain", "source", "origin", "split")
+
+
+_NAMES = {
+  "domains": [str], "sources": [str], "bad_records": int, "bad_bytes": int, "bad_messages": [str],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,13 +116,11 @@ class Scan:
 
   @classmethod
   def load(cls, path: Path) -> "Scan":
-    with np.load(path, allow_pickle=False) as data:
-      names = {k: v if isinstance(v, int) else tuple(v) for k, v in _names(data).items()}
-      return cls(**{column: data[column] for column in _COLUMNS}, **names)
-
-
-def _names(data) -> dict:
-  return json.loads(data["names"].tobytes())
+    again = f"delete {path.parent} and prepare again"
+    columns = read_arrays(path, ("names", *_COLUMNS), again)
+    names = checked_json.parse(columns.pop("names").tobytes(), _NAMES, str(path), again)
+    names = {key: value if isinstance(value, int) else tuple(value) for key, value in names.items()}
+    return cls(**columns, **names)
 
 
 def streams(

@@ -49,6 +49,8 @@ def read_index(path: str | Path) -> tuple[np.ndarray, np.dtype]:
   if len(data) != _HEADER.size + 12 * num_sequences + 8 * num_boundaries:
     raise UserError(f"{path} has {len(data)} bytes, not what its header says; prepare it again")
   lengths = np.frombuffer(data, "<i4", num_sequences, _HEADER.size).astype(np.int64)
+  if lengths.size and lengths.min() < 1:
+    raise UserError(f"{path} has a document of {lengths.min()} tokens; prepare the store again")
   offsets = np.frombuffer(data, "<i8", num_sequences, _HEADER.size + 4 * num_sequences)
   expected = (np.cumsum(lengths) - lengths) * DTYPES[code].itemsize
   if not np.array_equal(offsets, expected):
@@ -114,6 +116,15 @@ class TokenStream:
     self.lengths = np.concatenate([lengths for lengths, _ in indices])
     self.dtype = indices[0][1]
     sizes = [int(lengths.sum()) for lengths, _ in indices]
+    if len({dtype for _, dtype in indices}) != 1:
+      raise UserError(f"the shards in {folder} are of several dtypes; prepare the store again")
+    for name, size in zip(names, sizes, strict=True):
+      found = (folder / f"{name}.bin").stat().st_size
+      if not size or found != size * self.dtype.itemsize:
+        raise UserError(
+          f"{folder / name}.bin has {found} bytes, its .idx says {size} tokens of"
+          f" {self.dtype.itemsize}; prepare the store again"
+        )
     self._files = [
       np.memmap(folder / f"{name}.bin", dtype, "r", shape=(size,)).view(np.ndarray)
       for name, size, (_, dtype) in zip(names, sizes, indices, strict=True)
@@ -122,6 +133,25 @@ class TokenStream:
 
   def __len__(self) -> int:
     return self._starts[-1]
+
+  def at(self, places: np.ndarray) -> np.ndarray:
+    """The tokens at these places, in increasing order."""
+    edges = np.searchsorted(places, self._starts)
+    parts = zip(self._files, self._starts, np.split(places, edges[1:-1]), strict=False)
+    return np.concatenate([file[part - first] for file, first, part in parts])
+
+  def sha256(self) -> str:
+    """Of the stream, however it is cut into shards; reads all of it."""
+    digest = hashlib.sha256()
+    for file in self._files:
+      digest.update(file.data)
+    return digest.hexdigest()
+
+  def range(self) -> tuple[int, int]:
+    """(smallest, largest id); reads all of it."""
+    return (
+      min(int(file.min()) for file in self._files), max(int(file.max()) for file in self._files)
+    )  # fmt: skip
 
   def __getitem__(self, places: slice) -> np.ndarray:
     start, stop, step = places.indices(len(self))

@@ -20,16 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_parity.data import storage
+from moe_parity.data import checked_json, storage
+from moe_parity.data.checked_npz import read_arrays
 from moe_parity.data.fingerprint import documents_sha256
+from moe_parity.data.manifest import MANIFEST, SPLITS, files_of, read_manifest
 from moe_parity.data.shards import TokenStream
 from moe_parity.data.tokenizer import Tokenizer, load
 from moe_parity.errors import UserError
-
-FORMAT = storage.TOKEN_STORE
-VERSION = 3
-SPLITS = ("train", "validation")
-MANIFEST = storage.MANIFEST
 
 
 def write_documents(
@@ -38,6 +35,26 @@ def write_documents(
   """Per-document arrays, with the names that `domain` and `source` are indices into."""
   text = np.frombuffer(json.dumps(names).encode(), np.uint8)
   np.savez(path, names=text, **columns)
+
+
+def read_documents(path: Path, count: int) -> tuple[dict[str, np.ndarray], dict[str, tuple]]:
+  """(columns, names) that `write_documents` wrote, checked: `count` documents, numbers in range.
+
+  Raises:
+    UserError: the file is damaged or does not fit.
+  """
+  stored = ("num_bytes", "num_chars", "domain", "source", "origin")
+  again = "prepare the store again"
+  columns = read_arrays(path, ("names", *stored), again)
+  text = columns.pop("names").tobytes()
+  names = checked_json.parse(text, {"domains": [str], "sources": [str]}, str(path), again)
+  for key, column in columns.items():
+    limit = len(names[f"{key}s"]) if f"{key}s" in names else None
+    if column.shape != (count,) or column.dtype.kind not in "iu":
+      raise UserError(f"{path} is damaged ({key} is not {count:,} integers); {again}")
+    if count and (column.min() < 0 or (limit is not None and column.max() >= limit)):
+      raise UserError(f"{path} is damaged ({key} is out of range); {again}")
+  return columns, {name: tuple(listed) for name, listed in names.items()}
 
 
 @dataclass(frozen=True)
@@ -100,19 +117,45 @@ class Split:
   def documents(self) -> Documents:
     """Bytes, characters, domain and source of every document; read on first use."""
     if self._documents is None:
-      with np.load(self.folder / f"{self.name}.documents.npz") as data:
-        names = json.loads(data["names"].tobytes())
-        stored = ("num_bytes", "num_chars", "domain", "source", "origin")
-        columns = {key: data[key] for key in stored}
-      separators = 1 + (self.tokenizer.bos_id != self.tokenizer.eos_id)
+      columns, names = read_documents(
+        self.folder / f"{self.name}.documents.npz", len(self._lengths)
+      )
       self._documents = Documents(
         num_tokens=self._lengths,
-        num_text_tokens=self._lengths - separators,
-        domains=tuple(names["domains"]),
-        sources=tuple(names["sources"]),
+        num_text_tokens=self._lengths - self._num_separators,
+        domains=names["domains"],
+        sources=names["sources"],
         **columns,
       )
     return self._documents
+
+  @property
+  def _num_separators(self) -> int:
+    return 1 + (self.tokenizer.bos_id != self.tokenizer.eos_id)
+
+  def check_content(self) -> None:
+    """See `TokenStore.check_content`."""
+    digest = self.tokens.sha256()
+    smallest, largest = self.tokens.range()
+    size = self.tokenizer.vocab_size
+    documents, entry = self.documents, self.entry
+    sums = {
+      "num_documents": len(documents),
+      "num_tokens": self.num_tokens,
+      "num_bytes": int(documents.num_bytes.sum()),
+      "num_chars": int(documents.num_chars.sum()),
+    }
+    problem = ""
+    if digest != entry["sha256"]:
+      problem = f"its tokens have sha256 {digest[:12]}, the manifest states {entry['sha256'][:12]}"
+    elif smallest < 0 or largest >= size:
+      problem = f"it holds the ids {smallest} to {largest}, its tokenizer has {size}"
+    elif wrong := [name for name, total in sums.items() if total != entry[name]]:
+      problem = f"{wrong[0]} is {sums[wrong[0]]:,}, the manifest states {entry[wrong[0]]:,}"
+    elif not np.all(self.tokens.at(self._starts[1:] - 1) == self.tokenizer.eos_id):
+      problem = "a document does not end in the id that ends documents"
+    if problem:
+      raise UserError(f"{self.folder}, {self.name}: {problem}; prepare the store again")
 
   def num_windows(self, seq_len: int) -> int:
     """Whole rows of seq_len targets; the tail that fills no row is never read."""
@@ -131,7 +174,7 @@ class Split:
 
   def document(self, index: int) -> np.ndarray:
     """Ids of one document's text, without separators."""
-    start = self._starts[index] + (self.tokenizer.bos_id != self.tokenizer.eos_id)
+    start = self._starts[index] + self._num_separators - 1
     return np.asarray(self.tokens[start : self._starts[index + 1] - 1])
 
 
@@ -148,6 +191,16 @@ class TokenStore:
   tokenizer: Tokenizer
   train: Split
   validation: Split
+
+  def check_content(self) -> None:
+    """Reads every token and every document's counts: do they fit the manifest and each other?
+
+    Raises:
+      UserError: a stream without the hash the manifest states, an id outside of the vocabulary, a
+        document without its separators, or counts that do not add up.
+    """
+    for split in (self.train, self.validation):
+      split.check_content()
 
   def fingerprint(self) -> dict[str, str]:
     """Hashes of everything in this store that a result can depend on, to be kept by a run.
@@ -173,7 +226,9 @@ class TokenStore:
 def open_store(
   location: str | Path, tokenizer: Tokenizer | None = None, verify: bool = False
 ) -> TokenStore:
-  """Opens a store after checking the size of every file, and with `verify` its sha256.
+  """Opens a store after checking names, shapes and the size of every file.
+
+  With `verify` the sha256 of every file too, and `TokenStore.check_content`.
 
   Args:
     location: a folder, or one with a scheme such as gs://, which is copied to the cache and
@@ -183,7 +238,7 @@ def open_store(
     UserError: no store, a file missing or damaged, or another tokenizer.
   """
   folder = _fetch(str(location)) if storage.is_remote(location) else Path(location)
-  manifest = _manifest(folder)
+  manifest = read_manifest(folder)
   check_files(folder, manifest, verify)
   stored = load(folder / "tokenizer.json")
   expected = manifest["tokenizer"]["fingerprint"]
@@ -195,8 +250,11 @@ def open_store(
       f"{location} was made with tokenizer {stored.name} ({expected[:12]}), not {tokenizer.name} "
       f"({tokenizer.fingerprint[:12]}); use the store's own or prepare a new store"
     )
-  splits = (Split(folder, str(location), name, manifest["splits"][name], stored) for name in SPLITS)
-  return TokenStore(folder, str(location), manifest, stored, *splits)
+  splits = [Split(folder, str(location), name, manifest["splits"][name], stored) for name in SPLITS]
+  opened = TokenStore(folder, str(location), manifest, stored, *splits)
+  if verify:
+    opened.check_content()
+  return opened
 
 
 def is_store(location: str | Path) -> bool:
@@ -206,7 +264,7 @@ def is_store(location: str | Path) -> bool:
 
 def check_files(folder: Path, manifest: dict, verify: bool) -> None:
   """Compares the files with the manifest; hashing reads all of them, on every core."""
-  listed = [file for name in SPLITS for file in manifest["splits"][name]["files"].items()]
+  listed = [file for name in SPLITS for file in files_of(manifest, name).items()]
   for name, entry in listed:
     _check_size(folder / name, entry["size"])
   if verify:
@@ -227,33 +285,15 @@ def _check_size(path: Path, expected: int) -> None:
     raise UserError(f"{path} has {size} bytes, its manifest says {expected}; prepare it again")
 
 
-def _manifest(location: str | Path) -> dict:
-  path = storage.join(location, MANIFEST)
-  try:
-    manifest = json.loads(storage.read_text(path))
-  except (FileNotFoundError, NotADirectoryError):
-    raise UserError(
-      f"{location} is no token store (no {MANIFEST}); run `moe-parity prepare`"
-    ) from None
-  except ValueError as error:
-    raise UserError(f"{path} is damaged ({error}); prepare the store again") from None
-  if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-    raise UserError(
-      f"{path} is {manifest.get('format')!r} version {manifest.get('version')}; "
-      f"this program reads {FORMAT!r} version {VERSION}: prepare the store again"
-    )
-  return manifest
-
-
 def _fetch(location: str) -> Path:
   """The local copy of a store on a bucket: made and verified once a host, then reused."""
-  manifest = _manifest(location)
+  manifest = read_manifest(location)
   name = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
   folder = storage.cache_folder() / f"copy-{name[:16]}"
   with storage.locked(folder):
     if not folder.exists():
       part = folder.with_name(f".{folder.name}.part")
-      files = [file for split in SPLITS for file in manifest["splits"][split]["files"]]
+      files = [file for split in SPLITS for file in files_of(manifest, split)]
       storage.download(location, [*files, "tokenizer.json", "inputs.json", MANIFEST], part)
       check_files(part, manifest, verify=True)
       os.rename(part, folder)

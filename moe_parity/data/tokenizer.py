@@ -72,6 +72,7 @@ class Tokenizer:
     self.description = description
     self._encoder = None
     self._bytes = None
+    self._table_of_bytes: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     self._fast_encoder: Encode | Literal[False] | None = False  # False: not looked for yet
     text = json.dumps(description, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
@@ -135,9 +136,25 @@ class Tokenizer:
 
   def gives_back(self, text: str, ids: np.ndarray) -> bool:
     """Whether the ids hold the whole text: decoded, they are it."""
-    if self.is_byte_level:
-      return self._joined(ids.tolist()) == text.encode("utf-8")
-    return self.decode(ids) == text
+    if not self.is_byte_level:
+      return self.decode(ids) == text
+    table, starts, lengths = self._byte_table()
+    data = np.frombuffer(text.encode("utf-8"), np.uint8)
+    size_N = lengths[ids]
+    ends = np.cumsum(size_N)
+    if data.size != (ends[-1] if ends.size else 0):
+      return False
+    places = np.repeat(starts[ids] - (ends - size_N), size_N) + np.arange(data.size)
+    return np.array_equal(table[places], data)
+
+  def _byte_table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(bytes of all ids in a row, where each id's begin, how many they are)."""
+    if self._table_of_bytes is None:
+      tokens = self._id_bytes()
+      lengths = np.array([len(token) for token in tokens], np.int64)
+      table = np.frombuffer(b"".join(tokens), np.uint8)
+      self._table_of_bytes = table, np.cumsum(lengths) - lengths, lengths
+    return self._table_of_bytes
 
   def _joined(self, ids: list[int]) -> bytes:
     return b"".join(map(self._id_bytes().__getitem__, ids))
@@ -281,6 +298,8 @@ def byte_tokenizer() -> Tokenizer:
 
 def load(path: str | Path) -> Tokenizer:
   """Any tokenizer.json, local or remote. Raises UserError when it is none."""
+  if not storage.is_remote(path) and Path(path).is_dir():
+    raise UserError(f"{path} is a folder; give the tokenizer.json in it")
   if not storage.is_file(path):
     raise UserError(f"{path} does not exist; give 'bytes', 'bpe:<vocab>' or a tokenizer.json")
   description = checked_json.read(path, _TOKENIZER, "give a whole tokenizer.json")

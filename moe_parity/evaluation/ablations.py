@@ -23,7 +23,7 @@ from moe_parity.data.token_store import Split
 from moe_parity.errors import UserError
 from moe_parity.evaluation.bits_per_character import Score
 from moe_parity.evaluation.score import make_scorer
-from moe_parity.model.documents import Documents
+from moe_parity.model.documents import DocumentSeparators
 from moe_parity.model.options import ModelOptions, one_of
 from moe_parity.model.transformer import abstract_model
 from moe_parity.planning.architecture import Architecture
@@ -45,7 +45,7 @@ def ablated_scores(
   names: tuple[str, ...],
   architecture: Architecture,
   options: ModelOptions,
-  documents: Documents | None,
+  documents: DocumentSeparators | None,
   mesh: Mesh | None,
   params: nnx.State,
   buffers: nnx.State,
@@ -131,7 +131,7 @@ def probe_layers(
 
   def probe(params, buffers, inputs_BS):
     with meshes.use(mesh):
-      stats = nnx.merge(graph, params, buffers).hidden(inputs_BS)[1]
+      stats = nnx.merge(graph, params, buffers).final_hidden(inputs_BS)[1]
       return stats.gate_sum, stats.mean_squares_3
 
   if mesh is None:

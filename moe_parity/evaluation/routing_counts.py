@@ -19,7 +19,6 @@ from moe_parity.data.window_order import key, permute
 from moe_parity.errors import UserError
 from moe_parity.evaluation import bits_per_character
 from moe_parity.evaluation.specialisation import MAX_DOCUMENTS, Choices
-from moe_parity.model.moe import MoE, route, router_logits
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import Transformer, abstract_model
 from moe_parity.planning.architecture import Architecture
@@ -70,22 +69,19 @@ def make_counter(
 def count_choices(model: Transformer, inputs_BS, counted_BS) -> tuple[jax.Array, jax.Array]:
   """Assignments to every expert by row, and tokens that chose a pair of experts together.
 
-  Walks the layers as the model does and looks at each router on the way; the choices are made
-  again from the same input, which the compiler does not compute twice.
+  The choices are those that the model's own layers return.
 
   Returns:
     int32 [MoE layers, B, E]; int32 [MoE layers, E, E], symmetric, with the loads on its diagonal.
   """
   B, S = inputs_BS.shape
-  table_VD = meshes.gathered(model.embedding[...], model.embedding.axes)
-  x_TD = jnp.take(table_VD, inputs_BS.reshape(-1), axis=0)
-  x_TD = meshes.constrain(x_TD.astype(model.options.dtype), "TD")
+  x_TD = model.embed(inputs_BS)
   rows, pairs = [], []
   for segment in model.segments:
-    x_TD, found = segment.walk(_through, x_TD, B, counted_BS)
-    if found:  # [repeats, parts of the batch] of each layer of the pattern -> [repeats * layers]
+    x_TD, counts = segment.scan_layers(_apply_and_count, x_TD, B, counted_BS)
+    if counts:  # [repeats, batch splits] of each layer of the pattern -> [repeats * layers]
       row_RLPBE, pair_RLPEE = (
-        jnp.stack(of_layers, axis=1) for of_layers in zip(*found, strict=True)
+        jnp.stack(of_layers, axis=1) for of_layers in zip(*counts, strict=True)
       )
       rows.append(row_RLPBE.reshape(-1, B, row_RLPBE.shape[-1]))
       pair_RLEE = pair_RLPEE.sum(2)
@@ -93,22 +89,19 @@ def count_choices(model: Transformer, inputs_BS, counted_BS) -> tuple[jax.Array,
   return jnp.concatenate(rows), jnp.concatenate(pairs)
 
 
-def _through(layers, x_TD, batch, counted_BS):
-  found = []
+def _apply_and_count(layers, x_TD, batch, counted_BS):
+  counts = []
   for layer in layers:
-    if isinstance(layer.feedforward, MoE):
-      found.append(_count_layer(layer, x_TD, counted_BS))
-    x_TD, *_ = layer(x_TD, batch)
-  return x_TD, found
+    x_TD, aux = layer(x_TD, batch)
+    if aux.expert_TK is not None:
+      num_experts = aux.routing_stats.load_E.size
+      counts.append(_count(aux.expert_TK, num_experts, counted_BS))
+  return x_TD, counts
 
 
-def _count_layer(layer, x_TD, counted_BS) -> tuple[jax.Array, jax.Array]:
+def _count(expert_TK, num_experts: int, counted_BS) -> tuple[jax.Array, jax.Array]:
   B, S = counted_BS.shape
-  moe = layer.feedforward
-  x_TD = x_TD + layer.attention(layer.attention_norm(x_TD), B)[0]
-  logit_TE = router_logits(layer.feedforward_norm(x_TD), moe.router[...])
-  expert_TK, _, _ = route(logit_TE, moe.selection_bias[...], moe.experts_per_token, False)
-  chosen_TE = jax.nn.one_hot(expert_TK, logit_TE.shape[1]).sum(1)  # distinct within a row
+  chosen_TE = jax.nn.one_hot(expert_TK, num_experts).sum(1)  # distinct within a row
   chosen_TE = chosen_TE * counted_BS.reshape(-1, 1)
   # float32 counts are exact to 2^24, far above the tokens of a batch
   row_BE = chosen_TE.reshape(B, S, -1).sum(1).astype(jnp.int32)

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from moe_parity.evaluation.bits_per_character import Score
-from moe_parity.model.documents import Documents
+from moe_parity.model.documents import DocumentSeparators
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
 from moe_parity.planning.architecture import Architecture
@@ -18,7 +18,7 @@ from moe_parity.sharding import mesh as meshes
 def make_scorer(
   architecture: Architecture,
   options: ModelOptions,
-  documents: Documents | None = None,
+  documents: DocumentSeparators | None = None,
   mesh: Mesh | None = None,
 ) -> Callable[[nnx.State, nnx.State], Score]:
   """Compiles once; the result takes (params, buffers) of a model and gives a `Score` for them.
@@ -33,8 +33,8 @@ def make_scorer(
   def nats(params, buffers, inputs_BS, targets_BS):
     with meshes.use(mesh):
       model = nnx.merge(graph, params, buffers)
-      hidden_TD, _ = model.hidden(inputs_BS, documents and documents.number(inputs_BS))
-      return model.token_nats(hidden_TD, targets_BS.reshape(-1)).reshape(targets_BS.shape)
+      hidden_TD, _ = model.final_hidden(inputs_BS, documents and documents.document_ids(inputs_BS))
+      return model.token_nll(hidden_TD, targets_BS.reshape(-1)).reshape(targets_BS.shape)
 
   if mesh is None:
     nats = jax.jit(nats)

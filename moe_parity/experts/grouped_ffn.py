@@ -15,9 +15,10 @@ from jaxtyping import Array, Int
 from moe_parity.experts.assignments import IN_BOUNDS, Groups, group_by_expert, moved
 from moe_parity.experts.overflow_rounds import in_rounds
 from moe_parity.experts.permute import as_lanes, copies_of_rows, sum_of_copies
-from moe_parity.kernels.grouped_swiglu import grouped_ffn
-from moe_parity.kernels.tile_layout import first_rows
-from moe_parity.planning.expert_parallel import TILE, room_for
+from moe_parity.kernels.grouped_swiglu import grouped_swiglu
+from moe_parity.kernels.tile_layout import tile_aligned_starts
+from moe_parity.planning import tpu_slices
+from moe_parity.planning.expert_parallel import room_for
 
 
 class Window(NamedTuple):
@@ -40,7 +41,7 @@ def ragged_ffn(x_TD, expert_TK, gate_TK, w_in_E2ID, w_down_EID, num_rows: int):
   first = functools.partial(_part, 0, min(num_rows, expert_TK.size))
   if num_rows >= expert_TK.size:
     return first(operands, groups).astype(x_TD.dtype)
-  more = TILE * -(-num_rows // (4 * TILE))
+  more = tpu_slices.ROW_TILE * -(-num_rows // (4 * tpu_slices.ROW_TILE))
 
   def replay(index, operands, groups):
     return _part(num_rows + index * more, more, operands, groups)
@@ -59,7 +60,7 @@ def _part(start, num_rows: int, operands, groups: Groups):
   window = _window(start, num_rows, groups, gate_TK.shape)
   token_R = window.assignment_R // gate_TK.shape[1]
   x_RD = as_lanes(copies_of_rows(x_TD, token_R, window.place_TK))
-  y_RD = grouped_ffn(
+  y_RD = grouped_swiglu(
     x_RD, _weights(gate_TK, window), w_in_E2ID, w_down_EID, window.count_E, num_rows
   )  # fmt: skip
   return sum_of_copies(y_RD.reshape(token_R.size, -1), token_R, window.place_TK)
@@ -69,7 +70,7 @@ def _window(start, num_rows: int, groups: Groups, shape_TK) -> Window:
   room = room_for(num_rows, groups.count_E.size)
   from_E = jnp.clip(groups.start_E, start, start + num_rows)
   count_E = jnp.clip(groups.start_E + groups.count_E, start, start + num_rows) - from_E
-  to_E = first_rows(count_E)
+  to_E = tile_aligned_starts(count_E)
   number_R, _ = moved(jnp.arange(room, dtype=jnp.int32), to_E, count_E, from_E)
   place_A, is_inside_A = moved(groups.place_A, from_E, count_E, to_E)
   return Window(

@@ -14,7 +14,7 @@ from jax import lax
 
 from moe_parity.kernels import residual_stacks
 from moe_parity.kernels.common import uninitialized
-from moe_parity.kernels.masked_add import added_where
+from moe_parity.kernels.masked_add import add_if
 from moe_parity.planning.expert_parallel import REPLAYS
 from moe_parity.sharding.varying import equally_varying
 
@@ -39,12 +39,12 @@ def with_rounds(first, num_rounds, one: Callable):
   )
 
   def add(i, total):
-    with residual_stacks.of_their_own():
+    with residual_stacks.unstacked():
       more = one(i)
     return jax.tree.map(lambda a, b: jnp.where(i == 0, 0, a) + b.astype(a.dtype), total, more)
 
   total = as_often_as_needed(num_rounds, add, start)
-  return jax.tree.map(lambda a, b: added_where(known[0] > 0, a, b), first, total)
+  return jax.tree.map(lambda a, b: add_if(known[0] > 0, a, b), first, total)
 
 
 @jax.custom_vjp

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_parity.experts.assignments import IN_BOUNDS
 from moe_parity.kernels.common import platform
-from moe_parity.planning.expert_parallel import LANES
+from moe_parity.planning.tpu_slices import LANES
 
 # Without barriers XLA:CPU recomputes a gather or a product inside the elementwise code that reads
 # it (23 ms in one profile).
@@ -49,13 +49,13 @@ def sum_of_rows(y_ND: Float[Array, "N D"], place_TK: Int[Array, "T K"]) -> Float
   """
   if platform() != "tpu":
     return _by_gathers(y_ND, place_TK)
-  from moe_parity.kernels.topk_sum import sum_of_choices  # a quarter second, for TPUs only
+  from moe_parity.kernels.topk_sum import topk_sum  # a quarter second, for TPUs only
 
   place_KT, lanes = place_TK.T, as_lanes(y_ND)
   index_A = jnp.minimum(place_KT, y_ND.shape[0] - 1).reshape(-1)
   lanes_A = barrier(lanes.at[index_A].get(mode=IN_BOUNDS))
   lanes_KT = lanes_A.reshape(*place_KT.shape, *lanes.shape[1:])
-  return sum_of_choices(lanes_KT, place_KT < y_ND.shape[0])
+  return topk_sum(lanes_KT, place_KT < y_ND.shape[0])
 
 
 def _by_gathers(y_ND, place_TK):

@@ -33,7 +33,7 @@ from moe_parity.experts.deduplicate import giving_back
 from moe_parity.experts.expert_ffn import expert_ffn, implementation_for, slots_for
 from moe_parity.experts.overflow_rounds import in_rounds, with_gradients_together
 from moe_parity.experts.permute import as_lanes, barrier, rows_at, sum_of_rows
-from moe_parity.kernels.tile_layout import expert_of_rows, first_rows
+from moe_parity.kernels.tile_layout import row_expert_ids, tile_aligned_starts
 from moe_parity.planning.expert_parallel import Shape, room_for
 from moe_parity.sharding.ragged_collective import Slices, exchanged
 
@@ -93,11 +93,13 @@ def ragged(
     seats = _seat(*routing, start, size, shape, gate_TK.shape, axis_name)
     x_RD, weight_R = send(x_TD, gate_TK, routing[0].order_A, seats, axis_name)
     if implementation == "ragged":
-      from moe_parity.kernels.grouped_swiglu import grouped_ffn  # a quarter second, for TPUs only
+      from moe_parity.kernels.grouped_swiglu import (
+        grouped_swiglu,  # a quarter second, for TPUs only
+      )
 
-      y_RD = grouped_ffn(x_RD, weight_R, *weights, seats.count_L, min(fair, size))
+      y_RD = grouped_swiglu(x_RD, weight_R, *weights, seats.count_L, min(fair, size))
     else:
-      expert_R = expert_of_rows(seats.count_L, weight_R.size)
+      expert_R = row_expert_ids(seats.count_L, weight_R.size)
       known_R1 = (expert_R < shape.experts_per_device)[:, None]
       y_RD = expert_ffn(
         jnp.where(known_R1, x_RD.reshape(weight_R.size, -1), 0),
@@ -137,7 +139,9 @@ def _seat(groups: Groups, counts_GE, start, size: int, shape: Shape, shape_TK, a
   )
   before_GLG = jnp.clip(start - number_GLG, 0, rows_GLG)
   size_GLG = jnp.clip(start + size - number_GLG, 0, rows_GLG) - before_GLG
-  write_at_GLG = jnp.cumsum(size_GLG, axis=2) - size_GLG + first_rows(size_GLG.sum(2))[:, :, None]
+  write_at_GLG = (
+    jnp.cumsum(size_GLG, axis=2) - size_GLG + tile_aligned_starts(size_GLG.sum(2))[:, :, None]
+  )
   # The same segments where they come from: by source, then by expert.
   first_GE = jnp.cumsum(counts_GE, axis=1) - counts_GE
   from_GLG = first_GE.reshape(G, G, L).transpose(1, 2, 0) + before_GLG

@@ -1,19 +1,21 @@
-"""How much of an expert's work its kernels (`grouped_ffn.py`) take at a time, and what it costs.
+"""How the grouped SwiGLU kernels (`grouped_swiglu.py`) tile an expert, and what a call costs.
 
-A core's memory holds a chunk of an expert's hidden layer; the three kernels have the same chunks.
+VMEM holds one chunk of an expert's hidden layer at a time; the three kernels use the same chunks.
 """
+
+from __future__ import annotations
 
 from typing import NamedTuple
 
-from jax.experimental import pallas as pl
-
 from moe_parity.errors import UserError
-from moe_parity.kernels.common import kernel_bytes
-from moe_parity.planning.expert_parallel import LANES, TILE
+from moe_parity.kernels import common
+from moe_parity.kernels.common import pl
+from moe_parity.planning import tpu_slices
+from moe_parity.planning.tpu_slices import LANES
 
 
-class Sizes(NamedTuple):
-  """Experts, hidden and model channels, bytes a number; chunks and their width."""
+class SwigluTiling(NamedTuple):
+  """Sizes of the experts' weights, bytes a number, and the chunks of the hidden layer."""
 
   num_experts: int
   d_expert: int
@@ -23,59 +25,66 @@ class Sizes(NamedTuple):
   chunk: int
 
   @classmethod
-  def of(cls, w_in_L2ID):
-    """The fewest chunks for which all three kernels have memory, of whole 128s if there must be.
+  def of(cls, w_in_L2ID) -> SwigluTiling:
+    """The fewest chunks with which all three kernels fit in VMEM, of whole 128s if more than one.
 
     Raises:
-      UserError: there are none.
+      UserError: no number of chunks fits.
     """
     num_experts, _, d_expert, d_model = w_in_L2ID.shape
-    itemsize = w_in_L2ID.dtype.itemsize
-    fewest = (_up(-(-d_expert // n), LANES) for n in range(1, -(-d_expert // LANES) + 1))
-    for chunk in (d_expert, *fewest):
-      sizes = cls(num_experts, d_expert, d_model, itemsize, -(-d_expert // chunk), chunk)
-      if sizes.on_chip() <= kernel_bytes():
-        return sizes
+    itemsize, budget = w_in_L2ID.dtype.itemsize, common.vmem_budget_bytes()
+    widths = (round_up(-(-d_expert // n), LANES) for n in range(1, -(-d_expert // LANES) + 1))
+    for chunk in (d_expert, *widths):
+      tiling = cls(num_experts, d_expert, d_model, itemsize, -(-d_expert // chunk), chunk)
+      if tiling.vmem_bytes() <= budget:
+        return tiling
     raise UserError(
       f"d_model={d_model} in {w_in_L2ID.dtype}: an expert's kernels take "
-      f"{sizes.on_chip() / 2**20:.1f} MiB of a core's memory, which has {kernel_bytes() / 2**20:g} "
+      f"{tiling.vmem_bytes() / 2**20:.1f} MiB of a core's memory, which has {budget / 2**20:g} "
       "for them; use a smaller d_model, a narrower dtype, or a chip with more"
     )
 
   @property
-  def parts(self) -> int:
-    """Of a chunk, that the experts' gradients are summed in: halves where they are whole 128s, so
-    that two cores have work."""
+  def wgrad_splits(self) -> int:
+    """Parts of a chunk over which the weight gradient is computed: two where both are whole 128s,
+    so that two cores have work."""
     return 2 if self.chunk % (2 * LANES) == 0 else 1
 
-  def on_chip(self) -> int:
-    """Bytes that lie on the chip at a time in the kernel that takes most, at most: blocks of
-    operands and results, twice since the next are read and the last written meanwhile; sums, in
-    float32; and what is between two products, where rows whose pieces are no whole eights may be
-    put together in float32."""
-    rows, hidden = TILE * _up(self.d_model, 8 * LANES), TILE * _up(self.chunk, LANES)
-    weights, twice = 3 * self.chunk * _up(self.d_model, LANES), 2 * self.itemsize
-    matrix = rows * (4 if self.d_model % (8 * LANES) else self.itemsize)
-    of_forward = twice * (3 * rows + weights + 2 * hidden) + 4 * rows + matrix + 4 * 4 * hidden
-    of_rows = twice * (2 * rows + weights + 5 * hidden) + 4 * rows + 4 * (rows + 6 * hidden)
-    weights, hidden = weights // self.parts, hidden // self.parts
-    of_experts = twice * (2 * rows + weights + 3 * hidden) + 4 * weights + 2 * matrix
-    return max(of_forward, of_rows, of_experts)
+  def vmem_bytes(self) -> int:
+    """An upper bound on the VMEM of the largest of the three kernels.
 
-  def cost(self, expected: int, models: int, hiddens: int) -> pl.CostEstimate:
-    """Of three products of D x I a row, of which so many D and so many I are read or written."""
-    rows = expected + self.num_experts * TILE // 2  # the last tile is half full
-    each = self.d_model * self.d_expert
-    bytes_accessed = self.itemsize * (
-      3 * self.num_experts * each + rows * (models * self.d_model + hiddens * self.d_expert)
-    )
+    Blocks of operands and results count twice (double buffering), accumulators once in float32,
+    then the values between two products. A matrix whose width is no multiple of eight lane tiles
+    may be assembled in float32.
+    """
+    tile, d_model = tpu_slices.ROW_TILE, self.d_model
+    rows, hidden = tile * round_up(d_model, 8 * LANES), tile * round_up(self.chunk, LANES)
+    weights, twice = 3 * self.chunk * round_up(d_model, LANES), 2 * self.itemsize
+    matrix = rows * (4 if d_model % (8 * LANES) else self.itemsize)
+    forward = twice * (3 * rows + weights + 2 * hidden) + 4 * rows + matrix + 4 * 4 * hidden
+    dgrad = twice * (2 * rows + weights + 5 * hidden) + 4 * rows + 4 * (rows + 6 * hidden)
+    weights, hidden = weights // self.wgrad_splits, hidden // self.wgrad_splits
+    wgrad = twice * (2 * rows + weights + 3 * hidden) + 4 * weights + 2 * matrix
+    return max(forward, dgrad, wgrad)
+
+  def cost(
+    self, expected_rows: int, num_model_reads: int, num_hidden_reads: int
+  ) -> pl.CostEstimate:
+    """The estimate XLA schedules by: three products of d_model x d_expert a row.
+
+    Args:
+      num_model_reads, num_hidden_reads: arrays of that width read or written a row.
+    """
+    rows = expected_rows + self.num_experts * tpu_slices.ROW_TILE // 2  # last tiles are half full
+    matrix = self.d_model * self.d_expert
+    row_numbers = num_model_reads * self.d_model + num_hidden_reads * self.d_expert
     return pl.CostEstimate(
-      flops=2 * 3 * rows * each,
-      bytes_accessed=bytes_accessed,
+      flops=2 * 3 * rows * matrix,
+      bytes_accessed=self.itemsize * (3 * self.num_experts * matrix + rows * row_numbers),
       transcendentals=rows * self.d_expert,
     )
 
 
-def _up(size: int, unit: int) -> int:
-  """The next whole multiple."""
+def round_up(size: int, unit: int) -> int:
+  """The smallest multiple of `unit` that is at least `size`."""
   return -(-size // unit) * unit

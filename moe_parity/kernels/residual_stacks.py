@@ -1,15 +1,15 @@
-"""What kernels keep for the backward pass, written where all layers' lies and read there.
+"""Pallas kernels write saved residuals straight into a scan's stacked buffers and read them there.
 
-`lax.scan` stacks what its steps keep: it is copied into the stack, and out of it again for a kernel
-that reads it. Under `scan` here a kernel takes the stack itself, writes its layer's part of it in
-the forward pass and reads it in the backward pass. What else a step keeps is stacked as ever.
+`lax.scan` stacks what its steps save for the backward pass: a kernel's residuals are copied into
+the stack, and out of it again for the kernel that reads them. Under `scan` here a kernel takes the
+whole stack, writes its own layer's slice in the forward pass and reads it in the backward pass.
+Residuals of everything else are stacked as usual.
 
-A kernel's forward rule asks for memory, writes it and hands it over; its backward rule asks for
-what was handed over:
+A kernel's forward rule allocates, writes and saves; its backward rule loads:
 
-  memory = kept.memory_for(*shapes, after=x)
-  residual = kept.handed_over(memory, stacks_written)
-  memory = kept.memory_of(residual)
+  buffers = residual_stacks.allocate(*shapes, after=x)
+  residual = residual_stacks.save(buffers, written_stacks)
+  buffers = residual_stacks.load(residual)
 """
 
 import contextlib
@@ -17,18 +17,18 @@ import contextvars
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from moe_parity.kernels.common import uninitialized
+from moe_parity.kernels.common import pl, uninitialized
 
 
-class Memory(NamedTuple):
-  """Of one kernel: stacks [layers, ...] of what it keeps, and which layer's part is its own."""
+class ResidualBuffers(NamedTuple):
+  """One kernel's buffers: stacks [layers, ...] of its residuals, and the layer to read or write."""
 
   stacks: tuple[Array, ...]
   layer: Int[Array, "1"]
@@ -36,138 +36,138 @@ class Memory(NamedTuple):
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Place:
-  """Which of all kernels' stacks are one kernel's: a residual that is no array."""
+class StackSlots:
+  """The range of one kernel's stacks among those of all kernels: a residual without arrays."""
 
   first: int
   end: int
 
 
 @dataclasses.dataclass
-class _Shelf:
-  """All kernels' stacks while a layer is traced; `shapes` of one layer's, as they are asked for."""
+class _StackContext:
+  """All kernels' stacks while a layer is traced, and `shapes` of one layer's residuals so far."""
 
-  use: str  # "measured", "filled" or "read"
+  mode: Literal["measure", "write", "read"]
   stacks: list[Array] = dataclasses.field(default_factory=list)
   layer: Any = None
   shapes: list[jax.ShapeDtypeStruct] = dataclasses.field(default_factory=list)
 
 
-_current: contextvars.ContextVar[_Shelf | None] = contextvars.ContextVar("shelf", default=None)
+_current: contextvars.ContextVar[_StackContext | None] = contextvars.ContextVar(
+  "residual stacks", default=None
+)
 
 
 @contextlib.contextmanager
-def _put_up(shelf: _Shelf | None) -> Iterator[_Shelf | None]:
-  token = _current.set(shelf)
+def _set_context(context: _StackContext | None) -> Iterator[_StackContext | None]:
+  token = _current.set(context)
   try:
-    yield shelf
+    yield context
   finally:
     _current.reset(token)
 
 
-def of_their_own():
-  """A context in which kernels get memory of one layer: of a loop in a layer, whose steps are as
-  many as it takes and keep nothing beyond it."""
-  return _put_up(None)
+def unstacked():
+  """A context in which kernels get buffers of a single layer: for a loop inside a layer that saves
+  nothing beyond itself."""
+  return _set_context(None)
 
 
-def memory_of_one(*shapes: jax.ShapeDtypeStruct, after: Array) -> Memory:
-  """To write arrays of these shapes into, of one layer; nobody has filled it.
+def allocate_single(*shapes: jax.ShapeDtypeStruct, after: Array) -> ResidualBuffers:
+  """Uninitialized buffers of these shapes for a single layer.
 
   Args:
-    after: known before the memory is needed.
+    after: computed before the buffers are needed.
   """
-  return Memory(_stacks(shapes, 1, after), jnp.zeros(1, jnp.int32))
+  return ResidualBuffers(_stacks(shapes, 1, after), jnp.zeros(1, jnp.int32))
 
 
-def memory_for(*shapes: jax.ShapeDtypeStruct, after: Array) -> Memory:
-  """The same of all layers, for the one that is traced: in a forward rule. Of one where no `scan`
-  is around the kernel, and in what a backward pass makes again."""
-  shelf = _current.get()
-  if shelf is not None:
-    first = len(shelf.shapes)
-    shelf.shapes += shapes
-    if shelf.use == "filled":
-      return Memory(tuple(shelf.stacks[first : len(shelf.shapes)]), shelf.layer)
-  return memory_of_one(*shapes, after=after)
+def allocate(*shapes: jax.ShapeDtypeStruct, after: Array) -> ResidualBuffers:
+  """Called in a forward rule: the stacks of all layers, with the number of the layer being traced.
+  Without a `scan` around the kernel, and in rematerialization, those of a single layer."""
+  context = _current.get()
+  if context is not None:
+    first = len(context.shapes)
+    context.shapes += shapes
+    if context.mode == "write":
+      return ResidualBuffers(tuple(context.stacks[first : len(context.shapes)]), context.layer)
+  return allocate_single(*shapes, after=after)
 
 
-def handed_over(memory: Memory, written: Sequence[Array]) -> Memory | Place:
-  """The residual by which a backward rule finds the stacks that a kernel wrote."""
-  shelf = _current.get()
-  if shelf is None or shelf.use != "filled":
-    return memory._replace(stacks=tuple(written))
-  end = len(shelf.shapes)
-  place = Place(end - len(written), end)
-  shelf.stacks[place.first : place.end] = written
-  return place
+def save(buffers: ResidualBuffers, written: Sequence[Array]) -> ResidualBuffers | StackSlots:
+  """The residual from which the backward rule loads the stacks that a kernel wrote."""
+  context = _current.get()
+  if context is None or context.mode != "write":
+    return buffers._replace(stacks=tuple(written))
+  end = len(context.shapes)
+  slots = StackSlots(end - len(written), end)
+  context.stacks[slots.first : slots.end] = written
+  return slots
 
 
-def memory_of(residual: Memory | Place) -> Memory:
-  """What the forward rule handed over."""
-  if isinstance(residual, Memory):
+def load(residual: ResidualBuffers | StackSlots) -> ResidualBuffers:
+  """The buffers that the forward rule saved."""
+  if isinstance(residual, ResidualBuffers):
     return residual
-  shelf = _current.get()
-  return Memory(tuple(shelf.stacks[residual.first : residual.end]), shelf.layer)
+  context = _current.get()
+  return ResidualBuffers(tuple(context.stacks[residual.first : residual.end]), context.layer)
 
 
-def _stacks(shapes, num_layers: int, after) -> tuple[Array, ...]:
+def _stacks(shapes, num_layers: int, after: Array) -> tuple[Array, ...]:
   return uninitialized(
     tuple(jax.ShapeDtypeStruct((num_layers, *s.shape), s.dtype) for s in shapes), after
   )
 
 
-def of_layer(spec):
-  """A kernel's block spec of one layer's array, of the stack that it is in; the number of the layer
-  is the last of what the kernel prefetches."""
-  from jax.experimental import pallas as pl  # a quarter second, for TPUs only
-
+def layer_spec(spec):
+  """A block spec for one layer's array, turned into one for the stack of all layers; the layer's
+  number is the last of the kernel's prefetched scalars."""
   return pl.BlockSpec((None, *spec.block_shape), lambda *at: (at[-1][0], *spec.index_map(*at)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def scan(step: Callable, carry, beside, stacked):
-  """`lax.scan(lambda carry, one: step(carry, beside, one), carry, stacked)`.
+def scan(step: Callable, carry, constants, stacked):
+  """`lax.scan(lambda carry, one: step(carry, constants, one), carry, stacked)`.
 
   Args:
-    beside: is not differentiated by. `step` knows no arrays but its arguments.
+    constants: not differentiated. `step` may use no arrays but its arguments.
   """
-  return lax.scan(lambda carry, one: step(carry, beside, one), carry, stacked)
+  return lax.scan(lambda carry, one: step(carry, constants, one), carry, stacked)
 
 
-def _scan_forward(step, carry, beside, stacked):
-  def with_pull(carry, one):
-    return jax.vjp(lambda carry, one: step(carry, beside, one), carry, one)
+def _scan_forward(step, carry, constants, stacked):
+  def step_with_vjp(carry, one):
+    return jax.vjp(lambda carry, one: step(carry, constants, one), carry, one)
 
   def forward(state, of_layer):
     (carry, stacks), (layer, one) = state, of_layer
-    with _put_up(_Shelf("filled", list(stacks), layer)) as shelf:
-      (carry, found), pull = with_pull(carry, one)
-    return (carry, tuple(shelf.stacks)), (found, pull)
+    with _set_context(_StackContext("write", list(stacks), layer)) as context:
+      (carry, output), vjp = step_with_vjp(carry, one)
+    return (carry, tuple(context.stacks)), (output, vjp)
 
   one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), stacked)
-  with _put_up(_Shelf("measured")) as shelf:
-    jax.eval_shape(with_pull, carry, one)
-  layers = _numbers(stacked)
-  stacks = _stacks(shelf.shapes, layers.size, jax.tree.leaves(carry)[0])
-  (carry, stacks), (found, pulls) = lax.scan(forward, (carry, stacks), (layers, stacked))
-  return (carry, found), (layers, stacks, pulls)
+  with _set_context(_StackContext("measure")) as context:
+    jax.eval_shape(step_with_vjp, carry, one)
+  layers = _layer_numbers(stacked)
+  stacks = _stacks(context.shapes, layers.size, jax.tree.leaves(carry)[0])
+  (carry, stacks), (outputs, vjps) = lax.scan(forward, (carry, stacks), (layers, stacked))
+  return (carry, outputs), (layers, stacks, vjps)
 
 
 def _scan_backward(step, residuals, gradients):
-  layers, stacks, pulls = residuals
-  dcarry, dfound = gradients
+  layers, stacks, vjps = residuals
+  dcarry, doutputs = gradients
 
   def backward(dcarry, of_layer):
-    layer, pull, dfound = of_layer
-    with _put_up(_Shelf("read", list(stacks), layer)):
-      return pull((dcarry, dfound))
+    layer, vjp, doutput = of_layer
+    with _set_context(_StackContext("read", list(stacks), layer)):
+      return vjp((dcarry, doutput))
 
-  dcarry, dstacked = lax.scan(backward, dcarry, (layers, pulls, dfound), reverse=True)
+  dcarry, dstacked = lax.scan(backward, dcarry, (layers, vjps, doutputs), reverse=True)
   return dcarry, None, dstacked
 
 
-def _numbers(stacked) -> Int[Array, "N 1"]:
+def _layer_numbers(stacked) -> Int[Array, "N 1"]:
   return jnp.arange(jax.tree.leaves(stacked)[0].shape[0], dtype=jnp.int32)[:, None]
 
 

@@ -1,41 +1,41 @@
-"""What comes back for each choice of a token, summed: a Pallas kernel for TPUs.
+"""Sums what a token's K experts returned: a Pallas kernel for TPUs.
 
-It reads rows as an exchange leaves them and writes a matrix. XLA cuts the sum into six slices, each
-copied, or adds in one layout and copies the float32 sum into the other.
+It reads rows in the layout an all-to-all leaves them in and writes a matrix. XLA would cut the sum
+into slices and copy each, or copy the float32 sum from one layout into the other.
 """
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
-from moe_parity.kernels.common import kernel_bytes, platform
+from moe_parity.kernels.common import interpret, pl, pltpu, vmem_budget_bytes
 
-ROWS = (128, 64, 32, 16, 8)  # tokens at a time
-BLOCK = 4 * 2**20  # bytes of rows on the chip at a time, twice over; less on a small chip
+TOKEN_BLOCKS = (128, 64, 32, 16, 8)  # tokens a block may hold
+BLOCK = 4 * 2**20  # VMEM bytes of a block of rows, which is double-buffered; less on a small chip
 
 
-def sum_of_choices(
-  rows_KT: Float[Array, "K T *D"], is_there_KT: Bool[Array, "K T"]
+def topk_sum(
+  rows_KT: Float[Array, "K T *D"], is_valid_KT: Bool[Array, "K T"]
 ) -> Float[Array, "T E"]:
-  """Over K in float32, [T, D], of the rows that are there; rows as matrix or as lanes. The last
-  block of tokens may hang over the end: what it sums there is not written."""
+  """The sum over K of valid rows, float32 [T, D]; rows as a matrix or as lane tiles.
+
+  The last block of tokens may extend beyond the end; nothing of the excess is written.
+  """
   num_choices, num_tokens, *lanes = rows_KT.shape
   row_bytes = rows_KT[0, 0].size * rows_KT.dtype.itemsize
-  most = min(BLOCK, kernel_bytes() // 8) // (num_choices * row_bytes)
-  tokens = next((n for n in ROWS if n <= most), ROWS[-1])
+  max_tokens = min(BLOCK, vmem_budget_bytes() // 8) // (num_choices * row_bytes)
+  tokens = next((n for n in TOKEN_BLOCKS if n <= max_tokens), TOKEN_BLOCKS[-1])
   num_blocks = -(-num_tokens // tokens)
 
-  def kernel(rows, is_there, total):
+  def kernel(rows, is_valid, total):
     added = 0.0
     for k in range(num_choices):
-      is_here = is_there[0, k].reshape(tokens, 1) > 0
-      added += jnp.where(is_here, rows[k].reshape(tokens, -1).astype(jnp.float32), 0)
+      mask = is_valid[0, k].reshape(tokens, 1) > 0
+      added += jnp.where(mask, rows[k].reshape(tokens, -1).astype(jnp.float32), 0)
     total[...] = added
 
-  is_there_KT = jnp.pad(is_there_KT, ((0, 0), (0, num_blocks * tokens - num_tokens)))
-  is_there = is_there_KT.reshape(num_choices, num_blocks, tokens).swapaxes(0, 1)
+  is_valid_KT = jnp.pad(is_valid_KT, ((0, 0), (0, num_blocks * tokens - num_tokens)))
+  is_valid = is_valid_KT.reshape(num_choices, num_blocks, tokens).swapaxes(0, 1)
   width = rows_KT[0, 0].size
   return pl.pallas_call(
     kernel,
@@ -52,5 +52,5 @@ def sum_of_choices(
       transcendentals=0,
       bytes_accessed=rows_KT.size * rows_KT.dtype.itemsize + 4 * num_tokens * width,
     ),
-    interpret=platform() != "tpu",
-  )(rows_KT, is_there.astype(jnp.int32))
+    interpret=interpret(),
+  )(rows_KT, is_valid.astype(jnp.int32))

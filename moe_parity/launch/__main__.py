@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ from moe_parity.errors import UserError
 from moe_parity.launch.commands import CommandError, say
 from moe_parity.launch.exit_codes import FAILED, MEND_INPUT
 
-LAUNCHERS = ("gpu", "supervise")
+LAUNCHERS = ("gpu", "tpu", "slurm", "gke", "supervise")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return FAILED
   except KeyboardInterrupt:
     return 130
+  except BrokenPipeError:  # whoever read this (head, less) has enough; the rest goes nowhere
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def parser_of(name: str, module) -> argparse.ArgumentParser:

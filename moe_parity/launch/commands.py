@@ -1,6 +1,7 @@
 """A command as data, and what runs it or, for --dry-run, prints it."""
 
 import os
+import pathlib
 import shlex
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from moe_parity.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]  # of the checkout that launches
 
 
 class Command(NamedTuple):

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from moe_parity.errors import UserError
 from moe_parity.launch.commands import (
+  ROOT,
   Command,
   Shell,
   command,
@@ -22,7 +23,6 @@ from moe_parity.launch.commands import (
 )
 from moe_parity.launch.supervise import Supervisor, Worker
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 HELP = "one host with NVIDIA GPUs"
 EXAMPLE = (
   "bash launch/gpu.sh --workers=all study --config=configs/single_gpu.py --workdir=runs/gpu"

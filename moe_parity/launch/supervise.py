@@ -166,6 +166,10 @@ EXAMPLE = (
 def arguments(parser: argparse.ArgumentParser) -> None:
   """The options, which stand before the command."""
   parser.add_argument("--name", default="worker")
+  parser.add_argument(
+    "--first-wait", type=float, default=Policy().first_wait, metavar="SECONDS",
+    help="before it is started again (5); longer after each life of less than a minute",
+  )  # fmt: skip
   parser.add_argument("--log", type=pathlib.Path, metavar="FILE", help="gets its output, appended")
   parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="COMMAND ...")
 
@@ -178,4 +182,5 @@ def run(args: argparse.Namespace) -> int:
   if args.dry_run:
     print(shlex.join(words))
     return 0
-  return Supervisor([Worker(args.name, words, {}, args.log)]).run()
+  policy = Policy(first_wait=args.first_wait)
+  return Supervisor([Worker(args.name, words, {}, args.log)], policy).run()

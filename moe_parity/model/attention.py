@@ -36,7 +36,7 @@ def rotate(
   base: float = 10_000.0,
   position_S: Int[Array, " S"] | None = None,
 ) -> Float[Array, "B S H Q"]:
-  """Rotary positions (Su et al. 2104.09864), the first half of a head paired with the second.
+  """Rotary position embedding (Su et al. 2104.09864); pairs are (q, q + d_head / 2).
 
   Args:
     position_S: of each token; None counts from 0.
@@ -46,22 +46,22 @@ def rotate(
   if position_S is None:
     position_S = jnp.arange(x_BSHQ.shape[1], dtype=jnp.float32)
   angle_SQ = position_S.astype(jnp.float32)[:, None] * frequency[None, :]
-  # Without the barrier XLA:CPU takes a sine and a cosine for every element of x, not of the table.
+  # Without the barrier XLA:CPU computes a sine and a cosine for every element of x.
   cos_SQ, sin_SQ = jax.lax.optimization_barrier((jnp.cos(angle_SQ), jnp.sin(angle_SQ)))
-  return _turn(x_BSHQ, cos_SQ, sin_SQ)
+  return _rotate_pairs(x_BSHQ, cos_SQ, sin_SQ)
 
 
 @jax.custom_vjp
-def _turn(x_BSHQ, cos_SQ, sin_SQ):
-  """Every pair turned by its angle. The gradient is the turn back."""
+def _rotate_pairs(x_BSHQ, cos_SQ, sin_SQ):
+  """Each pair rotated by its angle. The gradient is the inverse rotation."""
   cos, sin = cos_SQ[None, :, None, :], sin_SQ[None, :, None, :]
   a, b = jnp.split(x_BSHQ.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x_BSHQ.dtype)
 
 
-_turn.defvjp(
-  lambda x, cos, sin: (_turn(x, cos, sin), (cos, sin)),
-  lambda angle, dy: (_turn(dy, angle[0], -angle[1]), None, None),
+_rotate_pairs.defvjp(
+  lambda x, cos, sin: (_rotate_pairs(x, cos, sin), (cos, sin)),
+  lambda angle, dy: (_rotate_pairs(dy, angle[0], -angle[1]), None, None),
 )
 
 
@@ -75,10 +75,11 @@ def attend(
 ) -> Float[Array, "B N R S Q"]:
   """softmax(q k + bias) v; scores and softmax in float32. The bias gets no gradient.
 
-  Where `visible_BST` is given, a query sees only the keys that it says; at least one each.
+  The backward pass is written out: from the derived one, XLA:CPU computes the gradient of the
+  scores twice, once for queries and once, transposed, for keys.
 
-  The backward pass is written out: left to itself, XLA:CPU computes the gradient of the scores
-  twice, once for queries and once, transposed, for keys: a tenth of a small model's step.
+  Args:
+    visible_BST: keys that a query attends to, at least one each; None for all.
   """
   return _attend(q_BNRSQ, k_BNTQ, v_BNTQ, bias_NRST, visible_BST)[0]
 
@@ -93,8 +94,8 @@ def _attend(q, k, v, bias, visible):
 
 def _attend_backward(residuals, dy):
   q, k, v, weights = residuals
-  # Both by transposing the narrow operand and result: asked for the rows of a transposed [S, T],
-  # XLA:CPU copies all of it.
+  # dv and dk transpose the narrow operand and result: for the rows of a transposed [S, T], XLA:CPU
+  # copies all of it.
   dv = jnp.einsum("bnrsq,bnrst->bnqt", dy, weights).swapaxes(2, 3)
   dweights = jnp.einsum("bnrsq,bntq->bnrst", dy, v, preferred_element_type=jnp.float32)
   weighted = weights.astype(jnp.float32) * dweights
@@ -113,14 +114,18 @@ def causal_attention(
   k_BSNQ: Float[Array, "B S N Q"],
   v_BSNQ: Float[Array, "B S N Q"],
   slope_H: np.ndarray | None,
-  size: int,
+  block_size: int,
   document_BS: Int[Array, "B S"] | None = None,
 ) -> Float[Array, "B S H Q"]:
-  """softmax(q k / sqrt(Q) - slope * distance) v over the positions not later than one's own, and
-  of one's own document where `document_BS` tells which each position is in.
+  """softmax(q k / sqrt(Q) - slope * distance) v, causal.
 
-  Queries go through in blocks of `size` (a divisor of S), each against the keys up to its end, so
-  that less than the full S*S product is computed.
+  Queries are computed in blocks, each against the keys up to its end, so that less than the full
+  S*S product is computed.
+
+  Args:
+    slope_H: ALiBi slopes; None for none.
+    block_size: queries in a block, a divisor of S.
+    document_BS: which document each position is in, if attention must not cross documents.
   """
   B, S, H, Q = q_BSHQ.shape
   N = k_BSNQ.shape[2]
@@ -129,8 +134,8 @@ def causal_attention(
   q_BNRSQ = (q_BSHQ * Q**-0.5).reshape(B, S, N, R, Q).transpose(0, 2, 3, 1, 4)
   k_BNSQ, v_BNSQ = k_BSNQ.transpose(0, 2, 1, 3), v_BSNQ.transpose(0, 2, 1, 3)
   blocks = []
-  for start in range(0, S, size):
-    stop = start + size
+  for start in range(0, S, block_size):
+    stop = start + block_size
     distance_ST = jnp.arange(start, stop)[:, None] - jnp.arange(stop)[None, :]
     penalty = -slope_NR[:, :, None, None] * distance_ST.astype(jnp.float32)[None, None]
     bias_NRST = jnp.where((distance_ST >= 0)[None, None], penalty, -jnp.inf)
@@ -143,19 +148,19 @@ def causal_attention(
 
 
 class KeyValues(NamedTuple):
-  """A layer's keys (rotated, where positions are rotary) and values of T positions, by head; of
-  stacked layers with an axis in front."""
+  """Keys (after rotary embedding) and values of T positions of one layer, by head; of stacked
+  layers with an axis in front."""
 
   k_BNTQ: Float[Array, "*layers B N T Q"]
   v_BNTQ: Float[Array, "*layers B N T Q"]
 
 
 class Past(NamedTuple):
-  """What tokens that come after others attend to: the cache of one layer.
+  """What new tokens attend to besides themselves: the cache of one layer.
 
   Attributes:
-    cached: slot t holds position t of its sequence; from its first new position on, any finite
-      numbers.
+    cached: slot t holds position t of its sequence; slots from a sequence's first new position on
+      hold any finite numbers.
     position_BS: of the new tokens; below T and increasing by one.
     document_BT: which document each position is in, the new ones included; None where attention
       crosses documents.
@@ -171,19 +176,19 @@ def by_head(k_BSNQ: Float[Array, "B S N Q"], v_BSNQ: Float[Array, "B S N Q"]) ->
   return KeyValues(k_BSNQ.transpose(0, 2, 1, 3), v_BSNQ.transpose(0, 2, 1, 3))
 
 
-def write(cached: KeyValues, new: KeyValues, position_BS: Int[Array, "B S"]) -> KeyValues:
-  """The cache with the keys and values of new tokens in the slots of their positions.
+def update_cache(cached: KeyValues, new: KeyValues, position_BS: Int[Array, "B S"]) -> KeyValues:
+  """The cache with the keys and values of new tokens written to the slots of their positions.
 
   Args:
     cached, new: of one layer or of stacked ones; `new` has S in place of T.
   """
   axis = cached.k_BNTQ.ndim - 4
 
-  def of_one_sequence(cached, new, position_S):
+  def update_one(cached, new, position_S):
     return cached.at[..., position_S, :].set(new, mode="promise_in_bounds", unique_indices=True)
 
-  each = jax.vmap(of_one_sequence, in_axes=(axis, axis, 0), out_axes=axis)
-  return KeyValues(*(each(c, n, position_BS) for c, n in zip(cached, new, strict=True)))
+  update = jax.vmap(update_one, in_axes=(axis, axis, 0), out_axes=axis)
+  return KeyValues(*(update(c, n, position_BS) for c, n in zip(cached, new, strict=True)))
 
 
 def cached_attention(
@@ -192,12 +197,12 @@ def cached_attention(
   past: Past,
   slope_H: np.ndarray | None,
 ) -> Float[Array, "B S H Q"]:
-  """`causal_attention` of tokens that come after others: to a layer's cache and to themselves.
+  """`causal_attention` of new tokens to a layer's cache and to themselves.
 
-  Computes against all T slots; those after a token's own position are hidden from it.
+  Computes scores of all T slots and masks those after a token's own position.
   """
   B, S, H, Q = q_BSHQ.shape
-  k_BNTQ, v_BNTQ = write(past.cached, new, past.position_BS)
+  k_BNTQ, v_BNTQ = update_cache(past.cached, new, past.position_BS)
   N, T = k_BNTQ.shape[1:3]
   slope_NR = np.zeros((N, H // N), np.float32) if slope_H is None else slope_H.reshape(N, H // N)
   q_BNRSQ = (q_BSHQ * Q**-0.5).reshape(B, S, N, H // N, Q).transpose(0, 2, 3, 1, 4)
@@ -207,11 +212,11 @@ def cached_attention(
     own_BS = jnp.take_along_axis(past.document_BT, past.position_BS, axis=1)
     visible_BST &= own_BS[:, :, None] == past.document_BT[:, None, :]
 
-  def of_one_sequence(q_NRSQ, k_NTQ, v_NTQ, distance_ST, visible_ST):
+  def attend_one(q_NRSQ, k_NTQ, v_NTQ, distance_ST, visible_ST):
     bias_NRST = -slope_NR[:, :, None, None] * distance_ST.astype(jnp.float32)[None, None]
     return attend(q_NRSQ[None], k_NTQ[None], v_NTQ[None], bias_NRST, visible_ST[None])[0]
 
-  y_BNRSQ = jax.vmap(of_one_sequence)(q_BNRSQ, k_BNTQ, v_BNTQ, distance_BST, visible_BST)
+  y_BNRSQ = jax.vmap(attend_one)(q_BNRSQ, k_BNTQ, v_BNTQ, distance_BST, visible_BST)
   return y_BNRSQ.transpose(0, 3, 1, 2, 4).reshape(B, S, H, Q)
 
 
@@ -235,14 +240,16 @@ class Attention(nnx.Module):
     document_BS: Int[Array, "B S"] | None = None,
     past: Past | None = None,
   ) -> tuple[Float[Array, "T D"], tuple[Float[Array, "B S N Q"], Float[Array, "B S N Q"]]]:
-    """x_TD holds `batch` sequences end to end. Flat, because XLA:CPU runs the weight gradients of
-    [B, S, D] activations three times slower in bfloat16.
+    """Attention of `batch` sequences that lie end to end in x_TD.
+
+    Flat, because XLA:CPU computes the weight gradients of [B, S, D] activations far slower in
+    bfloat16.
 
     Args:
-      document_BS: which document each position is in, of sequences that begin here.
-      past: what came before x_TD; None where the sequences begin here.
+      document_BS: which document each position is in; for sequences without `past`.
+      past: the cache of the positions before x_TD; None where x_TD starts its sequences.
     Returns:
-      y_TD; keys and values of these tokens, for a cache (`by_head`).
+      y_TD; keys and values of these tokens (`by_head` gives a cache's layout).
     """
     T, S = x_TD.shape[0], x_TD.shape[0] // batch
     q = (x_TD @ self.query.astype(x_TD.dtype)).reshape(batch, S, self.num_heads, -1)
@@ -268,7 +275,9 @@ class Attention(nnx.Module):
 
 
 def _rotate_at(x_BSHQ, position_BS):
-  def of_one_sequence(x_SHQ, position_S):
+  """`rotate` with positions of each sequence."""
+
+  def rotate_one(x_SHQ, position_S):
     return rotate(x_SHQ[None], position_S=position_S)[0]
 
-  return jax.vmap(of_one_sequence)(x_BSHQ, position_BS)
+  return jax.vmap(rotate_one)(x_BSHQ, position_BS)

@@ -1,17 +1,18 @@
-"""-ln p(target) from final activations and a whole head, with few logits at a time.
+"""Cross-entropy, -ln p(target) in nats, from final activations and the output matrix (head).
 
-At most LOGITS_AT_ONCE logits exist at a time, so that a vocabulary of 65,536 does not decide the
-memory of a step. What a step minimises is a weighted sum of these, whose gradients can be had while
-the logits are at hand, up to the one number the sum's own gradient will turn out to be: so they are
-made in the forward pass, and no logits twice: 25 ms of the paper's 7B on v5p (compiler-estimated)
-where it was 30.
+At most MAX_LOGITS_IN_MEMORY logits exist at a time, so that a large vocabulary does not decide the
+memory of a step. The loss of a step is a weighted sum of token losses. Its gradients are computed
+in the forward pass while the logits exist, up to the one factor that the sum's own gradient is:
+so no logits are computed twice.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_parity.planning.memory import LOGITS_AT_ONCE
+from moe_parity.planning.memory import MAX_LOGITS_IN_MEMORY
 
 
 def logits(hidden_TD: Float[Array, "T D"], head_DV: Float[Array, "D V"]) -> Float[Array, "T V"]:
@@ -19,83 +20,88 @@ def logits(hidden_TD: Float[Array, "T D"], head_DV: Float[Array, "D V"]) -> Floa
   return jnp.matmul(hidden_TD, head_DV, preferred_element_type=jnp.float32)
 
 
-def token_nats(
-  hidden_TD: Float[Array, "T D"], targets_T: Int[Array, " T"], head_DV: Float[Array, "D V"]
+def token_nll(
+  hidden_TD: Float[Array, "T D"],
+  targets_T: Int[Array, " T"],
+  head_DV: Float[Array, "D V"],
+  max_logits: int = MAX_LOGITS_IN_MEMORY,
 ) -> Float[Array, " T"]:
   """-ln p(target) of every token, float32."""
-  pieces = _pieces(hidden_TD.shape[0], head_DV.shape[1], hidden_TD, targets_T)
-  if pieces is None:
-    return _nats(hidden_TD, targets_T, head_DV)[0]
-  return jax.lax.map(lambda piece: _nats(*piece, head_DV)[0], pieces).reshape(-1)
+  num_chunks = _num_chunks(hidden_TD.shape[0], head_DV.shape[1], max_logits)
+  if num_chunks == 1:
+    return _nll(hidden_TD, targets_T, head_DV)[0]
+  chunks = _chunks(num_chunks, hidden_TD, targets_T)
+  return jax.lax.map(lambda chunk: _nll(*chunk, head_DV)[0], chunks).reshape(-1)
 
 
-def summed_nats(
+def weighted_nll(
   hidden_TD: Float[Array, "T D"],
   targets_T: Int[Array, " T"],
   weight_T: Float[Array, " T"],
   head_DV: Float[Array, "D V"],
+  max_logits: int = MAX_LOGITS_IN_MEMORY,
 ) -> Float[Array, ""]:
-  """sum of weight * -ln p(target). Weights get no gradient."""
+  """Sum of weight * -ln p(target), float32. Weights get no gradient."""
   weight_T = jax.lax.stop_gradient(weight_T)
-  if _pieces(hidden_TD.shape[0], head_DV.shape[1]) is None:
-    return jnp.sum(weight_T * _nats(hidden_TD, targets_T, head_DV)[0])
-  return _summed(hidden_TD, targets_T, weight_T, head_DV)
+  num_chunks = _num_chunks(hidden_TD.shape[0], head_DV.shape[1], max_logits)
+  if num_chunks == 1:
+    return jnp.sum(weight_T * _nll(hidden_TD, targets_T, head_DV)[0])
+  return _chunked_sum(num_chunks, hidden_TD, targets_T, weight_T, head_DV)
 
 
-def _pieces(num_tokens: int, vocabulary: int, *of_tokens):
-  """Arrays of tokens cut so that a piece has few enough logits; None if it takes no cut."""
+def _num_chunks(num_tokens: int, vocab_size: int, max_logits: int) -> int:
+  """The fewest equal chunks of tokens with at most `max_logits` logits each (or a token each)."""
   divisors = (n for n in range(1, num_tokens + 1) if num_tokens % n == 0)
-  number = next(
-    n for n in divisors if num_tokens // n * vocabulary <= LOGITS_AT_ONCE or n == num_tokens
-  )
-  if number == 1:
-    return None
-  return tuple(x.reshape(number, -1, *x.shape[1:]) for x in of_tokens)
+  return next(n for n in divisors if num_tokens // n * vocab_size <= max_logits or n == num_tokens)
 
 
-def _nats(hidden_TD, targets_T, head_DV):
-  """nats, logits and the logarithm of the sum of their exponentials."""
+def _chunks(num: int, *token_arrays):
+  return tuple(x.reshape(num, -1, *x.shape[1:]) for x in token_arrays)
+
+
+def _nll(hidden_TD, targets_T, head_DV):
+  """-ln p(target), the logits, and the logarithm of the sum of their exponentials."""
   logit_TV = logits(hidden_TD, head_DV)
   chosen_T = jnp.take_along_axis(logit_TV, targets_T[:, None], axis=-1)[:, 0]
   logsumexp_T = jax.nn.logsumexp(logit_TV, axis=-1)
   return logsumexp_T - chosen_T, logit_TV, logsumexp_T
 
 
-@jax.custom_vjp
-def _summed(hidden_TD, targets_T, weight_T, head_DV):
-  pieces = _pieces(hidden_TD.shape[0], head_DV.shape[1], hidden_TD, targets_T, weight_T)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked_sum(num_chunks, hidden_TD, targets_T, weight_T, head_DV):
+  chunks = _chunks(num_chunks, hidden_TD, targets_T, weight_T)
 
-  def add(total, piece):
-    hidden_TD, targets_T, weight_T = piece
-    return total + jnp.sum(weight_T * _nats(hidden_TD, targets_T, head_DV)[0]), None
+  def add(total, chunk):
+    hidden_TD, targets_T, weight_T = chunk
+    return total + jnp.sum(weight_T * _nll(hidden_TD, targets_T, head_DV)[0]), None
 
-  return jax.lax.scan(add, jnp.zeros((), jnp.float32), pieces)[0]
+  return jax.lax.scan(add, jnp.zeros((), jnp.float32), chunks)[0]
 
 
-def _summed_forward(hidden_TD, targets_T, weight_T, head_DV):
-  """Also the sum's gradients by hidden values and head, in their dtypes."""
-  pieces = _pieces(hidden_TD.shape[0], head_DV.shape[1], hidden_TD, targets_T, weight_T)
-  number_V = jnp.arange(head_DV.shape[1], dtype=targets_T.dtype)
+def _chunked_sum_forward(num_chunks, hidden_TD, targets_T, weight_T, head_DV):
+  """Also the sum's gradients by hidden activations and head, in their dtypes."""
+  chunks = _chunks(num_chunks, hidden_TD, targets_T, weight_T)
+  token_V = jnp.arange(head_DV.shape[1], dtype=targets_T.dtype)
 
-  def add(carry, piece):
+  def add(carry, chunk):
     total, dhead_DV = carry
-    hidden_TD, targets_T, weight_T = piece
-    nats_T, logit_TV, logsumexp_T = _nats(hidden_TD, targets_T, head_DV)
-    missed_TV = (targets_T[:, None] == number_V[None]).astype(jnp.float32)
-    dlogit_TV = weight_T[:, None] * (jnp.exp(logit_TV - logsumexp_T[:, None]) - missed_TV)
-    # Written once: without the barrier each of the two products makes it again, at half its pace.
+    hidden_TD, targets_T, weight_T = chunk
+    nll_T, logit_TV, logsumexp_T = _nll(hidden_TD, targets_T, head_DV)
+    one_hot_TV = (targets_T[:, None] == token_V[None]).astype(jnp.float32)
+    dlogit_TV = weight_T[:, None] * (jnp.exp(logit_TV - logsumexp_T[:, None]) - one_hot_TV)
+    # The barrier writes it once: otherwise both products below compute it again, and run slower.
     dlogit_TV = jax.lax.optimization_barrier(dlogit_TV.astype(hidden_TD.dtype))
     dhead_DV += jnp.matmul(hidden_TD.T, dlogit_TV)
-    return (total + jnp.sum(weight_T * nats_T), dhead_DV), jnp.matmul(dlogit_TV, head_DV.T)
+    return (total + jnp.sum(weight_T * nll_T), dhead_DV), jnp.matmul(dlogit_TV, head_DV.T)
 
   start = jnp.zeros((), jnp.float32), jnp.zeros_like(head_DV)
-  (total, dhead_DV), dhidden_TD = jax.lax.scan(add, start, pieces)
+  (total, dhead_DV), dhidden_TD = jax.lax.scan(add, start, chunks)
   return total, (dhidden_TD.reshape(hidden_TD.shape), dhead_DV)
 
 
-def _summed_backward(gradients, dtotal):
+def _chunked_sum_backward(num_chunks, gradients, dtotal):
   dhidden_TD, dhead_DV = (g * dtotal.astype(g.dtype) for g in gradients)
   return dhidden_TD, None, None, dhead_DV
 
 
-_summed.defvjp(_summed_forward, _summed_backward)
+_chunked_sum.defvjp(_chunked_sum_forward, _chunked_sum_backward)

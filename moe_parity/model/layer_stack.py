@@ -1,15 +1,17 @@
-"""Layers of one kind: built stacked, scanned, each device taking its own sequences through.
+"""Layers of one kind, built stacked and scanned; each device takes its own sequences through them.
 
-On a mesh a segment is one program a device (`jax.shard_map`): tokens stay where they are, weights
-are collected a layer at a time. Only the experts' exchange and the weights cross links.
+On a mesh a stack is one program a device (`jax.shard_map`): tokens stay on their device, weights
+are all-gathered over `fsdp` a layer at a time. Only weights and the tokens that go to experts cross
+links.
 
-*Streams.* Where experts lie on several devices, a device's sequences go through every layer in two
-halves that need nothing of each other, so that XLA computes one half while the other's rows are on
-their way.
+*Batch splits (two-batch overlap).* Where experts are sharded over several devices, a device splits
+its sequences into two halves that do not depend on each other, so that XLA overlaps the all-to-all
+of one half with the computation of the other.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +24,20 @@ from moe_parity.model.moe import MoE, RoutingStats
 from moe_parity.model.norm import RMSNorm
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.sharding import all_gather, cast_matrices, partition_specs
+from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.mesh_sizes import AXES
 from moe_parity.sharding import mesh
 
-# Up to this many copies are written out on a CPU: a loop fills, writes and reads a stack of all its
-# backward pass needs, a tenth of a small model's step; four copies compile as fast as the loop.
-UNROLLED = 4
+# On a CPU up to this many repeats are unrolled: a loop would write and read stacks of all residuals
+# of its backward pass; four repeats compile about as fast as the loop.
+MAX_UNROLLED = 4
 
 
-def segments(is_moe: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
-  """Cuts a layer arrangement into (pattern, repeats): one repeated pattern if there is one of at
-  most four layers, else runs of equal layers."""
+def split_layout(is_moe: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
+  """Splits a layer arrangement into (pattern, repeats), each to be one `LayerStack`.
+
+  One repeated pattern if there is one of at most four layers, else runs of equal layers.
+  """
   is_moe = tuple(is_moe)
   for period in range(1, 5):
     repeats, rest = divmod(len(is_moe), period)
@@ -47,10 +52,24 @@ def segments(is_moe: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
   return runs
 
 
+class LayerAux(NamedTuple):
+  """What a layer computes besides its output.
+
+  Attributes:
+    keys, values: of its tokens, [B, S, N, Q] (`attention.by_head` gives a cache's layout).
+    routing_stats, expert_TK: of an MoE layer, see `MoE`; None in a dense layer.
+  """
+
+  keys: jax.Array
+  values: jax.Array
+  routing_stats: RoutingStats | None = None
+  expert_TK: jax.Array | None = None
+
+
 class Layer(nnx.Module):
   """Pre-norm attention, then pre-norm feed-forward: dense or experts."""
 
-  def __init__(self, architecture, options: ModelOptions, is_moe: bool):
+  def __init__(self, architecture: Architecture, options: ModelOptions, is_moe: bool):
     d = architecture.d_model
     self.attention_norm, self.feedforward_norm = RMSNorm(d), RMSNorm(d)
     self.attention = Attention(architecture, options)
@@ -61,22 +80,32 @@ class Layer(nnx.Module):
 
   def __call__(
     self, x_TD, batch: int, document_BS: jax.Array | None = None, past: Past | None = None
-  ) -> tuple[jax.Array, RoutingStats | None, tuple[jax.Array, jax.Array]]:
-    """See `Attention` for the arguments and for the last result, keys and values."""
-    y_TD, keys_values = self.attention(self.attention_norm(x_TD), batch, document_BS, past)
+  ) -> tuple[jax.Array, LayerAux]:
+    """See `Attention` for the arguments."""
+    y_TD, (keys, values) = self.attention(self.attention_norm(x_TD), batch, document_BS, past)
     x_TD = x_TD + y_TD
-    y = self.feedforward(self.feedforward_norm(x_TD))
-    y_TD, stats = y if isinstance(self.feedforward, MoE) else (y, None)
-    if stats is not None and stats.mean_squares_3 is not None:
-      residual = jnp.mean(jnp.square(x_TD.astype(jnp.float32)))
-      stats = stats._replace(mean_squares_3=stats.mean_squares_3.at[2].set(residual))
-    return x_TD + y_TD, stats, keys_values
+    if isinstance(self.feedforward, MoE):
+      y_TD, stats, expert_TK = self.feedforward(self.feedforward_norm(x_TD))
+      if stats.mean_squares_3 is not None:
+        residual = jnp.mean(jnp.square(x_TD.astype(jnp.float32)))
+        stats = stats._replace(mean_squares_3=stats.mean_squares_3.at[2].set(residual))
+      return x_TD + y_TD, LayerAux(keys, values, stats, expert_TK)
+    return x_TD + self.feedforward(self.feedforward_norm(x_TD)), LayerAux(keys, values)
 
 
-class Segment(nnx.Module):
-  """`repeats` copies of a pattern of layers; parameters stacked over the copies."""
+class LayerStack(nnx.Module):
+  """A pattern of layers, `repeats` times; parameters are stacked over the repeats."""
 
-  def __init__(self, architecture, options, pattern: tuple[bool, ...], repeats: int):
+  def __init__(
+    self,
+    architecture: Architecture,
+    options: ModelOptions,
+    pattern: tuple[bool, ...],
+    repeats: int,
+  ):
+    """Args:
+    pattern: whether each layer of it is an MoE layer.
+    """
     self.pattern, self.options = pattern, options
 
     @nnx.vmap(in_axes=None, out_axes=0, axis_size=repeats)
@@ -88,137 +117,149 @@ class Segment(nnx.Module):
   def __call__(
     self, x_TD, batch: int, document_BS: jax.Array | None = None
   ) -> tuple[jax.Array, list[RoutingStats]]:
-    """The last result has one entry a MoE layer of the pattern, stacked over the repeats."""
+    """Applies the layers; statistics of each MoE layer of the pattern, stacked over the repeats."""
 
-    def through(layers, x_TD, batch, document_BS):
+    def apply_layers(layers, x_TD, batch, document_BS):
       stats = []
       for layer in layers:
-        x_TD, layer_stats, _ = layer(x_TD, batch, document_BS)
-        stats += [] if layer_stats is None else [layer_stats]
+        x_TD, aux = layer(x_TD, batch, document_BS)
+        stats += [] if aux.routing_stats is None else [aux.routing_stats]
       return x_TD, stats
 
-    x_TD, stats = self.walk(through, x_TD, batch, document_BS)
-    # Parts hold equally many tokens, so the batch's averages are the averages of theirs.
-    return x_TD, jax.tree.map(lambda of_parts: jnp.mean(of_parts, axis=1), stats)
+    x_TD, stats = self.scan_layers(apply_layers, x_TD, batch, document_BS)
+    # Splits hold equally many tokens, so the batch's averages are the averages of theirs.
+    return x_TD, jax.tree.map(lambda of_splits: jnp.mean(of_splits, axis=1), stats)
 
-  def fill(
+  def prefill(
     self, x_TD, batch: int, document_BS: jax.Array | None = None
   ) -> tuple[jax.Array, list[KeyValues]]:
-    """`__call__` that also gives keys and values: one entry a layer of the pattern, stacked over
-    the repeats."""
+    """`__call__` that returns keys and values for a cache: those of each layer of the pattern,
+    stacked over the repeats."""
 
-    def through(layers, x_TD, batch, document_BS):
-      new = []
+    def apply_layers(layers, x_TD, batch, document_BS):
+      keys_values = []
       for layer in layers:
-        x_TD, _, keys_values = layer(x_TD, batch, document_BS)
-        new.append(by_head(*keys_values))
-      return x_TD, new
+        x_TD, aux = layer(x_TD, batch, document_BS)
+        keys_values.append(by_head(aux.keys, aux.values))
+      return x_TD, keys_values
 
-    x_TD, new = self.walk(through, x_TD, batch, document_BS)
-    return x_TD, jax.tree.map(_together, new)
+    x_TD, keys_values = self.scan_layers(apply_layers, x_TD, batch, document_BS)
+    return x_TD, jax.tree.map(_merge_splits, keys_values)
 
-  def extend(
+  def decode(
     self, x_TD, batch: int, cached: list[KeyValues], position_BS, document_BT=None
   ) -> tuple[jax.Array, list[KeyValues]]:
-    """`fill` for tokens that come after those in the cache, which `fill` gave: see `Past`."""
+    """`prefill` for tokens that follow those in the cache; see `Past`."""
 
-    def through(layers, x_TD, batch, beside, cached):
-      new = []
-      for layer, of_layer in zip(layers, cached, strict=True):
-        x_TD, _, keys_values = layer(x_TD, batch, past=Past(of_layer, *beside))
-        new.append(by_head(*keys_values))
-      return x_TD, new
+    def apply_layers(layers, x_TD, batch, extra, cached):
+      keys_values = []
+      for layer, layer_cache in zip(layers, cached, strict=True):
+        x_TD, aux = layer(x_TD, batch, past=Past(layer_cache, *extra))
+        keys_values.append(by_head(aux.keys, aux.values))
+      return x_TD, keys_values
 
-    beside = position_BS, document_BT
-    x_TD, new = self.walk(through, x_TD, batch, beside, cached)
-    return x_TD, jax.tree.map(_together, new)
+    extra = position_BS, document_BT
+    x_TD, keys_values = self.scan_layers(apply_layers, x_TD, batch, extra, cached)
+    return x_TD, jax.tree.map(_merge_splits, keys_values)
 
-  def walk(
+  def scan_layers(
     self,
-    through: Callable,
+    apply_layers: Callable,
     x_TD: jax.Array,
     batch: int,
-    beside: Any = None,
-    of_copies: Any = None,
+    extra: Any = None,
+    per_repeat: Any = None,
   ) -> tuple[jax.Array, Any]:
-    """Takes every part of the batch through the copies, one after another.
+    """Takes the batch, split by split, through all repeats of the pattern.
 
-    Matrices are collected over `fsdp` (never over `expert`) once a copy, and their gradients summed
-    over a device's streams before they are scattered back.
+    Matrices are all-gathered over `fsdp` (never over `expert`) once a repeat; their gradients are
+    summed over a device's batch splits before they are reduce-scattered.
 
     Args:
-      through: (layers of the pattern, x_TD, batch, beside) of one part of the batch -> its x_TD and
-        a pytree of arrays found on the way. Where there are `of_copies`, they come last.
-      beside: arrays whose first axis is the batch's, or None.
-      of_copies: arrays [repeats, batch, ...], of which each copy gets its own; or None.
+      apply_layers: (layers of the pattern, x_TD, batch, extra) of one batch split -> its x_TD and a
+        pytree of arrays to return. With `per_repeat`, that repeat's arrays come last.
+      extra: arrays whose first axis is the batch's, or None.
+      per_repeat: arrays [repeats, batch, ...], of which each repeat gets its own; or None.
     Returns:
-      x_TD, and what was found, [repeats, parts, ...] in the order of the batch.
+      x_TD, and what `apply_layers` returned: [repeats, splits, ...] in the order of the batch.
     """
     graph, stacked = nnx.split(self.layers)
-    on_mesh, streams = mesh.current() is not None, self.num_streams(batch)
-    batch //= streams * mesh.num_shards()
-    repeats = jax.tree.leaves(stacked)[0].shape[0]
-    platform = self.options.platform or jax.default_backend()
-    unroll = repeats if platform == "cpu" and repeats <= UNROLLED else 1
-
-    def run(x_TD, beside, stacked, of_copies):
-      def copy(parts, besides, of_copy):
-        weights, own = of_copy
-        layers = nnx.merge(graph, all_gather(weights) if on_mesh else weights)
-        last = [()] * streams if own is None else [(part,) for part in _cut(own, streams)]
-        operands = zip(parts, besides, last, strict=True)
-        done = [through(layers, x, batch, b, *own) for x, b, own in operands]
-        found = jax.tree.map(lambda *of_parts: jnp.stack(of_parts), *(part[1] for part in done))
-        return [part[0] for part in done], found
-
-      copy = rematerialize(copy, self.options.remat)
-      operands = _cut(x_TD, streams), _cut(beside, streams), (stacked, of_copies)
-      if self.options.remat == "none" and platform == "tpu":
-        parts, found = residual_stacks.scan(copy, *operands)
-      else:
-        parts, besides, of_copies = operands
-        parts, found = jax.lax.scan(
-          lambda parts, of_copy: copy(parts, besides, of_copy), parts, of_copies, unroll=unroll
-        )
-      return parts[0] if streams == 1 else jnp.concatenate(parts), found
-
-    if not on_mesh:
-      return run(x_TD, beside, stacked, of_copies)
-    rows, matrices = mesh.P(AXES), cast_matrices(stacked, self.options.dtype)
+    num_splits = self.num_batch_splits(batch)
+    batch //= num_splits * mesh.num_shards()
+    scan = functools.partial(self._scan_local, graph, apply_layers, batch, num_splits)
+    if mesh.current() is None:
+      return scan(x_TD, extra, stacked, per_repeat)
+    by_batch, matrices = mesh.P(AXES), cast_matrices(stacked, self.options.dtype)
     return jax.shard_map(
-      run,
-      in_specs=(rows, rows, partition_specs(matrices), mesh.P(None, AXES)),
-      out_specs=(rows, mesh.P(None, AXES)),
-      check_vma=False,  # kernels do not say over which axes their results vary
-    )(x_TD, beside, matrices, of_copies)
+      scan,
+      in_specs=(by_batch, by_batch, partition_specs(matrices), mesh.P(None, AXES)),
+      out_specs=(by_batch, mesh.P(None, AXES)),
+      check_vma=False,  # kernels do not state over which axes their results vary
+    )(x_TD, extra, matrices, per_repeat)
 
-  def num_streams(self, batch: int) -> int:
-    """Parts that a device's sequences go through in (see above); 1 where the options do not say
-    and XLA overlaps nothing, where there is no exchange, and where they do not divide the
-    sequences. Also where capacity is bounded: an expert takes so many of a device's tokens, not of
-    a stream's."""
-    now, options = mesh.current(), self.options
-    if now is None or now.shape["expert"] == 1 or not any(self.pattern) or options.capacity_factor:
+  def _scan_local(
+    self, graph, apply_layers, batch: int, num_splits: int, x_TD, extra, stacked, per_repeat
+  ):
+    """`scan_layers` for one device's tokens and shards of the weights; `batch` is a split's."""
+    is_on_mesh = mesh.current() is not None
+
+    def scan_body(x_splits, extra_splits, of_repeat):
+      weights, own = of_repeat
+      layers = nnx.merge(graph, all_gather(weights) if is_on_mesh else weights)
+      last = [()] * num_splits if own is None else [(split,) for split in _split(own, num_splits)]
+      results = [
+        apply_layers(layers, x, batch, extra, *own)
+        for x, extra, own in zip(x_splits, extra_splits, last, strict=True)
+      ]
+      aux = jax.tree.map(lambda *of_splits: jnp.stack(of_splits), *(aux for _, aux in results))
+      return [x for x, _ in results], aux
+
+    scan_body = rematerialize(scan_body, self.options.remat)
+    x_splits, extra_splits = _split(x_TD, num_splits), _split(extra, num_splits)
+    platform = self.options.platform or jax.default_backend()
+    if self.options.remat == "none" and platform == "tpu":
+      x_splits, aux = residual_stacks.scan(scan_body, x_splits, extra_splits, (stacked, per_repeat))
+    else:
+      repeats = jax.tree.leaves(stacked)[0].shape[0]
+      x_splits, aux = jax.lax.scan(
+        lambda x_splits, of_repeat: scan_body(x_splits, extra_splits, of_repeat),
+        x_splits,
+        (stacked, per_repeat),
+        unroll=repeats if platform == "cpu" and repeats <= MAX_UNROLLED else 1,
+      )
+    return x_splits[0] if num_splits == 1 else jnp.concatenate(x_splits), aux
+
+  def num_batch_splits(self, batch: int) -> int:
+    """Splits of a device's sequences (see above): the options' number, or the platform's own.
+
+    1 where there is nothing to overlap (no sharded experts; a platform without asynchronous
+    collectives), where splits do not divide the sequences, and where capacity is bounded: an
+    expert's capacity is of a device's tokens, not of a split's.
+    """
+    current, options = mesh.current(), self.options
+    if current is None or current.shape["expert"] == 1 or not any(self.pattern):
       return 1
-    overlaps = (options.platform or jax.default_backend()) in ("gpu", "tpu")
-    streams = options.streams or (2 if overlaps else 1)
-    return streams if batch % (streams * now.size) == 0 else 1
+    if options.capacity_factor:
+      return 1
+    can_overlap = (options.platform or jax.default_backend()) in ("gpu", "tpu")
+    num_splits = options.streams or (2 if can_overlap else 1)
+    return num_splits if batch % (num_splits * current.size) == 0 else 1
 
 
-def _together(of_parts: jax.Array) -> jax.Array:
-  """[repeats, parts, batch of a part, ...] -> [repeats, batch, ...]."""
-  return of_parts.reshape(of_parts.shape[0], -1, *of_parts.shape[3:])
+def _merge_splits(of_splits: jax.Array) -> jax.Array:
+  """[repeats, splits, batch of a split, ...] -> [repeats, batch, ...]."""
+  return of_splits.reshape(of_splits.shape[0], -1, *of_splits.shape[3:])
 
 
-def _cut(tree: Any, parts: int) -> list[Any]:
-  """Equal stretches of all first axes, in order."""
+def _split(tree: Any, num: int) -> list[Any]:
+  """`num` equal consecutive parts of all first axes."""
   return [
-    jax.tree.map(lambda a, i=i: a[i * a.shape[0] // parts : (i + 1) * a.shape[0] // parts], tree)
-    for i in range(parts)
+    jax.tree.map(lambda a, i=i: a[i * a.shape[0] // num : (i + 1) * a.shape[0] // num], tree)
+    for i in range(num)
   ]
 
 
-def rematerialize(function, policy: str):
+def rematerialize(function: Callable, policy: str) -> Callable:
   """`jax.checkpoint` by the policy's name (see `ModelOptions.remat`)."""
   if policy == "none":
     return function

@@ -1,7 +1,7 @@
-"""A Mixture-of-Experts layer: router, chosen experts, shared expert, and what the router did.
+"""A Mixture-of-Experts layer: router, routed experts, shared expert, routing statistics.
 
-The paper: gates g = softmax(W x), the K largest kept as they are (v2 eq. 11-14) or divided by
-their sum (eq. 15); y = sum of g_i E_i(x) over the chosen, plus an ungated shared expert.
+The paper: gates g = softmax(W x), the K largest unchanged (v2 eq. 11-14) or divided by their sum
+(eq. 15); y = sum of g_i E_i(x) over the chosen experts, plus an ungated shared expert.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ class SelectionBias(nnx.Variable):
 
 
 class RoutingStats(NamedTuple):
-  """What one router did with T tokens; averages, so equal batches can be averaged again.
+  """Routing of T tokens in one layer, as averages, so that equal batches can be averaged again.
 
   Attributes:
     load_E: share of the T*K assignments each expert got; sums to 1.
@@ -64,10 +64,10 @@ def balance_loss(
 
 
 def router_logits(x_TD: Float[Array, "T D"], router_DE: Float[Array, "D E"]) -> Float[Array, "T E"]:
-  """In float32 whatever the model computes in: a rounded logit is another expert.
+  """Router logits, in float32 whatever dtype the model computes in: rounding changes the choice.
 
-  A narrower x is kept for the backward pass as it is, and no float32 copy. Where there is no copy,
-  `checkpoint` only costs: a tenth of an MoE's step on a CPU.
+  A narrower x is saved for the backward pass as it is, without a float32 copy. For a float32 x
+  there is no copy to avoid, and `checkpoint` would only cost time.
   """
   if x_TD.dtype == jnp.float32:
     return _router_product(x_TD, router_DE)
@@ -97,15 +97,18 @@ def route(
 
 
 class MoE(nnx.Module):
-  """The feed-forward part of an MoE layer. On a mesh it is called inside `jax.shard_map`: with a
-  device's tokens and its experts' whole weights; stats are then of these tokens."""
+  """The feed-forward part of an MoE layer.
+
+  On a mesh it is called inside `jax.shard_map`, with a device's tokens and the unsharded weights of
+  its own experts; statistics are then of these tokens.
+  """
 
   def __init__(self, architecture: Architecture, options: ModelOptions):
     d, e, i = architecture.d_model, architecture.num_experts, architecture.d_expert
     self.experts_per_token, self.options = architecture.experts_per_token, options
     shrink = (2 * architecture.num_layers) ** -0.5
     # A tenth of the usual spread: the first steps route almost evenly.
-    self.router = param(d, e, axes="--", scale=0.1)  # whole everywhere: E columns, no phantoms
+    self.router = param(d, e, axes="--", scale=0.1)  # replicated: E columns, no padding
     self.constant_scale = 1.0
     if options.routed_scale == PER_CHOICE:
       self.constant_scale = e / architecture.experts_per_token
@@ -122,7 +125,11 @@ class MoE(nnx.Module):
       else None
     )
 
-  def __call__(self, x_TD: Float[Array, "T D"]) -> tuple[Float[Array, "T D"], RoutingStats]:
+  def __call__(
+    self, x_TD: Float[Array, "T D"]
+  ) -> tuple[Float[Array, "T D"], RoutingStats, Int[Array, "T K"]]:
+    """The layer's output, statistics of its routing, and the experts the router chose for each
+    token (before any is dropped beyond capacity)."""
     dtype = x_TD.dtype
     logit_TE = router_logits(x_TD, self.router[...])
     expert_TK, gate_TK, probability_TE = route(
@@ -131,11 +138,11 @@ class MoE(nnx.Module):
     gate_TK = self.scaled(gate_TK)
     weights = self.experts_in.astype(dtype), self.experts_out.astype(dtype)
     operands = x_TD, expert_TK, gate_TK, *weights
-    y_TD, num_dropped = self.experts_of(*operands, num_experts=logit_TE.shape[1])
+    y_TD, num_dropped = self.routed_and_shared(*operands, num_experts=logit_TE.shape[1])
     stats = routing_stats(logit_TE, probability_TE, expert_TK, gate_TK, num_dropped)
     if self.options.is_probing:
       stats = stats._replace(mean_squares_3=self.mean_squares(x_TD, y_TD))
-    return y_TD, stats
+    return y_TD, stats, expert_TK
 
   def scaled(self, gate_TK: Float[Array, "T K"]) -> Float[Array, "T K"]:
     """The gates times `ModelOptions.routed_scale`."""
@@ -153,9 +160,9 @@ class MoE(nnx.Module):
     parts = (y_TD.astype(jnp.float32) - shared_TD, shared_TD)
     return jnp.stack([*(jnp.mean(jnp.square(part)) for part in parts), jnp.zeros(())])
 
-  def experts_of(self, x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, *, num_experts: int):
-    """The chosen experts' weighted sum, wherever they live, with the shared expert's; and how many
-    assignments dropped."""
+  def routed_and_shared(self, x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, *, num_experts: int):
+    """The gate-weighted sum of the chosen experts' outputs plus the shared expert's; and how many
+    assignments were dropped."""
     options, (num_tokens, chosen) = self.options, expert_TK.shape
     platform = options.platform or jax.default_backend()
     implementation = implementation_for(platform)
@@ -177,14 +184,14 @@ class MoE(nnx.Module):
       num_devices=jax.lax.axis_size("expert"),
       has_ragged=mesh.has_ragged(),
     )
-    shared = self.shared and jax.tree_util.Partial(_apply, *nnx.split(self.shared))
+    shared = self.shared and jax.tree_util.Partial(_call_module, *nnx.split(self.shared))
     return expert_ffn_local(
       x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, num_experts=num_experts, exchange=exchange,
       capacity_factor=options.capacity_factor, implementation=implementation, beside=shared,
     )  # fmt: skip
 
 
-def _apply(graph: nnx.GraphDef, weights: nnx.State, x_TD):
+def _call_module(graph: nnx.GraphDef, weights: nnx.State, x_TD):
   return nnx.merge(graph, weights)(x_TD)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 
 from moe_parity.paper.tables import TABLES, PublishedRow, table
-from moe_parity.planning.accounting import account
+from moe_parity.planning.accounting import cost_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def cells() -> list[Cell]:
 def derive(row: PublishedRow, column: str, formula: Formula | None = None) -> int | float:
   """The value of one derived cell, unrounded; by its own formula unless another is given."""
   formula = formula or formula_of(row, column)
-  cost = account(row.architecture, row["seq_len"], formula.convention)
+  cost = cost_of(row.architecture, row["seq_len"], formula.convention)
   params = formula.nominal_params or cost.num_params
   active = row["Na_params"] if formula.printed_active else cost.num_active_params
   flops = cost.train_flops_per_token

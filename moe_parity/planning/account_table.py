@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from moe_parity.planning.accounting import ATTENTION_BLOCK, Cost, account, check_convention
+from moe_parity.planning.accounting import ATTENTION_BLOCK, Cost, check_convention, cost_of
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.scaling_laws import STEP_LAW
 from moe_parity.planning.shape_table import ShapeRow, architecture_of, read_table, rows_of
@@ -110,7 +110,7 @@ def _account_row(row: ShapeRow, convention: str, vocab_size: int, attention_bloc
   kind = row.text("M_kind") or "train"
   if kind not in M_KINDS:
     raise row.error("M_kind", f"{kind!r} is not known; use {' or '.join(M_KINDS)}")
-  cost = account(architecture, seq_len, convention, attention_block)
+  cost = cost_of(architecture, seq_len, convention, attention_block)
   known = architecture.vocab_size > 0
   found = (
     _shape_values(architecture, seq_len)

@@ -17,7 +17,11 @@ The same model has several honest sizes. Which one a number means is its convent
 
 Not in `executed`: what is computed twice (rematerialization, the extra routing pass of gradient
 accumulation); rows that fill experts up to a whole number of slots, and heads that a TPU's kernel
-fills up to 128 channels, both multiplied by zero; and everything that is no matrix product.
+fills up to 128 channels, both multiplied by zero; and everything that is no matrix product. A plan
+is the same on every platform, so attention is counted in blocks of `model.attention_block` queries.
+A TPU's kernel takes 512, 256 or 128 at a time, the first that divides S: with the default block the
+same count where 512 divides S and at an S of 128 or 256; at others, such as 640, it computes less
+than is counted.
 """
 
 from __future__ import annotations
@@ -96,7 +100,7 @@ def query_block(seq_len: int, attention_block: int) -> int:
   return attention_block if attention_block and seq_len % attention_block == 0 else seq_len
 
 
-def account(
+def cost_of(
   architecture: Architecture, seq_len: int, convention: str = "paper", attention_block: int = 0
 ) -> Cost:
   """Counts the parameters of `architecture` and its FLOPs a token at `seq_len`.
@@ -159,7 +163,7 @@ def compute_ratio(cost: Cost, reference: Cost) -> float:
   if cost.convention != reference.convention:
     raise UserError(
       f"convention={cost.convention!r} is compared with {reference.convention!r}; "
-      f"account for both under one convention"
+      f"count both under one convention"
     )
   return cost.forward_flops_per_token / reference.forward_flops_per_token
 

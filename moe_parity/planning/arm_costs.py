@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from moe_parity.planning.accounting import ATTENTION_BLOCK, account
+from moe_parity.planning.accounting import ATTENTION_BLOCK, cost_of
 from moe_parity.planning.architecture import Architecture
 
 HIDDEN_SHARE = 0.02  # difference from the dense arm, beyond the convention's, worth a sentence
@@ -126,7 +126,7 @@ _HIDDEN = (
 
 
 def _cost(arm: Mapping[str, Any]) -> ArmCost:
-  exact = account(_architecture(arm), arm["seq_len"], "exact")
+  exact = cost_of(_architecture(arm), arm["seq_len"], "exact")
   return ArmCost(
     name=arm["name"],
     role=arm["role"],
@@ -140,7 +140,7 @@ def _cost(arm: Mapping[str, Any]) -> ArmCost:
 
 def _executed(arm: Mapping[str, Any]):
   block = arm.get("attention_block", ATTENTION_BLOCK)  # plans before it was written down
-  return account(_architecture(arm), arm["seq_len"], "executed", block)
+  return cost_of(_architecture(arm), arm["seq_len"], "executed", block)
 
 
 def _architecture(arm: Mapping[str, Any]) -> Architecture:

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from moe_parity.errors import UserError
-from moe_parity.planning.accounting import account, check_convention
+from moe_parity.planning.accounting import check_convention, cost_of
 from moe_parity.planning.architecture import Architecture, layer_pattern
 from moe_parity.planning.routed_scale import check_routed_scale
 from moe_parity.planning.solver import solve
@@ -216,7 +216,7 @@ class ArmSpec:
       shared,
       vocab_size,
     )
-    rate = account(found, 1).activation_rate
+    rate = cost_of(found, 1).activation_rate
     if (
       self.kind == "moe"
       and self.activation_rate

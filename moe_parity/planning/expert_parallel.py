@@ -11,6 +11,7 @@ import dataclasses
 import math
 
 from moe_parity.errors import UserError
+from moe_parity.planning import tpu_slices
 
 EXCHANGES = ("padded", "merged", "ragged", "gathered")
 WITHOUT_SLOTS = ("merged", "ragged")  # by a ragged all-to-all
@@ -22,9 +23,6 @@ REPLAY_SHARE = 4
 # Loops that take a step only where routing is skewed stand under this name in a compiled program:
 # whoever prices it on paper leaves them out.
 REPLAYS = "replays"
-
-TILE = 256  # rows of one expert that a TPU's kernels compute at a time
-LANES = 128  # a TPU keeps and sends rows in pieces of so many 32-bit numbers, however narrow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +133,8 @@ def room_for(num_rows: int, num_experts: int) -> int:
   """Rows of a buffer that holds `num_rows` sorted by expert, however they are spread: each expert's
   begin at a whole tile, and it has one at least. An even number of tiles, for a chip's two cores.
   """
-  num_tiles = num_rows // TILE + num_experts
-  return (num_tiles + num_tiles % 2) * TILE
+  num_tiles = num_rows // tpu_slices.ROW_TILE + num_experts
+  return (num_tiles + num_tiles % 2) * tpu_slices.ROW_TILE
 
 
 def check_exchange(

@@ -32,12 +32,13 @@ from typing import Any
 
 from moe_parity.errors import UserError
 from moe_parity.planning.architecture import Architecture
-from moe_parity.planning.expert_parallel import LANES, SLACK, room_for
+from moe_parity.planning.expert_parallel import SLACK, room_for
+from moe_parity.planning.tpu_slices import LANES
 
 AXES = ("data", "fsdp", "expert")
 REMAT = ("none", "dots", "layer")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-LOGITS_AT_ONCE = 2**26  # what the model's loss keeps of them at a time on a device
+MAX_LOGITS_IN_MEMORY = 2**26  # that the loss computes at a time on a device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,24 +89,8 @@ def device_memory(
     UserError: an unknown axis, policy or dtype; a batch or an expert count the mesh cannot cut.
   """
   sizes = _axis_sizes(architecture, mesh or {})
-  if remat not in REMAT:
-    raise UserError(f"remat={remat!r} is not known; use {', '.join(REMAT)}")
-  if dtype not in DTYPE_BYTES:
-    raise UserError(f"dtype={dtype!r} is not known; use {', '.join(DTYPE_BYTES)}")
-  for name, value in (
-    ("seq_len", seq_len),
-    ("batch_sequences", batch_sequences),
-    ("micro_batches", micro_batches),
-  ):
-    if value < 1:
-      raise UserError(f"{name}={value} is below 1; give at least 1")
-  shards = sizes["data"] * sizes["fsdp"] * sizes["expert"]
-  if batch_sequences % (shards * micro_batches):
-    raise UserError(
-      f"batch_sequences={batch_sequences} is not a multiple of {shards * micro_batches}, the "
-      f"{shards} shards of data, fsdp and expert times micro_batches={micro_batches}; use "
-      f"{max(batch_sequences // (shards * micro_batches), 1) * shards * micro_batches}"
-    )
+  _check(remat, dtype, seq_len, batch_sequences, micro_batches)
+  shards = _shards(sizes, batch_sequences, micro_batches)
   item = DTYPE_BYTES[dtype]
   tokens = batch_sequences // (shards * micro_batches) * seq_len
   held = _held_params(architecture, sizes)
@@ -114,13 +99,7 @@ def device_memory(
   if sizes["expert"] > 1:
     row = row_width(architecture.d_model) if kernels else architecture.d_model
     exchanged = 2 * item * architecture.experts_per_token * tokens * row
-  rows: int | float = 0
-  if kernels and architecture.is_moe:
-    # Behind an exchange each of two streams has a buffer, if two can share a device's sequences.
-    streams = 2 if sizes["expert"] > 1 and tokens // seq_len % 2 == 0 else 1
-    chosen = (SLACK if sizes["expert"] > 1 else 1) * architecture.experts_per_token * tokens
-    here = -(-architecture.num_experts // sizes["expert"])
-    rows = streams * room_for(math.ceil(chosen / streams), here) / tokens
+  rows = _kernel_rows(architecture, sizes, tokens, seq_len) if kernels else 0
   kept, working = _kept(architecture, remat, 0 if kernels else seq_len, 4 // item, rows)
   layers = [_layer_params(architecture, is_moe, sizes) for is_moe in architecture.moe_layers]
   copied = remat == "none" and (item < 4 or sizes["fsdp"] > 1)
@@ -134,6 +113,45 @@ def device_memory(
     logits=8 * (min(logits, most_logits) if most_logits else logits),
     exchange=exchanged,
   )
+
+
+def _check(remat: str, dtype: str, seq_len: int, batch_sequences: int, micro_batches: int) -> None:
+  if remat not in REMAT:
+    raise UserError(f"remat={remat!r} is not known; use {', '.join(REMAT)}")
+  if dtype not in DTYPE_BYTES:
+    raise UserError(f"dtype={dtype!r} is not known; use {', '.join(DTYPE_BYTES)}")
+  for name, value in (
+    ("seq_len", seq_len),
+    ("batch_sequences", batch_sequences),
+    ("micro_batches", micro_batches),
+  ):
+    if value < 1:
+      raise UserError(f"{name}={value} is below 1; give at least 1")
+
+
+def _shards(sizes: Mapping[str, int], batch_sequences: int, micro_batches: int) -> int:
+  """Parts that the mesh cuts a micro-batch into."""
+  shards = sizes["data"] * sizes["fsdp"] * sizes["expert"]
+  if batch_sequences % (shards * micro_batches):
+    raise UserError(
+      f"batch_sequences={batch_sequences} is not a multiple of {shards * micro_batches}, the "
+      f"{shards} shards of data, fsdp and expert times micro_batches={micro_batches}; use "
+      f"{max(batch_sequences // (shards * micro_batches), 1) * shards * micro_batches}"
+    )
+  return shards
+
+
+def _kernel_rows(
+  architecture: Architecture, sizes: Mapping[str, int], tokens: int, seq_len: int
+) -> int | float:
+  """Rows a token that a TPU's kernel computes the experts of."""
+  if not architecture.is_moe:
+    return 0
+  # Behind an exchange each of two streams has a buffer, if two can share a device's sequences.
+  streams = 2 if sizes["expert"] > 1 and tokens // seq_len % 2 == 0 else 1
+  chosen = (SLACK if sizes["expert"] > 1 else 1) * architecture.experts_per_token * tokens
+  here = -(-architecture.num_experts // sizes["expert"])
+  return streams * room_for(math.ceil(chosen / streams), here) / tokens
 
 
 def planned_memory(config: Any, arm: Any) -> Memory | None:
@@ -159,7 +177,7 @@ def planned_memory(config: Any, arm: Any) -> Memory | None:
     dtype=config.model.dtype,
     remat=config.model.remat,
     micro_batches=max(arm.batch_sequences // micro, 1),
-    most_logits=LOGITS_AT_ONCE,
+    most_logits=MAX_LOGITS_IN_MEMORY,
   )
 
 

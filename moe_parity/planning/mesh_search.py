@@ -27,15 +27,14 @@ from moe_parity.errors import UserError
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.expert_parallel import (
-  LANES,
   Shape,
   default_exchange,
   lacks_ragged,
   wire_bytes,
 )
-from moe_parity.planning.memory import DTYPE_BYTES, LOGITS_AT_ONCE, Memory, device_memory
+from moe_parity.planning.memory import DTYPE_BYTES, MAX_LOGITS_IN_MEMORY, Memory, device_memory
 from moe_parity.planning.mesh_sizes import MeshSizes, check_arms
-from moe_parity.planning.tpu_slices import Slice
+from moe_parity.planning.tpu_slices import LANES, Slice
 
 HEADROOM = 1.2  # what compilers add to planned bytes
 
@@ -82,7 +81,7 @@ def candidates(
       memory = device_memory(
         plan.architecture, plan.seq_len, plan.batch_sequences, dataclasses.asdict(sizes),
         dtype=dtype, remat=remat, micro_batches=micro, kernels=kernels,
-        most_logits=LOGITS_AT_ONCE,
+        most_logits=MAX_LOGITS_IN_MEMORY,
       )  # fmt: skip
       weights = weight_bytes(plan.architecture, sizes, DTYPE_BYTES[dtype], micro)
       rows = row_bytes(plan.architecture, slice_, sizes.expert, tokens, DTYPE_BYTES[dtype], again)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_parity.errors import UserError
-from moe_parity.planning.accounting import Cost, account
+from moe_parity.planning.accounting import Cost, cost_of
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.arm_plan import ArmPlan, Plan
 from moe_parity.planning.budget import ArmSpec, Budget
@@ -100,7 +100,7 @@ def _shaped(decisions: Decisions, spec: ArmSpec) -> _Draft:
   """An arm with its shape and what that costs under the budget's convention."""
   budget = decisions.budget
   architecture = spec.architecture(budget, decisions.vocab_size)
-  cost = account(architecture, budget.seq_len, budget.convention, decisions.attention_block)
+  cost = cost_of(architecture, budget.seq_len, budget.convention, decisions.attention_block)
   return _Draft(spec, architecture, cost)
 
 
@@ -239,7 +239,7 @@ def _arm_plans(
 ) -> list[ArmPlan]:
   """The runs of one arm, one a seed."""
   budget, spec, cost, run = decisions.budget, draft.spec, draft.cost, draft.run
-  exact = account(draft.architecture, budget.seq_len, "exact")
+  exact = cost_of(draft.architecture, budget.seq_len, "exact")
   own_flops = _flops_of(budget, draft, train_flops)
   ratio = None
   if dense is not None:

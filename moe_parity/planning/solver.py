@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from moe_parity.errors import UserError
-from moe_parity.planning.accounting import account, counts_router_and_norms
+from moe_parity.planning.accounting import cost_of, counts_router_and_norms
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.depth_width import DepthWidth, depth_widths
 from moe_parity.planning.targets import RATE_TOLERANCE, RATIO_TOLERANCE, Targets
@@ -70,7 +70,7 @@ def solve(targets: Targets) -> Architecture:
   if candidate is None:
     raise UserError(_explain(targets))
   architecture = _architecture(targets, candidate)
-  cost = account(architecture, 1, targets.convention)
+  cost = cost_of(architecture, 1, targets.convention)
   assert (cost.num_params, cost.num_active_params) == candidate[-2:], (architecture, candidate)
   return architecture
 

@@ -19,6 +19,10 @@ import re
 from moe_parity.errors import UserError
 
 GIB = 2**30
+LANES = 128  # numbers in a row of a TPU's vector register; arrays are stored in such pieces
+ROW_TILE = (
+  256  # rows of one expert that the grouped kernels (kernels/grouped_swiglu.py) compute at a time
+)
 
 
 @dataclasses.dataclass(frozen=True)

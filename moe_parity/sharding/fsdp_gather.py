@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Shaped
 
 from moe_parity.kernels.common import platform, uninitialized
-from moe_parity.planning.expert_parallel import LANES
+from moe_parity.planning.tpu_slices import LANES
 from moe_parity.sharding.mesh import has_ragged
 from moe_parity.sharding.ragged_collective import ragged_all_to_all
 
@@ -64,7 +64,7 @@ def _cut(gradient, axis, num):
   if axis == 0:
     return gradient.reshape(num, -1, *gradient.shape[1:])
   if axis == gradient.ndim - 1 and gradient.shape[axis] % (num * LANES) == 0:
-    from moe_parity.kernels.split_columns import columns_of  # a quarter second, for TPUs only
+    from moe_parity.kernels.split_columns import split_columns  # a quarter second, for TPUs only
 
-    return columns_of(gradient, num)
+    return split_columns(gradient, num)
   return jnp.stack(jnp.split(gradient, num, axis))

@@ -133,20 +133,31 @@ def _parts(state: TrainState) -> dict[str, dict]:
   }
 
 
-def load_model(folder: pathlib.Path, params: Any, buffers: Any) -> tuple[Any, Any]:
-  """(params, buffers) of the newest checkpoint, without the optimizer's state.
+def load_model(
+  folder: pathlib.Path, params: Any, buffers: Any, step: int | None = None
+) -> tuple[Any, Any]:
+  """(params, buffers) of a checkpoint, without the optimizer's state.
 
   Args:
     params, buffers: pytrees of `ShapeDtypeStruct`s.
+    step: finished steps of the checkpoint; None takes the newest.
   Raises:
-    UserError: there is no checkpoint, or it cannot be read.
+    UserError: there is no checkpoint, none of this step, or it cannot be read.
   """
   from orbax.checkpoint import v1 as ocp
 
+  if not folder.exists():  # a Checkpointer would make it
+    raise UserError(f"{folder} holds no checkpoint; train the run first")
   with ocp.training.Checkpointer(folder.resolve()) as checkpointer:
     if checkpointer.latest is None:
       raise UserError(f"{folder} holds no checkpoint; train the run first")
-    step = checkpointer.latest.step
+    steps = sorted(c.step for c in checkpointer.checkpoints)
+    step = steps[-1] if step is None else step
+    if step not in steps:
+      raise UserError(
+        f"{folder} holds no checkpoint of step {step}; there are those of"
+        f" {', '.join(map(str, steps))}"
+      )
     try:
       wanted = {"params": params, "buffers": buffers}
       model = checkpointer.load_checkpointables(step, {MODEL: wanted})[MODEL]

@@ -15,7 +15,7 @@ from moe_parity.errors import UserError
 from moe_parity.evaluation import specialisation
 from moe_parity.evaluation.ablations import ablated_scores, check_ablations, probe_layers
 from moe_parity.evaluation.routing_counts import count_split, make_counter
-from moe_parity.model.documents import documents_of
+from moe_parity.model.documents import document_separators
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.sharding import multihost
 from moe_parity.training import run_folder
@@ -65,7 +65,7 @@ def train_arm(
     NotFiniteError: the loss became NaN or infinite.
   """
   config = config_of_arm(config, plan)
-  documents = documents_of(store.tokenizer, config.data.cross_documents)
+  documents = document_separators(store.tokenizer, config.data.cross_documents)
   options = step_options(config, plan, documents)
   mesh = mesh_here(config, plan)
   run_folder.claim(folder, configs.to_json(config), plan.to_dict(), write=multihost.is_first())
@@ -186,7 +186,7 @@ def take_apart(run: ArmRun, state: TrainState) -> dict:
   """
   evaluation, plan, model = run.config.evaluation, run.plan, model_options(run.config)
   trained = run.mesh, state.params, state.buffers
-  documents = documents_of(run.store.tokenizer, run.config.data.cross_documents)
+  documents = document_separators(run.store.tokenizer, run.config.data.cross_documents)
   scores = {}
   names = check_ablations(evaluation.ablations)
   for name, score in ablated_scores(names, plan.architecture, model, documents, *trained):

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from moe_parity.errors import UserError
-from moe_parity.model.documents import Documents
+from moe_parity.model.documents import DocumentSeparators
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.expert_parallel import check_exchange
@@ -60,7 +60,7 @@ def optimizer_options(config: ConfigDict, plan: ArmPlan) -> OptimizerOptions:
 
 
 def step_options(
-  config: ConfigDict, plan: ArmPlan, documents: Documents | None = None
+  config: ConfigDict, plan: ArmPlan, documents: DocumentSeparators | None = None
 ) -> StepOptions:
   """Loss weights, the number of micro-batches, and how documents are kept apart.
 

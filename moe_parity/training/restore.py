@@ -8,11 +8,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from moe_parity.data.prepare import open_data
+from moe_parity.data.tokenizer import Tokenizer, load
 from moe_parity.errors import UserError
 from moe_parity.evaluation import bits_per_character, specialisation
 from moe_parity.evaluation.routing_counts import count_split, make_counter
 from moe_parity.evaluation.score import make_scorer
-from moe_parity.model.documents import documents_of
+from moe_parity.inference.generator import Generator
+from moe_parity.model.documents import document_separators
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.mesh_sizes import MeshSizes, check_shape, resolve
@@ -36,9 +38,15 @@ class TrainedModel:
   mesh: Mesh | None = None
 
 
-def load_run(folder: pathlib.Path, sizes: MeshSizes = MeshSizes()) -> TrainedModel:  # noqa: B008
-  """The model of the newest checkpoint of a run, on a mesh of these sizes, whatever it trained on.
+def load_run(
+  folder: pathlib.Path,
+  sizes: MeshSizes = MeshSizes(),  # noqa: B008 - frozen
+  step: int | None = None,
+) -> TrainedModel:
+  """The model of a checkpoint of a run, on a mesh of these sizes, whatever it trained on.
 
+  Args:
+    step: of the checkpoint; None takes the newest.
   Raises:
     UserError: the folder is no run, or holds no checkpoint that can be read; a mesh that the
       devices or the model do not fit.
@@ -54,8 +62,57 @@ def load_run(folder: pathlib.Path, sizes: MeshSizes = MeshSizes()) -> TrainedMod
   check_shape(sizes, plan["name"], architecture)
   mesh = make_mesh(sizes)
   stored, lying = model_places(architecture, options, mesh)
-  params, buffers = from_stored(load_model(folder / "checkpoints", *stored), lying)
+  params, buffers = from_stored(load_model(folder / "checkpoints", *stored, step), lying)
   return TrainedModel(architecture, options, params, buffers, config, plan, mesh)
+
+
+def open_generator(
+  folder: pathlib.Path,
+  sizes: MeshSizes = MeshSizes(),  # noqa: B008 - frozen
+  *,
+  step: int | None = None,
+  dtype: str = "",
+  num_positions: int = 0,
+  tokenizer: str = "",
+) -> tuple[Generator, Tokenizer]:
+  """A run's model, ready to continue text, and its tokenizer.
+
+  Args:
+    dtype: to compute in; "" as it was trained.
+    num_positions: of prompt and text together; 0 as many as it was trained on.
+    tokenizer: a tokenizer.json, where the run's data are not at hand; "" takes the data's.
+  Raises:
+    UserError: more positions than a model without ALiBi has seen; another tokenizer than the
+      run's; weights that are not finite; see `load_run`.
+  """
+  run = load_run(folder, sizes, step)
+  options = dataclasses.replace(run.options, dtype=dtype) if dtype else run.options
+  trained = run.plan["seq_len"]
+  if num_positions > trained and options.position != "alibi":
+    raise UserError(
+      f"context={num_positions} exceeds the {trained} positions of training, and the distances"
+      f" beyond them mean nothing to a model with position={options.position!r}; use at most"
+      f" {trained} (ALiBi alone takes more)"
+    )
+  if num_positions < 0:
+    raise UserError(f"context={num_positions} is negative; use 0 for the {trained} of training")
+  found = load(tokenizer) if tokenizer else open_data(run.config.data).tokenizer
+  vocab_size = run.architecture.vocab_size
+  if found.vocab_size != vocab_size:
+    raise UserError(
+      f"tokenizer {found.name} has {found.vocab_size} ids and the run's vocabulary {vocab_size};"
+      " give the tokenizer that the run was trained with"
+    )
+  generator = Generator(
+    run.architecture,
+    options,
+    run.params,
+    run.buffers,
+    num_positions=num_positions or trained,
+    documents=document_separators(found, run.config.data.cross_documents),
+    mesh=run.mesh,
+  )
+  return generator, found
 
 
 def evaluate_run(
@@ -68,7 +125,7 @@ def evaluate_run(
   """Scores a run on the validation split of its own data; see `bits.evaluate` and `load_run`."""
   run = load_run(folder, sizes)
   store = open_data(run.config.data)
-  documents = documents_of(store.tokenizer, run.config.data.cross_documents)
+  documents = document_separators(store.tokenizer, run.config.data.cross_documents)
   return bits_per_character.evaluate(
     make_scorer(run.architecture, run.options, documents, run.mesh)(run.params, run.buffers),
     store.validation,

@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from moe_parity.model.documents import Documents
+from moe_parity.model.documents import DocumentSeparators
 from moe_parity.model.moe import RoutingStats, SelectionBias, balance_loss
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import Transformer, abstract_model
@@ -42,7 +42,7 @@ class StepOptions:
   z_weight: float = 0.0
   bias_update_rate: float = 0.0
   accumulation: int = 1
-  documents: Documents | None = None
+  documents: DocumentSeparators | None = None
 
 
 def objective(
@@ -58,13 +58,13 @@ def objective(
     the total to minimise, and (cross_entropy, RoutingStats or None).
   """
   documents = options.documents
-  hidden_TD, stats = model.hidden(inputs_BS, documents and documents.number(inputs_BS))
+  hidden_TD, stats = model.final_hidden(inputs_BS, documents and documents.document_ids(inputs_BS))
   targets_T = targets_BS.reshape(-1)
   if documents is None:
     scored_T, num_scored = jnp.ones(targets_T.shape, jnp.float32), targets_T.size
   else:
-    scored_T = documents.scored(targets_BS).reshape(-1).astype(jnp.float32)
-  cross_entropy = model.summed_nats(hidden_TD, targets_T, scored_T) / num_scored
+    scored_T = documents.loss_mask(targets_BS).reshape(-1).astype(jnp.float32)
+  cross_entropy = model.weighted_nll(hidden_TD, targets_T, scored_T) / num_scored
   total = cross_entropy
   if stats is not None:
     load = stats.load_E if load_LE is None else load_LE
@@ -97,11 +97,11 @@ def make_train_step(
 
   def load_of(state, inputs):
     model = nnx.merge(graph, state.params, state.buffers)
-    return model.hidden(inputs, documents and documents.number(inputs))[1].load_E
+    return model.final_hidden(inputs, documents and documents.document_ids(inputs))[1].load_E
 
   def train_step(state: TrainState, inputs_BS, targets_BS):
     gradient = jax.value_and_grad(loss_of, has_aux=True)
-    num_scored = documents and jnp.sum(documents.scored(targets_BS)) / options.accumulation
+    num_scored = documents and jnp.sum(documents.loss_mask(targets_BS)) / options.accumulation
     if options.accumulation == 1:
       (loss, (cross_entropy, stats)), grads = gradient(
         state.params, state.buffers, inputs_BS, targets_BS, None, num_scored

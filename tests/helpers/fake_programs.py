@@ -9,7 +9,20 @@ import sys
 # What a shell script of the launchers may use beside the fakes.
 BASICS = (
   *("bash", "env", "cat", "cksum", "dirname", "mkdir", "sed", "flock", "sleep", "rm", "cp", "mv"),
-  *("tr", "sort", "head", "grep", "date", "hostname", "touch", "basename", "git", "tar", "gzip"),
+  *(
+    "tr",
+    "sort",
+    "head",
+    "grep",
+    "date",
+    "hostname",
+    "touch",
+    "basename",
+    "awk",
+    "wc",
+    "tar",
+    "gzip",
+  ),
 )
 
 RECORD = """#!{python} -SE

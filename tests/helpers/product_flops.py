@@ -15,6 +15,18 @@ def of_trace(function, *args) -> int:
   return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
+def of_kernels(jaxpr) -> int:
+  """What all Pallas kernels of a traced program estimate of themselves."""
+  total = 0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "pallas_call":
+      total += equation.params["cost_estimate"].flops
+    else:
+      inner = (_jaxpr_of(value) for value in equation.params.values())
+      total += sum(of_kernels(each) for each in inner if each is not None)
+  return total
+
+
 def of_compiled(text: str) -> float:
   """Of every product in a compiled module's text, loop bodies as often as they run."""
   module = hlo.parse(text)

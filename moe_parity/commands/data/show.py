@@ -84,7 +84,8 @@ def domain_rows(manifest: dict) -> list[dict]:
     found = list(split["by_domain"].items())
     for domain, totals in found if len(found) == 1 else [*found, ("all", split)]:
       counts = {key: totals[f"num_{key}"] for key in ("documents", "bytes", "chars", "tokens")}
-      ratio = {"bytes_per_token": totals["num_bytes"] / totals["num_tokens"]}
+      tokens = totals["num_tokens"]
+      ratio = {"bytes_per_token": totals["num_bytes"] / tokens if tokens else None}
       rows.append({"split": name, "domain": domain, **counts, **ratio})
   return rows
 

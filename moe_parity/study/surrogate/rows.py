@@ -9,7 +9,7 @@ import numpy as np
 
 from moe_parity.errors import UserError
 from moe_parity.paper import tables
-from moe_parity.planning.accounting import account
+from moe_parity.planning.accounting import cost_of
 from moe_parity.study import reading
 from moe_parity.study.surrogate.laws import Inputs
 
@@ -68,7 +68,7 @@ def published_rows() -> Rows:
   found: dict[tuple, tuple[str, list, float]] = {}
   for name in PUBLISHED:
     for row in tables.table(name):
-      cost = account(row.architecture, row["seq_len"], "paper")
+      cost = cost_of(row.architecture, row["seq_len"], "paper")
       tokens = float(row.num_tokens)
       unique = float(row.printed.get("D_unique_tokens", tokens))
       inputs = [cost.num_params, cost.activation_rate, tokens, max(1.0, tokens / unique)]

@@ -1,0 +1,143 @@
+"""`moe-parity generate`."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+
+from moe_parity.commands.common import json_argument, on_disk, place
+from moe_parity.errors import UserError
+
+HELP = "continue text with a trained run"
+
+
+def arguments(parser) -> None:
+  parser.add_argument("folder", type=place, metavar="RUN")
+  parser.add_argument(
+    "--prompt", action="append", default=[], metavar="TEXT", help="repeat it for a batch"
+  )
+  parser.add_argument(
+    "--prompts",
+    type=pathlib.Path,
+    metavar="FILE",
+    help="JSON lines: texts or {'prompt': text}",
+  )
+  parser.add_argument(
+    "--max-tokens", type=int, default=0, metavar="N", help="0: to the model's last position"
+  )
+  parser.add_argument("--temperature", type=float, default=0.0, help="0: the most likely token")
+  parser.add_argument("--top-k", type=int, default=0, metavar="K", help="0: from all tokens")
+  parser.add_argument("--top-p", type=float, default=1.0, metavar="P")
+  parser.add_argument(
+    "--stop", action="append", default=[], metavar="TEXT", help="also stop before this text"
+  )
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument(
+    "--context", type=int, default=0, metavar="N",
+    help="positions of prompt and text; 0: those of training, ALiBi alone takes more",
+  )  # fmt: skip
+  parser.add_argument("--step", type=int, default=0, metavar="N", help="checkpoint; 0: the newest")
+  parser.add_argument("--dtype", default="", help="float32 | bfloat16; as trained if left out")
+  parser.add_argument(
+    "--tokenizer", default="", metavar="FILE", help="tokenizer.json, where the data are not here"
+  )
+  for axis in ("data", "fsdp", "expert"):
+    parser.add_argument(
+      f"--{axis}", type=int, default=1, metavar="N", help=f"devices along the mesh axis {axis}"
+    )
+  json_argument(parser)
+
+
+def run(args) -> int:
+  from moe_parity.inference.sampling import Sampling
+  from moe_parity.planning.mesh_sizes import read_mesh
+
+  sampling = Sampling(args.temperature, args.top_k, args.top_p)
+  sizes, prompts = read_mesh(args), _prompts(args)
+  on_disk(args.folder, "generate reads a run on this machine")
+  from moe_parity.startup import start_jax
+
+  start_jax()
+  from moe_parity.inference.completion import complete
+  from moe_parity.training.restore import open_generator
+
+  generator, tokenizer = open_generator(
+    args.folder,
+    sizes,
+    step=args.step or None,
+    dtype=args.dtype,
+    num_positions=args.context,
+    tokenizer=args.tokenizer,
+  )
+  printer = Printer(prompts, sys.stdout, quiet=args.json)
+  start = time.perf_counter()
+  done = complete(
+    generator,
+    tokenizer,
+    prompts,
+    max_tokens=args.max_tokens,
+    sampling=sampling,
+    stop=args.stop,
+    seed=args.seed,
+    on_text=printer.add,
+  )
+  seconds = time.perf_counter() - start
+  if args.json:
+    print(json.dumps([dataclasses.asdict(completion) for completion in done], indent=2))
+    return 0
+  num_tokens = sum(len(completion.tokens) for completion in done)
+  print(
+    f"{num_tokens} tokens in {seconds:.1f} s, compiling included; ended by"
+    f" {', '.join(completion.finish for completion in done)}",
+    file=sys.stderr,
+  )
+  return 0
+
+
+def _prompts(args) -> list[str]:
+  """
+  Raises:
+    UserError: a file that holds no prompts, or a line of it that is none; no prompt at all.
+  """
+  prompts = list(args.prompt)
+  if args.prompts:
+    if not args.prompts.is_file():
+      raise UserError(f"--prompts={args.prompts} is no file; give one with a JSON text a line")
+    for number, line in enumerate(args.prompts.read_text("utf-8").splitlines(), 1):
+      try:
+        value = json.loads(line)
+      except json.JSONDecodeError as error:
+        raise UserError(f"{args.prompts}, line {number} is not JSON ({error}); quote it") from None
+      value = value.get("prompt") if isinstance(value, dict) else value
+      if not isinstance(value, str):
+        raise UserError(
+          f'{args.prompts}, line {number} is no prompt; write a text or {{"prompt": "..."}}'
+        )
+      prompts.append(value)
+  if not prompts:
+    raise UserError('there is no prompt; give --prompt="Once upon a time" or --prompts=FILE')
+  return prompts
+
+
+class Printer:
+  """Prompts and completions on a terminal, one after another: the first that is not done as it
+  comes, what a later one has by then when it is its turn."""
+
+  def __init__(self, prompts: list[str], out, quiet: bool = False):
+    self._out, self._quiet = out, quiet
+    self._waiting = [[prompt] for prompt in prompts]
+    self._done = [False] * len(prompts)
+    self._turn = 0
+
+  def add(self, row: int, text: str, is_last: bool) -> None:
+    """More text of a prompt; `is_last`: it is done."""
+    self._waiting[row].append(text)
+    self._done[row] = is_last
+    while not self._quiet and self._turn < len(self._waiting):
+      print("".join(self._waiting[self._turn]), end="", file=self._out, flush=True)
+      self._waiting[self._turn] = []
+      if not self._done[self._turn]:
+        return
+      self._turn += 1
+      print("\n" if self._turn < len(self._waiting) else "", file=self._out, flush=True)

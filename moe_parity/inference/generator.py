@@ -1,0 +1,208 @@
+"""A model that continues sequences of tokens: one jitted prefill, one jitted decode step.
+
+Prompts of one batch may differ in length: they begin at position 0 and are padded behind. The
+prefill computes all positions of all prompts at once and fills the cache of keys and values; a
+decode step computes one token a sequence. The forward pass is the one a model is trained with
+(`model/transformer.py`), without dropped assignments: a token's experts cannot depend on what
+other tokens of a batch chose.
+
+Shapes are rounded up, so that few programs are compiled: positions to ROUND, sequences to the
+number of devices.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int
+
+from moe_parity.errors import UserError
+from moe_parity.inference.sampling import Sampling, sample
+from moe_parity.model.documents import DocumentSeparators
+from moe_parity.model.options import ModelOptions
+from moe_parity.model.sharding import cast_matrices
+from moe_parity.model.transformer import Cache, abstract_model
+from moe_parity.planning.architecture import Architecture
+from moe_parity.sharding import mesh as meshes
+
+ROUND = 128  # positions; what a TPU attention kernel needs a prompt to be a multiple of
+
+
+class Generator:
+  """See the module."""
+
+  def __init__(
+    self,
+    architecture: Architecture,
+    options: ModelOptions,
+    params: nnx.State,
+    buffers: nnx.State,
+    *,
+    num_positions: int,
+    num_ids: int = 0,
+    documents: DocumentSeparators | None = None,
+    mesh: Mesh | None = None,
+  ):
+    """
+    Args:
+      num_positions: the most a prompt and what follows it may take together.
+      num_ids: ids of the tokenizer; the model's further ones are never drawn. 0: all.
+      documents: how documents are told apart, for a model whose attention does not cross them.
+      mesh: where the weights lie.
+    Raises:
+      UserError: weights that are not finite; a tokenizer of more ids than the model has.
+    """
+    self.num_positions, self.documents, self.mesh = num_positions, documents, mesh
+    self.vocab_size = num_ids or architecture.vocab_size
+    if self.vocab_size > architecture.vocab_size:
+      raise UserError(
+        f"the tokenizer has {num_ids} ids and the model's vocabulary {architecture.vocab_size}; use"
+        " the tokenizer that the run was trained with"
+      )
+    check_finite(params)
+    options = dataclasses.replace(options, capacity_factor=0.0, streams=1, remat="none")
+    self._graph = abstract_model(architecture, options)[0]
+    self._decode_graph = abstract_model(
+      architecture, dataclasses.replace(options, is_decoding=True)
+    )[0]
+    self._weights = cast_matrices(params, options.dtype), buffers
+    everywhere = mesh and NamedSharding(mesh, meshes.P())
+    out = {} if mesh is None else {"out_shardings": (None, everywhere, everywhere)}
+    statics = ("num_slots", "sampling")
+    self._prefill = jax.jit(self._prefill_step, static_argnames=statics, **out)
+    self._decode = jax.jit(
+      self._decode_step, static_argnames="sampling", donate_argnames="cache", **out
+    )
+
+  def generate(
+    self,
+    prompts: Sequence[np.ndarray],
+    max_tokens: int,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    seed: int = 0,
+  ) -> Iterator[np.ndarray]:
+    """Yields the next token of every prompt, int32 [prompts], `max_tokens` times.
+
+    Goes on after the end of a document: whoever iterates stops when enough is there. While a step's
+    tokens are looked at the next step is computed.
+
+    Raises:
+      UserError: before anything is compiled: an empty prompt, ids that are not in the vocabulary,
+        more positions than there are, a sampling that does not fit. On the way: logits that are not
+        finite.
+    """
+    self.check(prompts, max_tokens, sampling, seed)
+    lengths = [len(prompt) for prompt in prompts]
+    num_slots = self._rounded(max(lengths) + max_tokens)
+    num_inputs = min(self._rounded(max(lengths)), num_slots)
+    inputs_BS = np.zeros((len(prompts), num_inputs), np.int32)
+    for row, prompt in enumerate(prompts):
+      inputs_BS[row, : len(prompt)] = prompt
+    return self._steps(
+      inputs_BS, np.array(lengths, np.int32), max_tokens, num_slots, sampling, seed
+    )
+
+  def check(
+    self, prompts: Sequence[np.ndarray], max_tokens: int, sampling: Sampling, seed: int
+  ) -> None:
+    """See `generate`."""
+    sampling.check_vocabulary(self.vocab_size)
+    if not 0 <= seed < 2**32:
+      raise UserError(f"seed={seed} must lie in 0..{2**32 - 1}")
+    if max_tokens < 1:
+      raise UserError(f"max_tokens={max_tokens} asks for nothing; use 1 or more")
+    if not prompts:
+      raise UserError("there is no prompt; give at least one")
+    for number, prompt in enumerate(prompts, 1):
+      if not len(prompt):
+        raise UserError(f"prompt {number} has no token; begin it with the token that begins a text")
+      if min(prompt) < 0 or max(prompt) >= self.vocab_size:
+        bad = next(int(i) for i in prompt if not 0 <= i < self.vocab_size)
+        raise UserError(
+          f"prompt {number} holds id {bad}, and the vocabulary is 0..{self.vocab_size - 1}; use the"
+          " tokenizer that the run was trained with"
+        )
+      room = self.num_positions - len(prompt)
+      if max_tokens > room:
+        way_out = f"generate at most {room}, or shorten it" if room > 0 else "shorten it"
+        raise UserError(
+          f"prompt {number} of {len(prompt)} tokens and max_tokens={max_tokens} exceed the"
+          f" {self.num_positions} positions of the model; {way_out}"
+        )
+
+  def _rounded(self, num_positions: int) -> int:
+    return min(-(-num_positions // ROUND) * ROUND, self.num_positions)
+
+  def _steps(self, inputs_BS, length_B, max_tokens, num_slots, sampling, seed):
+    key, num_prompts = jax.random.key(seed), len(inputs_BS)
+    cache, token_B, is_finite = self._prefill(
+      *self._weights,
+      self._placed(inputs_BS),
+      self._placed(length_B[:, None]),
+      key,
+      num_slots=num_slots,
+      sampling=sampling,
+    )
+    for step in range(max_tokens):
+      following = None
+      if step + 1 < max_tokens:
+        following = self._decode(*self._weights, token_B, cache=cache, key=key, sampling=sampling)
+      if not bool(is_finite):
+        raise UserError(
+          f"the logits of token {step + 1} after the prompt are not finite; the run diverged, or"
+          " its weights are too large for this dtype: take another checkpoint or float32"
+        )
+      yield np.asarray(token_B)[:num_prompts]
+      if following is not None:
+        cache, token_B, is_finite = following
+
+  def _placed(self, rows: np.ndarray) -> jax.Array:
+    return jnp.asarray(rows) if self.mesh is None else meshes.same_on_all(rows, self.mesh)
+
+  def _prefill_step(self, params, buffers, inputs_BS, length_B1, key, *, num_slots, sampling):
+    with meshes.use(self.mesh):
+      model = nnx.merge(self._graph, params, buffers)
+      documents = self.documents and self.documents.document_ids(inputs_BS)
+      length_B = jnp.maximum(length_B1[:, 0], 1)  # rows that fill up the devices have none
+      hidden_TD, cache = model.prefill(inputs_BS, length_B, num_slots, documents)
+      hidden_BSD = hidden_TD.reshape(*inputs_BS.shape, -1)
+      last_BD = jnp.take_along_axis(hidden_BSD, length_B[:, None, None] - 1, axis=1)[:, 0]
+      logit_BV = model.logits(meshes.constrain(last_BD, "TD"))
+      return cache, *self._next(logit_BV, cache, key, sampling)
+
+  def _decode_step(self, params, buffers, token_B, *, cache: Cache, key, sampling):
+    with meshes.use(self.mesh):
+      model = nnx.merge(self._decode_graph, params, buffers)
+      begins_B = self.documents and token_B == self.documents.begin_id
+      hidden_BD, cache = model.decode(token_B, cache, begins_B)
+      return cache, *self._next(model.logits(hidden_BD), cache, key, sampling)
+
+  def _next(
+    self, logit_BV: Float[Array, "B V"], cache: Cache, key, sampling: Sampling
+  ) -> tuple[Int[Array, " B"], jax.Array]:
+    """The next tokens, and whether their logits are numbers."""
+    logit_BV = logit_BV[:, : self.vocab_size]
+    token_B = sample(logit_BV, key, cache.length_B, sampling)
+    return token_B, jnp.isfinite(logit_BV).all()
+
+
+def check_finite(params: nnx.State) -> None:
+  """
+  Raises:
+    UserError: a weight that is not a finite number; names it.
+  """
+  for path, variable in nnx.to_flat_state(params):
+    if not bool(_is_finite(variable.get_value())):
+      raise UserError(
+        f"weight {'/'.join(map(str, path))} holds numbers that are not finite; the run diverged:"
+        " take an earlier checkpoint"
+      )
+
+
+@jax.jit
+def _is_finite(array):
+  return jnp.isfinite(array).all()

@@ -1,0 +1,188 @@
+"""`launch/gke.sh`: JobSets on TPU slices, or an indexed Job on GPUs."""
+
+import argparse
+import json
+
+from moe_parity.errors import UserError
+from moe_parity.launch import manifests
+from moe_parity.launch.accelerators import slice_type
+from moe_parity.launch.commands import (
+  ROOT,
+  Command,
+  Shell,
+  command,
+  has_option,
+  moe_parity_command,
+  option_of,
+  say,
+)
+from moe_parity.launch.manifests import STUDY_LABEL, Work
+
+HELP = "a study on Google Kubernetes Engine"
+EXAMPLE = (
+  "bash launch/gke.sh submit --type=v6e-16 --workers=4 --queue=research --image=IMAGE"
+  " -- study --config=configs/paper_2b.py --workdir=gs://B/a"
+)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+  """The actions and their options."""
+  subs = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+  for name, (help_text, add, _) in ACTIONS.items():
+    sub = subs.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
+    sub.add_argument("--dry-run", action="store_true", default=argparse.SUPPRESS)
+    sub.add_argument("--namespace", default="default")
+    add(sub)
+
+
+def run(args: argparse.Namespace) -> int:
+  """Runs one action; its exit code."""
+  return ACTIONS[args.action][2](args, Shell(dry_run=args.dry_run))
+
+
+def _submit_options(sub: argparse.ArgumentParser) -> None:
+  add = sub.add_argument
+  kind = sub.add_mutually_exclusive_group(required=True)
+  kind.add_argument("--type", default="", help="of a TPU slice, such as v6e-16: a JobSet a worker")
+  kind.add_argument("--accelerator", default="", metavar="GPU", help="such as nvidia-h100-80gb")
+  add("--gpus", type=int, default=1, help="of one worker, with --accelerator (1)")
+  add("--workers", type=int, default=1, help="on one study (1)")
+  add("--image", required=True, help="built from launch/Dockerfile, see 'image'")
+  add("--queue", default="", help="Kueue's local queue; without it nothing is queued")
+  add("--name", default="", help="of the study (the last part of --workdir)")
+  add("--spot", action="store_true", help="nodes that may be taken away at any time")
+  add("--hours", type=float, default=0, help="of one life of a worker (no limit)")
+  add("--max-restarts", type=int, default=20, help="after crashes (20)")
+  add("--service-account", default="", help="of Kubernetes, that may write the bucket")
+  add("rest", nargs=argparse.REMAINDER, metavar="-- study ...")
+
+
+def _name_option(sub: argparse.ArgumentParser) -> None:
+  sub.add_argument("--name", required=True, help="of the study")
+
+
+def _image_options(sub: argparse.ArgumentParser) -> None:
+  sub.add_argument("--image", required=True, help="its full name, registry and tag included")
+  sub.add_argument("--extra", default="tpu", choices=("tpu", "gpu", "gpu-cuda12"))
+
+
+def _queue_options(sub: argparse.ArgumentParser) -> None:
+  sub.add_argument("--queue", required=True)
+  sub.add_argument("--type", required=True)
+  sub.add_argument("--slices", type=int, required=True)
+
+
+def objects(args: argparse.Namespace, words: list[str]) -> list[dict]:
+  """The objects of `submit`.
+
+  Raises:
+    UserError: something in the options or the command cannot work on a cluster.
+  """
+  workdir = option_of(words, "workdir").rstrip("/")
+  if "://" not in workdir:
+    raise UserError(f"--workdir={workdir}: a pod's disk goes with the pod; use gs://BUCKET/NAME")
+  if args.workers < 1 or args.gpus < 1:
+    raise UserError("--workers and --gpus must be at least 1")
+  if args.workers > 1 and words[0] != "study":
+    raise UserError(
+      f"--workers={args.workers}: several workers share a study; {words[0]} is one run"
+    )
+  for option in ("shard", "worker", "coordinator"):
+    if has_option(words, option):
+      raise UserError(f"--{option}: every worker gets its own; leave it out")
+  work = Work(
+    study=manifests.object_name(args.name or workdir.split("/")[-1]),
+    command=words,
+    **{
+      field: getattr(args, field)
+      for field in (
+        "image",
+        "queue",
+        "namespace",
+        "spot",
+        "hours",
+        "max_restarts",
+        "service_account",
+      )
+    },
+  )
+  if args.type:
+    return manifests.jobsets(work, slice_type(args.type), args.workers)
+  return [manifests.gpu_job(work, args.accelerator, args.gpus, args.workers)]
+
+
+def create(manifest: dict) -> Command:
+  """The command that makes an object; a misspelt field is refused by the server."""
+  text = json.dumps(manifest, indent=1)
+  return command("kubectl", "create", "--validate=strict", "--filename=-", stdin=text)
+
+
+def submit(args: argparse.Namespace, shell: Shell) -> int:
+  """Makes the objects; if one is refused, or on Ctrl-C, those made before it are deleted."""
+  words = moe_parity_command(args.rest, only=("study", "train"))
+  wanted, made = objects(args, words), []
+  try:
+    for manifest in wanted:
+      shell.run(create(manifest))
+      made.append(f"{manifest['kind'].lower()}/{manifest['metadata']['name']}")
+  except BaseException:
+    if made:
+      say(f"not all could be made; deleting {', '.join(made)}")
+      shell.run(command("kubectl", "delete", f"--namespace={args.namespace}", *made))
+    raise
+  if not args.dry_run:
+    study = wanted[0]["metadata"]["labels"][STUDY_LABEL]
+    say(f"made {', '.join(made)}; watch: bash launch/gke.sh status --name={study}")
+  return 0
+
+
+def _selected(args: argparse.Namespace) -> tuple[str, ...]:
+  return f"--namespace={args.namespace}", f"--selector={STUDY_LABEL}={args.name}"
+
+
+def status(args: argparse.Namespace, shell: Shell) -> int:
+  """The study's objects and pods, as kubectl shows them."""
+  shell.run(command("kubectl", "get", "jobsets,jobs,pods", *_selected(args)), stream=True)
+  return 0
+
+
+def logs(args: argparse.Namespace, shell: Shell) -> int:
+  """The ends of the workers' logs."""
+  line = command(
+    "kubectl", "logs", *_selected(args), "--tail=40", "--prefix", "--max-log-requests=64"
+  )
+  shell.run(line, stream=True)
+  return 0
+
+
+def delete(args: argparse.Namespace, shell: Shell) -> int:
+  """Deletes the study's objects; their pods save a checkpoint first."""
+  shell.run(command("kubectl", "delete", "jobsets,jobs", *_selected(args)), stream=True)
+  return 0
+
+
+def image(args: argparse.Namespace, shell: Shell) -> int:
+  """Builds and pushes the image of this checkout."""
+  dockerfile = f"--file={ROOT / 'launch/Dockerfile'}"
+  build = command("docker", "build", dockerfile, f"--build-arg=EXTRA={args.extra}")
+  shell.run(command(*build.argv, f"--tag={args.image}", ROOT), stream=True)
+  shell.run(command("docker", "push", args.image), stream=True)
+  return 0
+
+
+def queue(args: argparse.Namespace, shell: Shell) -> int:
+  """For an administrator, once: a Kueue queue over some slices."""
+  for made in manifests.queue(args.queue, args.namespace, slice_type(args.type), args.slices):
+    text = json.dumps(made, indent=1)
+    shell.run(command("kubectl", "apply", "--validate=strict", "--filename=-", stdin=text))
+  return 0
+
+
+ACTIONS = {
+  "submit": ("makes the objects of a study", _submit_options, submit),
+  "status": ("a study's objects and pods", _name_option, status),
+  "logs": ("the ends of the workers' logs", _name_option, logs),
+  "delete": ("deletes a study's objects", _name_option, delete),
+  "image": ("builds and pushes the image of this checkout", _image_options, image),
+  "queue": ("for an administrator, once: a Kueue queue over TPU slices", _queue_options, queue),
+}
