@@ -154,7 +154,7 @@ work() {
   mapfile -t more < <(world)
   eval "command=($(setting command))" # quoted by tpu.sh
   # A study knows its workers by name: a slice that is started again takes its own run back.
-  [ "${command[0]}" != study ] || worker=("--worker=$(setting name)")
+  [ "${command[0]}" != study ] || worker=("--worker=$(setting name).$(setting zone)")
   cd "$code"
   export EXTRA=tpu PYTHONPATH=$code
   exec "$code/.venv/bin/python" -m moe_parity.launch supervise --name="$(setting name)" \

@@ -129,3 +129,9 @@ def test_logs_of_a_study_in_a_bucket_are_on_this_host():
   assert str(gpu.logs_of(["study", "--workdir=gs://b/a"], "")) == "runs/logs"
   assert str(gpu.logs_of(["study", "--workdir", "runs/a"], "")) == "runs/a/logs"
   assert str(gpu.logs_of(["study", "--workdir=runs/a"], "here")) == "here"
+
+
+def test_setup_alone_makes_the_environment_of_the_driver(programs, capsys):
+  assert main(["gpu", "--dry-run", "--setup"]) == 0
+  (line,) = capsys.readouterr().out.splitlines()
+  assert line.startswith("EXTRA=gpu bash ") and line.endswith("launch/local.sh --setup")

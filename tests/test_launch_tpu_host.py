@@ -121,7 +121,7 @@ def test_the_worker_gets_its_name_its_world_and_its_words(host):
   (call,) = host.programs.calls("moe-parity")
   assert call == [
     *("moe-parity", "study", "--config=c.py", "--only=a b", "--workdir=gs://b/a"),
-    *("--coordinator=auto", "--worker=s-1"),
+    *("--coordinator=auto", "--worker=s-1.us-east5-b"),
   ]
 
 
@@ -142,7 +142,7 @@ def test_a_machine_of_a_group_finds_its_place_among_the_names(host):
   (call,) = host.programs.calls("moe-parity")
   assert call[-4:] == [
     "--coordinator=s-1-0.us-east5-b.c.p.internal:8476",
-    *("--num-processes=3", "--process-id=1", "--worker=s-1"),
+    *("--num-processes=3", "--process-id=1", "--worker=s-1.us-east5-b"),
   ]
 
 

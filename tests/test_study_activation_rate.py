@@ -162,7 +162,7 @@ def test_two_sizes_with_one_optimum_transfer_and_two_with_different_ones_differ(
 
   same = run_with(tmp_path / "same", (0.28, 0.28))
   assert same["sizes"] == [100_000, 200_000]
-  assert same["pairs"][0]["verdict"] == "same within noise"
+  assert same["pairs"][0]["verdict"] == "not distinguishable"
   for optimum in same["optima"]:
     assert optimum["bracketed"] and optimum["activation_rate"] == pytest.approx(0.28, rel=0.03)
   other = run_with(tmp_path / "other", (0.24, 0.36))["pairs"][0]

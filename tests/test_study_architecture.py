@@ -104,7 +104,7 @@ def test_inside_the_noise_the_one_in_place_stays_and_the_tie_is_said(tmp_path):
   value, _ = run(tmp_path, config(seeds=(0, 1), gates=False, granularities=()), truth)
   (stage,) = [s for s in value["stages"] if s["name"] == "layout"]
   assert stage["chosen"] == "1dense+SE" and stage["tie"]
-  assert any("Inside the noise of it: 1dense, full+SE, full." in s for s in value["sentences"])
+  assert any("Not distinguishable from it: 1dense, full+SE, full." in s for s in value["sentences"])
 
 
 def test_a_diverged_option_loses_and_the_search_goes_on(tmp_path):
@@ -134,17 +134,17 @@ def runs(*values):
 
 
 def test_an_option_must_be_lower_by_more_than_the_noise():
-  clear = selection.choose([runs(2.00, 2.01), runs(1.80, 1.81), runs(1.90, 1.91)])
+  clear = selection.select([runs(2.00, 2.01), runs(1.80, 1.81), runs(1.90, 1.91)])
   assert clear.chosen == 1 and clear.verdict == ("worse", "chosen", "worse") and not clear.tie
-  close = selection.choose([runs(2.00, 2.01), runs(1.995, 2.005), runs(2.5, 2.51)])
-  assert close.chosen == 0 and close.verdict == ("chosen", "inside the noise", "worse")
+  close = selection.select([runs(2.00, 2.01), runs(2.005, 1.995), runs(2.5, 2.51)])
+  assert close.chosen == 0 and close.verdict == ("chosen", "not distinguishable", "worse")
   assert close.tie and close.interval[1][0] < 0 < close.interval[1][1]
 
 
 def test_where_the_one_in_place_diverged_the_best_of_the_others_is_taken():
-  made = selection.choose([[None, *runs(2.0)], runs(2.0, 2.01), runs(1.9, 1.91)])
+  made = selection.select([[None, *runs(2.0)], runs(2.0, 2.01), runs(1.9, 1.91)])
   assert made.chosen == 2 and made.verdict[0] == "diverged"
-  assert selection.choose([[None], [None]]).verdict == ("diverged", "diverged")
+  assert selection.select([[None], [None]]).verdict == ("diverged", "diverged")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 from moe_parity.defaults import base, dense_arm, moe_arm
 from moe_parity.errors import UserError
 from moe_parity.planning.scaling_laws import DataConstrainedLaw
-from moe_parity.study.analysis.bootstrap import SeedNoise
 from moe_parity.study.methods import reuse_law
 from moe_parity.study.parts import Results, plan_parts
 from moe_parity.study.workers.runner import run_study
@@ -85,7 +84,7 @@ def test_a_lead_lost_to_repetition_is_told_scheme_by_scheme(tmp_path):
   verdicts = {s["part"]: {row["verdict"] for row in s["comparisons"]} for s in value["schemes"]}
   assert verdicts["unique"] == verdicts["loose"] == {"MoE better"}
   assert verdicts["epochs_4"] == verdicts["epochs_8"] == {"dense better"}
-  assert any(s.startswith("unique: 3 of 3 MoE arms beat dense") for s in value["sentences"])
+  assert any(s.startswith("unique: 3 of 3 MoE arms are significantly") for s in value["sentences"])
   costs = [row for row in value["costs"] if row["name"] == "moe_20"]
   assert [round(row["epochs"]) for row in costs] == sorted(round(row["epochs"]) for row in costs)
   assert {row["part"] for row in costs} == {"", "loose", "epochs_4", "epochs_8"}  # loose is two
@@ -94,13 +93,15 @@ def test_a_lead_lost_to_repetition_is_told_scheme_by_scheme(tmp_path):
     # Seeds differ by their level alone, which pairing takes out: nothing is left of an interval.
     assert row["interval"] == pytest.approx([row["difference"]] * 2, abs=1e-9)
   told = next(s for s in value["sentences"] if s.startswith("What repetition costs moe_20"))
-  assert told.count(" at ") == len(costs) and "inside the noise" not in told
+  assert told.count(" at ") == len(costs) and "not distinguishable" not in told
 
 
 def test_one_seed_is_said_to_prove_nothing(tmp_path):
   study, _ = run(tmp_path, config(), lambda arm: law(arm, 6.0))
   value = study.summarise()
-  assert value["headline"].startswith("One seed proves nothing; MoE arms below dense")
+  assert value["headline"].startswith("One seed proves nothing")
+  verdicts = {row["verdict"] for s in value["schemes"] for row in s["comparisons"]}
+  assert verdicts == {"one seed"} and not any("better" in s for s in value["sentences"])
   assert any("one seed" in sentence for sentence in value["sentences"])
 
 
@@ -116,7 +117,7 @@ def test_noise_around_the_law_is_covered_by_the_interval_as_often_as_it_says():
         worth = reuse_law.effective_tokens(*arrays, decay)[0]
         loss = 2 + rate + 100 * worth**-0.3526596 + 0.0005 * rng.standard_normal()
         points.append(reuse_law.Point(f"moe_{rate}", rate, epochs, tokens, loss))
-    low, high = reuse_law.fit(points, SeedNoise(math.nan, 0))["interval"]
+    low, high = reuse_law.fit(points, reuse_law.Noise(math.nan, 0))["interval"]
     inside += low <= decay <= high
   assert inside >= 34  # 95 % of 40 is 38; 33 or fewer would happen once in 1000 times
 
@@ -142,9 +143,9 @@ def test_runs_that_forget_their_text_by_more_than_seeds_explain_are_a_misfit():
         points.append(reuse_law.Point(f"moe_{rate}", rate, epochs, int(1e6 / rate), loss))
     return reuse_law.fit(points, noise)
 
-  assert not fitted(0.0, SeedNoise(0.01, 12))["misfit"]
-  assert fitted(0.5, SeedNoise(0.01, 12))["misfit"]
-  assert not fitted(0.5, SeedNoise(math.nan, 0))["misfit"]  # with one seed it cannot be known
+  assert not fitted(0.0, reuse_law.Noise(0.01, 12))["misfit"]
+  assert fitted(0.5, reuse_law.Noise(0.01, 12))["misfit"]
+  assert not fitted(0.5, reuse_law.Noise(math.nan, 0))["misfit"]  # with one seed it cannot be known
 
 
 def test_what_all_schemes_of_a_seed_share_is_no_noise_of_what_repetition_costs(tmp_path):
@@ -154,7 +155,8 @@ def test_what_all_schemes_of_a_seed_share_is_no_noise_of_what_repetition_costs(t
 
   study, _ = run(tmp_path, config(seeds=(0, 1)), truth)
   value = study.summarise()
-  assert value["noise"]["sd"] > 0.1
+  assert value["noise"]["sd"] < 0.01  # what a seed does to all arms is no noise of a comparison
+  assert value["noise"]["df"] == 3  # four arms of two seeds, however many schemes they ran under
   for row in value["costs"]:
     low, high = row["interval"]
     assert low < 0.03 * (row["epochs"] - 1) < high and high - low < 0.06
@@ -162,7 +164,7 @@ def test_what_all_schemes_of_a_seed_share_is_no_noise_of_what_repetition_costs(t
 
 def test_too_few_runs_give_no_law():
   points = [reuse_law.Point("moe_20", 0.2, e, 1000, 2.0 + e / 10) for e in (1.0, 2.0, 4.0)]
-  assert reuse_law.fit(points, SeedNoise(math.nan, 0)) is None
+  assert reuse_law.fit(points, reuse_law.Noise(math.nan, 0)) is None
 
 
 @pytest.mark.parametrize(

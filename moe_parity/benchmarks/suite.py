@@ -34,6 +34,7 @@ def run(only: Sequence[str] = ()) -> dict[str, list[dict]]:
     "exchange": exchange,
     "compile": compile_time,
     "loader": loader,
+    "coverage": coverage,
   }
   for name in only:
     if name not in suite:
@@ -209,6 +210,13 @@ def exchange() -> list[dict]:
   command = [sys.executable, "-m", "moe_parity.benchmarks.exchange"]
   done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
   return json.loads(done.stdout)
+
+
+def coverage() -> list[dict]:
+  """How often intervals hold the truth, over made-up studies; see `benchmarks.coverage`."""
+  from moe_parity.benchmarks import coverage as made_up
+
+  return made_up.run()
 
 
 def compile_time(repeats: int = 3) -> list[dict]:

@@ -13,7 +13,7 @@ def arguments(parser) -> None:
     "--only",
     default="",
     metavar="NAME,NAME",
-    help="startup, step, layer, exchange, compile, loader",
+    help="startup, step, layer, exchange, compile, loader, coverage",
   )
   json_argument(parser)
 

@@ -103,13 +103,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--workers", metavar="all|N", help="train N runs of a study at once, each on a GPU of its own"
   )
+  parser.add_argument("--setup", action="store_true", help="only make the environment")
   parser.add_argument("--logs", default="", metavar="FOLDER", help="of the workers (WORKDIR/logs)")
   parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="COMMAND ...")
 
 
 def run(args: argparse.Namespace, env: Mapping[str, str] = os.environ) -> int:
   """Runs the command on the GPUs of this host; returns its exit code."""
-  words = moe_parity_command(args.rest)
+  words = [] if args.setup else moe_parity_command(args.rest)
   shell = Shell(dry_run=args.dry_run)
   need(QUERY[0])
   answer = shell.ask(Command(QUERY))
@@ -117,6 +118,9 @@ def run(args: argparse.Namespace, env: Mapping[str, str] = os.environ) -> int:
     raise UserError(f"nvidia-smi failed ({answer.why}); mend the driver, or use launch/local.sh")
   driver, gpus = read_query(answer.out)
   extra = extra_for_driver(driver)
+  setup = command("bash", ROOT / "launch/local.sh", "--setup", env={"EXTRA": extra})
+  if args.setup:
+    return _one(shell, setup)
   if args.workers is None:
     return _one(shell, command("bash", ROOT / "launch/local.sh", *words, env={"EXTRA": extra}))
   if words[0] != "study" or not option_of(words, "workdir"):
@@ -127,7 +131,7 @@ def run(args: argparse.Namespace, env: Mapping[str, str] = os.environ) -> int:
   gpus = chosen(gpus, env.get("CUDA_VISIBLE_DEVICES"), args.workers)
   lines = worker_commands(words, gpus, extra, socket.gethostname())
   # The environment once and first, so that workers do not begin by waiting for each other.
-  shell.run(command("bash", ROOT / "launch/local.sh", "--setup", env={"EXTRA": extra}), stream=True)
+  shell.run(setup, stream=True)
   if args.dry_run:
     for line in lines:
       print(line.shown())

@@ -118,7 +118,7 @@ ANOMALIES = (
     "Table 11, row 6, and Table 12; column bpc",
     "One 7B run, E84 K28, has 0.4664 in one table and 0.4670 in the other. The headline lead "
     "over dense is 0.0004. No seeds, no intervals.",
-    "Verdicts carry an interval; a difference inside the noise is called that.",
+    "Verdicts carry an interval; a difference that is not distinguishable from zero is called so.",
   ),
   Anomaly(
     "A13",

@@ -123,12 +123,16 @@ def _difference_panel(axis: Any, report: dict) -> None:
     colour = colours.get(row["verdict"], style.REFERENCE)
     rate, difference = row["activation_rate"], row["difference"]
     bars = style.bars(difference, row["simultaneous"])
+    face = "white" if row["verdict"] == "one seed" else colour
     axis.errorbar(
-      rate, difference, bars, fmt="o", color=colour, capsize=3.5, markersize=5.5, elinewidth=1.4
-    )
-  for verdict in ("MoE better", "not distinguishable", "dense better", "no verdict"):
+      rate, difference, bars, fmt="o", color=colour, markerfacecolor=face, capsize=3.5,
+      markersize=5.5, elinewidth=1.4
+    )  # fmt: skip
+  for verdict in ("MoE better", "not distinguishable", "dense better", "one seed", "no verdict"):
     if any(row["verdict"] == verdict for row in rows):
-      axis.plot([], [], "o", color=colours.get(verdict, style.REFERENCE), label=verdict)
+      colour = colours.get(verdict, style.REFERENCE)
+      face = "white" if verdict == "one seed" else colour
+      axis.plot([], [], "o", color=colour, markerfacecolor=face, label=verdict)
   axis.set_ylabel("MoE $-$ dense (BPC)")
 
 

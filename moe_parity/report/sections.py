@@ -70,7 +70,7 @@ def architecture(step: dict, drawings: Drawings, tables: Tables) -> list[Section
   for stage in step.get("stages", []):
     state = "" if stage["complete"] else " (not complete)"
     chosen = stage["chosen"] or "nothing yet"
-    tie = "; the runner-up is inside the noise" if stage.get("tie") else ""
+    tie = "; the runner-up is not distinguishable" if stage.get("tie") else ""
     body += f"<h3>{html.escape(str(stage.get('question') or stage['name']))}</h3>\n"
     body += paragraphs([f"Chosen: {chosen}{tie}{state}."])
     body += table(tables[f"architecture_{stage['name']}"])
@@ -189,26 +189,30 @@ def method(report: dict) -> Section:
     return Section(title, absent("validation documents, and so intervals"))
   domains = ", ".join(f"{d} {n}" for d, n in documents["per_domain"].items())
   noise = report["noise"]
+  drawn = "weights, data order and the text drawn" if noise.get("draws_data") else "weights"
   training = (
-    f"Training noise is the spread between seeds, pooled over arms (standard deviation "
-    f"{noise['sd']:.4f} BPC, {noise['df']} degrees of freedom), taken as independent between arms."
+    f"Training noise is the spread between seeds ({drawn}) once every arm and every seed has its "
+    f"own level: what a seed does to all arms alike cancels between them. Pooled over arms its "
+    f"standard deviation is {noise['sd']:.4f} BPC ({noise['df']} degrees of freedom). Each "
+    "arm's interval goes by its own spread, moderated by that of the others (Smyth 2004)."
     if noise["df"]
-    else "Training noise is in no interval of a difference: no arm has a second seed."
+    else "Training noise is in no interval of a difference: arms were not repeated with another "
+    "seed, so their rows have no verdict."
   )
   lines = [
     "BPC is a ratio of sums: nats over all validation documents, by their characters and by ln 2.",
-    f"The {documents['num_documents']} validation documents ({domains}) are resampled "
-    f"{report['num_draws']} times within their domains, the same resample for every arm, with the "
-    "rescaling of Rao and Wu (1988) for few documents and the tails of Student's t for "
-    f"{documents['df']:.0f} degrees of freedom. The longest document holds "
+    f"The choice of the {documents['num_documents']} validation documents ({domains}) adds the "
+    "variance of their differences between arms, within domains. They count as "
+    f"{documents['df'] + 1:.0f} documents of one length; the longest holds "
     f"{100 * documents['largest_share']:.0f} % of the text.",
     training,
-    "Intervals marked all together are stretched until the whole set of arms is covered with 95 % "
-    "probability (max-t); verdicts go by them. A difference counts as better or worse only if its "
-    "interval leaves out zero.",
+    "Degrees of freedom of a difference are its own (Welch, Satterthwaite). Intervals marked all "
+    "together hold for the whole set of arms with 95 % probability; verdicts go by them. A "
+    "difference counts as better or worse only if its interval leaves out zero.",
     "The curve has three coefficients, either in log r_a and its square or in 1 / r_a and log r_a, "
-    "whichever fits better, chosen anew in every draw; its interval also holds the arms' scatter "
-    "about it.",
+    "whichever fits better, chosen anew in every draw. Where seeds are not repeated its interval "
+    "holds the arms' scatter about it.",
+    "How often these intervals hold the truth is measured by moe-parity bench --only=coverage.",
   ]
   return Section(title, paragraphs(lines))
 
@@ -230,8 +234,11 @@ def reproduce(study: reading.Study, tables: Tables) -> Section:
   )  # fmt: skip
   again = [
     "The same command on the same --workdir trains what is missing and writes this page again;"
-    " `moe-parity report` on that folder only writes the page. The same versions on the same kind"
-    " of machine give the same losses; another machine moves their last digits."
+    " `moe-parity report` on that folder only writes the page.",
+    "Reproducible means two things. On one machine, with the versions below, the same command gives"
+    " the same numbers to the last bit. On another machine sums are rounded in another order, runs"
+    " drift apart, and scores move as they do between seeds: a comparison should come out the same"
+    " within its interval, and single scores need not.",
   ]
   body += paragraphs(([text] if source else []) + again)
   body += table(tables["versions"], "versions, for study.json does not hold it")

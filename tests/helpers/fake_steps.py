@@ -39,7 +39,7 @@ def architecture() -> dict:
     option("full", 1.93, layout="full", difference=0.03, simultaneous=[0.01, 0.05],
            verdict="worse"),
     option("interleave", 1.91, layout="interleave", difference=0.01, simultaneous=[-0.02, 0.04],
-           verdict="inside the noise"),
+           verdict="not distinguishable"),
     option("1dense", None, bpc=None, difference=None, verdict="not done"),
   ]  # fmt: skip
   ratios = ((12.0, 30.1, 1.95), (25.0, 21.3, 1.91), (41.0, 14.2, 1.89), (90.0, 9.5, 1.93))
@@ -127,7 +127,7 @@ def activation_rate() -> dict:
          "bracketed": False},
       ],
       "pairs": [{"num_params": [1_200_000, 4_100_000], "log_ratio": -0.17,
-                 "interval": [-0.5, 0.2], "verdict": "same within noise"}],
+                 "interval": [-0.5, 0.2], "verdict": "not distinguishable"}],
     },
     "tuning": {
       "sides": [{"kind": "moe", "arm": "moe_26", "arms": tuned, "best": "moe_26_lr2",
@@ -136,7 +136,7 @@ def activation_rate() -> dict:
       "num_arms": {"moe": 3, "dense": 3},
     },
     "num_runs": {"moe": 20, "dense": 9}, "stages": [],
-    "sentences": ["r_a* is 25 % at 1.2M and 21 % at 4.1M: the same within noise."],
+    "sentences": ["r_a* is 25 % at 1.2M and 21 % at 4.1M: not distinguishable."],
   }  # fmt: skip
 
 

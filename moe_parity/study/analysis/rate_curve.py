@@ -16,7 +16,8 @@ import math
 
 import numpy as np
 
-from moe_parity.study.analysis import bootstrap
+from moe_parity.study.analysis import uncertainty
+from moe_parity.study.analysis.uncertainty import Source
 
 NUM_COEFFICIENTS = 3
 FORMS = {
@@ -37,8 +38,9 @@ class Curve:
     minimum_by_form: the same under each form.
     scatter_sd, scatter_df: the arms' standard deviation about the curve; nan and 0 when the curve
       passes through all arms because there are only as many as coefficients.
-    noise_sd_A, noise_df: what the draws used for each arm besides the documents.
-    misfit: the scatter is larger than seeds explain (p < 0.05): the arms do not follow the curve.
+    scatter_p: probability of so large a scatter from seeds and documents alone; None where seeds
+      are not known or there is no scatter.
+    misfit: scatter_p < 0.05: the arms do not follow the curve.
     draws_BG: curves of the draws, on the grid.
     minimum_B: their minima.
   """
@@ -50,8 +52,7 @@ class Curve:
   minimum_by_form: dict[str, float]
   scatter_sd: int | float
   scatter_df: int
-  noise_sd_A: np.ndarray
-  noise_df: int
+  scatter_p: float | None
   misfit: bool
   draws_BG: np.ndarray
   minimum_B: np.ndarray
@@ -60,16 +61,19 @@ class Curve:
 def fit(
   rate_A: np.ndarray,
   bpc_A: np.ndarray,
-  num_seeds_A: np.ndarray,
-  document_deviations_BA: np.ndarray,
-  noise: bootstrap.SeedNoise,
+  deviations_BA: np.ndarray,
+  sources: list[Source],
+  seeds_known: bool,
   rng: np.random.Generator,
 ) -> Curve:
   """Fits the arms (mean over seeds) and draws curves from what is uncertain.
 
-  Besides the documents, each arm moves by training noise: the scatter about the curve pooled with
-  the spread between seeds, or the scatter alone where it is the larger (an F test at 5 %).
-
+  Args:
+    deviations_BA: draws of the arms' deviations from documents and, if known, seeds.
+    sources: what these deviations come from, over the same arms.
+    seeds_known: whether seeds are among them. The scatter about the curve is then compared with
+      what they explain: where it is larger, draws are widened to the two pooled, and at a misfit
+      the scatter is added. Without, it is added always, for it is all that shows training noise.
   Raises:
     ValueError: fewer than three different activation rates.
   """
@@ -82,10 +86,15 @@ def fit(
   form, bpc_1G, square_1 = _fit_draws(rate_A, bpc_A[None], grid_G)
   df = len(rate_A) - NUM_COEFFICIENTS
   scatter = math.sqrt(square_1[0] / df) if df else math.nan
-  noise_sd_A, noise_df, misfit = _arm_noise(scatter, df, num_seeds_A, noise, rng)
-  moved_BA = bpc_A + document_deviations_BA
-  if noise_df:
-    moved_BA = moved_BA + bootstrap.noise_deviations(noise_sd_A, noise_df, len(moved_BA), rng)
+  factor, scatter_p = 1.0, None
+  if df and seeds_known:
+    factor, scatter_p = _explained(rate_A, form[0], float(square_1[0]), df, sources)
+  misfit = scatter_p is not None and scatter_p < 0.05
+  moved_BA = bpc_A + deviations_BA * (1.0 if misfit else factor)
+  if df and (misfit or not seeds_known):
+    chi_square_B = rng.chisquare(df, len(moved_BA))
+    normal_BA = rng.standard_normal(moved_BA.shape)
+    moved_BA = moved_BA + scatter * normal_BA * np.sqrt(df / chi_square_B)[:, None]
   _, draws_BG, _ = _fit_draws(rate_A, moved_BA, grid_G)
   by_form = {
     name: float(grid_G[_fit_draws(rate_A, bpc_A[None], grid_G, (name,))[1][0].argmin()])
@@ -99,8 +108,7 @@ def fit(
     minimum_by_form=by_form,
     scatter_sd=scatter,
     scatter_df=df,
-    noise_sd_A=noise_sd_A,
-    noise_df=noise_df,
+    scatter_p=scatter_p,
     misfit=misfit,
     draws_BG=draws_BG,
     minimum_B=grid_G[draws_BG.argmin(-1)],
@@ -141,8 +149,21 @@ def region_below(
   """
   difference_G = curve.bpc_G - line
   draws_BG = curve.draws_BG - (line + line_deviations_B)[:, None]
-  band = bootstrap.simultaneous(difference_G, draws_BG - difference_G, level)
+  band = _simultaneous(difference_G, draws_BG - difference_G, level)
   return _ranges(curve.grid_G, difference_G < 0), _ranges(curve.grid_G, band[1] < 0), band
+
+
+def _simultaneous(
+  estimate_G: np.ndarray, deviations_BG: np.ndarray, level: int | float
+) -> np.ndarray:
+  """A band [2, G] that covers all values at once with probability `level`: pointwise quantiles, all
+  stretched by the one factor that keeps the largest excursion of a draw inside (max-t)."""
+  tail = (1 - level) / 2
+  low, high = np.quantile(deviations_BG, [tail, 1 - tail], axis=0)
+  below, above = np.maximum(-low, 1e-300), np.maximum(high, 1e-300)
+  excursion = np.maximum(deviations_BG / above, -deviations_BG / below).max(-1)
+  factor = max(1.0, float(np.quantile(excursion, level)))
+  return np.stack([estimate_G - factor * below, estimate_G + factor * above])
 
 
 def _fit_draws(
@@ -164,26 +185,25 @@ def _fit_draws(
   return [forms[b] for b in best_B], curves_BG, np.min(squares, axis=0)
 
 
-def _arm_noise(
-  scatter: int | float,
-  df: int,
-  num_seeds_A: np.ndarray,
-  noise: bootstrap.SeedNoise,
-  rng: np.random.Generator,
-) -> tuple[np.ndarray, int, bool]:
-  """Standard deviation of every arm's mean about the curve, its degrees of freedom, and misfit."""
-  even_A = np.full(len(num_seeds_A), scatter if df else 0.0)
-  if not noise.df:
-    return even_A, df, False
-  single_A = 1 / np.sqrt(num_seeds_A)
-  if not df:
-    return noise.sd * single_A, noise.df, False
-  seeds = len(num_seeds_A) / (1 / num_seeds_A).sum()
-  ratio = scatter**2 * seeds / noise.sd**2 if noise.sd else math.inf
-  if (rng.f(df, noise.df, 20_000) >= ratio).mean() < 0.05:
-    return even_A, df, True
-  pooled = math.sqrt((df * scatter**2 * seeds + noise.df * noise.sd**2) / (df + noise.df))
-  return pooled * single_A, df + noise.df, False
+def _explained(
+  rate_A: np.ndarray, form: str, square: float, df: int, sources: list[Source]
+) -> tuple[float, float]:
+  """Compares the scatter about the curve with what seeds and documents leave there (an F test).
+
+  Returns:
+    the factor, at least 1, by which the scatter and what is known widen deviations when pooled;
+    the probability of so large a scatter.
+  """
+  from scipy.special import fdtrc
+
+  design = FORMS[form](rate_A)
+  left = np.eye(len(rate_A)) - design @ np.linalg.pinv(design)
+  expected, expected_df = uncertainty.total(left, sources)
+  if not expected:
+    return 1.0, 0.0 if square > 1e-18 else 1.0
+  ratio = square / expected
+  pooled = (df * ratio + expected_df) / (df + expected_df)
+  return math.sqrt(max(1.0, pooled)), float(fdtrc(df, expected_df, ratio))
 
 
 def _ranges(grid_G: np.ndarray, inside_G: np.ndarray) -> list[list[float]]:

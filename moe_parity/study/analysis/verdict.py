@@ -17,7 +17,8 @@ def verdict(report: dict) -> dict:
   """
   ahead = _ahead(report)
   obstacles = _obstacles(report)
-  sentences = obstacles + _comparison(report) + report["resources"]["hidden"]
+  sentences = obstacles + _comparison(report) + _picked(report) + report["resources"]["hidden"]
+  sentences += _noise(report)
   sentences += _optimum(report) + _region(report)
   sentences += _references(report) + _domains(report) + _multiplicity(report)
   conclusive = bool(ahead["sentence"]) and not obstacles
@@ -40,8 +41,8 @@ def _headline(report: dict, ahead: str) -> str:
     return "No verdict yet: it takes a finished dense arm and a finished MoE arm."
   if certificate["passed"] is None:
     return f"No winner yet: no complete certificate. In the runs so far, {ahead}."
-  if not report["noise"]["df"]:
-    return f"One seed proves nothing; in these runs, {ahead}."
+  if not any(_is_judged(row) for row in report["comparisons"]):
+    return f"One seed proves nothing, so no arm is called better. {ahead[0].upper()}{ahead[1:]}."
   if report["not_done"]:
     return f"Not all runs are done. So far, {ahead}."
   equal = _listed(["parameters", *(name for name, same in report["equal"].items() if same)])
@@ -49,25 +50,47 @@ def _headline(report: dict, ahead: str) -> str:
   return f"At equal {equal}{f' but not equal {other}' if other else ''}, {ahead}."
 
 
+def _is_judged(row: dict) -> bool:
+  return row["verdict"] not in ("one seed", "no verdict")
+
+
 def _ahead(report: dict) -> dict:
-  rows = report["comparisons"]
+  rows = [row for row in report["comparisons"] if _is_judged(row)]
   if not rows:
-    return {"sentence": "", "winner": None}
+    return {"sentence": _lowest(report), "winner": None}
   better = [r for r in rows if r["verdict"] == "MoE better"]
   worse = [r for r in rows if r["verdict"] == "dense better"]
+  noun = "MoE arm" if len(rows) == len(report["comparisons"]) else "repeated MoE arm"
   if better:
     best = min(better, key=lambda r: r["difference"])
-    count = _count(len(better), len(rows), "MoE arm")
+    picked = report["picked"]
+    corrected = ""
+    if picked and picked["num_arms"] > 1 and picked["name"] == best["name"]:
+      corrected = f"; corrected for being the best of {picked['num_arms']}, by"
+      corrected += f" {-picked['corrected']:.4f}"
     return {
-      "sentence": f"{count} beat dense, the best ({best['name']}, r_a {_pct(best)}) by "
-      f"{-best['difference']:.4f} BPC ({_interval(best['simultaneous'])})",
+      "sentence": f"{_count(len(better), len(rows), noun)} beat dense, the best ({best['name']}, "
+      f"r_a {_pct(best)}) by {-best['difference']:.4f} BPC "
+      f"({_interval(best['simultaneous'])}{corrected})",
       "winner": best["name"],
     }
   if len(worse) == len(rows):
-    return {"sentence": "dense beats every MoE arm", "winner": rows[0]["baseline"]}
-  count = _count(len(worse), len(rows), "MoE arm")
-  lost = f"; dense beats {count}" if worse else ""
+    every = "every MoE arm" if noun == "MoE arm" else "every repeated MoE arm"
+    return {"sentence": f"dense beats {every}", "winner": rows[0]["baseline"]}
+  lost = f"; dense beats {_count(len(worse), len(rows), noun)}" if worse else ""
   return {"sentence": f"no MoE arm can be told to be better than dense{lost}", "winner": None}
+
+
+def _lowest(report: dict) -> str:
+  """What runs without repetition show: where the lowest MoE arm lies, and no more."""
+  if not report["comparisons"]:
+    return ""
+  low = min(report["comparisons"], key=lambda r: r["difference"])
+  where = "below" if low["difference"] < 0 else "above"
+  return (
+    f"the lowest MoE arm of these runs ({low['name']}, r_a {_pct(low)}) scores "
+    f"{abs(low['difference']):.4f} BPC {where} {low['baseline']}; another seed may turn that round"
+  )
 
 
 def _obstacles(report: dict) -> list[str]:
@@ -92,8 +115,8 @@ def _obstacles(report: dict) -> list[str]:
   groups, noise = report["groups"], report["noise"]
   if groups and not noise["df"]:
     lines.append(
-      "One seed at this size proves nothing: the intervals cover only the choice of validation "
-      "documents, not training noise. " + _scatter(report)
+      "One seed at this size proves nothing, and rows have no verdict: the intervals cover only "
+      "the choice of validation documents, not training noise. " + _scatter(report)
     )
   return lines
 
@@ -114,7 +137,7 @@ def _scatter(report: dict) -> str:
 
 def _comparison(report: dict) -> list[str]:
   lines = []
-  for outcome in ("MoE better", "not distinguishable", "dense better", "no verdict"):
+  for outcome in ("MoE better", "not distinguishable", "dense better", "one seed", "no verdict"):
     rows = [r for r in report["comparisons"] if r["verdict"] == outcome]
     each = [
       f"{r['name']} (r_a {_pct(r)}) {r['difference']:+.4f} BPC "
@@ -125,15 +148,39 @@ def _comparison(report: dict) -> list[str]:
       lines.append(f"{outcome[0].upper()}{outcome[1:]}: {_listed(each)}.")
   if lines:
     lines[0] = f"Against {report['baseline']}, negative is MoE better. {lines[0]}"
-  noise = report["noise"]
-  if noise["df"]:
-    some = " Arms with one seed are given the same noise." if noise["min_seeds"] < 2 else ""
-    lines.append(
-      f"Between seeds an arm varies by {noise['sd']:.4f} BPC (standard deviation pooled over arms, "
-      f"{noise['df']} degrees of freedom); the intervals hold this and the choice of validation "
-      f"documents.{some}"
-    )
   return lines
+
+
+def _picked(report: dict) -> list[str]:
+  """The lead of the best arm without the luck of having been picked."""
+  picked = report["picked"]
+  if not picked or picked["num_arms"] < 2:
+    return []
+  return [
+    f"{picked['name']} is the lowest of {picked['num_arms']} MoE arms, and the lowest of several is"
+    f" in part the luckiest: it stands at {picked['difference']:+.4f} BPC against dense; scored"
+    f" by seeds and documents that did not pick it, the best arm stands at"
+    f" {picked['corrected']:+.4f}."
+  ]
+
+
+def _noise(report: dict) -> list[str]:
+  noise = report["noise"]
+  if not noise["df"]:
+    return []
+  covers = "weights, data order and the text that was drawn"
+  if not noise["draws_data"]:
+    covers = (
+      "initial weights only, for all seeds read the same text in the same order: another draw of "
+      "the text is in no interval"
+    )
+  some = " Arms with one seed get no verdict." if noise["min_seeds"] < 2 else ""
+  return [
+    f"Between seeds an arm varies by {noise['sd']:.4f} BPC (standard deviation pooled over arms, "
+    f"{noise['df']} degrees of freedom). Each arm's interval goes by its own spread, moderated by "
+    f"that of the others, and holds the choice of validation documents too. A seed covers "
+    f"{covers}.{some}"
+  ]
 
 
 def _optimum(report: dict) -> list[str]:
@@ -191,6 +238,8 @@ def _region(report: dict) -> list[str]:
   if not fitted["below_dense"]:
     return ["Nowhere in the range tried does the fitted curve lie below dense."]
   line = f"The fitted curve lies below dense for r_a in {_ranges(fitted['below_dense'])}"
+  if fitted["surely_below_dense"] is None:
+    return [f"{line}, by one seed of dense, which is no statement on another."]
   if fitted["surely_below_dense"]:
     return [f"{line}; at 95 % confidence throughout, in {_ranges(fitted['surely_below_dense'])}."]
   return [f"{line}; at 95 % confidence, nowhere."]
@@ -204,7 +253,7 @@ def _references(report: dict) -> list[str]:
     group = next(g for g in report["groups"] if g["name"] == name)
     best = min(rows, key=lambda r: r["difference"])
     judged = f"{_count(len(better), len(rows), 'MoE arm')} better; "
-    if rows[0]["verdict"] == "no verdict":
+    if not any(_is_judged(row) for row in rows):
       judged = ""
     lines.append(
       f"Against {name}, which spent {group['compute_multiple']:g} times the compute and is not at "

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe_parity.study import reading
-from moe_parity.study.analysis import bootstrap, compare, rate_curve
+from moe_parity.study.analysis import compare, rate_curve, uncertainty
+from moe_parity.study.analysis.arms import average
+from moe_parity.study.analysis.statistics import scores_of
 from moe_parity.study.parts import Part
 
-LEVEL = compare.LEVEL
-SLOPE_DRAWS = 4000
+LEVEL = uncertainty.LEVEL
 
 
 def summarise(folder: pathlib.Path, parts: Sequence[Part]) -> dict:
@@ -82,23 +83,20 @@ def _sweep(part: Part, report: dict) -> dict:
 
 def slope(x: np.ndarray, y: np.ndarray) -> dict:
   """Least squares y = slope x + intercept; the interval of the slope from the residuals."""
-  design = np.stack([x, np.ones_like(x)], -1)
-  solve = np.linalg.pinv(design)
-  found = solve @ y
-  residual = y - design @ found
+  from scipy.special import stdtrit
+  from scipy.stats import linregress
+
+  line = linregress(x, y)
   df = len(x) - 2
   interval = None
   if df > 0:
-    sd = math.sqrt(float((residual**2).sum()) / df) * math.sqrt(float((solve[0] ** 2).sum()))
-    rng = np.random.default_rng(compare.BOOTSTRAP_SEED)
-    deviations = bootstrap.noise_deviations(np.array([sd]), df, SLOPE_DRAWS, rng)
-    interval = bootstrap.pointwise(found[:1], deviations, LEVEL)[:, 0].tolist()
-  spread = float(((y - y.mean()) ** 2).sum())
+    half = float(stdtrit(df, (1 + LEVEL) / 2) * line.stderr)
+    interval = [float(line.slope) - half, float(line.slope) + half]
   return {
-    "slope": float(found[0]),
-    "intercept": float(found[1]),
+    "slope": float(line.slope),
+    "intercept": float(line.intercept),
     "interval": interval,
-    "r2": 1 - float((residual**2).sum()) / spread if spread else None,
+    "r2": float(line.rvalue) ** 2 if np.ptp(y) else None,
   }
 
 
@@ -133,7 +131,7 @@ def _transfer(curves: dict[int, tuple[dict, rate_curve.Curve | None]]) -> dict |
     names = ("activation_rate", "interval", "bracketed")
     optima.append({"num_params": n} | {name: minimum[name] for name in names})
   pairs, sizes = [], sorted(known)
-  rng = np.random.default_rng(compare.BOOTSTRAP_SEED)
+  rng = np.random.default_rng(uncertainty.SEED)
   for a, b in ((a, b) for i, a in enumerate(sizes) for b in sizes[i + 1 :]):
     draws = np.log(rng.permutation(known[b].minimum_B)) - np.log(known[a].minimum_B)
     tail = (1 - LEVEL) / 2
@@ -141,7 +139,7 @@ def _transfer(curves: dict[int, tuple[dict, rate_curve.Curve | None]]) -> dict |
     step = sum(float(np.log(known[n].grid_G[1] / known[n].grid_G[0])) for n in (a, b)) / 2
     ends = (np.quantile(draws, [tail, 1 - tail]) + [-step, step]).tolist()
     inside = {o["num_params"]: o["bracketed"] for o in optima}
-    verdict = "differs" if ends[0] > 0 or ends[1] < 0 else "same within noise"
+    verdict = "differs" if ends[0] > 0 or ends[1] < 0 else "not distinguishable"
     if not (inside[a] and inside[b]):
       verdict = "not known"
     ratio = math.log(known[b].minimum / known[a].minimum)
@@ -175,22 +173,58 @@ def _tuning(study: reading.Study, report: dict) -> dict | None:
                   "gain": arms[0]["bpc"] - best["bpc"]})  # fmt: skip
   moe, dense = sides
   by_name = {arm["name"]: arm["bpc"] for side in sides for arm in side["arms"]}
-  margin = None
-  if report["noise"]["sd"] is not None:
-    sd = np.array([report["noise"]["sd"] * math.sqrt(2 / len(seeds))])
-    rng = np.random.default_rng(compare.BOOTSTRAP_SEED)
-    draws = bootstrap.noise_deviations(sd, report["noise"]["df"], SLOPE_DRAWS, rng)
-    margin = bootstrap.pointwise(np.zeros(1), draws, LEVEL)[:, 0]
-  tuned = by_name[moe["best"]] - by_name[dense["best"]]
+  intervals = _tuned_intervals(sides, [[done[name, seed] for seed in seeds] for name in by_name],
+                               report["noise"])  # fmt: skip
   for side in sides:
-    side["gain_interval"] = None if margin is None else (side["gain"] + margin).tolist()
+    side["gain_interval"] = intervals.get(side["kind"])
   return {
     "sides": sides,
     "difference_at_law": by_name[moe["arm"]] - by_name[dense["arm"]],
-    "difference_tuned": tuned,
-    "tuned_interval": None if margin is None else (tuned + margin).tolist(),
+    "difference_tuned": by_name[moe["best"]] - by_name[dense["best"]],
+    "tuned_interval": intervals.get("tuned"),
     "num_arms": {side["kind"]: len(side["arms"]) for side in sides},
   }
+
+
+def _tuned_intervals(
+  sides: list[dict], runs: list[list[reading.Run]], noise: dict
+) -> dict[str, list[float] | None]:
+  """Intervals of each side's gain, by its kind, and of MoE minus dense, "tuned", each side at its
+  best: documents and seeds. They hold for all settings at once, for the best was picked by score.
+  Empty where no seeds' noise is known.
+
+  Args:
+    runs: of every setting, in the order of the sides. noise: of the study's repeated arms.
+  """
+  if noise["sd"] is None:
+    return {}
+  names = [arm["name"] for side in sides for arm in side["arms"]]
+  of_run = [(a, run) for a, of in enumerate(runs) for run in of]
+  arm_R, seed_R = np.array([a for a, _ in of_run]), np.array([run.seed for _, run in of_run])
+  arms = average(scores_of([run.result for _, run in of_run], arm_R, seed_R))
+  sources = list(arms.document_sources)
+  for a, of in enumerate(runs):
+    root = np.zeros((len(runs), 1))
+    root[a] = noise["sd"] / math.sqrt(len(of))
+    sources.append(uncertainty.Source(root, noise["df"], "seeds"))
+  one = dict(zip(names, np.eye(len(names)), strict=True))
+
+  def interval(pairs: list[tuple[str, str]], wanted: tuple[str, str]) -> list[float]:
+    contrast = np.array([one[a] - one[b] for a, b in pairs])
+    found = uncertainty.intervals(contrast @ arms.value_A, contrast, sources, LEVEL)
+    return found.joint[:, pairs.index(wanted)].tolist()
+
+  found: dict[str, list[float] | None] = {}
+  moe, dense = ([arm["name"] for arm in side["arms"]] for side in sides)
+  for side in sides:
+    others = [(side["arm"], arm["name"]) for arm in side["arms"][1:]]
+    if side["best"] == side["arm"]:
+      found[side["kind"]] = None  # its own setting is the best one: there is nothing to gain
+    else:
+      found[side["kind"]] = interval(others, (side["arm"], side["best"]))
+  best = tuple(side["best"] for side in sides)
+  found["tuned"] = interval([(a, b) for a in moe for b in dense], best)
+  return found
 
 
 def _tuned_arm(name: str, runs: list[reading.Run], base: reading.Run | None) -> dict:
@@ -269,9 +303,10 @@ def _tuning_sentence(tuning: dict) -> str:
     for side in tuning["sides"]
   ]  # fmt: skip
   interval = tuning["tuned_interval"]
-  told = (
-    f" ({interval[0]:+.4f} to {interval[1]:+.4f} by the noise between seeds)" if interval else ""
-  )
+  told = ""
+  if interval:
+    low, high = interval
+    told = f" (95 % interval {low:+.4f} to {high:+.4f} over all settings tried)"
   return (
     f"Learning rates and batches around the arms' own: {' and '.join(said)}; MoE minus dense is"
     f" {tuning['difference_at_law']:+.4f} BPC as compared and"

@@ -1,4 +1,4 @@
-"""The paper's first step: a greedy search for the backbone, one choice fed into the next.
+"""The paper's first step: a greedy search for the backbone, one selection fed into the next.
 
 From the templates `config.arms.moe`, whose activation_rate every arm keeps, and `.dense`:
 
@@ -9,9 +9,9 @@ From the templates `config.arms.moe`, whose activation_rate every arm keeps, and
     dense_aspect  the dense arm's d / L, and then
     dense_ffn     its d_ffn / d: the baseline is searched by the same rule
 
-Every arm has the budget's N and C and the same unique data. A stage begins with the option in place
-and trains each other one; `choice.RULE` says which is kept. Its arms follow from the results of the
-stages before and from nothing else. What no shape can meet is left out, and said.
+Every arm has the budget's N and C and the same unique data. A stage begins with the current option
+and trains each other one; `selection.RULE` says which is taken. Its arms follow from the results of
+the stages before and from nothing else. What no shape can meet is left out, and said.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from moe_parity.errors import UserError
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.plan import make_plan
-from moe_parity.study.methods.selection import Choice, choose
+from moe_parity.study.methods.selection import Selection, select
 from moe_parity.study.parts import Part, Results, identity, template, with_arms
 
 SIDES = {
@@ -53,7 +53,7 @@ class Stage:
   """A stage as far as it is known; the first option is the one in place.
 
   Attributes:
-    choice: None until every option has its runs.
+    selection: None until every option has its runs.
     skipped: (label, why) of options that no shape meets.
   """
 
@@ -61,7 +61,7 @@ class Stage:
   kind: str
   options: tuple[Option, ...]
   skipped: tuple[tuple[str, str], ...]
-  choice: Choice | None
+  selection: Selection | None
 
 
 def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
@@ -149,7 +149,7 @@ def summarise(
 
 
 def _side(config: ConfigDict, results: Results, kind: str, fields: dict) -> Iterator[Stage]:
-  """The stages of one side, each from the choice before."""
+  """The stages of one side, each from the selection before."""
   place = Option("", "dense" if kind == "dense" else _named(kind, "start"), fields)
   trained = {identity(plan_of(config, kind, fields)): place}
   for name in SIDES[kind]:
@@ -167,17 +167,17 @@ def _side(config: ConfigDict, results: Results, kind: str, fields: dict) -> Iter
     if len(options) == 1 and not skipped:
       if name != SIDES[kind][0]:
         continue  # nothing asked of this stage; the first trains the arm in place all the same
-    choice = _choice(results, options, config.study.seeds)
-    yield Stage(name, kind, tuple(options), tuple(skipped), choice)
-    if choice is None:
+    selection = _selection(results, options, config.study.seeds)
+    yield Stage(name, kind, tuple(options), tuple(skipped), selection)
+    if selection is None:
       return
-    place = options[choice.chosen]
+    place = options[selection.chosen]
 
 
-def _choice(results: Results, options: list[Option], seeds: Sequence[int]) -> Choice | None:
+def _selection(results: Results, options: list[Option], seeds: Sequence[int]) -> Selection | None:
   if any(results.bpc(option.arm, seed) is None for option in options for seed in seeds):
     return None
-  return choose([[results.get(option.arm, seed) for seed in seeds] for option in options])
+  return select([[results.get(option.arm, seed) for seed in seeds] for option in options])
 
 
 def _options(config: ConfigDict, stage: str, place: dict) -> Iterator[tuple[str, dict]]:

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.study import reading
-from moe_parity.study.analysis import bootstrap
+from moe_parity.study.analysis.arms import differences
+from moe_parity.study.analysis.statistics import Table, tabulate
 from moe_parity.study.methods import selection
 from moe_parity.study.methods.architecture import SIDES, Stage, stages
 from moe_parity.study.parts import Part, Results
@@ -46,11 +47,9 @@ def summarise(
   arms = {kind: [] for kind in SIDES}
   for stage in found:
     arms[stage.kind] += [o.arm for o in stage.options if o.arm not in arms[stage.kind]]
-  finished = [r for of_arm in runs.values() for r in of_arm if r.done]
-  noise = bootstrap.seed_noise([
-    np.array([run.result["validation"]["bpc"] for run in of_arm if run.done])
-    for of_arm in runs.values() if any(run.done for run in of_arm)
-  ]) if finished else bootstrap.SeedNoise(math.nan, 0)  # fmt: skip
+  finished = [run for of_arm in runs.values() for run in of_arm if run.done]
+  table = tabulate(finished) if finished else None
+  noise = table.arms.noise if table else None
   value = {
     "method": "architecture",
     "level": selection.LEVEL,
@@ -60,14 +59,14 @@ def summarise(
     "dense_backbone": _last(rows, "dense"),
     "num_arms": {kind: len(names) for kind, names in arms.items()},
     "num_runs": {kind: sum(len(runs[n]) for n in names) for kind, names in arms.items()},
-    "between": _between(rows, runs, noise),
-    "noise": {"sd": noise.sd if noise.df else None, "df": noise.df},
+    "between": _between(rows, table),
+    "noise": {"sd": noise.sd, "df": noise.df} if noise and noise.df else {"sd": None, "df": 0},
   }
   return value | {"headline": _headline(value), "sentences": _sentences(value)}
 
 
 def _stage(stage: Stage, plans: dict[str, ArmPlan], runs: dict[str, list[reading.Run]]) -> dict:
-  made = stage.choice
+  made = stage.selection
   options = []
   for index, option in enumerate(stage.options):
     row = {"arm": option.arm, "label": option.label} | _columns(plans[option.arm])
@@ -130,14 +129,14 @@ def _last(rows: list[dict], kind: str) -> dict | None:
   return next(o for o in done[-1]["options"] if o["label"] == done[-1]["chosen"])
 
 
-def _between(rows: list[dict], runs: dict[str, list[reading.Run]], noise) -> dict | None:
+def _between(rows: list[dict], table: Table | None) -> dict | None:
   """The MoE backbone minus the dense one, BPC, with an interval; None while one is missing."""
   arms = [_last(rows, kind) for kind in ("dense", "moe")]
-  if None in arms or any(arm["bpc"] is None for arm in arms):
+  if table is None or None in arms or any(arm["bpc"] is None for arm in arms):
     return None
-  results = [[run.result for run in runs[arm["arm"]] if run.done] for arm in arms]
-  difference, interval = selection.differences(results, 0, noise)[1]
-  return {"difference": difference, "interval": list(interval) if interval else None}
+  dense, moe = (table.names.index(arm["arm"]) for arm in arms)
+  (found,) = differences(table.arms, [moe], dense)
+  return {"difference": found.difference, "interval": found.interval}
 
 
 def _headline(value: dict) -> str:
@@ -186,8 +185,8 @@ def _stage_sentence(row: dict) -> str:
     return f"{question} Not all of its {len(options)} arms are done."
   if len(options) == 1:
     return f"{question} {row['chosen']}; nothing else was tried."
-  rivals = [o["label"] for o in options if o["verdict"] == "inside the noise"]
-  tied = f" Inside the noise of it: {', '.join(rivals)}." if rivals else ""
+  rivals = [o["label"] for o in options if o["verdict"] == selection.NOT_DISTINGUISHABLE]
+  tied = f" Not distinguishable from it: {', '.join(rivals)}." if rivals else ""
   start = next(o for o in options if o["label"] == row["incumbent"])
   if row["chosen"] == row["incumbent"]:
     return f"{question} {row['chosen']} stays, of {len(options)} options.{tied}"

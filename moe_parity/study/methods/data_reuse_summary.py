@@ -3,14 +3,14 @@
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from moe_parity.study import reading
-from moe_parity.study.analysis import bootstrap
-from moe_parity.study.methods import selection
-from moe_parity.study.methods.reuse_law import Point, fit
+from moe_parity.study.analysis.arms import ONE_SEED, Arms, average, differences
+from moe_parity.study.analysis.statistics import scores_of
+from moe_parity.study.analysis.uncertainty import LEVEL
+from moe_parity.study.methods.reuse_law import Noise, Point, fit
 from moe_parity.study.parts import Part
 
 UNIQUE = "unique"  # the part in which nothing is read twice
@@ -22,23 +22,15 @@ def summarise(folder: pathlib.Path, parts: Sequence[Part]) -> dict:
   runs = {name: _by_arm(study) for name, study in studies.items()}
   everything = {id_: r for study in studies.values() for r in study.runs if r.done
                 for id_ in [r.folder.resolve()]}  # fmt: skip
-  groups: dict[Any, list[float]] = {}
-  for run in everything.values():
-    key = (run.folder.parent.resolve(), run.name)
-    groups.setdefault(key, []).append(run.result["validation"]["bpc"])
-  noise = bootstrap.seed_noise([np.array(v) for v in groups.values()])
-  dense = runs[""].get("dense")
-  schemes = [_scheme(part, runs[part.name], dense, noise) for part in parts]
-  points, arms = _points(parts, runs), _again(parts, runs)
-  of_loss = _paired(arms, "cross_entropy")
-  num_seeds = min((len(of) for by_part in arms.values() for of in by_part.values()), default=1)
-  of_mean = bootstrap.SeedNoise(of_loss.sd / math.sqrt(num_seeds), of_loss.df)
+  schemes = [_scheme(part, runs[part.name], runs[""].get("dense")) for part in parts]
+  points, arms = _points(parts, runs), _repeated(parts, runs)
+  noise = _noise(parts, runs)
   value = {
     "method": "data_reuse",
-    "level": selection.LEVEL,
+    "level": LEVEL,
     "schemes": schemes,
     "costs": _costs(arms),
-    "law": fit(points, of_mean),
+    "law": fit(points, _noise_of_points(arms)),
     "noise": {"sd": noise.sd if noise.df else None, "df": noise.df},
     "num_runs": {
       kind: sum(run.plan["kind"] == kind for run in everything.values())
@@ -59,9 +51,7 @@ def _by_arm(study: reading.Study) -> dict[str, list[reading.Run]]:
   return arms
 
 
-def _scheme(
-  part: Part, arms: dict[str, list[reading.Run]], dense: list | None, noise: bootstrap.SeedNoise
-) -> dict:
+def _scheme(part: Part, arms: dict[str, list[reading.Run]], dense: list | None) -> dict:
   budget = part.plan.budget
   planned = {arm.name: arm for arm in part.plan.arms}
   rows = []
@@ -78,13 +68,12 @@ def _scheme(
   moe = [row["name"] for row in rows if row["kind"] == "moe"]
   comparisons = []
   if dense and moe:
-    results = [[run.result for run in runs] for runs in [dense, *(arms[name] for name in moe)]]
-    found = selection.differences(results, 0, noise)[1:]
-    for name, (difference, interval) in zip(moe, found, strict=True):
+    found = differences(_average([dense, *(arms[name] for name in moe)]), range(1, len(moe) + 1), 0)
+    for name, row in zip(moe, found, strict=True):
       comparisons.append({
         "name": name, "activation_rate": planned[name].activation_rate,
-        "epochs": planned[name].epochs, "difference": difference,
-        "simultaneous": list(interval) if interval else None, "verdict": _verdict(interval),
+        "epochs": planned[name].epochs, "difference": row.difference,
+        "simultaneous": row.simultaneous, "verdict": row.verdict,
       })  # fmt: skip
   return {
     "part": part.name,
@@ -97,7 +86,7 @@ def _scheme(
   }
 
 
-def _again(parts: Sequence[Part], runs: dict[str, dict]) -> dict[str, dict[str, list]]:
+def _repeated(parts: Sequence[Part], runs: dict[str, dict]) -> dict[str, dict[str, list]]:
   """The runs of every MoE arm by part, unique first and then by epochs, of the seeds that all of
   them have, in one order. Loose and two epochs may be one run; it is listed once."""
   arms = {}
@@ -119,46 +108,76 @@ def _again(parts: Sequence[Part], runs: dict[str, dict]) -> dict[str, dict[str, 
   return arms
 
 
-def _paired(
-  arms: dict[str, dict[str, list]], metric: str, only: str | None = None
-) -> bootstrap.SeedNoise:
-  """`bootstrap.paired_noise` over all schemes, or over unique and one other part."""
-  tables = []
+def _average(arms: Sequence[list[reading.Run]]) -> Arms:
+  """Arms from their runs, with the noise of these runs alone: of one scheme, so that a seed that
+  runs under every scheme counts once."""
+  runs = [(a, run) for a, of in enumerate(arms) for run in of]
+  arm_R, seed_R = np.array([a for a, _ in runs]), np.array([run.seed for _, run in runs])
+  return average(scores_of([run.result for _, run in runs], arm_R, seed_R))
+
+
+def _noise(parts: Sequence[Part], runs: dict[str, dict]) -> Noise:
+  """Between seeds of one arm under one scheme: squares are averaged over schemes, and degrees of
+  freedom are those of one scheme, for all schemes share their seeds."""
+  found = [_average(list(runs[part.name].values())).noise for part in parts if runs[part.name]]
+  known = [noise for noise in found if noise.df]
+  if not known:
+    return Noise(math.nan, 0)
+  square = sum(noise.df * noise.sd**2 for noise in known) / sum(noise.df for noise in known)
+  return Noise(math.sqrt(square), max(noise.df for noise in known))
+
+
+def _noise_of_points(arms: dict[str, dict[str, list]]) -> Noise:
+  """Of an arm's mean loss under one scheme, against its other schemes: what is left between seeds
+  when each seed's own level is taken out. A seed counts once an arm, however many schemes it ran
+  under."""
+  squares, counts, df, num_seeds = 0.0, 0, 0, 1
   for by_part in arms.values():
-    chosen = [of for part, of in by_part.items() if only is None or part in (UNIQUE, only)]
-    tables.append(np.array([[run.result["validation"][metric] for run in of] for of in chosen]))
-  return bootstrap.paired_noise(tables)
+    table = np.array(
+      [[run.result["validation"]["cross_entropy"] for run in of] for of in by_part.values()]
+    )
+    left = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+    squares += float((left**2).sum())
+    counts += (table.shape[0] - 1) * (table.shape[1] - 1)
+    df += table.shape[1] - 1
+    num_seeds = table.shape[1]
+  return Noise(math.sqrt(squares / counts / num_seeds), df) if df else Noise(math.nan, 0)
 
 
 def _costs(arms: dict[str, dict[str, list]]) -> list[dict]:
   """What repetition costs each MoE arm: its BPC under every other scheme minus that under unique.
 
-  Of the same seeds, so with the noise that is left when a seed's level is taken out, pooled over
-  the arms of a scheme: where text is learnt by heart it is larger. Each interval holds by itself.
+  Differences of the same seeds: what all schemes of a seed share is no noise of theirs. The noise
+  is of one scheme, over its arms, for where text is learnt by heart it is larger. Each interval
+  holds by itself.
   """
   rows = []
-  for name, by_part in arms.items():
-    unique, *others = by_part.items()
-    for part, of in others:
-      noise = _paired({n: b for n, b in arms.items() if part in b}, "bpc", part)
-      results = [[run.result for run in runs] for runs in (unique[1], of)]
-      difference, interval = selection.differences(results, 0, noise)[1]
+  parts = dict.fromkeys(part for by_part in arms.values() for part in list(by_part)[1:])
+  for part in parts:
+    names = [name for name, by_part in arms.items() if part in by_part]
+    pairs = [
+      pair for name in names
+      for pair in zip(arms[name][part], next(iter(arms[name].values())), strict=True)
+    ]  # fmt: skip
+    arm_R = np.concatenate([np.full(len(arms[name][part]), a) for a, name in enumerate(names)])
+    seed_R = np.array([run.seed for run, _ in pairs])
+    repeated, unique = (scores_of([run.result for run in side], arm_R, seed_R)
+                        for side in zip(*pairs, strict=True))  # fmt: skip
+    found = average(repeated.minus(unique))
+    intervals = found.own_intervals() if found.sources else None
+    for a, name in enumerate(names):
       rows.append({
         "name": name, "part": part,
-        **{field: of[0].plan[field] for field in ("activation_rate", "epochs")},
-        "difference": difference, "interval": list(interval) if interval else None,
+        **{field: arms[name][part][0].plan[field] for field in ("activation_rate", "epochs")},
+        "difference": float(found.value_A[a]),
+        "interval": None if intervals is None else intervals[:, a].tolist(),
       })  # fmt: skip
-  return rows
+  order = {name: i for i, name in enumerate(arms)}
+  return sorted(rows, key=lambda row: (order[row["name"]], row["epochs"]))
 
 
 def _mean(runs: list[reading.Run], name: str) -> float:
   return float(np.mean([run.result["validation"][name] for run in runs]))
-
-
-def _verdict(interval: tuple[float, float] | None) -> str:
-  if interval is None or interval[0] <= 0 <= interval[1]:
-    return "not distinguishable"
-  return "MoE better" if interval[1] < 0 else "dense better"
 
 
 def _points(parts: Sequence[Part], runs: dict[str, dict]) -> list[Point]:
@@ -185,8 +204,8 @@ def _headline(value: dict) -> str:
   if not told:
     return "No scheme can be judged yet: it takes a finished dense arm and a finished MoE arm."
   if not value["noise"]["df"]:
-    return f"One seed proves nothing; MoE arms below dense, by reuse scheme: {', '.join(told)}."
-  return f"MoE arms that beat dense beyond the noise, by reuse scheme: {', '.join(told)}."
+    return "One seed proves nothing, so no scheme is judged: every arm has to be repeated."
+  return f"MoE arms significantly better than dense, by reuse scheme: {', '.join(told)}."
 
 
 def _scheme_name(scheme: dict) -> str:
@@ -198,19 +217,20 @@ def _sentences(value: dict) -> list[str]:
   for scheme in value["schemes"]:
     rows = scheme["comparisons"]
     if rows:
+      judged = [row for row in rows if row["verdict"] != ONE_SEED]
       better = sum(row["verdict"] == "MoE better" for row in rows)
+      count = f"{better} of {len(rows)} MoE arms are significantly better than dense; "
       best = min(rows, key=lambda row: row["difference"])
       where = "below" if best["difference"] < 0 else "above"
       lines.append(
-        f"{_scheme_name(scheme)}: {better} of {len(rows)} MoE arms beat dense beyond the noise; the"
-        f" best, {best['name']} at {best['epochs']:.2f} epochs, is {abs(best['difference']):.4f}"
-        f" BPC {where} it."
+        f"{_scheme_name(scheme)}: {count if judged else ''}the lowest, {best['name']} at"
+        f" {best['epochs']:.2f} epochs, is {abs(best['difference']):.4f} BPC {where} dense."
       )
   lines += _cost_sentences(value["costs"])
   if any(scheme["comparisons"] for scheme in value["schemes"]) and not value["noise"]["df"]:
     lines.append(
-      "Every arm ran with one seed: the noise here is the choice of validation documents and not"
-      " that of training."
+      "Every arm ran with one seed: intervals hold the choice of validation documents and not"
+      " training noise, and rows have no verdict."
     )
   if law := value["law"]:
     lines.append(_law_sentence(law))
@@ -224,7 +244,7 @@ def _cost_sentences(costs: list[dict]) -> list[str]:
   arms: dict[str, list[str]] = {}
   for row in costs:
     ends = row["interval"]
-    unsure = " (inside the noise)" if ends and ends[0] <= 0 <= ends[1] else ""
+    unsure = " (not distinguishable from 0)" if ends and ends[0] <= 0 <= ends[1] else ""
     told = f"{row['difference']:+.4f} at {row['epochs']:.3g} epochs{unsure}"
     arms.setdefault(row["name"], []).append(told)
   return [

@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moe_parity.planning.scaling_laws import REUSE_EXPONENT, REUSE_TOKEN_DECAY
-from moe_parity.study.analysis import bootstrap
-from moe_parity.study.methods import selection
+from moe_parity.study.analysis import uncertainty
 
 DECAYS = np.exp(np.linspace(math.log(0.05), math.log(2000), 161))
 NUM_DRAWS = 1000
@@ -32,12 +31,19 @@ class Point(NamedTuple):
   cross_entropy: int | float
 
 
+class Noise(NamedTuple):
+  """Standard deviation and its degrees of freedom; with df 0 nothing is known and sd is nan."""
+
+  sd: int | float
+  df: int
+
+
 def effective_tokens(tokens: np.ndarray, epochs: np.ndarray, decay: int | float) -> np.ndarray:
   """D_eff of tokens seen in so many epochs, for R* = decay."""
   return tokens / epochs * (1 + decay * (1 - np.exp(-(epochs - 1) / decay)))
 
 
-def fit(points: list[Point], noise: bootstrap.SeedNoise) -> dict | None:
+def fit(points: list[Point], noise: Noise) -> dict | None:
   """R*, its interval from the residuals, and how much better it fits than the published R*.
 
   Args:
@@ -45,6 +51,8 @@ def fit(points: list[Point], noise: bootstrap.SeedNoise) -> dict | None:
       explains (p < 0.05) is a misfit.
   None: fewer runs than a level a rate, B, R* and one to spare; or no rate with several epochs.
   """
+  from scipy.special import fdtrc
+
   names = sorted({p.name for p in points})
   if len(points) < len(names) + 3 or len({round(p.epochs, 3) for p in points}) < 3:
     return None
@@ -54,14 +62,15 @@ def fit(points: list[Point], noise: bootstrap.SeedNoise) -> dict | None:
   best = int(squares_R.argmin())
   df = len(points) - len(names) - 2
   sd = math.sqrt(squares_R[best] / df)
-  rng = np.random.default_rng(selection.SEED)
+  rng = np.random.default_rng(uncertainty.SEED)
   fitted = projections[best][0](loss)
-  moved = fitted + bootstrap.noise_deviations(np.full(len(points), sd), df, NUM_DRAWS, rng)
+  scale_B = sd * np.sqrt(df / rng.chisquare(df, NUM_DRAWS))
+  moved = fitted + scale_B[:, None] * rng.standard_normal((NUM_DRAWS, len(points)))
   squares_RB = np.array([squares(moved) for _, squares in projections])
-  tail = (1 - selection.LEVEL) / 2
+  tail = (1 - uncertainty.LEVEL) / 2
   ends = np.quantile(DECAYS[squares_RB.argmin(0)], [tail, 1 - tail])
   ratio = (sd / noise.sd) ** 2 if noise.df and noise.sd else 0.0
-  misfit = ratio > 0 and bool((rng.f(df, noise.df, 20_000) >= ratio).mean() < 0.05)
+  misfit = ratio > 0 and bool(fdtrc(df, noise.df, ratio) < 0.05)
   published = _project(points, names, REUSE_TOKEN_DECAY)[1](loss[None])[0]
   return {
     "name": "Muennighoff",

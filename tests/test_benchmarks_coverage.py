@@ -1,0 +1,50 @@
+"""The coverage benchmark, small: intervals hold about as often as they say."""
+
+import json
+
+import pytest
+
+from moe_parity import cli
+from moe_parity.benchmarks import coverage
+
+
+@pytest.fixture(scope="module")
+def rows():
+  return coverage.run(60, noises=coverage.NOISES[:2], seeds=(3,), documents=(5,), num_draws=300)
+
+
+def test_intervals_hold_about_as_often_as_they_say(rows):
+  for row in rows:
+    if row["nominal"] == 0.95:  # three standard deviations of 60 studies below 0.95
+      assert row["measured"] > 0.866, row
+    elif row["what"] == "misfit of a true curve":
+      assert row["measured"] < 0.15, row
+
+
+def test_the_table_names_every_interval_of_every_cell(rows):
+  assert len(rows) == 2 * (len(coverage.INTERVALS) + 3)
+  assert {row["noise"] for row in rows} == {noise.name for noise in coverage.NOISES[:2]}
+  for row in rows:
+    assert set(row) == {"noise", "seeds", "documents", "what", "nominal", "measured", "in_range"}
+
+
+def test_pooled_noise_would_fail_the_benchmark(monkeypatch):
+  """What was done before: one variance for all arms, known to all their degrees of freedom."""
+  from moe_parity.study.analysis import seed_noise
+
+  def pooled(squares_A, df_A):
+    return (squares_A * 0 + squares_A.sum() / df_A.sum()), df_A * 0 + df_A.sum()
+
+  noise = coverage.NOISES[4]
+  args = dict(noises=[noise], seeds=(3,), documents=(60,), num_draws=50)
+  now = {row["what"]: row["measured"] for row in coverage.run(60, **args)}
+  monkeypatch.setattr(seed_noise, "moderated", pooled)
+  before = {row["what"]: row["measured"] for row in coverage.run(60, **args)}
+  name = "MoE minus dense, all rows at once"
+  assert before[name] < 0.87 < now[name] + 0.06
+
+
+def test_bench_writes_the_table_as_json(capsys, monkeypatch):
+  monkeypatch.setattr(coverage, "run", lambda: [{"what": "x", "measured": 0.95}])
+  assert cli.main(["bench", "--only=coverage", "--json"]) == 0
+  assert json.loads(capsys.readouterr().out) == {"coverage": [{"what": "x", "measured": 0.95}]}
