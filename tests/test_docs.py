@@ -4,6 +4,7 @@ import importlib.util
 import json
 import pathlib
 import re
+import shlex
 
 import pytest
 
@@ -114,7 +115,7 @@ def shown_commands():
       typed += re.findall(rf"`({command_name}[^`]*)`", line)
     for command in typed:
       command = re.sub(r" +-", " -", command.rstrip("\\"))  # `plan  --config=` is one command
-      found.add(re.split(r" {2,}| &&", command)[0].strip().replace("'", "").replace('"', ""))
+      found.add(re.split(r" {2,}| &&", command)[0].strip())
   return sorted(command for command in found if not re.search(r"\.\.\.|--help", command))
 
 
@@ -127,7 +128,7 @@ def shown_configs():
 @pytest.mark.parametrize("command", shown_commands())
 def test_a_command_that_is_shown_is_one_that_is_taken(command, monkeypatch, tmp_path):
   monkeypatch.chdir(ROOT)
-  args, overrides = cli._parser().parse_known_args(command.split())
+  args, overrides = cli._parser().parse_known_args(shlex.split(command))
   if "config" in args and args.config is not None:
     name, colon, arg = args.config.partition(":")
     if name in shown_configs():
