@@ -117,7 +117,7 @@ def base() -> ConfigDict:
   evaluation.max_tokens = 0  # whole documents up to about this many tokens; 0 is all
   evaluation.batch_sequences = 16
   # Held-out tokens whose experts are counted when an MoE run ends, for the report's page on what
-  # experts specialise in: at most this many, beginnings of documents; 0 leaves it out.
+  # experts specialize in: at most this many, beginnings of documents; 0 leaves it out.
   evaluation.routing_tokens = 16_384
   # How an MoE scores, untrained, with a part taken away: routed_removed | router_shuffled | top_1.
   evaluation.ablations = ("routed_removed", "router_shuffled", "top_1")

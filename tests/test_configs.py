@@ -12,7 +12,7 @@ from moe_parity.model.transformer import abstract_model
 from moe_parity.planning.accounting import cost_of
 from moe_parity.planning.plan import make_plan
 from moe_parity.study.parts import Results, plan_parts
-from moe_parity.training.program import model_options
+from moe_parity.training.build import model_options
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.name != "paper.py")

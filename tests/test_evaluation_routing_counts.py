@@ -11,7 +11,7 @@ from moe_parity.evaluation import routing_counts
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.sharding.mesh import make_mesh
-from moe_parity.training.state import from_stored, model_places
+from moe_parity.training.state import from_checkpoint, model_shardings
 from tests.helpers import small_model
 from tests.helpers.small_store import small_store
 
@@ -23,7 +23,7 @@ def counted():
   Two MoE layers in a repeated pattern: their counts must come back in the order of the layers.
   """
   model = small_model.build(small_model.moe(layout="DMMDMM", num_layers=6), 3, attention_block=4)
-  count = jax.jit(lambda inputs, mask: routing_counts.count_choices(model, inputs, mask))
+  count = jax.jit(lambda inputs, mask: routing_counts.count_batch(model, inputs, mask))
   inputs, _ = small_model.tokens(batch=5, seq_len=8, seed=4)
   loads = jax.jit(lambda inputs: model.final_hidden(inputs)[1].load_E)(inputs)
   mask = np.random.default_rng(5).random(inputs.shape) < 0.7
@@ -64,10 +64,10 @@ def test_a_mesh_counts_as_one_device_does():
   weights = nnx.split(small_model.build(architecture, 3), nnx.Param, ...)[1:]
   inputs, _ = small_model.tokens(batch=5, seq_len=8, seed=4)
   mask = np.random.default_rng(5).random(inputs.shape) < 0.7
-  expected = routing_counts.make_counter(architecture, options)(*weights)(inputs, mask)
-  on_mesh = from_stored(weights, model_places(architecture, options, mesh)[1])
+  expected = routing_counts.make_routing_counter(architecture, options)(*weights)(inputs, mask)
+  on_mesh = from_checkpoint(weights, model_shardings(architecture, options, mesh)[1])
   assert jax.tree.leaves(on_mesh)[0].sharding.mesh.size == 8
-  found = routing_counts.make_counter(architecture, options, mesh)(*on_mesh)(inputs, mask)
+  found = routing_counts.make_routing_counter(architecture, options, mesh)(*on_mesh)(inputs, mask)
   for one, many in zip(expected, found, strict=True):
     assert np.array_equal(one, many)
   assert expected[0].shape == (2, 5, 7) and expected[0].sum() == 2 * 2 * mask.sum()
@@ -85,7 +85,7 @@ def test_a_split_is_counted_document_by_document(tmp_path):
         rows[:, b, token % 7] += 1
     return rows, np.zeros((2, 7, 7), int)
 
-  found = routing_counts.count_split(
+  found = routing_counts.count_routing(
     count, split, architecture, seq_len=16, batch_sequences=3, max_tokens=0
   )
   assert len(found.domain_N) == len(split.documents)
@@ -100,11 +100,10 @@ def test_a_split_is_counted_document_by_document(tmp_path):
 
 @pytest.mark.parametrize("max_tokens, cut", [(600, 256), (90, 256), (2000, 20), (0, 256)])
 def test_a_sample_is_the_beginnings_of_documents_and_no_longer_than_asked(
-  tmp_path, monkeypatch, max_tokens, cut
+  tmp_path, max_tokens, cut
 ):
-  monkeypatch.setattr(routing_counts, "CUT", cut)
   split = small_store(tmp_path, count=60).validation
-  rows, tokens = routing_counts.sample(split.documents, max_tokens, seed=3)
+  rows, tokens = routing_counts.sample_documents(split.documents, max_tokens, 3, cut)
   lengths = split.documents.num_text_tokens[rows]
   assert np.all(np.diff(rows) > 0) and np.all(tokens <= lengths)
   if not max_tokens:
@@ -118,8 +117,15 @@ def test_a_sample_is_the_beginnings_of_documents_and_no_longer_than_asked(
     seen.append((inputs, counted))
     return np.zeros((2, len(inputs), 7), int), np.zeros((2, 7, 7), int)
 
-  found = routing_counts.count_split(
-    count, split, small_model.moe(), seq_len=16, batch_sequences=3, max_tokens=max_tokens, seed=3
+  found = routing_counts.count_routing(
+    count,
+    split,
+    small_model.moe(),
+    seq_len=16,
+    batch_sequences=3,
+    max_tokens=max_tokens,
+    seed=3,
+    tokens_per_document=cut,
   )
   assert np.array_equal(found.tokens_N, tokens)
   looked_at = [list(inputs[mask]) for batch in seen for inputs, mask in zip(*batch, strict=True)]
@@ -129,4 +135,4 @@ def test_a_sample_is_the_beginnings_of_documents_and_no_longer_than_asked(
 
 def test_a_dense_model_has_no_choices_to_count():
   with pytest.raises(UserError, match="dense model"):
-    routing_counts.make_counter(small_model.dense(), ModelOptions())
+    routing_counts.make_routing_counter(small_model.dense(), ModelOptions())

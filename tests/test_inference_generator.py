@@ -15,7 +15,7 @@ from moe_parity.model.documents import DocumentSeparators
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.sharding.mesh import make_mesh
-from moe_parity.training.state import from_stored, model_places
+from moe_parity.training.state import from_checkpoint, model_shardings
 from tests.helpers import small_model
 
 PROMPTS = [np.array(ids, np.int32) for ids in ([3, 17, 8], [5], [9, 9, 2, 30, 11])]
@@ -29,9 +29,9 @@ def generator(architecture=None, options=OPTIONS, documents=None, sizes=None, **
   _, params, buffers = nnx.split(model, nnx.Param, ...)
   mesh = sizes and make_mesh(sizes)
   if mesh is not None:
-    stored, lying = model_places(architecture, options, mesh)
+    stored, lying = model_shardings(architecture, options, mesh)
     placed = jax.device_put((params, buffers), jax.tree.map(lambda a: a.sharding, stored))
-    params, buffers = from_stored(placed, lying)
+    params, buffers = from_checkpoint(placed, lying)
   fields = {"num_positions": 20} | fields
   made = Generator(architecture, options, params, buffers, documents=documents, mesh=mesh, **fields)
   return made, model

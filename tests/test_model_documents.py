@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_parity.evaluation import bits_per_character
-from moe_parity.evaluation.score import make_scorer
+from moe_parity.evaluation.model_scorer import make_scorer
 from moe_parity.model.documents import DocumentSeparators, document_separators
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model

@@ -11,8 +11,8 @@ from moe_parity.errors import UserError
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.plan import make_plan
 from moe_parity.study import certificate
+from moe_parity.training.build import config_of_arm, model_options
 from moe_parity.training.optimizer import is_decayed
-from moe_parity.training.program import config_of_arm, model_options
 from tests.helpers import small_model
 
 ARCHITECTURE = small_model.moe(d_shared=0)

@@ -17,7 +17,7 @@ from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.planning.plan import make_plan
 from moe_parity.sharding import mesh as meshes
 from moe_parity.sharding.mesh import ACTIVATIONS, STORED, WEIGHTS, P, spec
-from moe_parity.training.program import mesh_here
+from moe_parity.training.build import make_run_mesh
 from tests.helpers import small_model
 
 DEMO = pathlib.Path(__file__).resolve().parent.parent / "configs" / "demo.py"
@@ -49,7 +49,7 @@ def test_a_mesh_that_this_machine_cannot_run_is_refused_before_any_compile(overr
   loaded = config.load(f"{DEMO}:tiny", [*batch, *loose])
   arms = {arm.name: arm for arm in make_plan(loaded, vocab_size=272).arms}
   with pytest.raises(UserError, match=told):
-    mesh_here(config.load(f"{DEMO}:tiny", [*overrides, *loose]), arms["moe_40"])
+    make_run_mesh(config.load(f"{DEMO}:tiny", [*overrides, *loose]), arms["moe_40"])
 
 
 def test_a_dense_arm_of_a_study_with_experts_trains_on_an_expert_axis():
@@ -57,7 +57,7 @@ def test_a_dense_arm_of_a_study_with_experts_trains_on_an_expert_axis():
   plan = next(arm for arm in make_plan(config.load(f"{DEMO}:tiny"), vocab_size=272).arms
               if arm.kind == "dense")  # fmt: skip
   with pytest.raises(UserError, match="a batch of"):  # its batch is all there is to say against it
-    mesh_here(loaded, plan)
+    make_run_mesh(loaded, plan)
 
 
 def test_loads_and_drops_on_a_mesh_are_those_of_all_devices():

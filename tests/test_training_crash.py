@@ -55,7 +55,7 @@ def what_must_agree(workdir):
   metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   result = json.loads((workdir / "result.json").read_text())
   arrays = {}
-  for name in ("routing.npz", "ledger.npz", "specialisation.npz"):
+  for name in ("routing.npz", "ledger.npz", "specialization.npz"):
     with np.load(workdir / name) as file:
       arrays |= {f"{name}:{key}": file[key].tolist() for key in file.files}
   return {

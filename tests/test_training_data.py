@@ -57,7 +57,7 @@ def step(monkeypatch):
   zeros = {"w": jnp.zeros(2)}
   tiny = TrainState(jnp.zeros((), jnp.int32), zeros, zeros, zeros)
   monkeypatch.setattr(setup, "make_train_step", lambda *options: made)
-  for name in ("init_state", "abstract_state", "stored_state"):
+  for name in ("init_state", "abstract_state", "checkpoint_state"):
     monkeypatch.setattr(setup, name, lambda *options: tiny)
   monkeypatch.setattr(setup, "measure_peak_flops", lambda dtype: 1e12)
   score = lambda inputs, targets, mask: np.ones(inputs.shape)  # noqa: E731

@@ -16,10 +16,10 @@ from moe_parity.training.optimizer import OptimizerOptions
 from moe_parity.training.state import (
   TrainState,
   abstract_state,
-  from_stored,
+  checkpoint_state,
+  from_checkpoint,
   init_state,
-  stored_state,
-  to_stored,
+  to_checkpoint,
 )
 from moe_parity.training.step import StepOptions, make_train_step
 from tests.helpers import small_model
@@ -63,7 +63,7 @@ def run(name):
 
 
 def stored(mesh) -> TrainState:
-  return stored_state(ARCHITECTURE, MODEL, OPTIMIZER, mesh)
+  return checkpoint_state(ARCHITECTURE, MODEL, OPTIMIZER, mesh)
 
 
 @on_meshes
@@ -115,7 +115,7 @@ def test_weights_and_moments_are_cut_as_the_table_says(name):
 def test_weights_are_drawn_alike_on_every_mesh():
   one = init_state(ARCHITECTURE, MODEL, OPTIMIZER, 5)
   mesh = make_mesh(MeshSizes(2, 2, 2))
-  many = to_stored(init_state(ARCHITECTURE, MODEL, OPTIMIZER, 5, mesh), stored(mesh))
+  many = to_checkpoint(init_state(ARCHITECTURE, MODEL, OPTIMIZER, 5, mesh), stored(mesh))
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
     np.testing.assert_array_equal(a, b)
 
@@ -125,15 +125,15 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_any_other(tmp_path):
   ledger = Ledger(5, 8)
   ledger.update(np.array([3, 1, 3]))
   checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
-  checkpoints.save(STEPS, to_stored(state, stored(mesh)), ledger.state())
+  checkpoints.save(STEPS, to_checkpoint(state, stored(mesh)), ledger.state())
   checkpoints.wait()
-  kept = jax.device_get(to_stored(state, stored(mesh)))
+  kept = jax.device_get(to_checkpoint(state, stored(mesh)))
   for sizes in (MeshSizes(), MeshSizes(expert=2), MeshSizes(1, 2, 2), MeshSizes(fsdp=8)):
     other = make_mesh(sizes, jax.devices()[: sizes.num_devices])
     again = checkpoints.restore(stored(other), ledger.state())
     assert again.step == STEPS and again.ledger["counts"].tolist() == [0, 1, 0, 2, 0]
     lying = abstract_state(ARCHITECTURE, MODEL, OPTIMIZER, other)
-    loaded = from_stored(again.state, lying)
+    loaded = from_checkpoint(again.state, lying)
     for a, b, place in zip(*map(jax.tree.leaves, (kept, loaded, lying)), strict=True):
       assert b.shape == place.shape and b.sharding == place.sharding
       inside = np.asarray(b)[tuple(map(slice, a.shape))]
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_any_other(tmp_path):
   other, *_, other_step = run("expert 8, two streams")
   again = checkpoints.restore(stored(other), ledger.state())
   checkpoints.close()
-  loaded = from_stored(again.state, abstract_state(ARCHITECTURE, MODEL, OPTIMIZER, other))
+  loaded = from_checkpoint(again.state, abstract_state(ARCHITECTURE, MODEL, OPTIMIZER, other))
   _, there = other_step(loaded, *rows(STEPS, other))
   _, here = step(jax.tree.map(jnp.copy, state), *rows(STEPS, mesh))
   np.testing.assert_allclose(there["loss"], here["loss"], rtol=1e-6)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from moe_parity.errors import UserError
-from moe_parity.evaluation import specialisation
+from moe_parity.evaluation import specialization
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.startup import start_jax
-from moe_parity.training.restore import evaluate_run, load_run
+from moe_parity.training.load_run import evaluate_run, load_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL = [
@@ -97,7 +97,7 @@ def test_the_ledger_of_two_processes_counts_every_row_once(runs):
 
 
 def test_two_processes_count_which_experts_held_out_text_goes_to(runs):
-  one, two = (specialisation.load(folder) for folder in runs[:2])
+  one, two = (specialization.load(folder) for folder in runs[:2])
   for name in ("domain_N", "tokens_N"):
     np.testing.assert_array_equal(getattr(two, name), getattr(one, name))
   np.testing.assert_array_equal(two.expert_NLE.sum(-1), one.expert_NLE.sum(-1))

@@ -24,7 +24,7 @@ from moe_parity.planning.expert_parallel import WITHOUT_SLOTS, lacks_ragged
 from moe_parity.planning.memory import MAX_LOGITS_IN_MEMORY, device_memory
 from moe_parity.planning.mesh_sizes import MeshSizes, check_arms
 from moe_parity.planning.tpu_slices import Slice
-from moe_parity.training.program import model_options, sharded_step
+from moe_parity.training.build import abstract_step, model_options
 
 RANKED = 20  # operations a report lists
 
@@ -58,7 +58,7 @@ def compile_arm(
         f"mesh.exchange={config.mesh.exchange!r} is not there on {slice_.name}: its links have"
         " limited routing; use 'padded' or 'gathered', or leave it out"
       )
-  step, arguments = sharded_step(config, plan, mesh)
+  step, arguments = abstract_step(config, plan, mesh)
   start = time.perf_counter()
   lowered = step.lower(*arguments)
   traced = time.perf_counter()

@@ -109,7 +109,7 @@ def choose_meshes(args, config, arm, slice_) -> list:
   """
   from moe_parity.planning.mesh_search import candidates
   from moe_parity.planning.mesh_sizes import MeshSizes, read_mesh, resolve
-  from moe_parity.training.program import model_options
+  from moe_parity.training.build import model_options
 
   given = read_mesh(config.mesh)
   if args.mesh:

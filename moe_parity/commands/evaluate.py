@@ -36,7 +36,7 @@ def run(args) -> int:
   from moe_parity.startup import start_jax
 
   start_jax()
-  from moe_parity.training.restore import evaluate_run
+  from moe_parity.training.load_run import evaluate_run
 
   result = evaluate_run(args.folder, args.mode, args.stride, args.max_tokens, sizes)
   if args.json:
@@ -56,7 +56,7 @@ def run(args) -> int:
 
 
 def _routing(args, sizes) -> int:
-  """specialisation.npz into every finished MoE run of the folder, and what it says."""
+  """Writes specialization.npz into every finished MoE run of the folder and prints it."""
   if args.mode != "document" or args.stride:
     raise UserError("--routing looks at whole documents; leave --mode and --stride out")
   from moe_parity.study.reading import read_everything
@@ -68,20 +68,20 @@ def _routing(args, sizes) -> int:
   from moe_parity.startup import start_jax
 
   start_jax()
-  from moe_parity.evaluation import specialisation
-  from moe_parity.training.restore import count_run_choices
+  from moe_parity.evaluation import specialization
+  from moe_parity.training.load_run import count_run_routing
 
   rows = []
   for label, run in runs:
-    count_run_choices(run.folder, args.max_tokens, sizes)
-    choices = specialisation.load(run.folder)
-    for row in specialisation.specialisation(choices):
-      pairs = specialisation.pair_information(choices, row["layer"] - 1)
+    count_run_routing(run.folder, args.max_tokens, sizes)
+    choices = specialization.load(run.folder)
+    for row in specialization.specialization_by_layer(choices):
+      pairs = specialization.pair_information(choices, row["layer"] - 1)
       rows.append({"run": label, **row, "pair_information": pairs})
   if args.json:
     print(json.dumps(rows, indent=2))
   else:
     print_table(rows)
-    print("nats; excess and share are over chance, found by dealing domains anew among documents")
+    print("nats; excess and share are over chance, by permuting domains among documents")
     print(f"moe-parity report {args.folder} draws it")
   return 0

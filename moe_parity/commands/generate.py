@@ -60,7 +60,7 @@ def run(args) -> int:
 
   start_jax()
   from moe_parity.inference.completion import complete
-  from moe_parity.training.restore import open_generator
+  from moe_parity.training.load_run import open_generator
 
   generator, tokenizer = open_generator(
     args.folder,

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from moe_parity.data.token_store import Split
 from moe_parity.errors import UserError
 from moe_parity.evaluation.bits_per_character import Score
-from moe_parity.evaluation.score import make_scorer
+from moe_parity.evaluation.model_scorer import make_scorer
 from moe_parity.model.documents import DocumentSeparators
 from moe_parity.model.options import ModelOptions, one_of
 from moe_parity.model.transformer import abstract_model

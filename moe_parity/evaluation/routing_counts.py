@@ -1,12 +1,13 @@
-"""Which experts held-out text is sent to, counted document by document.
+"""Counts the experts that held-out text is routed to, document by document.
 
-One pass over at most `max_tokens` tokens in windows of one document each, as mode `document` of
-`bits` makes them. Tokens of one document are alike, so a sample takes the beginnings of many
-documents rather than a few whole ones.
+One pass over at most `max_tokens` tokens, in windows of one document each, as in mode `document` of
+`bits_per_character`. Tokens of one document resemble each other, so a sample takes the beginnings
+of many documents rather than a few whole ones.
 """
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,55 +19,56 @@ from moe_parity.data.token_store import Documents, Split
 from moe_parity.data.window_order import key, permute
 from moe_parity.errors import UserError
 from moe_parity.evaluation import bits_per_character
-from moe_parity.evaluation.specialisation import MAX_DOCUMENTS, Choices
+from moe_parity.evaluation.specialization import MAX_DOCUMENTS, RoutingCounts
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import Transformer, abstract_model
 from moe_parity.planning.architecture import Architecture
 from moe_parity.sharding import mesh as meshes
 
-CUT = 256  # tokens of a document that a sample takes before it takes another document
-# (inputs int32 [B, S], counted bool [B, S]) -> counts [MoE layers, B, E] and pairs [layers, E, E]
+TOKENS_PER_DOCUMENT = 256  # that a sample takes before it takes another document
+# (inputs int32 [B, S], mask bool [B, S]) -> counts [MoE layers, B, E] and pairs [layers, E, E]
 Count = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-def make_counter(
+def make_routing_counter(
   architecture: Architecture, options: ModelOptions, mesh: Mesh | None = None
 ) -> Callable[..., Count]:
   """Compiles once; the result takes (params, buffers) of a model and gives a `Count` for them.
 
   Args:
-    mesh: where the weights lie; every process then counts every row and gets every result.
+    mesh: of the weights; every process then counts every row and gets every result.
   Raises:
     UserError: a dense architecture.
   """
   if not architecture.is_moe:
-    raise UserError("a dense model routes nothing; count the choices of an MoE run")
+    raise UserError("a dense model has no router; count the routing of an MoE run")
   graph, _, _ = abstract_model(architecture, options)
 
-  def counted(params, buffers, inputs_BS, counted_BS):
+  def count(params, buffers, inputs_BS, mask_BS):
     with meshes.use(mesh):
-      return count_choices(nnx.merge(graph, params, buffers), inputs_BS, counted_BS)
+      return count_batch(nnx.merge(graph, params, buffers), inputs_BS, mask_BS)
 
-  # A few batches are counted and then never again: on a CPU, half the time to compile is worth
-  # twice the time to run.
-  cheaply = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+  # Few batches are counted, so on a CPU a fast compile is worth slower execution.
+  compiler_options = None
+  if jax.default_backend() == "cpu":
+    compiler_options = {"xla_backend_optimization_level": 0}
   if mesh is None:
-    count = jax.jit(counted, compiler_options=cheaply)
+    count = jax.jit(count, compiler_options=compiler_options)
     return lambda params, buffers: (
-      lambda inputs, counted: jax.device_get(count(params, buffers, inputs, counted))
+      lambda inputs, mask: jax.device_get(count(params, buffers, inputs, mask))
     )
-  everywhere = NamedSharding(mesh, meshes.P())
-  count = jax.jit(counted, compiler_options=cheaply, out_shardings=everywhere)
+  replicated = NamedSharding(mesh, meshes.P())
+  count = jax.jit(count, compiler_options=compiler_options, out_shardings=replicated)
 
-  def count_rows(params, buffers, inputs, counted):
-    given = (meshes.same_on_all(x, mesh) for x in (inputs, counted))
-    row_LBE, pair_LEE = jax.device_get(count(params, buffers, *given))
-    return row_LBE[:, : len(inputs)], pair_LEE
+  def count_on_mesh(params, buffers, inputs, mask):
+    operands = (meshes.same_on_all(x, mesh) for x in (inputs, mask))
+    row_LBE, pair_LEE = jax.device_get(count(params, buffers, *operands))
+    return row_LBE[:, : len(inputs)], pair_LEE  # without the rows that pad the batch
 
-  return lambda params, buffers: functools.partial(count_rows, params, buffers)
+  return lambda params, buffers: functools.partial(count_on_mesh, params, buffers)
 
 
-def count_choices(model: Transformer, inputs_BS, counted_BS) -> tuple[jax.Array, jax.Array]:
+def count_batch(model: Transformer, inputs_BS, mask_BS) -> tuple[jax.Array, jax.Array]:
   """Assignments to every expert by row, and tokens that chose a pair of experts together.
 
   The choices are those that the model's own layers return.
@@ -78,7 +80,7 @@ def count_choices(model: Transformer, inputs_BS, counted_BS) -> tuple[jax.Array,
   x_TD = model.embed(inputs_BS)
   rows, pairs = [], []
   for segment in model.segments:
-    x_TD, counts = segment.scan_layers(_apply_and_count, x_TD, B, counted_BS)
+    x_TD, counts = segment.scan_layers(_apply_and_count, x_TD, B, mask_BS)
     if counts:  # [repeats, batch splits] of each layer of the pattern -> [repeats * layers]
       row_RLPBE, pair_RLPEE = (
         jnp.stack(of_layers, axis=1) for of_layers in zip(*counts, strict=True)
@@ -89,54 +91,58 @@ def count_choices(model: Transformer, inputs_BS, counted_BS) -> tuple[jax.Array,
   return jnp.concatenate(rows), jnp.concatenate(pairs)
 
 
-def _apply_and_count(layers, x_TD, batch, counted_BS):
+def _apply_and_count(layers, x_TD, batch, mask_BS):
   counts = []
   for layer in layers:
     x_TD, aux = layer(x_TD, batch)
     if aux.expert_TK is not None:
       num_experts = aux.routing_stats.load_E.size
-      counts.append(_count(aux.expert_TK, num_experts, counted_BS))
+      counts.append(_count(aux.expert_TK, num_experts, mask_BS))
   return x_TD, counts
 
 
-def _count(expert_TK, num_experts: int, counted_BS) -> tuple[jax.Array, jax.Array]:
-  B, S = counted_BS.shape
+def _count(expert_TK, num_experts: int, mask_BS) -> tuple[jax.Array, jax.Array]:
+  B, S = mask_BS.shape
   chosen_TE = jax.nn.one_hot(expert_TK, num_experts).sum(1)  # distinct within a row
-  chosen_TE = chosen_TE * counted_BS.reshape(-1, 1)
-  # float32 counts are exact to 2^24, far above the tokens of a batch
+  chosen_TE = chosen_TE * mask_BS.reshape(-1, 1)
+  # float32 counts are exact up to 2^24, far more than the tokens of a batch
   row_BE = chosen_TE.reshape(B, S, -1).sum(1).astype(jnp.int32)
   highest = jax.lax.Precision.HIGHEST
   pair_EE = jnp.matmul(chosen_TE.T, chosen_TE, precision=highest)
   return row_BE, pair_EE.astype(jnp.int32)
 
 
-def sample(documents: Documents, max_tokens: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Rows of the documents to look at, in stream order, and from how many tokens of each.
+def sample_documents(
+  documents: Documents, max_tokens: int, seed: int, tokens_per_document: int = TOKENS_PER_DOCUMENT
+) -> tuple[np.ndarray, np.ndarray]:
+  """Rows of the documents to count, in stream order, and how many tokens of each.
 
-  Every domain gets an even share of max_tokens, in documents drawn in a seeded order, the first CUT
-  tokens of each or more where there are too few of them. With max_tokens = 0 it is all of the
-  text; of more than MAX_DOCUMENTS documents some, evenly spread, so that what is kept stays small.
+  Every domain gets an even share of `max_tokens`, in documents drawn in a seeded order: the first
+  `tokens_per_document` tokens of each, or more where there are too few documents. max_tokens=0
+  takes all text; of more than MAX_DOCUMENTS documents it takes some, evenly spread, so that the
+  file of counts stays small.
   """
   lengths = documents.num_text_tokens.astype(np.int64)
   if max_tokens == 0:
     many = min(len(documents), MAX_DOCUMENTS)
-    chosen = np.linspace(0, len(documents) - 1, many).round().astype(np.int64)
-    return chosen, lengths[chosen]
-  present = np.unique(documents.domain)
-  share = max(max_tokens // len(present), 1)
+    rows = np.linspace(0, len(documents) - 1, many).round().astype(np.int64)
+    return rows, lengths[rows]
+  domains = np.unique(documents.domain)
+  share = max(max_tokens // len(domains), 1)
   rows, tokens = [], []
-  for domain in present:
+  for domain in domains:
     members = np.flatnonzero(documents.domain == domain)
-    wanted = min(max(share // CUT, 1), MAX_DOCUMENTS // len(present), len(members))
+    wanted = max(share // tokens_per_document, 1)
+    wanted = min(wanted, MAX_DOCUMENTS // len(domains), len(members))
     drawn = members[permute(np.arange(wanted), len(members), key(seed, int(domain)))]
     rows.append(drawn)
     tokens.append(np.minimum(lengths[drawn], share // wanted))
-  chosen, taken = np.concatenate(rows), np.concatenate(tokens)
-  order = np.argsort(chosen)
-  return chosen[order], taken[order]
+  rows, tokens = np.concatenate(rows), np.concatenate(tokens)
+  order = np.argsort(rows)
+  return rows[order], tokens[order]
 
 
-def count_split(
+def count_routing(
   count: Count,
   split: Split,
   architecture: Architecture,
@@ -145,45 +151,47 @@ def count_split(
   batch_sequences: int,
   max_tokens: int,
   seed: int = 0,
-) -> Choices:
-  """Counts the choices over a split, or over a sample of about `max_tokens` of it; see `sample`."""
+  tokens_per_document: int = TOKENS_PER_DOCUMENT,
+) -> RoutingCounts:
+  """Counts a split, or a sample of at most `max_tokens` tokens of it; see `sample_documents`."""
   documents = split.documents
-  chosen, left_N = sample(documents, max_tokens, seed)
-  place = np.full(len(documents), -1)
-  place[chosen] = np.arange(len(chosen))
+  rows, tokens_N = sample_documents(documents, max_tokens, seed, tokens_per_document)
   layers, experts = architecture.num_moe_layers, architecture.num_experts
-  by_document = np.zeros((len(chosen), layers, experts), np.int64)
-  pairs = np.zeros((layers, experts, experts), np.int64)
-  tokens = np.zeros(len(chosen), np.int64)
-  rows = bits_per_character.document_rows(split, chosen, seq_len, seq_len)
-  shape = (batch_sequences, seq_len)
-  while True:
-    inputs = np.full(shape, split.tokenizer.pad_id, np.int32)
-    counted, owner = np.zeros(shape, bool), np.full(batch_sequences, -1)
-    filled = 0
-    for given, _, owned in rows:
-      scored = np.flatnonzero(owned != bits_per_character.NO_DOCUMENT)
-      document = place[owned[scored[0]]]
-      scored = scored[: left_N[document]]
-      if not scored.size:
-        continue
-      left_N[document] -= scored.size
-      inputs[filled, : given.size], counted[filled, scored] = given, True
-      owner[filled] = document
-      filled += 1
-      if filled == batch_sequences:
-        break
-    if not filled:
-      break
-    row_LBE, pair_LEE = count(inputs, counted)
-    np.add.at(by_document, owner[:filled], np.swapaxes(row_LBE[:, :filled], 0, 1))
-    np.add.at(tokens, owner[:filled], counted[:filled].sum(1))
-    pairs += pair_LEE
-  return Choices(
+  expert_NLE = np.zeros((len(rows), layers, experts), np.int64)
+  pair_LEE = np.zeros((layers, experts, experts), np.int64)
+  counted_N = np.zeros(len(rows), np.int64)
+  windows = _windows(split, rows, tokens_N, seq_len)
+  for batch in itertools.batched(windows, batch_sequences):
+    inputs = np.full((batch_sequences, seq_len), split.tokenizer.pad_id, np.int32)
+    mask = np.zeros(inputs.shape, bool)
+    for i, (_, tokens, is_counted) in enumerate(batch):
+      inputs[i, : tokens.size], mask[i, : tokens.size] = tokens, is_counted
+    row_LBE, batch_pair_LEE = count(inputs, mask)
+    document = [document for document, _, _ in batch]
+    np.add.at(expert_NLE, document, np.swapaxes(row_LBE[:, : len(batch)], 0, 1))
+    np.add.at(counted_N, document, mask[: len(batch)].sum(1))
+    pair_LEE += batch_pair_LEE
+  return RoutingCounts(
     domains=documents.domains,
-    domain_N=documents.domain[chosen].astype(np.int64),
-    tokens_N=tokens,
-    expert_NLE=by_document,
-    pair_LEE=pairs,
+    domain_N=documents.domain[rows].astype(np.int64),
+    tokens_N=counted_N,
+    expert_NLE=expert_NLE,
+    pair_LEE=pair_LEE,
     experts_per_token=architecture.experts_per_token,
   )
+
+
+def _windows(
+  split: Split, rows: np.ndarray, tokens_N: np.ndarray, seq_len: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+  """(index into `rows`, input tokens, which of them count) of each window to run."""
+  index = np.full(len(split.documents), -1)
+  index[rows] = np.arange(len(rows))
+  tokens_left = tokens_N.copy()
+  for tokens, _, document_ids in bits_per_character.document_rows(split, rows, seq_len, seq_len):
+    new = np.flatnonzero(document_ids != bits_per_character.NO_DOCUMENT)
+    document = int(index[document_ids[new[0]]])
+    new = new[: tokens_left[document]]
+    if new.size:
+      tokens_left[document] -= new.size
+      yield document, tokens, np.isin(np.arange(tokens.size), new)

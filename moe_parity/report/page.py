@@ -17,7 +17,7 @@ from moe_parity.report import (
   reuse,
   routing,
   sections,
-  specialisation,
+  specialization,
   style,
   sweeps,
   tables,
@@ -47,7 +47,7 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
   report = json.loads(compare.write_analysis(study_folder).read_text())
   folder = pathlib.Path(study_folder) / "report"
   folder.mkdir(exist_ok=True)
-  counted = specialisation.read(study)
+  counted = specialization.read(study)
   others = further.read(pathlib.Path(study_folder))
   drawings = _drawings(study, report, steps, counted)
   drawings |= {drawing.name: drawing for drawing in further.drawings(others)}
@@ -129,7 +129,7 @@ def page(
 
 
 def _drawings(
-  study: reading.Study, report: dict, steps: dict, counted: list[specialisation.Counted]
+  study: reading.Study, report: dict, steps: dict, counted: list[specialization.Counted]
 ) -> dict[str, style.Drawing]:
   """Every figure there is data for; expert loads for the first seed of each arm."""
   first = {run.name: run for run in reversed(study.runs) if reading.read_routing(run.folder)}
@@ -147,14 +147,14 @@ def _drawings(
     paper.loss_over_data(study),
     routing.health(study),
     routing.loads(list(reversed(first.values()))),
-    specialisation.by_layer(counted),
-    specialisation.experts(counted),
+    specialization.by_layer(counted),
+    specialization.experts(counted),
   ]
   return {drawing.name: drawing for drawing in found if drawing}
 
 
 def _tables(
-  study: reading.Study, report: dict, steps: dict, counted: list[specialisation.Counted]
+  study: reading.Study, report: dict, steps: dict, counted: list[specialization.Counted]
 ) -> dict[str, Table]:
   planned = study.plan.get("arms", [])
   every = [
@@ -171,7 +171,7 @@ def _tables(
     tables.effort(report),
     tables.versions(study.info),
     tables.data(study.info),
-    specialisation.table(counted),
+    specialization.table(counted),
   ]
   if steps["architecture"]:
     every += architecture.stage_tables(steps["architecture"])

@@ -162,13 +162,13 @@ def routing(drawings: Drawings, tables: Tables, report: dict) -> Section:
   body += figure(drawings.get("expert_loads"), "routing.npz of an MoE run, for maps of loads")
   if any(group["num_seeds"] > 1 for group in report["groups"]):
     body += "<p>Expert loads are shown for the first seed of each arm.</p>\n"
-  special = tables["specialisation"]
-  body += figure(drawings.get("specialisation")) + figure(drawings.get("experts"))
+  special = tables["specialization"]
+  body += figure(drawings.get("specialization")) + figure(drawings.get("experts"))
   if special.rows:
     body += fold(special.title, table(special))
   elif any(group["kind"] == "moe" for group in report["groups"]):
     body += absent(
-      "specialisation of experts by domain, which a run counts when it ends (for runs without it: "
+      "specialization of experts by domain, which a run counts when it ends (for runs without it: "
       "moe-parity evaluate STUDY --routing)"
     )
   return Section("Routing", body)

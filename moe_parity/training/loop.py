@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 from moe_parity import config as configs
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
-from moe_parity.evaluation import specialisation
+from moe_parity.evaluation import specialization
 from moe_parity.evaluation.ablations import ablated_scores, check_ablations, probe_layers
-from moe_parity.evaluation.routing_counts import count_split, make_counter
+from moe_parity.evaluation.routing_counts import count_routing, make_routing_counter
 from moe_parity.model.documents import document_separators
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.sharding import multihost
 from moe_parity.training import run_folder
+from moe_parity.training.build import config_of_arm, make_run_mesh, model_options, step_options
 from moe_parity.training.machine import machine
 from moe_parity.training.metrics import (
   read_metrics,
@@ -26,7 +27,6 @@ from moe_parity.training.metrics import (
   train_line,
   validation_line,
 )
-from moe_parity.training.program import config_of_arm, mesh_here, model_options, step_options
 from moe_parity.training.setup import ArmRun, set_up
 from moe_parity.training.state import TrainState
 
@@ -67,7 +67,7 @@ def train_arm(
   config = config_of_arm(config, plan)
   documents = document_separators(store.tokenizer, config.data.cross_documents)
   options = step_options(config, plan, documents)
-  mesh = mesh_here(config, plan)
+  mesh = make_run_mesh(config, plan)
   run_folder.claim(folder, configs.to_json(config), plan.to_dict(), write=multihost.is_first())
   if (result := run_folder.read_result(folder)) is not None:
     return result
@@ -139,10 +139,10 @@ def finish(run: ArmRun, state: TrainState) -> dict:
   run.checkpoints.wait()
   evaluation, plan = run.config.evaluation, run.plan
   validation = run.validate(state, evaluation.mode, evaluation.max_tokens)
-  choices = None
+  counts = None
   if plan.architecture.is_moe and evaluation.routing_tokens:
-    counter = make_counter(plan.architecture, model_options(run.config), run.mesh)
-    choices = count_split(
+    counter = make_routing_counter(plan.architecture, model_options(run.config), run.mesh)
+    counts = count_routing(
       counter(state.params, state.buffers),
       run.store.validation,
       plan.architecture,
@@ -157,8 +157,8 @@ def finish(run: ArmRun, state: TrainState) -> dict:
   if not multihost.is_first():
     multihost.wait(f"{plan.name}: finished")  # the first process writes the result meanwhile
     return run_folder.read_result(run.folder)
-  if choices is not None:
-    specialisation.save(choices, run.folder)
+  if counts is not None:
+    specialization.save(counts, run.folder)
   run.ledger.save(run.folder / "ledger.npz")
   result = {
     "name": plan.name,

@@ -17,21 +17,21 @@ from moe_parity.data.ledger import Ledger
 from moe_parity.data.loader import Loader, prefetch
 from moe_parity.data.token_store import TokenStore
 from moe_parity.evaluation import bits_per_character
-from moe_parity.evaluation.score import make_scorer
+from moe_parity.evaluation.model_scorer import make_scorer
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.sharding import multihost
 from moe_parity.sharding.mesh import on_devices
+from moe_parity.training.build import model_options, optimizer_options
 from moe_parity.training.checkpoint import Checkpoints
 from moe_parity.training.metrics import read_metrics
 from moe_parity.training.peak_flops import measure_peak_flops
-from moe_parity.training.program import model_options, optimizer_options
 from moe_parity.training.state import (
   TrainState,
   abstract_state,
-  from_stored,
+  checkpoint_state,
+  from_checkpoint,
   init_state,
-  stored_state,
-  to_stored,
+  to_checkpoint,
 )
 from moe_parity.training.step import StepOptions, make_train_step
 from moe_parity.training.telemetry import NullTelemetry, Telemetry
@@ -92,7 +92,7 @@ class ArmRun:
     """Starts writing the state after `step`, the ledger up to it and the routing before it."""
     self.telemetry.save_routing()
     self.ledger.collect(multihost.gather)
-    self.checkpoints.save(step, to_stored(state, self.checkpoint_layout), self.ledger.state())
+    self.checkpoints.save(step, to_checkpoint(state, self.checkpoint_layout), self.ledger.state())
 
 
 def set_up(
@@ -116,7 +116,7 @@ def set_up(
   model, optimizer = model_options(config), optimizer_options(config, plan)
   loader = functools.partial(_loader, config, plan, store)
   ledger = Ledger.for_loader(loader())  # refuses a budget larger than the corpus, before compiling
-  layout = stored_state(plan.architecture, model, optimizer, mesh)
+  layout = checkpoint_state(plan.architecture, model, optimizer, mesh)
   checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
   exit_stack.callback(checkpoints.close)
   if restored := checkpoints.restore(layout, ledger.state()):
@@ -124,7 +124,7 @@ def set_up(
       warn(f"{plan.name}: {warning}; resuming from step {restored.step}")
     first_step = restored.step
     placed = abstract_state(plan.architecture, model, optimizer, mesh)
-    state = from_stored(restored.state, placed)
+    state = from_checkpoint(restored.state, placed)
     ledger.restore(restored.ledger)
   else:
     first_step, state = 0, init_state(plan.architecture, model, optimizer, plan.seed, mesh)

@@ -1,4 +1,4 @@
-"""A model as the scoring function that `bits.evaluate` takes."""
+"""Wraps a model as the scoring function that `bits_per_character.evaluate` takes."""
 
 from collections.abc import Callable
 
@@ -24,9 +24,9 @@ def make_scorer(
   """Compiles once; the result takes (params, buffers) of a model and gives a `Score` for them.
 
   Args:
-    documents: how documents are told apart in a row, for a model trained that way; it decides what
-      mode 'packed' shows a model. The other modes show it one document at a time anyway.
-    mesh: where the weights lie; every process then scores every row and gets every result.
+    documents: the separators, for a model whose attention does not cross documents. Matters in mode
+      'packed'; the other modes have one document a window anyway.
+    mesh: of the weights; every process then scores every row and gets every result.
   """
   graph, _, _ = abstract_model(architecture, options)
 

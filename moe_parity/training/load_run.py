@@ -1,4 +1,4 @@
-"""A trained run back from its folder, without knowing the config file it came from."""
+"""Loads a trained run from its folder, without the config file that it was made from."""
 
 import dataclasses
 import pathlib
@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 from moe_parity.data.prepare import open_data
 from moe_parity.data.tokenizer import Tokenizer, load
 from moe_parity.errors import UserError
-from moe_parity.evaluation import bits_per_character, specialisation
-from moe_parity.evaluation.routing_counts import count_split, make_counter
-from moe_parity.evaluation.score import make_scorer
+from moe_parity.evaluation import bits_per_character, specialization
+from moe_parity.evaluation.model_scorer import make_scorer
+from moe_parity.evaluation.routing_counts import count_routing, make_routing_counter
 from moe_parity.inference.generator import Generator
 from moe_parity.model.documents import document_separators
 from moe_parity.model.options import ModelOptions
@@ -20,14 +20,14 @@ from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.mesh_sizes import MeshSizes, check_shape, resolve
 from moe_parity.sharding.mesh import make_mesh
 from moe_parity.training import run_folder
+from moe_parity.training.build import model_options
 from moe_parity.training.checkpoint import load_model
-from moe_parity.training.program import model_options
-from moe_parity.training.state import from_stored, model_places
+from moe_parity.training.state import from_checkpoint, model_shardings
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-  """What a run learned, and the config and plan it learned by."""
+  """A trained model, and the config and plan of its run."""
 
   architecture: Architecture
   options: ModelOptions
@@ -61,8 +61,8 @@ def load_run(
   sizes = resolve(sizes, jax.device_count())
   check_shape(sizes, plan["name"], architecture)
   mesh = make_mesh(sizes)
-  stored, lying = model_places(architecture, options, mesh)
-  params, buffers = from_stored(load_model(folder / "checkpoints", *stored, step), lying)
+  layout, placed = model_shardings(architecture, options, mesh)
+  params, buffers = from_checkpoint(load_model(folder / "checkpoints", *layout, step), placed)
   return TrainedModel(architecture, options, params, buffers, config, plan, mesh)
 
 
@@ -122,7 +122,7 @@ def evaluate_run(
   max_tokens: int,
   sizes: MeshSizes = MeshSizes(),  # noqa: B008 - frozen
 ) -> dict:
-  """Scores a run on the validation split of its own data; see `bits.evaluate` and `load_run`."""
+  """Scores a run on its own validation split; see `bits_per_character.evaluate`, `load_run`."""
   run = load_run(folder, sizes)
   store = open_data(run.config.data)
   documents = document_separators(store.tokenizer, run.config.data.cross_documents)
@@ -138,12 +138,12 @@ def evaluate_run(
   )
 
 
-def count_run_choices(
+def count_run_routing(
   folder: pathlib.Path,
   max_tokens: int,
   sizes: MeshSizes = MeshSizes(),  # noqa: B008 - frozen
 ) -> pathlib.Path:
-  """Counts which experts the run's held-out text goes to; writes and returns specialisation.npz.
+  """Counts which experts the run's held-out text goes to; writes and returns specialization.npz.
 
   Args:
     max_tokens: held-out tokens to look at, 0 for all.
@@ -151,8 +151,8 @@ def count_run_choices(
     UserError: its model is dense; see `load_run`.
   """
   run = load_run(folder, sizes)
-  count = make_counter(run.architecture, run.options, run.mesh)(run.params, run.buffers)
-  choices = count_split(
+  count = make_routing_counter(run.architecture, run.options, run.mesh)(run.params, run.buffers)
+  counts = count_routing(
     count,
     open_data(run.config.data).validation,
     run.architecture,
@@ -161,4 +161,4 @@ def count_run_choices(
     max_tokens=max_tokens,
     seed=run.config.data.seed,
   )
-  return specialisation.save(choices, folder)
+  return specialization.save(counts, folder)

@@ -1,12 +1,12 @@
-"""Specialisation statistics against loops over counts, and against cases with known answers."""
+"""Specialization statistics against loops over counts, and against cases with known answers."""
 
 import math
 
 import numpy as np
 import pytest
 
-from moe_parity.evaluation import specialisation
-from moe_parity.evaluation.specialisation import Choices
+from moe_parity.evaluation import specialization
+from moe_parity.evaluation.specialization import RoutingCounts
 
 
 def choices(expert_NLE, domain_N, pairs=None, experts_per_token=2, domains=("a", "b", "c")):
@@ -15,7 +15,7 @@ def choices(expert_NLE, domain_N, pairs=None, experts_per_token=2, domains=("a",
   if pairs is None:
     pairs = np.zeros((layers, experts, experts), np.int64)
   tokens = expert_NLE[:, 0].sum(-1) // experts_per_token
-  return Choices(domains, np.asarray(domain_N), tokens, expert_NLE, pairs, experts_per_token)
+  return RoutingCounts(domains, np.asarray(domain_N), tokens, expert_NLE, pairs, experts_per_token)
 
 
 def information_by_loops(counts):
@@ -36,25 +36,25 @@ def test_information_is_that_of_the_sum_over_domains_and_experts():
   counts = rng.integers(0, 40, (5, 4, 7))
   counts[1, 2] = 0  # a domain nobody has text of
   counts[3, :, 5] = 0  # an expert nobody chose
-  found = specialisation.mutual_information(counts)
+  found = specialization.mutual_information(counts)
   assert found == pytest.approx([information_by_loops(layer) for layer in counts])
 
 
 def test_domains_that_use_experts_alike_have_none_and_own_experts_give_its_bound():
   alike = np.array([[10, 20, 30], [1, 2, 3], [7, 14, 21]])
-  assert specialisation.mutual_information(alike) == pytest.approx(0, abs=1e-12)
+  assert specialization.mutual_information(alike) == pytest.approx(0, abs=1e-12)
   own = np.array([[9, 0, 0, 0], [0, 3, 3, 0], [0, 0, 0, 50]])
-  assert specialisation.mutual_information(own) == pytest.approx(math.log(3))
+  assert specialization.mutual_information(own) == pytest.approx(math.log(3))
 
 
-def test_chance_alone_is_not_called_specialisation():
+def test_chance_alone_is_not_called_specialization():
   """Documents differ from each other, domains do not: information is positive, excess is not."""
   rng = np.random.default_rng(4)
   low = 0
   for _ in range(10):
     shares = rng.dirichlet(np.full(12, 2.0), (24, 2))
     counts = np.array([[rng.multinomial(300, layer) for layer in document] for document in shares])
-    rows = specialisation.specialisation(choices(counts, np.arange(24) % 3))
+    rows = specialization.specialization_by_layer(choices(counts, np.arange(24) % 3))
     for row in rows:
       assert row["information"] > 0.01 and abs(row["share"]) < 0.05
       assert row["null_mean"] < row["null_high"]
@@ -70,14 +70,14 @@ def test_a_domain_with_its_own_experts_stands_out_from_chance():
     tilt = np.where(np.arange(12) // 4 == d, 3.0, 1.0)
     counts[document, 0] = rng.multinomial(400, tilt / tilt.sum())
     counts[document, 1] = rng.multinomial(400, np.full(12, 1 / 12))
-  special, even = specialisation.specialisation(choices(counts, domain))
+  special, even = specialization.specialization_by_layer(choices(counts, domain))
   truth = information_by_loops([np.where(np.arange(12) // 4 == d, 3.0, 1.0) for d in range(3)])
   assert special["excess"] == pytest.approx(truth, rel=0.1) and special["p_value"] < 0.01
   assert abs(even["excess"]) < 0.01 * truth + 0.003 and even["p_value"] > 0.01
 
 
-def test_one_domain_has_no_specialisation_to_speak_of():
-  (row,) = specialisation.specialisation(choices(np.full((4, 1, 3), 5), np.zeros(4, int)))
+def test_one_domain_has_no_specialization_to_speak_of():
+  (row,) = specialization.specialization_by_layer(choices(np.full((4, 1, 3), 5), np.zeros(4, int)))
   assert row["information"] is None and row["layer"] == 1
 
 
@@ -92,23 +92,23 @@ def test_pairs_drawn_independently_have_a_lift_of_one_and_a_bound_pair_more():
       for i, j in ((x, x), (y, y), (x, y), (y, x)):
         pairs[layer, i, j] += 1
   found = choices(np.ones((3, 2, experts), int), [0, 1, 2], pairs)
-  even, tied = (specialisation.lift(found, layer) for layer in (0, 1))
+  even, tied = (specialization.coactivation_lift(found, layer) for layer in (0, 1))
   off = ~np.eye(experts, dtype=bool)
   assert np.abs(even[off] - 1).max() < 0.15 and np.isnan(np.diag(even)).all()
   assert tied[0, 1] > 1.8 and tied[2, 0] < 0.8
-  assert specialisation.pair_information(found, 0) < 0.004
-  assert specialisation.pair_information(found, 1) > 0.1
+  assert specialization.pair_information(found, 0) < 0.004
+  assert specialization.pair_information(found, 1) > 0.1
   alone = choices(np.ones((3, 1, experts), int), [0, 1, 2], experts_per_token=1)
-  assert specialisation.pair_information(alone, 0) is None
+  assert specialization.pair_information(alone, 0) is None
 
 
 def test_what_is_saved_comes_back(tmp_path):
   rng = np.random.default_rng(7)
   counts = rng.integers(0, 9, (5, 2, 4))
   before = choices(counts, [0, 2, 1, 2, 0], rng.integers(0, 9, (2, 4, 4)), 3)
-  assert specialisation.load(tmp_path) is None
-  specialisation.save(before, tmp_path)
-  after = specialisation.load(tmp_path)
+  assert specialization.load(tmp_path) is None
+  specialization.save(before, tmp_path)
+  after = specialization.load(tmp_path)
   assert after.domains == before.domains and after.experts_per_token == 3
   for name in ("domain_N", "tokens_N", "expert_NLE", "pair_LEE"):
     assert np.array_equal(getattr(after, name), getattr(before, name))

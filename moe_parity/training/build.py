@@ -1,4 +1,4 @@
-"""From a config and an arm's plan to the program that trains it."""
+"""Builds what trains an arm from its config and plan: options, mesh, abstract step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def config_of_arm(config: ConfigDict, plan: ArmPlan) -> ConfigDict:
 
 
 def model_options(config: ConfigDict) -> ModelOptions:
-  """The model's part of a config."""
+  """The config's choices for the model."""
   fields = {field.name for field in dataclasses.fields(ModelOptions)}
   chosen = {name: value for name, value in config.model.items() if name in fields}
   exchange = config.mesh.exchange if "mesh" in config else ""  # runs older than the mesh have none
@@ -44,7 +44,7 @@ def model_options(config: ConfigDict) -> ModelOptions:
 
 
 def optimizer_options(config: ConfigDict, plan: ArmPlan) -> OptimizerOptions:
-  """The optimizer's part of a config and what the plan derived for this arm."""
+  """The config's optimizer fields and the rates and steps that the plan derived for this arm."""
   o = config.optimizer
   return OptimizerOptions(
     peak_learning_rate=plan.peak_learning_rate,
@@ -62,7 +62,7 @@ def optimizer_options(config: ConfigDict, plan: ArmPlan) -> OptimizerOptions:
 def step_options(
   config: ConfigDict, plan: ArmPlan, documents: DocumentSeparators | None = None
 ) -> StepOptions:
-  """Loss weights, the number of micro-batches, and how documents are kept apart.
+  """Loss weights, the number of micro-batches, and how documents are separated.
 
   Raises:
     UserError: micro-batches that do not divide the batch.
@@ -84,8 +84,8 @@ def step_options(
   )
 
 
-def mesh_here(config: ConfigDict, plan: ArmPlan) -> Mesh | None:
-  """The config's mesh on the devices of this machine and its fellows; None for one device.
+def make_run_mesh(config: ConfigDict, plan: ArmPlan) -> Mesh | None:
+  """The config's mesh on the devices of all processes; None for one device.
 
   Raises:
     UserError: devices, arm and sizes do not fit (`planning.mesh_sizes`); an exchange that the
@@ -109,7 +109,9 @@ def mesh_here(config: ConfigDict, plan: ArmPlan) -> Mesh | None:
   return make_mesh(sizes)
 
 
-def sharded_step(config: ConfigDict, plan: ArmPlan, mesh: Mesh) -> tuple[Callable, tuple[Any, ...]]:
+def abstract_step(
+  config: ConfigDict, plan: ArmPlan, mesh: Mesh
+) -> tuple[Callable, tuple[Any, ...]]:
   """An arm's jitted train step and its abstract arguments, for `step.lower(*arguments)`.
 
   Args:

@@ -1,11 +1,11 @@
-"""What experts specialise in: domains and each other, from specialisation.npz of the runs."""
+"""What experts specialize in: domains and each other, from specialization.npz of the runs."""
 
 import dataclasses
 from typing import Any
 
 import numpy as np
 
-from moe_parity.evaluation import specialisation as statistics
+from moe_parity.evaluation import specialization as statistics
 from moe_parity.report import style
 from moe_parity.report.table import Column, Table, fixed
 from moe_parity.study import reading
@@ -18,17 +18,17 @@ class Counted:
   """A run with its counted choices and the statistics of each MoE layer."""
 
   run: reading.Run
-  choices: statistics.Choices
+  choices: statistics.RoutingCounts
   layers: list[dict]
 
 
 def read(study: reading.Study) -> list[Counted]:
-  """Every run that has specialisation.npz; the first seed of an arm."""
+  """Every run that has specialization.npz; the first seed of an arm."""
   found: dict[str, Counted] = {}
   for run in study.runs:
     choices = None if run.name in found or not run.plan else statistics.load(run.folder)
     if choices:
-      layers = statistics.specialisation(choices)
+      layers = statistics.specialization_by_layer(choices)
       for row in layers:
         row["pair_information"] = statistics.pair_information(choices, row["layer"] - 1)
       found[run.name] = Counted(run, choices, layers)
@@ -39,8 +39,8 @@ def table(counted: list[Counted]) -> Table:
   """A row a run and MoE layer."""
   rows = [{"name": c.run.name, "seed": c.run.seed, **row} for c in counted for row in c.layers]
   return Table(
-    "specialisation",
-    "Specialisation of experts by domain, nats",
+    "specialization",
+    "Specialization of experts by domain, nats",
     (
       Column("name", "arm", number=False),
       Column("seed", "seed"),
@@ -84,13 +84,13 @@ def by_layer(counted: list[Counted]) -> style.Drawing | None:
 
   seen = shown[0].choices.tokens_N
   return style.Drawing(
-    "specialisation",
-    "Specialisation of experts by domain",
+    "specialization",
+    "Specialization of experts by domain",
     f"From {int(seen.sum()):,} held-out tokens of {int((seen > 0).sum())} documents. "
     "Mutual information between the domain of a held-out token (domains weigh the same) and its "
     "expert, minus what dealing the domains anew among the documents gives, in percent of "
     "ln(domains): 0 is chance, 100 an expert for each domain alone. Filled points stand out from "
-    f"{statistics.NUM_DEALS} deals at 5 %, each layer by itself. First seed of each arm.",
+    f"{statistics.NUM_PERMUTATIONS} deals at 5 %, each layer by itself. First seed of each arm.",
     draw,
   )
 
@@ -106,7 +106,7 @@ def experts(counted: list[Counted]) -> style.Drawing | None:
   )
   preference_DE = statistics.preference(chosen.choices, layer)
   order = np.lexsort((-np.nan_to_num(preference_DE.max(0)), preference_DE.argmax(0)))
-  lift_EE = statistics.lift(chosen.choices, layer)[np.ix_(order, order)]
+  lift_EE = statistics.coactivation_lift(chosen.choices, layer)[np.ix_(order, order)]
   pairs = chosen.layers[layer]["pair_information"] is not None
   names = [chosen.choices.domains[d] for d in chosen.choices.present]
 
@@ -148,7 +148,7 @@ def experts(counted: list[Counted]) -> style.Drawing | None:
   return style.Drawing(
     "experts",
     "What one layer's experts are used for",
-    f"The layer with the most specialisation{', above' if pairs else ''}: an expert's share of a "
+    f"The layer with the most specialization{', above' if pairs else ''}: an expert's share of a "
     f"domain's assignments over its mean share over domains. {together if pairs else ''}Colours "
     "are logarithmic; finite counts scatter, see the table for what stands out from chance.",
     draw,

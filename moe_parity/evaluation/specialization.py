@@ -1,31 +1,33 @@
-"""Do experts specialise by domain, and which work together: statistics of counted choices.
+"""Expert specialization by domain, and which experts are chosen together, from routing counts.
 
-The mutual information between domain and expert is that of a token drawn from a domain drawn
-evenly: I = mean over domains of KL(p(expert | domain) || mean of p). 0 if every domain uses the
-experts alike, ln(number of domains) if no two share one.
+Mutual information of domain and expert, for a token of a domain drawn uniformly: I = mean over
+domains of KL(p(expert | domain) || mean of p), in nats. 0 if every domain uses the experts alike,
+ln(number of domains) if no two domains share an expert.
 
-Finite counts make it positive without any specialisation, and tokens of one document are alike, so
-the number of tokens says little about by how much. What chance gives is measured by dealing the
-domain labels out anew among the documents: `null_mean` is the bias, `p_value` the share of deals
-that reach the observed value. Plain NumPy, for reports.
+Finite counts make it positive without any specialization, and tokens of one document resemble each
+other, so the number of tokens does not tell the bias. A permutation test does: domain labels are
+permuted among the documents; `null_mean` is the bias, `p_value` the share of permutations that
+reach the observed value. Plain NumPy, for reports.
 """
 
 import dataclasses
 import math
-import os
 import pathlib
 
 import numpy as np
 
-SPECIALISATION = "specialisation.npz"
+from moe_parity import files
+
+SPECIALIZATION = "specialization.npz"
+OLDER_NAME = "specialization.npz"  # of runs made before the package spelled it so
 MAX_DOCUMENTS = 1000
-NUM_DEALS = 400
+NUM_PERMUTATIONS = 400
 SEED = 20250612
 
 
 @dataclasses.dataclass(frozen=True)
-class Choices:
-  """What routers chose on held-out text.
+class RoutingCounts:
+  """Which experts routers chose on held-out text.
 
   Attributes:
     domains: names. domain_N: index of each document's domain. tokens_N: tokens counted of it.
@@ -53,31 +55,30 @@ class Choices:
     return counts.swapaxes(0, 1)
 
 
-def save(choices: Choices, run_folder: pathlib.Path) -> pathlib.Path:
-  """Writes specialisation.npz (compressed, replaced whole) and returns its path."""
-  path = run_folder / SPECIALISATION
-  temporary = path.with_suffix(".tmp.npz")
-  np.savez_compressed(
-    temporary,
-    domains=np.array(choices.domains),
-    document_domain=choices.domain_N,
-    document_tokens=choices.tokens_N,
-    expert_by_document=choices.expert_NLE,
-    expert_by_domain=choices.by_domain(),
-    co_activation=choices.pair_LEE,
-    experts_per_token=choices.experts_per_token,
+def save(counts: RoutingCounts, run_folder: pathlib.Path) -> pathlib.Path:
+  """Writes specialization.npz (compressed, atomically) and returns its path."""
+  path = run_folder / SPECIALIZATION
+  files.write_npz(
+    path,
+    domains=np.array(counts.domains),
+    document_domain=counts.domain_N,
+    document_tokens=counts.tokens_N,
+    expert_by_document=counts.expert_NLE,
+    expert_by_domain=counts.by_domain(),
+    co_activation=counts.pair_LEE,
+    experts_per_token=counts.experts_per_token,
   )
-  os.replace(temporary, path)
   return path
 
 
-def load(run_folder: pathlib.Path) -> Choices | None:
+def load(run_folder: pathlib.Path) -> RoutingCounts | None:
   """What `save` wrote; None if there is none."""
-  path = pathlib.Path(run_folder) / SPECIALISATION
-  if not path.is_file():
+  paths = (pathlib.Path(run_folder) / name for name in (SPECIALIZATION, OLDER_NAME))
+  path = next((path for path in paths if path.is_file()), None)
+  if path is None:
     return None
   with np.load(path) as saved:
-    return Choices(
+    return RoutingCounts(
       domains=tuple(str(name) for name in saved["domains"]),
       domain_N=saved["document_domain"],
       tokens_N=saved["document_tokens"],
@@ -88,7 +89,7 @@ def load(run_folder: pathlib.Path) -> Choices | None:
 
 
 def mutual_information(counts_DE: np.ndarray) -> np.ndarray | np.floating:
-  """Nats, over the last two axes [domains, experts]; domains weigh the same, empty ones nothing."""
+  """In nats, over the last two axes [domains, experts]; domains have equal weight, empty ones 0."""
   counts = np.asarray(counts_DE, np.float64)
   total = counts.sum(-1, keepdims=True)
   share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
@@ -98,26 +99,26 @@ def mutual_information(counts_DE: np.ndarray) -> np.ndarray | np.floating:
   return (share * np.log(ratio)).sum((-1, -2)) / np.maximum(num_domains, 1)[..., 0, 0]
 
 
-def specialisation(choices: Choices) -> list[dict]:
+def specialization_by_layer(counts: RoutingCounts) -> list[dict]:
   """A row a MoE layer: information, null_mean, null_high (95 %), excess, share, p_value.
 
   `excess` is information minus null_mean in nats; `share` is excess over ln(domains). Rows with
   fewer than two domains are None but for their layer.
   """
-  layers = choices.expert_NLE.shape[1]
+  layers = counts.expert_NLE.shape[1]
   keys = ("information", "null_mean", "null_high", "excess", "share", "p_value")
-  if len(choices.present) < 2:
+  if len(counts.present) < 2:
     return [{"layer": i + 1} | dict.fromkeys(keys) for i in range(layers)]
-  observed = mutual_information(choices.by_domain())
+  observed = mutual_information(counts.by_domain())
   rng = np.random.default_rng(SEED)
-  counts_NX = choices.expert_NLE.reshape(len(choices.domain_N), -1).astype(np.float64)
-  member_DN = (np.arange(len(choices.domains))[:, None] == choices.domain_N).astype(np.float64)
-  shape = (len(choices.domains), *choices.expert_NLE.shape[1:])
-  null = np.empty((NUM_DEALS, layers))
-  for deal in range(NUM_DEALS):
-    dealt_DX = member_DN[:, rng.permutation(member_DN.shape[1])] @ counts_NX
-    null[deal] = mutual_information(dealt_DX.reshape(shape).swapaxes(0, 1))
-  bound = math.log(len(choices.present))
+  counts_NX = counts.expert_NLE.reshape(len(counts.domain_N), -1).astype(np.float64)
+  member_DN = (np.arange(len(counts.domains))[:, None] == counts.domain_N).astype(np.float64)
+  shape = (len(counts.domains), *counts.expert_NLE.shape[1:])
+  null = np.empty((NUM_PERMUTATIONS, layers))
+  for index in range(NUM_PERMUTATIONS):
+    permuted_DX = member_DN[:, rng.permutation(member_DN.shape[1])] @ counts_NX
+    null[index] = mutual_information(permuted_DX.reshape(shape).swapaxes(0, 1))
+  bound = math.log(len(counts.present))
   rows = []
   for i in range(layers):
     excess = float(observed[i] - null[:, i].mean())
@@ -128,29 +129,29 @@ def specialisation(choices: Choices) -> list[dict]:
       "null_high": float(np.quantile(null[:, i], 0.95)),
       "excess": excess,
       "share": excess / bound,
-      "p_value": float((1 + (null[:, i] >= observed[i] - 1e-12).sum()) / (1 + NUM_DEALS)),
+      "p_value": float((1 + (null[:, i] >= observed[i] - 1e-12).sum()) / (1 + NUM_PERMUTATIONS)),
     })  # fmt: skip
   return rows
 
 
-def preference(choices: Choices, layer: int) -> np.ndarray:
+def preference(counts: RoutingCounts, layer: int) -> np.ndarray:
   """log2 of p(expert | domain) over its mean over domains, [present domains, experts].
 
-  0 is even use; an expert no token of a domain chose is -inf; one nobody chose is nan.
+  0 is even use; -inf where no token of the domain chose the expert; NaN where no token at all did.
   """
-  counts = choices.by_domain()[layer][choices.present].astype(np.float64)
-  share = counts / counts.sum(-1, keepdims=True)
+  by_domain = counts.by_domain()[layer][counts.present].astype(np.float64)
+  share = by_domain / by_domain.sum(-1, keepdims=True)
   with np.errstate(divide="ignore", invalid="ignore"):
     return np.log2(share / share.mean(0))
 
 
-def lift(choices: Choices, layer: int) -> np.ndarray:
-  """Tokens that chose two experts together over what independent choices would give, [E, E].
+def coactivation_lift(counts: RoutingCounts, layer: int) -> np.ndarray:
+  """Tokens that chose two experts together over what independent counts would give, [E, E].
 
-  Independent means: pairs in proportion to the product of the two loads, with as many pairs in all
-  as there are. nan on the diagonal and where an expert got nothing.
+  Independent: pairs in proportion to the product of the two loads, and as many pairs in all. NaN on
+  the diagonal and for experts without tokens.
   """
-  pairs = choices.pair_LEE[layer].astype(np.float64)
+  pairs = counts.pair_LEE[layer].astype(np.float64)
   load = np.diag(pairs).copy()
   np.fill_diagonal(pairs, 0)
   expected = np.outer(load, load)
@@ -161,10 +162,10 @@ def lift(choices: Choices, layer: int) -> np.ndarray:
   return np.divide(pairs, expected, out=np.full_like(pairs, np.nan), where=expected > 0)
 
 
-def pair_information(choices: Choices, layer: int) -> float | None:
+def pair_information(counts: RoutingCounts, layer: int) -> float | None:
   """Nats by which pairs differ from independent ones (KL over pairs); None for K = 1."""
-  ratio = lift(choices, layer)
-  pairs = choices.pair_LEE[layer].astype(np.float64)
+  ratio = coactivation_lift(counts, layer)
+  pairs = counts.pair_LEE[layer].astype(np.float64)
   np.fill_diagonal(pairs, 0)
   if not pairs.any():
     return None

@@ -1,0 +1,52 @@
+"""Atomic writes: a reader, or a kill at any moment, sees the old file or the new one, whole."""
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """A temporary path beside `path` to write a file to; at the end it becomes `path`.
+
+  The temporary name is unique, because workers of a study write the same files at the same time.
+  The content is on disk (fsync) before the name changes. An error leaves `path` as it was.
+  """
+  path = pathlib.Path(path)
+  temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+  try:
+    yield temporary
+    with open(temporary, "rb+") as file:
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+  """Writes `content` to `path` atomically."""
+  with replacing(path) as temporary:
+    temporary.write_bytes(content)
+
+
+def write_json(
+  path: str | os.PathLike, value: object, *, indent: int = 2, allow_nan: bool = True
+) -> None:
+  """Writes a value as JSON atomically.
+
+  Raises:
+    ValueError: with allow_nan=False, the value holds a NaN or an infinity.
+  """
+  text = json.dumps(value, indent=indent, allow_nan=allow_nan) + "\n"
+  write_bytes(path, text.encode())
+
+
+def write_npz(path: str | os.PathLike, *, compressed: bool = True, **arrays) -> None:
+  """Writes arrays as .npz atomically; `path` may have any suffix."""
+  import numpy as np  # planning may use this file, and starts without NumPy
+
+  with replacing(path) as temporary, open(temporary, "wb") as file:
+    (np.savez_compressed if compressed else np.savez)(file, **arrays)
