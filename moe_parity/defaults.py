@@ -37,6 +37,8 @@ def base() -> ConfigDict:
   study.more_seeds = ()  # then also: the best activation rate, its neighbours, the dense arms
   study.activation_rates = ()  # N_a / N of the derived MoE arms
   study.compute_multiples = (2.0,)  # dense references, times C
+  study.controls = True  # whether dense controls are trained: of the best rate's N_a, and
+  study.small_multiples = (0.5, 0.25, 0.125)  # of these times N
   study.fixed_data = False  # whether to sweep at the dense arm's tokens as well
   study.sizes = ()  # further N to sweep, at the same tokens a parameter
   study.learning_rates = ()  # multiples of StepLaw's to check, for the best MoE arm and dense
@@ -173,6 +175,9 @@ def _arm(kind: str, **fields) -> ConfigDict:
   arm.learning_rate_multiplier = 1.0
   arm.gates = ""  # raw | normalized; "" follows model.normalize_gates
   arm.routed_scale = ""  # a number | E/K | learned; "" follows model.routed_scale
+  # Controls: dense models of another N at the budget's C and data; at most one of the two.
+  arm.params_multiple = 1.0  # times the budget's N
+  arm.active_of = ""  # an MoE arm's name: its depth, width and heads, with N = its N_a
   arm.role = ""  # check: at parity, but tried for its learning rate or batch and not compared
   for name, value in fields.items():
     arm[name] = value if name in arm else _unknown(name, arm)

@@ -47,10 +47,11 @@ def test_seeds_go_to_dense_to_the_best_rate_and_to_its_neighbours(tmp_path):
   best = [0, 1, 2]
   assert seeds == {
     "dense": best, "moe_20": [0], "moe_25": best, "moe_30": best, "moe_40": best, "moe_55": [0],
-    "dense_2c": [0],
+    "dense_2c": [0], "dense_active": best, "dense_small_0p5": best, "dense_small_0p25": best,
+    "dense_small_0p125": best,
   }  # fmt: skip
   assert {arm.status for arm in arms} == {"done"} and len(ran(tmp_path)) == len(arms)
-  assert study.summarise()["sentences"][-1] == "11 MoE runs and 4 dense runs are done."
+  assert study.summarise()["sentences"][-1] == "11 MoE runs and 16 dense runs are done."
 
 
 def test_a_rate_that_more_seeds_make_the_best_gets_its_neighbours_too():

@@ -9,6 +9,8 @@ import scipy.stats
 from moe_parity.study.analysis import arms, rate_curve, uncertainty
 
 RATES = np.array([0.09, 0.13, 0.18, 0.25, 0.33, 0.44, 0.58])
+
+
 def quadratic(rate, optimum=0.25):
   return 1.9 + 0.05 * np.log(rate / optimum) ** 2
 

@@ -197,3 +197,22 @@ class Architecture:
     if missing:
       raise UserError(f"{missing[0]} is missing from an architecture; give {', '.join(required)}")
     return cls(**values)
+
+
+def dense_of_active_size(moe: Architecture) -> Architecture:
+  """The dense model of an MoE's depth, width and heads whose N is the MoE's N_a.
+
+  Its d_ffn is the mean width of the feed-forward parts that a token meets, rounded: d_ffn in dense
+  layers, d_shared + K d_expert in MoE layers. N is met within 3 d L / 2 parameters.
+  """
+  met = moe.d_ffn * moe.num_dense_layers
+  met += (moe.d_shared + moe.experts_per_token * moe.d_expert) * moe.num_moe_layers
+  return dataclasses.replace(
+    moe,
+    layout="dense",
+    d_ffn=max(1, round(met / moe.num_layers)),
+    num_experts=0,
+    experts_per_token=0,
+    d_expert=0,
+    d_shared=0,
+  )

@@ -92,7 +92,7 @@ def hidden_differences(costs: Sequence[ArmCost], convention: str) -> list[str]:
       (cost.name, cost.relative[resource])
       for cost in costs
       if cost.relative
-      and cost.role != "reference"
+      and cost.role not in ("reference", "control")
       and abs(cost.relative[resource] / cost.relative[shown] - 1) > HIDDEN_SHARE
     ]
     if differing:

@@ -17,8 +17,9 @@ class ArmPlan:
   """One run. Counts without vocabulary unless said; residuals in percent of the budget.
 
   Attributes:
-    role: "arm"; "reference" for one that spends another compute and is not at parity; "check" for
-      one at parity that tries another learning rate or batch and is not compared.
+    role: "arm"; "reference" for one that spends another compute and is not at parity; "control" for
+      a dense model of another N at equal C and data; "check" for one at parity that tries another
+      learning rate or batch and is not compared.
     num_unique_tokens: whole windows the run may draw from; epochs = num_tokens / that.
     mixture: {domain: {"share", "num_tokens", "num_unique_tokens", "epochs"}}, where data.weights
       deals them out; see `planning.domain_shares`.

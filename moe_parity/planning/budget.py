@@ -18,6 +18,8 @@ REUSE = ("unique", "strict", "loose", "epochs")
 SHARED = ("compute", "tokens")
 GATES = ("", "raw", "normalized")
 ROLES = ("", "check")
+CONTROL_TOLERANCE = 0.02  # of a control's N: a small model has few shapes
+CONTROL_SHAPE = ("num_layers", "d_model", "num_heads", "num_kv_heads", "d_head", "d_ffn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +93,10 @@ class ArmSpec:
     gates: raw | normalized (divided by the sum of the chosen ones); "" is the config's model.
     routed_scale: as of `ModelOptions`; "" is the config's model.
     role: "check" keeps an arm at parity out of the comparison: the same shape tried with another
-      learning rate or batch. "" is an arm, or a reference where compute_multiple is not 1.
+      learning rate or batch. "" is an arm, a reference where compute_multiple is not 1, or a
+      control where one of the next two is set.
+    params_multiple: N of a dense control, times the budget's: a smaller model at equal C and data.
+    active_of: name of an MoE arm: a dense control of its depth, width and heads whose N is its N_a.
   """
 
   name: str
@@ -123,6 +128,8 @@ class ArmSpec:
   gates: str = ""
   routed_scale: str = ""
   role: str = ""
+  params_multiple: float | int = 1.0
+  active_of: str = ""
 
   def __post_init__(self) -> None:
     if self.gates not in GATES:
@@ -140,9 +147,11 @@ class ArmSpec:
       raise UserError(f"arm {self.name!r}: role={self.role!r} is not known; use 'check' or ''")
     if self.kind not in ("dense", "moe"):
       raise UserError(f"arm {self.name!r}: kind={self.kind!r} is not known; use 'dense' or 'moe'")
-    for name in ("compute_multiple", "learning_rate_multiplier"):
+    for name in ("compute_multiple", "learning_rate_multiplier", "params_multiple"):
       if getattr(self, name) <= 0:
         raise UserError(f"arm {self.name!r}: {name}={getattr(self, name)} is not above 0; use 1.0")
+    if self.is_control:
+      self._check_control()
     if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
       raise UserError(f"arm {self.name!r}: seeds={self.seeds} are not whole numbers of at least 0")
     if len(set(self.seeds)) < len(self.seeds):
@@ -150,6 +159,36 @@ class ArmSpec:
     for name in ("num_steps", "batch_sequences", "peak_learning_rate"):
       if getattr(self, name) < 0:
         raise UserError(f"arm {self.name!r}: {name}={getattr(self, name)} is below 0; 0 derives it")
+
+  def _check_control(self) -> None:
+    what = (
+      f"arm {self.name!r}: active_of={self.active_of!r}, params_multiple={self.params_multiple}"
+    )
+    if self.kind != "dense":
+      raise UserError(f"{what} in an MoE arm; controls are dense models: use kind='dense'")
+    if self.active_of and self.params_multiple != 1:
+      raise UserError(f"{what}: both decide N; give one of them")
+    if self.compute_multiple != 1 or self.role:
+      raise UserError(
+        f"{what} with compute_multiple={self.compute_multiple} and role={self.role!r}: a control"
+        " spends the budget's C and has that role by itself; leave both out"
+      )
+    shape = [name for name in CONTROL_SHAPE if getattr(self, name)]
+    if self.active_of and shape:
+      raise UserError(
+        f"{what} with {', '.join(shape)}: the MoE arm decides the shape; leave it out"
+      )
+
+  @property
+  def is_control(self) -> bool:
+    """Whether the arm is a dense model of another N at the budget's C and data: it shows what a
+    lead owes to being smaller or cheaper a token rather than to experts."""
+    return bool(self.active_of) or self.params_multiple != 1
+
+  @property
+  def is_at_parity(self) -> bool:
+    """Whether the arm has the budget's N and C."""
+    return not (self.is_reference or self.is_control)
 
   @property
   def is_reference(self) -> bool:
@@ -165,10 +204,12 @@ class ArmSpec:
     try:
       return self._complete(vocab_size) or solve(
         Targets(
-          num_params=budget.num_params,
+          num_params=round(budget.num_params * self.params_multiple),
           convention=budget.convention,
           vocab_size=vocab_size,
-          params_tolerance=float(budget.params_tolerance),
+          params_tolerance=max(
+            float(budget.params_tolerance), CONTROL_TOLERANCE if self.is_control else 0.0
+          ),
           **{name: getattr(self, name) for name in _SOLVER_FIELDS},
           layout=self._layout,
         )

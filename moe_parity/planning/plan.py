@@ -13,7 +13,7 @@ from typing import Any
 
 from moe_parity.errors import UserError
 from moe_parity.planning.accounting import Cost, cost_of
-from moe_parity.planning.architecture import Architecture
+from moe_parity.planning.architecture import Architecture, dense_of_active_size
 from moe_parity.planning.arm_plan import ArmPlan, Plan
 from moe_parity.planning.budget import ArmSpec, Budget
 from moe_parity.planning.decisions import Decisions, get, read_decisions
@@ -64,7 +64,7 @@ def make_plan(
   """
   decisions = read_decisions(config, vocab_size)
   budget = decisions.budget
-  drafts = [_shaped(decisions, spec) for spec in decisions.specs]
+  drafts = _with_shapes(decisions)
   train_flops = _shared_flops(budget, drafts)
   drafts = [
     dataclasses.replace(draft, run=_run_length(budget, draft, train_flops)) for draft in drafts
@@ -74,7 +74,7 @@ def make_plan(
   if available_tokens is not None:
     largest = max(drafts, key=lambda draft: draft.num_unique_tokens)
     check_corpus(budget, largest.spec, largest.num_unique_tokens, available_tokens)
-  at_parity = [draft.num_unique_tokens for draft in drafts if not draft.spec.is_reference]
+  at_parity = [draft.num_unique_tokens for draft in drafts if draft.spec.is_at_parity]
   shared_unique = max(at_parity or [draft.num_unique_tokens for draft in drafts])
   arms = [
     arm for draft in drafts
@@ -96,10 +96,34 @@ def make_plan(
   )
 
 
-def _shaped(decisions: Decisions, spec: ArmSpec) -> _Draft:
-  """An arm with its shape and what that costs under the budget's convention."""
+def _with_shapes(decisions: Decisions) -> list[_Draft]:
+  """Every arm with its shape, in order; `active_of` controls take that of their MoE arm."""
+  moe = {
+    spec.name: spec.architecture(decisions.budget, decisions.vocab_size)
+    for spec in decisions.specs
+    if spec.kind == "moe"
+  }
+  return [_shaped(decisions, spec, moe) for spec in decisions.specs]
+
+
+def _shaped(decisions: Decisions, spec: ArmSpec, moe: Mapping[str, Architecture]) -> _Draft:
+  """An arm with its shape and what that costs under the budget's convention.
+
+  Args:
+    moe: the shapes of the MoE arms by name.
+  """
   budget = decisions.budget
-  architecture = spec.architecture(budget, decisions.vocab_size)
+  if spec.name in moe:
+    architecture = moe[spec.name]
+  elif not spec.active_of:
+    architecture = spec.architecture(budget, decisions.vocab_size)
+  elif spec.active_of in moe:
+    architecture = dense_of_active_size(moe[spec.active_of])
+  else:
+    raise UserError(
+      f"arm {spec.name!r}: active_of={spec.active_of!r} is no MoE arm of this config; use one of"
+      f" {', '.join(moe) or 'none (there is none)'}"
+    )
   cost = cost_of(architecture, budget.seq_len, budget.convention, decisions.attention_block)
   return _Draft(spec, architecture, cost)
 
@@ -172,7 +196,7 @@ def _shared_flops(budget: Budget, drafts: list[_Draft]) -> float | int:
 def _dense(drafts: list[_Draft]) -> _Draft | None:
   """The first dense arm at the budget's compute."""
   return next(
-    (draft for draft in drafts if draft.spec.kind == "dense" and not draft.spec.is_reference), None
+    (draft for draft in drafts if draft.spec.kind == "dense" and draft.spec.is_at_parity), None
   )
 
 
@@ -213,7 +237,7 @@ def _check_parity(budget: Budget, drafts: list[_Draft], train_flops: float | int
         ("N", params_off, budget.params_tolerance),
         ("C", flops_off, budget.flops_tolerance),
       )
-      if abs(off) > tolerance
+      if abs(off) > tolerance and not (name == "N" and draft.spec.is_control)
     ]
     failed = failed or bool(bad)
     lines.append(
@@ -248,7 +272,7 @@ def _arm_plans(
     ArmPlan(
       name=spec.name,
       kind=spec.kind,
-      role="reference" if spec.is_reference else spec.role or "arm",
+      role=_role(spec),
       seed=seed,
       architecture=draft.architecture,
       convention=budget.convention,
@@ -281,6 +305,13 @@ def _arm_plans(
     )
     for seed in spec.seeds
   ]
+
+
+def _role(spec: ArmSpec) -> str:
+  """`ArmPlan.role`."""
+  if spec.is_reference:
+    return "reference"
+  return "control" if spec.is_control else spec.role or "arm"
 
 
 def _peak_learning_rate(decisions: Decisions, draft: _Draft) -> float:

@@ -33,8 +33,18 @@ def plan_notes(
     for spec in specs
     if spec.is_reference
   ]
+  notes += [
+    f"{arm.name} has {arm.num_params:,} parameters at the budget's compute and data: a control, not"
+    f" at parity"
+    for arm in arms
+    if arm.role == "control" and arm.seed == _first_seed(specs, arm.name)
+  ]
   notes += hidden_differences(arm_costs(arm.to_dict() for arm in arms), budget.convention)
   return notes + _extrapolation(budget, specs, arms)
+
+
+def _first_seed(specs: Sequence[ArmSpec], name: str) -> int:
+  return next(spec.seeds[0] for spec in specs if spec.name == name)
 
 
 def vocabulary_notes(

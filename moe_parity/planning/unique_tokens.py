@@ -8,7 +8,8 @@
   unique  no arm sees a token twice; D^ differs likewise
 
 A reference (compute_multiple not 1, such as dense at 2C) may see as many times more unique tokens
-as it has compute, as the paper's does; it takes no part in the comparison.
+as it has compute, as the paper's does; it takes no part in the comparison. A control (a dense model
+of another N) has the budget's C and, under `strict`, the same unique tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def unique_tokens(budget: Budget, arms: Sequence[tuple[ArmSpec, int]]) -> list[i
   """
   shared = budget.unique_tokens // budget.seq_len * budget.seq_len
   if budget.reuse == "strict" and not shared:
-    dense = [tokens for spec, tokens in arms if spec.kind == "dense" and not spec.is_reference]
+    dense = [tokens for spec, tokens in arms if spec.kind == "dense" and spec.is_at_parity]
     if not dense:
       raise UserError(
         "budget.reuse='strict' takes the dense arm's tokens and there is no arm of "

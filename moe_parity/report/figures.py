@@ -100,9 +100,18 @@ def _curve_panel(axis: Any, report: dict, moe: list[dict]) -> None:
         color=style.DENSE if own else style.REFERENCE,
         linestyle="-" if own else (0, (5, 3)),
         linewidth=1.3,
-        label=g["name"] if own else f"{g['name']} ({g['compute_multiple']:g} C, not at parity)",
+        label=_dense_label(g),
       )
   axis.set_ylabel("validation BPC (bits per character)")
+
+
+def _dense_label(group: dict) -> str:
+  """How the legend names a dense arm, a reference or a control."""
+  if group["role"] == "reference":
+    return f"{group['name']} ({group['compute_multiple']:g} C, not at parity)"
+  if group["role"] == "control":
+    return f"{group['name']} ({group['num_params']:,} parameters, a control)"
+  return group["name"]
 
 
 def _difference_panel(axis: Any, report: dict) -> None:

@@ -195,7 +195,8 @@ def certify_run(folder: pathlib.Path) -> dict:
 def certify_study(folder: pathlib.Path) -> dict:
   """Compares the finished runs with the budget and with each other; writes certificate.json.
 
-  References (dense at twice the compute) are certified as runs and left out of the comparison.
+  References (dense at twice the compute) are certified as runs and left out of the comparison;
+  controls (dense of another N) are compared in C and unique tokens.
   """
   plan = run_folder.read_json(folder / run_folder.PLAN)
   places = {}
@@ -229,6 +230,8 @@ def certify_study(folder: pathlib.Path) -> dict:
     tolerances["num_unique_tokens"] = budget["flops_tolerance"]
   for name, tolerance in tolerances.items():
     for arm, measured, _ in runs:
+      if name == "num_params" and arm["role"] == "control":
+        continue  # its N is another by intent, which its own certificate holds to its plan
       label = f"{arm['name']} (seed {arm['seed']}): {name}"
       checks.append(
         check(label, budget[name], measured[name], tolerance, "recounted, against the budget")
@@ -257,7 +260,9 @@ def relative_to_dense(runs: Sequence[tuple[dict, dict, dict]]) -> list[dict]:
   Args:
     runs: (plan, measured, certificate) of each; certificates of earlier versions lack some.
   """
-  dense = next((measured for arm, measured, _ in runs if arm["kind"] == "dense"), None)
+  dense = next(
+    (measured for arm, measured, _ in runs if arm["kind"] == "dense" and arm["role"] == "arm"), None
+  )
   if dense is None:
     return []
   return [

@@ -26,6 +26,8 @@ class Fake:
   curvature: float = 0.05
   dense_bpc: float = 1.95
   reference_bpc: float | None = 1.91
+  controls: dict[str, tuple[int, float]] = dataclasses.field(default_factory=dict)  # N, BPC
+  ablation_cost: float | None = None  # BPC that an MoE arm loses without its routed experts
   seed_sd: float = 0.0
   document_sd: float = 0.02
   passed: bool | None = True
@@ -54,10 +56,13 @@ def write_study(folder: pathlib.Path, fake: Fake = Fake()) -> pathlib.Path:  # n
   arms += [(f"moe_{100 * r:.0f}", "moe", "arm", r, truth(fake, r)) for r in fake.rates]
   if fake.reference_bpc is not None:
     arms.append(("dense_2c", "dense", "reference", 1.0, fake.reference_bpc))
+  arms += [(name, "dense", "control", 1.0, bpc) for name, (_, bpc) in fake.controls.items()]
   entries, plans = [], []
   for name, kind, role, rate, bpc in arms:
     for seed in fake.seeds:
       plan = arm_plan(name, kind, role, seed, rate, fake.num_steps)
+      if role == "control":
+        plan["num_params"] = fake.controls[name][0]
       status = fake.statuses.get((name, seed), fake.statuses.get(name, "done"))
       path = folder / "runs" / f"{name}-s{seed}"
       plans.append(plan)
@@ -74,6 +79,8 @@ def write_study(folder: pathlib.Path, fake: Fake = Fake()) -> pathlib.Path:  # n
       if status != "done":
         continue
       write_result(path, plan, domains, chars, bpc + offset + hardness + noise)
+      if kind == "moe" and fake.ablation_cost is not None:
+        add_ablation(path, fake.ablation_cost)
       if fake.passed is not None:
         dump(path / "certificate.json", certificate(name, fake.passed) | {"arm": name})
   dump(folder / "study.json", study_info(entries))
@@ -160,6 +167,12 @@ def write_result(
       "num_chars": total, "num_documents": len(domains), "by_domain": by_domain,
       "macro_bpc": macro, "macro_bpb": macro, "documents": rows},
   })  # fmt: skip
+
+
+def add_ablation(path: pathlib.Path, cost: float) -> None:
+  result = json.loads((path / "result.json").read_text())
+  scores = {"bpc": result["validation"]["bpc"] + cost, "bpb": 0.0, "cross_entropy": 0.0}
+  dump(path / "result.json", result | {"ablations": {"routed_removed": scores}})
 
 
 def write_telemetry(

@@ -12,6 +12,7 @@ from moe_parity.study import reading
 from moe_parity.study.analysis import arms as averaged
 from moe_parity.study.analysis import document_noise, rate_curve, uncertainty
 from moe_parity.study.analysis.arms import Arms, Scores
+from moe_parity.study.analysis.controls import explain_lead
 from moe_parity.study.analysis.uncertainty import LEVEL
 
 FEW_DOCUMENTS = 10
@@ -20,7 +21,7 @@ FEW_DOCUMENTS = 10
 @dataclasses.dataclass(frozen=True)
 class Table:
   """Arms with what their plans say: names, the first run of each, rate_A (activation rate), and
-  the indices of MoE arms, dense arms and dense references."""
+  the indices of MoE arms, dense arms, dense references (other C) and controls (other N)."""
 
   arms: Arms
   names: list[str]
@@ -29,6 +30,7 @@ class Table:
   moe: list[int]
   dense: list[int]
   references: list[int]
+  controls: list[int]
 
   @property
   def base(self) -> int | None:
@@ -37,10 +39,16 @@ class Table:
 
 
 def of_runs(runs: list[reading.Run], warnings: list[str]) -> tuple[dict, rate_curve.Curve | None]:
-  """groups, baseline, comparisons, references, by_domain, picked, noise, curve, num_rates and
-  documents of analysis.json; and the fitted curve. Adds to `warnings`."""
+  """groups, baseline, comparisons, references, by_domain, picked, controls, noise, curve, num_rates
+  and documents of analysis.json; and the fitted curve. Adds to `warnings`."""
   empty = {"groups": [], "baseline": "", "comparisons": [], "references": [], "by_domain": []}
-  empty |= {"picked": None, "noise": {"sd": None, "df": 0}, "curve": None, "num_rates": 0}
+  empty |= {
+    "picked": None,
+    "controls": None,
+    "noise": {"sd": None, "df": 0},
+    "curve": None,
+    "num_rates": 0,
+  }
   if not runs:
     return empty | {"documents": {}}, None
   table = tabulate(runs)
@@ -58,6 +66,7 @@ def of_runs(runs: list[reading.Run], warnings: list[str]) -> tuple[dict, rate_cu
       "comparisons": _comparisons(table, base),
       "by_domain": _by_domain(table, base),
       "picked": _picked(table, base),
+      "controls": explain_lead(arms, runs, table.names, table.moe, base, table.controls),
     }
   fitted = None
   if report["num_rates"] >= rate_curve.NUM_COEFFICIENTS:
@@ -83,6 +92,7 @@ def tabulate(runs: list[reading.Run]) -> Table:
     moe=those("moe", "arm"),
     dense=those("dense", "arm"),
     references=those("dense", "reference"),
+    controls=those("dense", "control"),
   )
 
 
@@ -111,7 +121,7 @@ def _groups(table: Table) -> list[dict]:
   rows = []
   for a, run in enumerate(table.runs):
     values = arms.scores.value_R[arms.scores.arm_R == a]
-    fields = ("kind", "role", "activation_rate", "compute_multiple")
+    fields = ("kind", "role", "activation_rate", "compute_multiple", "num_params")
     rows.append({
       "name": run.name,
       **{name: run.plan[name] for name in fields},

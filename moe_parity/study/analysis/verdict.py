@@ -5,6 +5,8 @@ was ahead. A winner is named only when resources were certified equal, training 
 repeated seeds, and every planned run is done.
 """
 
+from moe_parity.study.analysis import controls
+
 # arXiv 2506.12119, Tables 11 and 12: the E84 K28 7B run appears with identical settings as 0.4664
 # and 0.4670. The paper gives no seeds.
 PUBLISHED_NOISE = 0.0006
@@ -17,7 +19,8 @@ def verdict(report: dict) -> dict:
   """
   ahead = _ahead(report)
   obstacles = _obstacles(report)
-  sentences = obstacles + _comparison(report) + _picked(report) + report["resources"]["hidden"]
+  sentences = obstacles + _comparison(report) + _picked(report)
+  sentences += controls.sentences(report["controls"]) + report["resources"]["hidden"]
   sentences += _noise(report)
   sentences += _optimum(report) + _region(report)
   sentences += _references(report) + _domains(report) + _multiplicity(report)
@@ -32,6 +35,7 @@ def verdict(report: dict) -> dict:
 
 
 def _headline(report: dict, ahead: str) -> str:
+  ahead_is_moe = any(row["verdict"] == "MoE better" for row in report["comparisons"])
   certificate = report["certificate"]
   if certificate["passed"] is False:
     return "No winner: the certificate did not pass, so the arms did not spend equal resources."
@@ -45,6 +49,13 @@ def _headline(report: dict, ahead: str) -> str:
     return f"One seed proves nothing, so no arm is called better. {ahead[0].upper()}{ahead[1:]}."
   if report["not_done"]:
     return f"Not all runs are done. So far, {ahead}."
+  if ahead_is_moe and controls.is_explained(report["controls"]):
+    row = controls.best_control(report["controls"])
+    words = "scores better still" if row["moe_to_control"]["verdict"] == "control better" else (
+      "cannot be told from the best of them"
+    )  # fmt: skip
+    ahead += f"; but {row['name']}, a dense model of {row['num_params']:,} parameters at equal"
+    ahead += f" compute and data, {words}"
   equal = _listed(["parameters", *(name for name, same in report["equal"].items() if same)])
   other = _listed([name for name, same in report["equal"].items() if not same])
   return f"At equal {equal}{f' but not equal {other}' if other else ''}, {ahead}."

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from moe_parity.defaults import dense_arm, moe_arm
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import Plan
+from moe_parity.planning.budget import CONTROL_SHAPE
 from moe_parity.planning.plan import make_plan
 from moe_parity.study.parts import Part, Results, template, with_arms
 
@@ -112,6 +113,25 @@ def sweep_arms(config: ConfigDict, replicated: Sequence[int | float] = ()) -> di
   return arms
 
 
+def controls(config: ConfigDict, best: str, seeds: Sequence[int]) -> dict[str, ConfigDict]:
+  """Dense controls at equal C and data: of the best arm's N_a, and of smaller N.
+
+  Args:
+    best: name of the MoE arm whose lead they are to explain.
+  """
+  study = config.study
+  if not study.controls:
+    return {}
+  dense = template(config, "dense")
+  own = dict.fromkeys(CONTROL_SHAPE, 0) | {"aspect_ratio": 0.0, "ffn_ratio": 0.0}
+  arms = {"dense_active": _made(dense_arm, dense | own, active_of=best, seeds=seeds)}
+  small = dense | dict.fromkeys(("num_layers", "d_model", "num_heads", "d_ffn"), 0)
+  for multiple in study.small_multiples:
+    name = f"dense_small_{multiple:g}".replace(".", "p")
+    arms[name] = _made(dense_arm, small, params_multiple=multiple, seeds=seeds)
+  return arms
+
+
 def _made(make, fields: dict, **changes) -> ConfigDict:
   fields = fields | changes
   if make is dense_arm:
@@ -130,6 +150,7 @@ def _swept(config: ConfigDict, results: Results, part: str) -> ConfigDict:
     final = {rate: _mean(results, name_of(rate), seeds, part) for rate in replicated or rates}
     if None not in final.values():
       best = min(final, key=final.__getitem__)
+      arms |= controls(config, name_of(best), seeds)
       arms |= _checks(config, arms, name_of(best))
   return with_arms(config, arms)
 

@@ -1,0 +1,67 @@
+"""Is the lead one of the experts? Studies whose truth is known, with controls and ablations."""
+
+import pytest
+
+from moe_parity.study.analysis import compare
+from tests.helpers import fake_study
+from tests.helpers.fake_study import Fake
+
+SEEDS = dict(seeds=(0, 1, 2), seed_sd=0.003, document_sd=0.004)
+
+
+def analyse(folder, **fields):
+  return compare.analyse(fake_study.write_study(folder, Fake(**(SEEDS | fields))))
+
+
+def sentences_on_lead(report):
+  return [s for s in report["verdict"]["sentences"] if "lead" in s or "control" in s]
+
+
+def test_a_lead_beyond_every_control_is_said_to_be_so(tmp_path):
+  controls = {"dense_active": (300_000, 2.05), "dense_small_0p5": (600_000, 1.98)}
+  report = analyse(tmp_path, controls=controls, ablation_cost=0.2)
+  found = report["controls"]
+  assert found["best"] == "moe_26" and found["lead"] == pytest.approx(0.05, abs=0.01)
+  small = found["controls"][1]
+  assert small["to_dense"]["difference"] == pytest.approx(0.03, abs=0.01)
+  assert small["moe_to_control"]["verdict"] == "MoE better"
+  assert found["ablations"]["routed_removed"]["cost"] == pytest.approx(0.2)
+  assert found["ablations"]["routed_removed"]["lead_left"] == pytest.approx(-0.15, abs=0.01)
+  text = " ".join(sentences_on_lead(report))
+  assert "moe_26 also beats dense_small_0p5" in text and "nothing of it remains" in text
+  assert "0.0000 is explained by dense_small_0p5" in text
+  assert "but" not in report["verdict"]["headline"]
+
+
+def test_a_control_that_beats_the_best_moe_stands_in_the_headline(tmp_path):
+  report = analyse(tmp_path, controls={"dense_active": (150_000, 1.85)}, ablation_cost=0.01)
+  assert report["controls"]["controls"][0]["to_dense"]["verdict"] == "control better"
+  headline = report["verdict"]["headline"]
+  assert "but dense_active, a dense model of 150,000 parameters" in headline
+  assert "scores better still" in headline
+  text = " ".join(sentences_on_lead(report))
+  assert "The lead is not one of the experts: dense_active beats moe_26" in text
+  assert "of it remains when its routed experts are removed" in text
+
+
+def test_a_control_that_cannot_be_told_from_it_leaves_the_lead_open(tmp_path):
+  report = analyse(tmp_path, controls={"dense_active": (150_000, 1.9005)})
+  assert "cannot be told from the best of them" in report["verdict"]["headline"]
+  assert "not shown to be one of the experts" in " ".join(sentences_on_lead(report))
+
+
+def test_without_controls_the_verdict_says_that_none_stand_beside_it(tmp_path):
+  report = analyse(tmp_path)
+  assert report["controls"]["controls"] == [] and report["controls"]["ablations"] == {}
+  assert "No dense control" in " ".join(sentences_on_lead(report))
+
+
+def test_controls_are_neither_arms_nor_baseline(tmp_path):
+  report = analyse(tmp_path, controls={"dense_active": (150_000, 1.5)})
+  assert report["baseline"] == "dense"
+  assert "dense_active" not in {row["name"] for row in report["comparisons"]}
+
+
+def test_no_lead_needs_no_explanation(tmp_path):
+  report = analyse(tmp_path, dense_bpc=1.6, controls={"dense_active": (150_000, 1.9)})
+  assert not any("lead" in s for s in sentences_on_lead(report))
