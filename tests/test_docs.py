@@ -13,7 +13,8 @@ from moe_parity import config as configs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
+GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch" / "README.md",
+          *sorted((ROOT / "docs").glob("*.md")),
           *sorted((ROOT / "docs" / "results").glob("*.md"))]  # fmt: skip
 LOG = sorted((ROOT / "docs" / "log").glob("*.md"))  # records: their commands are of their day
 # What a tree holds; a path below one of these is a promise.
@@ -110,7 +111,7 @@ def shown_commands():
   text = "\n".join([cli.ABOUT, *(path.read_text() for path in files)])
   found = set()
   for line in re.sub(r" *\\\n[ #]*", " ", text).splitlines():  # a command may go over two lines
-    typed = re.findall(rf"(?:moe-parity|launch/\w+\.sh) +({command_name}[^`#]*)", line)
+    typed = re.findall(rf"(?:moe-parity|launch/\w+\.sh) +({command_name}[^`#\"]*)", line)
     if line.startswith("| `"):
       typed += re.findall(rf"`({command_name}[^`]*)`", line)
     for command in typed:
