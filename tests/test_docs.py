@@ -13,8 +13,7 @@ from moe_parity import config as configs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch" / "README.md",
-          *sorted((ROOT / "docs").glob("*.md")),
+GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
           *sorted((ROOT / "docs" / "results").glob("*.md"))]  # fmt: skip
 LOG = sorted((ROOT / "docs" / "log").glob("*.md"))  # records: their commands are of their day
 # What a tree holds; a path below one of these is a promise.
@@ -58,7 +57,9 @@ def anchors(path):
   return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("path", [*GUIDES, ROOT / "CHANGELOG.md", *LOG], ids=name_of)
+@pytest.mark.parametrize(
+  "path", [*GUIDES, ROOT / "CHANGELOG.md", ROOT / "launch" / "README.md", *LOG], ids=name_of
+)
 def test_links_and_pictures_of_a_page_exist(path):
   for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
     if link.startswith(("https://", "http://", "mailto:")):
