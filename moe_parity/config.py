@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import difflib
 import json
 import pathlib
 import runpy
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from moe_parity.errors import UserError
+from moe_parity.errors import UserError, suggest
 
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
@@ -27,8 +26,7 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
   for part in filter(None, (arg or "").split(",")):
     name, equals, text = part.partition("=")
     if name not in defaults:
-      near = difflib.get_close_matches(name, defaults, n=1)
-      hint = f"; did you mean {near[0]!r}?" if near else ""
+      hint = suggest(name, defaults)
       raise UserError(f"config argument {name!r} is not one of {', '.join(defaults)}{hint}")
     kind = type(defaults[name])
     if kind is bool:
@@ -57,8 +55,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
   name, _, arg = config.partition(":")
   path = pathlib.Path(name)
   if not path.is_file():
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
-    hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+    hint = suggest(str(path), map(str, path.parent.glob("*.py")))
     raise UserError(f"--config={path}: no such file{hint}")
   root = str(path.resolve().parent.parent)
   sys.path.insert(0, root)  # so that a config may import its neighbours: `from configs import x`

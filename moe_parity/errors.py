@@ -1,6 +1,8 @@
-"""The one error a user is meant to read: value, rule, way out, in one line."""
+"""Errors that a user is meant to read: value, rule and way out, in one line."""
 
+import difflib
 import errno
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -19,3 +21,31 @@ def disk_is_full(error: BaseException | None) -> bool:
       return True
     error = error.__cause__ or error.__context__
   return False
+
+
+def nearest(name: str, names: Iterable[str], *, most: int = 1, cutoff: float = 0.6) -> list[str]:
+  """Up to `most` of `names` that resemble `name`, the nearest first.
+
+  Args:
+    cutoff: resemblance from 0 (take anything) to 1 (equal).
+  """
+  return difflib.get_close_matches(name, list(names), n=most, cutoff=cutoff)
+
+
+def suggest(name: str, names: Iterable[str]) -> str:
+  """"; did you mean 'x'?" with the nearest of `names`; "" where none resembles `name`."""
+  near = nearest(name, names)
+  return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def check_choice(field: str, value: str, choices: Iterable[str]) -> str:
+  """`value` if it is one of `choices`.
+
+  Raises:
+    UserError: it is not; suggests the nearest choice.
+  """
+  choices = tuple(choices)
+  if value in choices:
+    return value
+  hint = suggest(str(value), choices)
+  raise UserError(f"{field}={value!r} is not one of {', '.join(choices)}{hint}")

@@ -64,7 +64,7 @@ def test_printed_rates_and_batches_are_the_papers():
     (["configs/demo.py", "--config.seed=two"], "config.seed=two"),
     (["configs/demo.py", "--cofig.seed=2"], "unknown option"),
     (["configs/demo.py", "seed=2"], "unexpected argument 'seed=2'"),
-    (["configs/demmo.py"], "no such file; did you mean configs/demo.py"),
+    (["configs/demmo.py"], "no such file; did you mean 'configs/demo.py'"),
     (["configs/demo.py:tinny"], "'tinny' is not one of tiny; did you mean 'tiny'"),
     (["configs/demo.py:tiny=7"], "'7' is not true or false"),
     (["configs/paper_7b.py:activation_rate=x"], "'x' is not float"),

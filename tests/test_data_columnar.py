@@ -257,3 +257,18 @@ def test_a_column_store_of_another_format_stops(tmp_path):
     (tmp_path / name).write_bytes(b'{"text": "a"}\n' * 50)
     with pytest.raises(UserError, match="not readable as"):
       read(tmp_path / name, limit=100)
+
+
+def test_a_page_that_contradicts_its_checksum_stops(tmp_path):
+  pyarrow = pytest.importorskip("pyarrow")
+  from pyarrow import parquet as module
+
+  path = tmp_path / "x.parquet"
+  options = dict(compression="none", use_dictionary=False, write_page_checksum=True)
+  module.write_table(pyarrow.table({"text": TEXTS}), path, **options)
+  assert len(read(path)[0]) == len(TEXTS)
+  data = path.read_bytes()
+  place = data.index(TEXTS[300].encode())
+  path.write_bytes(data[:place] + b"X" + data[place + 1 :])
+  with pytest.raises(UserError, match="how much of the file is lost is not known"):
+    read(path, limit=10**6)

@@ -1,6 +1,7 @@
 """Stores of strangers and damaged ones: one line, nothing written outside, nothing unpickled."""
 
 import copy
+import hashlib
 import io
 import json
 import os
@@ -123,9 +124,12 @@ def test_a_name_that_leads_out_writes_nothing(made, tmp_path, monkeypatch, name,
   bucket = install(monkeypatch)
   manifest = copy.deepcopy(made[0])
   split = manifest["splits"]["train"]
-  if what == "shard":
+  if what == "shard":  # consistently: its files have the same name
     split["shards"][0]["name"] = name
-  split["files"][name] = split["files"].pop("train-00000.bin")
+    for ending in (".bin", ".idx"):
+      split["files"][name + ending] = split["files"].pop(f"train-00000{ending}")
+  else:
+    split["files"][name] = split["files"].pop("train-00000.bin")
   for key, data in made[1].items():
     bucket.pipe_file(f"gs://mine/st/{key}", data)
   bucket.pipe_file("gs://mine/st/manifest.json", json.dumps(manifest).encode())
@@ -207,12 +211,15 @@ def test_documents_out_of_range_are_refused(folder, key, value):
     _ = open_store(str(folder)).train.documents
 
 
-def rehashed(folder, split="train"):
+def rehashed(folder, stream=True, split="train"):
   """A manifest with the sizes and hashes that the files have now: a consistent liar."""
   manifest = json.loads((folder / "manifest.json").read_text())
   entry = manifest["splits"][split]
   for name, file in entry["files"].items():
     file |= {"size": (folder / name).stat().st_size, "sha256": storage.sha256_of(folder / name)}
+  if stream:
+    parts = (folder / f"{shard['name']}.bin" for shard in entry["shards"])
+    entry["sha256"] = hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
   (folder / "manifest.json").write_text(json.dumps(manifest))
   return manifest, entry
 
@@ -235,7 +242,7 @@ def test_a_consistent_liar_is_found_by_the_full_check(folder, what):
     lengths[:2] += [-1, 1] if what == "lengths" else [-int(lengths[0]) - 1, int(lengths[0]) + 1]
   tokens.tofile(f"{name}.bin")
   write_index(f"{name}.idx", lengths, dtype)
-  rehashed(folder)
+  rehashed(folder, stream=what != "stream")
   assert refused(folder)
 
 

@@ -57,7 +57,9 @@ def anchors(path):
   return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("path", [*GUIDES, ROOT / "CHANGELOG.md", *LOG], ids=name_of)
+@pytest.mark.parametrize(
+  "path", [*GUIDES, ROOT / "CHANGELOG.md", ROOT / "launch" / "README.md", *LOG], ids=name_of
+)
 def test_links_and_pictures_of_a_page_exist(path):
   for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
     if link.startswith(("https://", "http://", "mailto:")):
@@ -110,7 +112,7 @@ def shown_commands():
   text = "\n".join([cli.ABOUT, *(path.read_text() for path in files)])
   found = set()
   for line in re.sub(r" *\\\n[ #]*", " ", text).splitlines():  # a command may go over two lines
-    typed = re.findall(rf"(?:moe-parity|launch/\w+\.sh) +({command_name}[^`#]*)", line)
+    typed = re.findall(rf"(?:moe-parity|launch/\w+\.sh) +({command_name}[^`#\"]*)", line)
     if line.startswith("| `"):
       typed += re.findall(rf"`({command_name}[^`]*)`", line)
     for command in typed:

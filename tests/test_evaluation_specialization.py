@@ -102,12 +102,14 @@ def test_pairs_drawn_independently_have_a_lift_of_one_and_a_bound_pair_more():
   assert specialization.pair_information(alone, 0) is None
 
 
-def test_what_is_saved_comes_back(tmp_path):
+@pytest.mark.parametrize("name", ["specialization.npz", "specialisation.npz"])
+def test_saved_counts_come_back_also_from_older_runs(tmp_path, name):
   rng = np.random.default_rng(7)
   counts = rng.integers(0, 9, (5, 2, 4))
   before = choices(counts, [0, 2, 1, 2, 0], rng.integers(0, 9, (2, 4, 4)), 3)
   assert specialization.load(tmp_path) is None
   specialization.save(before, tmp_path)
+  (tmp_path / "specialization.npz").rename(tmp_path / name)
   after = specialization.load(tmp_path)
   assert after.domains == before.domains and after.experts_per_token == 3
   for name in ("domain_N", "tokens_N", "expert_NLE", "pair_LEE"):

@@ -245,3 +245,13 @@ def test_each_life_of_a_machine_has_a_log_of_its_own(host):
   host.run("logs")
   first, second = [copy[1] for copy in host.cloud.holds()["copied"] if "/logs/" in copy[1]][-2:]
   assert first != second and second == "gs://b/a/logs/s-1/host-0-20260101-000000.log"
+
+
+def test_a_fake_program_replaces_a_link_and_not_its_target(tmp_path):
+  target = tmp_path / "sleep"
+  target.write_text("the machine's own")
+  programs = Programs(tmp_path / "fakes")
+  (programs.folder / "sleep").unlink()
+  (programs.folder / "sleep").symlink_to(target)
+  programs.write("sleep", "a fake")
+  assert target.read_text() == "the machine's own"

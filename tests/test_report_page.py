@@ -153,7 +153,7 @@ def test_figures_and_tables_also_lie_as_plain_files(whole):
     assert {f"{figure}.png", f"{figure}.svg"} <= names
   for table in ("arms", "domains", "comparisons", "shapes", "plan", "certificate", "paper_columns"):
     assert {f"{table}.md", f"{table}.csv", f"{table}.tex"} <= names
-  assert not [n for n in names if n.endswith(".part")]
+  assert not [n for n in names if n.endswith(".tmp")]
 
 
 def test_names_and_errors_from_the_folder_are_escaped(whole, partial):

@@ -263,7 +263,7 @@ def test_the_same_folder_gives_the_same_file_to_the_byte(tmp_path):
   first = compare.write_analysis(folder).read_bytes()
   assert compare.write_analysis(folder).read_bytes() == first
   assert json.loads(first)["study"] == "fake <study> & co"
-  assert not list(folder.glob("*.part"))
+  assert not list(folder.glob("*.tmp"))
 
 
 def test_a_diverged_or_planless_run_is_named_and_not_compared(tmp_path):

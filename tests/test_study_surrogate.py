@@ -12,7 +12,7 @@ import pytest
 from moe_parity import cli
 from moe_parity.errors import UserError
 from moe_parity.study.surrogate import fit, laws
-from moe_parity.study.surrogate.laws import Inputs
+from moe_parity.study.surrogate.laws import ArmFeatures
 from moe_parity.study.surrogate.rows import make_rows, published_rows, study_rows
 from tests.helpers import fake_study
 
@@ -33,7 +33,7 @@ def draw_arms(rng, count):
   rate = np.where(
     rng.random(count) < 0.2, 1.0, np.exp(rng.uniform(np.log(0.06), np.log(0.7), count))
   )
-  return Inputs(
+  return ArmFeatures(
     rng.choice([3e8, 1.1e9, 4e9], count),
     rate,
     np.exp(rng.uniform(np.log(4e9), np.log(2e11), count)),
@@ -86,14 +86,15 @@ def test_intervals_cover_new_runs_about_as_often_as_they_say():
     fitted = fit._fit_form(laws.SATURATING, rows_of(arms, noisy))
     scores = truth(asked) * np.exp(rng.normal(0, 0.004, len(asked)))
     off = np.abs(np.log(scores) - fitted.log_bpc(asked))
-    inside += int((off <= fitted.quantile * fitted.log_sd(asked)).sum())
+    inside += int((off <= fitted.log_half_width(asked)).sum())
     total += len(asked)
   assert 0.90 <= inside / total <= 0.995
 
 
 def test_differences_are_surer_than_the_levels_they_are_made_of(published):
   _, fitted = published
-  arms = Inputs([6.5e9, 6.5e9, 6.5e9], [0.2, 0.45, 1.0], [3.2e11, 1.5e11, 6.8e10], [2.1, 1.4, 1.0])
+  tokens, epochs = [3.2e11, 1.5e11, 6.8e10], [2.1, 1.4, 1.0]
+  arms = ArmFeatures([6.5e9, 6.5e9, 6.5e9], [0.2, 0.45, 1.0], tokens, epochs)
   versus = fitted.differences(arms, base=2)
   levels = fitted.predict(arms)
   assert versus[2] == {}
@@ -145,16 +146,16 @@ def test_a_hidden_size_of_the_paper_is_predicted_within_its_intervals(published)
 
 def test_an_arm_outside_the_rows_is_called_an_extrapolation_by_variable(published):
   _, fitted = published
-  inside = Inputs([2.15e9], [0.2], [2.4e11], [1.0])
+  inside = ArmFeatures([2.15e9], [0.2], [2.4e11], [1.0])
   assert fitted.predict(inside)[0]["extrapolates"] == []
-  far = Inputs([7.0e10], [0.02], [2.4e11], [9.0])
+  far = ArmFeatures([7.0e10], [0.02], [2.4e11], [9.0])
   words = " ".join(fitted.predict(far)[0]["extrapolates"])
   assert "N=7e+10 is 10.7 times the largest MoE" in words
   assert "r_a=0.02 is" in words and "epochs=9 is" in words and "D=" not in words
-  hole = Inputs([6.5e9], [0.2], [3.3e11], [4.7])  # in range one by one, near no row
+  hole = ArmFeatures([6.5e9], [0.2], [3.3e11], [4.7])  # in range one by one, near no row
   assert "no fitted row is near" in fitted.predict(hole)[0]["extrapolates"][0]
   # N, r_a, D and epochs of Table 10 row 3, tokens doubled
-  near = fitted.nearest(Inputs([2.15e9], [0.1505], [3.755e11 * 1.3], [1.0]))
+  near = fitted.nearest(ArmFeatures([2.15e9], [0.1505], [3.755e11 * 1.3], [1.0]))
   assert near["row"] == "Table 10 row 3" and near["times"]["num_tokens"] == pytest.approx(1.3, 0.01)
 
 
@@ -190,9 +191,9 @@ def test_runs_of_a_study_s_parts_are_rows_too_and_a_shared_one_is_one(tmp_path):
 
 def test_impossible_arms_and_too_few_runs_are_refused(tmp_path):
   with pytest.raises(UserError, match="activation_rate=1.2"):
-    Inputs([1e9], [1.2], [1e10], [1.0])
+    ArmFeatures([1e9], [1.2], [1e10], [1.0])
   with pytest.raises(UserError, match="epochs=0.5"):
-    Inputs([1e9], [0.2], [1e10], [0.5])
+    ArmFeatures([1e9], [0.2], [1e10], [0.5])
   two = fake_study.write_study(tmp_path, fake_study.Fake(rates=(0.2,), telemetry=False))
   with pytest.raises(UserError, match="2 different shapes"):
     fit.fit(study_rows([two]))
@@ -223,3 +224,30 @@ def test_predict_prints_a_row_an_arm_and_the_errors_of_every_form(capsys):
     assert form in out
   assert cli.main(argv[:3]) == 2 and "--tokens is missing" in capsys.readouterr().err
   assert cli.main([*argv, "--config=configs/demo.py"]) == 2
+
+
+def test_intervals_hold_on_sizes_and_reuse_that_were_left_out(published):
+  """Every size, and every way to reuse text, hidden in turn: the rows were never seen."""
+  for table in (fit.leave_one_size_out(published[0]), fit.leave_one_reuse_out(published[0])):
+    total = sum(row["num_rows"] for row in table)
+    assert total == 46 and sum(row["inside"] for row in table) >= 43  # 95 % is 43.7
+
+
+def test_an_arm_of_a_new_size_or_reuse_has_a_wider_interval(published):
+  _, fitted = published
+  seen, repeated, larger = (
+    fitted.log_half_width(ArmFeatures([n], [0.2], [2.4e11], [epochs]))[0]
+    for n, epochs in ((2.15e9, 1.0), (2.15e9, 3.0), (2e10, 1.0))
+  )
+  assert repeated > 1.5 * seen and larger > 1.5 * seen
+  told = fitted.extrapolates(ArmFeatures([2.15e9], [0.2], [2.4e11], [3.0]))
+  assert any("reads its text about as often" in line for line in told)
+
+
+def test_a_parameter_that_no_row_shows_keeps_its_prior_s_doubt():
+  """No row repeats its text: what R is, and so what ten epochs cost, is the prior's guess."""
+  arms = draw_arms(np.random.default_rng(3), 40)
+  once = ArmFeatures(arms.num_params, arms.activation_rate, arms.num_tokens, np.ones(40))
+  fitted = fit._fit_form(laws.SATURATING, rows_of(once, truth(once)))
+  one, ten = (ArmFeatures([1.1e9], [0.2], [5e10], [e]) for e in (1.0, 10.0))
+  assert fitted._parameter_variance(ten)[0] > 9 * fitted._parameter_variance(one)[0]

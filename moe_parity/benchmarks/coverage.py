@@ -54,7 +54,7 @@ INTERVALS = (
 
 
 def run(
-  num_studies: int = 800,
+  num_studies: int = 500,
   noises: Sequence[Noise] = NOISES,
   seeds: Sequence[int] = (2, 3),
   documents: Sequence[int] = (5, 60),

@@ -4,7 +4,6 @@ These machines are shared and drift: a figure is a median over repeats, and figu
 compared are taken in turn in the same process.
 """
 
-import difflib
 import json
 import os
 import pathlib
@@ -16,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
-from moe_parity.errors import UserError
+from moe_parity.errors import UserError, suggest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -38,8 +37,7 @@ def run(only: Sequence[str] = ()) -> dict[str, list[dict]]:
   }
   for name in only:
     if name not in suite:
-      near = difflib.get_close_matches(name, suite, n=1)
-      hint = f"; did you mean {near[0]!r}?" if near else ""
+      hint = suggest(name, suite)
       raise UserError(f"--only={name}: the benchmarks are {', '.join(suite)}{hint}")
   return {name: measure() for name, measure in suite.items() if not only or name in only}
 

@@ -27,7 +27,9 @@ def arguments(parser) -> None:
     help="your studies or runs to fit instead of the paper's tables, which then lend exponents",
   )
   parser.add_argument(
-    "--check", action="store_true", help="also hide every model size in turn and predict its rows"
+    "--check",
+    action="store_true",
+    help="also leave out every size, and every reuse of it, and predict its rows",
   )
   json_argument(parser)
 
@@ -54,7 +56,8 @@ def run(args) -> int:
     "errors": [vars(error) for error in fitted.errors],
   }
   if args.check:
-    answer["hidden_sizes"] = fit.hidden_sizes(rows, lender)
+    answer["leave_one_size_out"] = fit.leave_one_size_out(rows, lender)
+    answer["leave_one_reuse_out"] = fit.leave_one_reuse_out(rows, lender)
   if args.json:
     print(json.dumps(answer, indent=2))
   else:
@@ -64,7 +67,7 @@ def run(args) -> int:
 
 def _arms(args):
   """Names, inputs, and the row of the dense arm at parity (None without one)."""
-  from moe_parity.study.surrogate.laws import Inputs
+  from moe_parity.study.surrogate.laws import ArmFeatures
 
   given = [name for name in POINT if getattr(args, name)]
   if args.config and given:
@@ -87,7 +90,7 @@ def _arms(args):
     lists = [_numbers(args, name) for name in POINT]
     rows = list(itertools.product(*lists))
     names, base = [""] * len(rows), None
-  return names, Inputs(*zip(*rows, strict=True)), base
+  return names, ArmFeatures(*zip(*rows, strict=True)), base
 
 
 def _numbers(args, name: str) -> list[float]:
@@ -116,14 +119,16 @@ def _print(answer: dict, own_runs: bool) -> None:
         "fitted rows": error["seen"],
         "left-out shapes": error["shape"],
         "left-out sizes": error["size"],
+        "left-out reuse": error["reuse"],
         "": "<- predicts" if error["chosen"] else "",
       }
       for error in answer["errors"]
     ]
   )
-  if "hidden_sizes" in answer:
-    print("\neach size hidden, the form chosen and fitted without it, then its rows predicted:")
-    print_table(answer["hidden_sizes"])
+  for name, what in (("leave_one_size_out", "size"), ("leave_one_reuse_out", "reuse of a size")):
+    if name in answer:
+      print(f"\neach {what} left out, the form chosen and fitted without it, its rows predicted:")
+      print_table(answer[name])
   if not own_runs:
     print("\nnote: BPC of the paper's text and tokenizer; on other text compare arms, not levels")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moe_parity import files
 from moe_parity.data import corpus, storage
 from moe_parity.data import tokenizer as tokenizers
 from moe_parity.data.bpe_training import train_bpe, vocab_size_of
@@ -107,8 +108,8 @@ def _tokenizer(spec: str, work: Path, documents: Documents, report: Progress) ->
     total = int(documents.table.num_bytes[wanted].sum())
     trained = train_bpe(_texts(documents, wanted, total, report), vocab_size_of(spec))
     report("train tokenizer", total, total)
-    trained.save(saved.with_suffix(".part"))
-    saved.with_suffix(".part").replace(saved)
+    with files.replacing(saved) as temporary:
+      trained.save(temporary)
   found = tokenizers.load(saved)
   found.name = spec
   return found

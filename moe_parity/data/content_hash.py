@@ -8,10 +8,10 @@ the cache folder; losing that file costs time only.
 import contextlib
 import json
 import os
-import tempfile
 import time
 from pathlib import Path
 
+from moe_parity import files
 from moe_parity.data import storage
 
 _SETTLED_NS = 2_000_000_000  # a file changed this recently may change again within one clock tick
@@ -59,7 +59,4 @@ class _Memo:
     entries = list((self._known | self._new).items())[-_MOST:]
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
       self._path.parent.mkdir(parents=True, exist_ok=True)
-      handle, part = tempfile.mkstemp(dir=self._path.parent, prefix=".file_hashes-")
-      with open(handle, "w", encoding="utf-8") as file:
-        json.dump(dict(entries), file)
-      os.replace(part, self._path)
+      files.write_json(self._path, dict(entries))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moe_parity import files
 from moe_parity.data.checked_npz import read_arrays
 from moe_parity.data.corpus import Source
 from moe_parity.data.manifest import SPLITS
@@ -139,10 +140,8 @@ def _encode_part(
   for ids in encoded:
     pieces += [*before, ids, after]
     lengths.append(len(ids) + len(before) + 1)
-  part = path.with_suffix(".part")
-  with open(part, "wb") as file:
-    np.savez(file, tokens=np.concatenate(pieces), lengths=np.array(lengths, np.int64), lost=lost)
-  part.replace(path)
+  arrays = {"tokens": np.concatenate(pieces), "lengths": np.array(lengths, np.int64), "lost": lost}
+  files.write_npz(path, compressed=False, **arrays)
 
 
 def join(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moe_parity import files
 from moe_parity.data import checked_json
 from moe_parity.data.checked_npz import read_arrays
 from moe_parity.errors import UserError
@@ -220,14 +221,10 @@ class Ledger:
 
   def save(self, path: str | Path) -> None:
     """Writes the ledger as .npz, replacing an older one atomically."""
-    path = Path(path)
     meta = {"seq_len": self.seq_len, "data": self.data}
     arrays = self.state() | ({} if self.domain_ids is None else {"domain_ids": self.domain_ids})
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-      text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-      np.savez_compressed(file, meta=text, **arrays)
-    part.replace(path)
+    text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    files.write_npz(path, meta=text, **arrays)
 
   @classmethod
   def load(cls, path: str | Path) -> "Ledger":

@@ -4,7 +4,6 @@ Only digests and counts are kept, so the corpus may be larger than memory. Every
 from this table: which text trains the tokenizer, where parts begin, what a resumed run has done.
 """
 
-import difflib
 import fnmatch
 import hashlib
 import json
@@ -14,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from moe_parity import files
 from moe_parity.data import checked_json, corpus
 from moe_parity.data.checked_npz import read_arrays
 from moe_parity.data.corpus import BUILTIN, Source, check_keys, parse_sources
 from moe_parity.data.readers import BadRecords, Document
-from moe_parity.errors import UserError
+from moe_parity.errors import UserError, nearest
 from moe_parity.escapes import escape, split, unescape
 
 TRAIN, VALIDATION, DROPPED = 0, 1, -1
@@ -108,11 +108,9 @@ class Scan:
       "bad_bytes": self.bad_bytes,
       "bad_messages": self.bad_messages,
     }
-    part = path.with_suffix(".part")
-    with open(part, "wb") as file:
-      columns = {column: getattr(self, column) for column in _COLUMNS}
-      np.savez(file, names=np.frombuffer(json.dumps(names).encode(), np.uint8), **columns)
-    part.replace(path)
+    columns = {column: getattr(self, column) for column in _COLUMNS}
+    text = np.frombuffer(json.dumps(names).encode(), np.uint8)
+    files.write_npz(path, compressed=False, names=text, **columns)
 
   @classmethod
   def load(cls, path: Path) -> "Scan":
@@ -231,7 +229,7 @@ def _is_work(name: str, pattern: str) -> bool:
 def _check_works(patterns: Sequence[str], names: list[str]) -> None:
   for pattern in patterns:
     if not any(_is_work(name, pattern) for name in names):
-      near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
+      near = nearest(pattern, names, most=3, cutoff=0.4)
       hint = f"; near it: {', '.join(map(escape, near))}" if near else ""
       raise UserError(f"held-out work {pattern!r} is no source of the corpus{hint}")
 

@@ -20,11 +20,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from moe_parity.data.token_store import Split
-from moe_parity.errors import UserError
+from moe_parity.errors import UserError, check_choice
 from moe_parity.evaluation.bits_per_character import Score
 from moe_parity.evaluation.model_scorer import make_scorer
 from moe_parity.model.documents import DocumentSeparators
-from moe_parity.model.options import ModelOptions, one_of
+from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
 from moe_parity.planning.architecture import Architecture
 from moe_parity.sharding import mesh as meshes
@@ -38,7 +38,7 @@ def check_ablations(names) -> tuple[str, ...]:
   Raises:
     UserError: a name that is none of ABLATIONS.
   """
-  return tuple(one_of("evaluation.ablations", name, ABLATIONS) for name in names)
+  return tuple(check_choice("evaluation.ablations", name, ABLATIONS) for name in names)
 
 
 def ablated_scores(

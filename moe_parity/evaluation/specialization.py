@@ -19,7 +19,7 @@ import numpy as np
 from moe_parity import files
 
 SPECIALIZATION = "specialization.npz"
-OLDER_NAME = "specialization.npz"  # of runs made before the package spelled it so
+OLDER_NAME = "specialisation.npz"  # of runs made before the package spelled it the American way
 MAX_DOCUMENTS = 1000
 NUM_PERMUTATIONS = 400
 SEED = 20250612

@@ -1,9 +1,8 @@
 """What a model does beyond its shape: positions, gates, arithmetic. The shape is `Architecture`."""
 
 import dataclasses
-import difflib
 
-from moe_parity.errors import UserError
+from moe_parity.errors import UserError, check_choice
 from moe_parity.planning.routed_scale import check_routed_scale
 
 POSITIONS = ("alibi", "rope", "none")
@@ -12,19 +11,6 @@ DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("", "blocks")
 KERNEL_MULTIPLE = 128  # positions; what the kernel needs a sequence to be a multiple of
 KERNEL_LONGEST = 16_384  # positions whose keys and queries of a head fit on the chip
-
-
-def one_of(field: str, value: str, choices: tuple[str, ...]) -> str:
-  """`value` if it is one of `choices`.
-
-  Raises:
-    UserError: it is not; names the nearest choice.
-  """
-  if value in choices:
-    return value
-  near = difflib.get_close_matches(str(value), choices, n=1)
-  hint = f"; did you mean {near[0]!r}?" if near else ""
-  raise UserError(f"{field}={value!r} is not one of {', '.join(choices)}{hint}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +63,11 @@ class ModelOptions:
   is_probing: bool = False
 
   def __post_init__(self):
-    one_of("model.position", self.position, POSITIONS)
+    check_choice("model.position", self.position, POSITIONS)
     check_routed_scale("model.routed_scale", self.routed_scale)
-    one_of("model.remat", self.remat, REMAT_POLICIES)
-    one_of("model.dtype", self.dtype, DTYPES)
-    one_of("model.attention", self.attention, ATTENTIONS)
+    check_choice("model.remat", self.remat, REMAT_POLICIES)
+    check_choice("model.dtype", self.dtype, DTYPES)
+    check_choice("model.attention", self.attention, ATTENTIONS)
     if self.capacity_factor < 0:
       raise UserError(
         f"model.capacity_factor={self.capacity_factor} is negative; use 0 (nothing is dropped) or"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from typing import Any
 
-from moe_parity.errors import UserError
+from moe_parity.errors import UserError, suggest
 from moe_parity.planning.accounting import check_convention, cost_of
 from moe_parity.planning.architecture import Architecture, layer_pattern
 from moe_parity.planning.routed_scale import check_routed_scale
@@ -304,9 +303,8 @@ def _fields(section: Any, kind: type, where: str, without: tuple[str, ...] = ())
   found = {}
   for name in _names(section):
     if name not in known:
-      near = difflib.get_close_matches(name, known, n=1)
-      hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(known)}"
-      raise UserError(f"{where} has no field {name!r}; {hint}")
+      hint = suggest(name, known) or f"; use {', '.join(known)}"
+      raise UserError(f"{where} has no field {name!r}{hint}")
     found[name] = _checked(_value(section, name), known[name].type, f"{where}: {name}")
   for name, field in known.items():
     if field.default is dataclasses.MISSING and name not in found and name != "kind":

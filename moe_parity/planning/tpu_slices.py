@@ -12,11 +12,10 @@ program may use of the HBM is what libtpu 0.0.50 says when one does not fit.
 """
 
 import dataclasses
-import difflib
 import math
 import re
 
-from moe_parity.errors import UserError
+from moe_parity.errors import UserError, nearest
 
 GIB = 2**30
 LANES = 128  # numbers in a row of a TPU's vector register; arrays are stored in such pieces
@@ -171,7 +170,7 @@ def _nearest(name: str, generation: Generation | None = None) -> str:
   """The names nearest to one that does not exist."""
   if generation is None:
     letters = re.split(r"[:-]", name.lower())[0]
-    near = difflib.get_close_matches(letters, [*GENERATIONS, *ALIASES], n=1, cutoff=0.3)
+    near = nearest(letters, [*GENERATIONS, *ALIASES], cutoff=0.3)
     if not near:
       return ", ".join(Slice(g, g.grids[3]).name for g in GENERATIONS.values())
     generation = GENERATIONS[ALIASES.get(near[0], near[0])]

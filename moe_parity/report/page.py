@@ -6,10 +6,10 @@ no script, no network. What a study does not have (yet) is named where it would 
 
 import html
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 
+from moe_parity import files
 from moe_parity.report import (
   architecture,
   figures,
@@ -55,17 +55,18 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
   parts |= {made.name: made for made in further.each_tables(others)}
   written = {"index.html"}
   for drawing in drawings.values():
-    _write(folder / f"{drawing.name}.png", drawing.png(style.DESK))
-    _write(folder / f"{drawing.name}.svg", drawing.svg(style.DESK).encode())
+    files.write_bytes(folder / f"{drawing.name}.png", drawing.png(style.DESK))
+    files.write_bytes(folder / f"{drawing.name}.svg", drawing.svg(style.DESK).encode())
     written |= {f"{drawing.name}.png", f"{drawing.name}.svg"}
   for part in parts.values():
     for ending, text in (("md", part.markdown()), ("csv", part.csv()), ("tex", part.latex())):
-      _write(folder / f"{part.name}.{ending}", text.encode())
+      files.write_bytes(folder / f"{part.name}.{ending}", text.encode())
       written.add(f"{part.name}.{ending}")
-  _write(folder / "index.html", page(study, report, steps, drawings, parts, others).encode())
+  html = page(study, report, steps, drawings, parts, others)
+  files.write_bytes(folder / "index.html", html.encode())
   for path in folder.iterdir():
     if path.suffix in (".png", ".svg", ".md", ".csv", ".tex") and path.name not in written:
-      path.unlink()
+      path.unlink(missing_ok=True)  # another worker may have been faster
   return folder / "index.html"
 
 
@@ -183,7 +184,3 @@ def _tables(
   return {part.name: part for part in every}
 
 
-def _write(path: pathlib.Path, content: bytes) -> None:
-  part = path.with_name(path.name + ".part")
-  part.write_bytes(content)
-  os.replace(part, path)

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
+from moe_parity import files
 from moe_parity.data.ledger import Ledger
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_costs import RESOURCES, executed_flops
@@ -188,7 +189,7 @@ def certify_run(folder: pathlib.Path) -> dict:
     "ledger": ledger.summary(),
     "unique_windows_sha256": hashlib.sha256(seen.astype("<u8").tobytes()).hexdigest(),
   }
-  run_folder.write_json(folder / CERTIFICATE, value)
+  files.write_json(folder / CERTIFICATE, value)
   return value
 
 
@@ -249,7 +250,7 @@ def certify_study(folder: pathlib.Path) -> dict:
     "missing": missing,
     "relative_to_dense": relative_to_dense(runs),
   }
-  run_folder.write_json(folder / CERTIFICATE, value)
+  files.write_json(folder / CERTIFICATE, value)
   return value
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from moe_parity import config as configs
+from moe_parity import files
 from moe_parity.data.mixture import planner_inputs
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
@@ -149,7 +150,7 @@ class Study:
       grown = not path.exists() or _grown(path, part.plan, self.staged)
       if grown and write:
         path.parent.mkdir(parents=True, exist_ok=True)
-        run_folder.write_json(path, part.plan.to_dict())
+        files.write_json(path, part.plan.to_dict())
     self.parts = parts
     return parts
 
@@ -211,7 +212,7 @@ class Study:
       return None
     results = Results(self.folder, self.claims)
     value = method.summarise(self.config, self.folder, self.parts, results)
-    run_folder.write_json(self.folder / f"{self.config.study.method}.json", value)
+    files.write_json(self.folder / f"{self.config.study.method}.json", value)
     return value
 
   def _write_part(self, part: Part, arms: list[Arm]) -> None:
@@ -220,7 +221,7 @@ class Study:
     if path.exists():
       created = run_folder.read_json(path).get("created", created)
     manifest, store = self.store.manifest, self.store
-    run_folder.write_json(
+    files.write_json(
       path,
       {
         "name": f"{self.config.name}/{part.name}" if part.name else self.config.name,

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moe_parity import config as configs
+from moe_parity import files
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.evaluation import specialization
@@ -174,7 +175,7 @@ def finish(run: ArmRun, state: TrainState) -> dict:
     "validation": validation,
     **taken_apart,
   }
-  run_folder.write_json(run.folder / run_folder.RESULT, result)
+  files.write_json(run.folder / run_folder.RESULT, result)
   multihost.wait(f"{plan.name}: finished")
   return result
 

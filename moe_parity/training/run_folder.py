@@ -1,33 +1,14 @@
-"""A run is a folder: whose it is, and how files get into it whole or not at all."""
+"""Run folders: which run a folder belongs to, and reading its JSON files."""
 
 import json
-import os
 import pathlib
-import secrets
 
 from moe_parity import config as configs
+from moe_parity import files
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import with_later_fields
 
 CONFIG, PLAN, RESULT = "config.json", "plan.json", "result.json"
-
-
-def replace(path: pathlib.Path, content: bytes) -> None:
-  """Puts `content` at `path`: a reader, or a kill at any moment, sees the old file or the new.
-
-  Workers of a study write the same files, so each writes under a name of its own first.
-  """
-  temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-  with open(temporary, "wb") as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
-
-
-def write_json(path: pathlib.Path, value: object) -> None:
-  """`replace` with JSON."""
-  replace(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_json(path: pathlib.Path):
@@ -42,14 +23,14 @@ def read_json(path: pathlib.Path):
 
 
 def read_result(folder: pathlib.Path) -> dict | None:
-  """result.json of a finished run, None while there is none."""
+  """result.json of a finished run, None before it has finished."""
   return read_json(folder / RESULT) if (folder / RESULT).exists() else None
 
 
 def claim(folder: pathlib.Path, config: dict, plan: dict, *, write: bool = True) -> None:
-  """Makes the folder this run's, or finds that it already is.
+  """Makes the folder this run's, or checks that it already is.
 
-  Only what changes the run's numbers is compared: how often it logs, saves or draws, and on which
+  Only what decides the run's numbers is compared: how often it logs, saves or draws, and on which
   mesh, may change.
 
   Args:
@@ -61,8 +42,8 @@ def claim(folder: pathlib.Path, config: dict, plan: dict, *, write: bool = True)
   if not (folder / PLAN).exists():
     if not write:
       return
-    write_json(folder / CONFIG, config)
-    write_json(folder / PLAN, plan)
+    files.write_json(folder / CONFIG, config)
+    files.write_json(folder / PLAN, plan)
     return
   old_plan, old_config = read_json(folder / PLAN), read_json(folder / CONFIG)
   plan = json.loads(json.dumps(plan))
@@ -78,6 +59,6 @@ def claim(folder: pathlib.Path, config: dict, plan: dict, *, write: bool = True)
 
 def _numbers(config: dict) -> dict:
   """The fields that decide a run's numbers beyond its plan."""
-  kept = {name: dict(config[name]) for name in ("data", "model", "optimizer", "evaluation")}
-  kept["evaluation"].pop("routing_tokens", None)  # how much is looked at, of what is there anyway
-  return kept | {"micro_batch_sequences": config["train"]["micro_batch_sequences"]}
+  fields = {name: dict(config[name]) for name in ("data", "model", "optimizer", "evaluation")}
+  fields["evaluation"].pop("routing_tokens", None)  # a larger sample of the same routing
+  return fields | {"micro_batch_sequences": config["train"]["micro_batch_sequences"]}

@@ -5,12 +5,11 @@ A run that resumes from a checkpoint first removes the lines of later steps, the
 
 import functools
 import json
-import os
 import pathlib
 
 import numpy as np
 
-from moe_parity.training import run_folder
+from moe_parity import files
 from moe_parity.training.metrics import METRICS, read_metrics
 
 ROUTING = "routing.npz"
@@ -33,7 +32,7 @@ class Telemetry:
     path = self.folder / METRICS
     if path.exists():
       lines = [line for line in read_metrics(self.folder) if line["step"] <= step]
-      run_folder.replace(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+      files.write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
     if (self.folder / ROUTING).exists():
       with np.load(self.folder / ROUTING) as saved:
         is_before = saved["steps"] <= step
@@ -66,12 +65,10 @@ class Telemetry:
     self._routing["loads"].append(np.asarray(load_LE, np.float32))
 
   def save_routing(self) -> None:
-    """Writes routing.npz whole; called before each checkpoint, so none is ahead of it."""
+    """Writes routing.npz; called before each checkpoint, so that none is ahead of it."""
     if self._routing["steps"]:
-      path = self.folder / ROUTING
-      temporary = path.with_suffix(".tmp.npz")
-      np.savez_compressed(temporary, **{k: np.asarray(v) for k, v in self._routing.items()})
-      os.replace(temporary, path)
+      arrays = {name: np.asarray(values) for name, values in self._routing.items()}
+      files.write_npz(self.folder / ROUTING, **arrays)
 
   def close(self) -> None:
     self._metrics.close()

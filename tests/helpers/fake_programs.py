@@ -55,6 +55,7 @@ class Programs:
 
   def write(self, name: str, text: str) -> None:
     file = self.folder / name
+    file.unlink(missing_ok=True)  # writing through a link would change the machine's own program
     file.write_text(text)
     file.chmod(file.stat().st_mode | stat.S_IXUSR)
 

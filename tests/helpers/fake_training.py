@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 
+from moe_parity import files
 from moe_parity.defaults import base, dense_arm, moe_arm
 from moe_parity.study.folder import Study
 from moe_parity.study.workers.runner import Trainer
@@ -78,8 +79,8 @@ def trainer(*, seconds=0.0, truth=bpc_of, failing=(), hanging=()) -> Trainer:
 
   def train(config, arm, store, folder, report, warn):
     folder.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(folder / "plan.json", arm.to_dict())
-    run_folder.write_json(folder / "config.json", json.loads(config.to_json()))
+    files.write_json(folder / "plan.json", arm.to_dict())
+    files.write_json(folder / "config.json", json.loads(config.to_json()))
     root = folder.parent.parent
     root = root.parent.parent if root.parent.name == "parts" else root
     with open(root / LOG, "a") as log:
@@ -87,14 +88,14 @@ def trainer(*, seconds=0.0, truth=bpc_of, failing=(), hanging=()) -> Trainer:
     if arm.name in failing:
       raise RuntimeError(f"{arm.name} broke")
     time.sleep(3600 if arm.name in hanging else seconds)
-    run_folder.write_json(folder / "result.json", result(arm, truth(arm)))
+    files.write_json(folder / "result.json", result(arm, truth(arm)))
 
   def certify(folder):
     plan = run_folder.read_json(folder / "plan.json")
     names = ("num_params", "train_flops", "num_tokens", "num_unique_tokens")
     told = {"passed": True, "checks": [], "ledger": {"sha256": "0" * 8}}
     measured = {"measured": {name: plan[name] for name in names}}
-    run_folder.write_json(folder / "certificate.json", told | measured)
+    files.write_json(folder / "certificate.json", told | measured)
 
   return Trainer(train, certify)
 

@@ -7,11 +7,10 @@ MoE is better. A comparison's verdict is "MoE better", "dense better" or "not di
 Intervals: see `statistics` and `uncertainty`; the curve over activation rate: see `rate_curve`.
 """
 
-import json
 import math
-import os
 import pathlib
 
+from moe_parity import files
 from moe_parity.study import reading
 from moe_parity.study.analysis import rate_curve, resources, statistics, verdict
 from moe_parity.study.analysis.uncertainty import LEVEL, NUM_DRAWS
@@ -20,10 +19,7 @@ from moe_parity.study.analysis.uncertainty import LEVEL, NUM_DRAWS
 def write_analysis(study_folder: str | pathlib.Path) -> pathlib.Path:
   """Writes analysis.json into the study folder (atomically) and returns its path."""
   path = pathlib.Path(study_folder) / "analysis.json"
-  text = json.dumps(analyse(study_folder), indent=1, allow_nan=False)
-  part = path.with_suffix(".json.part")
-  part.write_text(text + "\n")
-  os.replace(part, path)
+  files.write_json(path, analyse(study_folder), indent=1, allow_nan=False)
   return path
 
 

@@ -1,14 +1,17 @@
 """What an arm will score before it is paid for: a fit over finished runs, with its error.
 
-A few forms are fitted (see `surrogate_law`); the one with the smallest error on shapes it has not
-seen is taken, and the errors of all are kept. Nothing here needs a device.
+A few forms are fitted (see `laws`); the one with the smallest error on shapes it has not seen is
+taken, and the errors of all are kept. Nothing here needs a device.
 
-How wide an interval is. What left-out shapes missed says how large errors are on the whole; where
-they are larger is said by the residuals of the fit plus the jackknife over shapes of the prediction
-itself, which grows away from the rows. The second is scaled so that its mean over the rows is the
-first: adding them would count the spread of the fit twice (it did, and covered 99.8 % instead of
-95 %). An arm of a size that is not among the rows gets at least the error of left-out sizes.
-Student's t has one degree of freedom fewer than there are shapes.
+How wide an interval is. An arm's error is at least that of what it has in common with rows that
+were left out of the fit: of shapes; of whole sizes, if no fitted row has its size; of ways to reuse
+text, if no fitted row of its size reads its text about as often; and of the worst of these groups,
+if it lies outside all fitted ones. Each goes with Student's t for the
+number of groups left out less one, so a few sizes make a wide interval. Where shapes are concerned,
+the residuals plus the jackknife over shapes say where errors are larger; they are scaled so that
+their mean over the rows is the error of left-out shapes: adding them would count the spread of the
+fit twice. And where the rows say nothing about a parameter (text read again in none of them), its
+prior does.
 """
 
 import dataclasses
@@ -19,8 +22,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe_parity.errors import UserError
-from moe_parity.study.surrogate.laws import LAWS, Inputs, Law, Mean, Ridge, log_ranges
-from moe_parity.study.surrogate.rows import SAME_SIZE, Rows
+from moe_parity.study.surrogate.laws import LAWS, ArmFeatures, Law, Mean, Ridge, log_ranges
+from moe_parity.study.surrogate.rows import SAME_REUSE, SAME_SIZE, Rows
 
 LEVEL = 0.95
 MIN_SHAPES = 3
@@ -35,15 +38,16 @@ class FormError:
   """Error of a form on the rows it did not see, root mean square of BPC.
 
   Attributes:
-    seen: on the rows it was fitted to. shape, size: on left-out shapes and sizes; None where there
-    is but one size. chosen: whether this form predicts.
+    seen: on the rows it was fitted to. shape, size, reuse: on left-out shapes, sizes and ways to
+    reuse text; None where there is but one. chosen: whether this form predicts.
   """
 
   form: str
-  says: str
+  description: str
   seen: float
   shape: float
   size: float | None
+  reuse: float | None
   chosen: bool = False
 
 
@@ -52,8 +56,9 @@ class Surrogate:
   """A chosen form with what its uncertainty rests on.
 
   Attributes:
-    theta: of all rows. folds: theta without each shape. shape_sd, size_sd: root mean square errors
-    of ln BPC on left-out shapes and sizes (nan with one size).
+    theta: of all rows. folds: theta without each shape. shape_sd, size_sd, reuse_sd: root mean
+    square errors of ln BPC on left-out shapes, sizes and ways to reuse text (nan where there is
+    but one). size_worst, reuse_worst: of the group that was predicted worst.
     errors: of every form, in the order tried.
   """
 
@@ -63,19 +68,23 @@ class Surrogate:
   folds: tuple[np.ndarray, ...]
   shape_sd: float
   size_sd: float
+  reuse_sd: float
+  size_worst: float
+  reuse_worst: float
   errors: tuple[FormError, ...]
 
-  def log_bpc(self, arms: Inputs) -> np.ndarray:
+  def log_bpc(self, arms: ArmFeatures) -> np.ndarray:
     return self.form.log_bpc(self.theta, arms)
 
-  def log_sd(self, arms: Inputs) -> np.ndarray:
-    """Standard error of ln BPC of one run of each arm."""
-    spread = _jackknife(self._moved(arms)) + self._seen
-    return np.sqrt(np.maximum(self._scale * spread, self._new_size(arms)))
+  def log_half_width(self, arms: ArmFeatures) -> np.ndarray:
+    """Half of the interval of ln BPC of one run of each arm."""
+    spread = self._scale * (_jackknife(self._fold_predictions(arms)) + self._seen)
+    spread = np.maximum(spread, self._parameter_variance(arms))
+    return np.maximum(self.quantile * np.sqrt(spread), self._unseen_group(arms))
 
-  def predict(self, arms: Inputs, names: Sequence[str] = ()) -> list[dict]:
+  def predict(self, arms: ArmFeatures, names: Sequence[str] = ()) -> list[dict]:
     """A row an arm: inputs, bpc, interval, extrapolates (sentences), nearest (a fitted row)."""
-    values, spread = self.log_bpc(arms), self.quantile * self.log_sd(arms)
+    values, spread = self.log_bpc(arms), self.log_half_width(arms)
     found = []
     for i in range(len(arms)):
       inputs = {name: float(getattr(arms, name)[i]) for name in VARIABLES}
@@ -89,13 +98,15 @@ class Surrogate:
       })  # fmt: skip
     return found
 
-  def differences(self, arms: Inputs, base: int) -> list[dict]:
+  def differences(self, arms: ArmFeatures, base: int) -> list[dict]:
     """BPC of each arm minus that of arm `base`; what moves both alike leaves the interval."""
-    values, moved, other = self.log_bpc(arms), self._moved(arms), self._new_size(arms)
-    spread = _jackknife(moved - moved[:, [base]]) + 2 * self._seen
-    sd = np.sqrt(np.maximum(self._scale * spread, np.maximum(other, other[base])))
+    values, folds = self.log_bpc(arms), self._fold_predictions(arms)
+    spread = self._scale * (_jackknife(folds - folds[:, [base]]) + 2 * self._seen)
+    spread = np.maximum(spread, self._parameter_variance(arms, base))
+    unseen = self._unseen_group(arms)
+    half = np.maximum(self.quantile * np.sqrt(spread), np.maximum(unseen, unseen[base]))
     centre = np.exp(values) - np.exp(values[base])
-    half = self.quantile * sd * np.exp(values[base])
+    half = half * np.exp(values[base])
     return [
       {"difference": float(c), "interval": [float(c - h), float(c + h)]} if i != base else {}
       for i, (c, h) in enumerate(zip(centre, half, strict=True))
@@ -103,11 +114,9 @@ class Surrogate:
 
   @property
   def quantile(self) -> float:
-    from scipy.special import stdtrit
+    return _t_quantile(len(self.folds))
 
-    return float(stdtrit(len(self.folds) - 1, (1 + LEVEL) / 2))
-
-  def extrapolates(self, arm: Inputs) -> list[str]:
+  def extrapolates(self, arm: ArmFeatures) -> list[str]:
     """One sentence for everything about one arm that no fitted row of its kind reaches."""
     kind = "dense" if arm.dense[0] else "MoE"
     like = self.rows.inputs[self.rows.inputs.dense == arm.dense[0]]
@@ -124,11 +133,20 @@ class Surrogate:
     widest = max((_distances(like[i : i + 1], like, i).min() for i in range(len(like))), default=0)
     if not found and len(like) > 1 and gap > max(widest, SAME_SIZE):
       found.append(f"no fitted row is near: the nearest differs by a factor {math.exp(gap):.3g}")
-    if not self._same_size(arm)[0] and not math.isfinite(self.size_sd):
-      found.append("no other size was left out, so the interval lacks the error of a new size")
+    new_size, new_reuse = (bool(new[0]) for new in self._is_new(arm))
+    if new_size:
+      known = "the interval is that of left-out sizes"
+      if not math.isfinite(self.size_sd):
+        known = "no size could be left out, so the interval lacks the error of a new size"
+      found.append(f"no {kind} run of this size was fitted: {known}")
+    elif new_reuse:
+      known = "the interval is that of left-out ways to reuse text"
+      if not math.isfinite(self.reuse_sd):
+        known = "none could be left out, so the interval rests on the prior of R"
+      found.append(f"no {kind} run of this size reads its text about as often: {known}")
     return found
 
-  def nearest(self, arm: Inputs) -> dict:
+  def nearest(self, arm: ArmFeatures) -> dict:
     """The fitted row nearest in logarithms, and this arm over it in every variable."""
     rows = self.rows.inputs
     kind = np.where(rows.dense == arm.dense[0], 0.0, 1e3)
@@ -145,21 +163,43 @@ class Surrogate:
   @functools.cached_property
   def _scale(self) -> float:
     """Brings the mean spread at the rows to the square error on left-out shapes."""
-    mean = float(np.mean(_jackknife(self._moved(self.rows.inputs)) + self._seen))
+    mean = float(np.mean(_jackknife(self._fold_predictions(self.rows.inputs)) + self._seen))
     return self.shape_sd**2 / mean if mean else 0.0
 
-  def _new_size(self, arms: Inputs) -> np.ndarray:
-    """The least variance of an arm: that of left-out sizes for a size not among the rows."""
-    known = math.isfinite(self.size_sd)
-    return np.where(self._same_size(arms), 0.0, self.size_sd**2 if known else 0.0)
+  def _unseen_group(self, arms: ArmFeatures) -> np.ndarray:
+    """The least half width of ln BPC of arms of a new size, or that reuse text in a new way."""
+    new_size, new_reuse = self._is_new(arms)
+    half = np.zeros(len(arms))
+    for new, name, sd, worst, groups in (
+      (new_size, "num_params", self.size_sd, self.size_worst, self.rows.size),
+      (new_reuse, "epochs", self.reuse_sd, self.reuse_worst, self.rows.reuse),
+    ):
+      if math.isfinite(sd):
+        asked, fitted = getattr(arms, name), getattr(self.rows.inputs, name)
+        outside = (asked > fitted.max() * _EDGE) | (asked < fitted.min() / _EDGE)
+        least = _t_quantile(len(np.unique(groups))) * np.where(outside, worst, sd)
+        half = np.where(new, np.maximum(half, least), half)
+    return half
 
-  def _moved(self, arms: Inputs) -> np.ndarray:
+  def _parameter_variance(self, arms: ArmFeatures, base: int | None = None) -> np.ndarray:
+    """Variance of ln BPC (over that of arm `base`) from what rows and prior leave open."""
+    slopes, covariance = self.form.uncertain(self.theta, self.rows.inputs, self.rows.bpc, arms)
+    if base is not None:
+      slopes = slopes - slopes[[base]]
+    return np.einsum("ap,pq,aq->a", slopes, covariance, slopes)
+
+  def _fold_predictions(self, arms: ArmFeatures) -> np.ndarray:
     return np.stack([self.form.log_bpc(theta, arms) for theta in self.folds])
 
-  def _same_size(self, arms: Inputs) -> np.ndarray:
+  def _is_new(self, arms: ArmFeatures) -> tuple[np.ndarray, np.ndarray]:
+    """Whether no fitted row has the arm's kind and size; whether none of those that do reads its
+    text about as often."""
     rows = self.rows.inputs
-    gap = np.abs(np.log(arms.num_params[:, None] / rows.num_params))
-    return (gap + np.where(arms.dense[:, None] == rows.dense, 0, np.inf)).min(1) <= SAME_SIZE
+    size_gap = np.abs(np.log(arms.num_params[:, None] / rows.num_params))
+    size_gap = np.where(arms.dense[:, None] == rows.dense, size_gap, np.inf)
+    reuse_gap = np.abs(np.log(arms.epochs[:, None] / rows.epochs))
+    alike = size_gap <= SAME_SIZE
+    return ~alike.any(1), ~(alike & (reuse_gap <= SAME_REUSE)).any(1)
 
 
 def fit(rows: Rows, published: Rows | None = None) -> Surrogate:
@@ -185,16 +225,26 @@ def fit(rows: Rows, published: Rows | None = None) -> Surrogate:
   return dataclasses.replace(tried[best], errors=tuple(errors))
 
 
-def hidden_sizes(rows: Rows, published: Rows | None = None) -> list[dict]:
-  """Each size hidden in turn: form chosen and fitted without it, then asked for its rows.
+def leave_one_size_out(rows: Rows, published: Rows | None = None) -> list[dict]:
+  """`leave_out` by size."""
+  return leave_out(rows, rows.size, published)
+
+
+def leave_one_reuse_out(rows: Rows, published: Rows | None = None) -> list[dict]:
+  """`leave_out` by how often text is read, within a size."""
+  return leave_out(rows, rows.reuse, published)
+
+
+def leave_out(rows: Rows, group: np.ndarray, published: Rows | None = None) -> list[dict]:
+  """Each group of rows hidden in turn: form chosen and fitted without it, then asked for its rows.
 
   Returns:
-    a row a size: name, num_rows, error (root mean square, BPC), bias (mean, BPC), inside (rows
-    within their interval), form. Sizes whose absence leaves too few shapes are left out.
+    a row a group: its name, num_rows, error (root mean square, BPC), bias (mean, BPC), inside (rows
+    within their interval), form. Groups whose absence leaves too few shapes are left out.
   """
   found = []
-  for size in np.unique(rows.size):
-    hidden = rows.size == size
+  for number in np.unique(group):
+    hidden = group == number
     if len(np.unique(rows.shape[~hidden])) < MIN_SHAPES:
       continue
     surrogate, asked = fit(rows.keep(~hidden), published), rows.keep(hidden)
@@ -202,8 +252,10 @@ def hidden_sizes(rows: Rows, published: Rows | None = None) -> list[dict]:
     off = np.array([p["bpc"] for p in predicted]) - asked.bpc
     pairs = zip(predicted, asked.bpc, strict=True)
     inside = sum(p["interval"][0] <= bpc <= p["interval"][1] for p, bpc in pairs)
+    epochs = asked.inputs.epochs
+    times = "once" if epochs.max() < 1.02 else f"{epochs.min():.2g} to {epochs.max():.2g} times"
     found.append({
-      "hidden": rows.size_name(size),
+      "hidden": f"{rows.size_name(asked.size[0])}, read {times}",
       "num_rows": len(asked),
       "error": float(np.sqrt(np.mean(off**2))),
       "bias": float(off.mean()),
@@ -217,8 +269,10 @@ def _forms(published: Rows | None) -> list[Form]:
   forms: list[Form] = [Mean(), Ridge(), *LAWS]
   for law in LAWS if published else ():
     prior = law.shape_prior(law.fit(published.inputs, published.bpc), BORROWED_SPREAD)
-    says = f"{law.says}; exponents near those of the paper's tables"
-    forms.append(dataclasses.replace(law, name=f"{law.name}, borrowed", says=says, prior=prior))
+    told = f"{law.description}; exponents near those of the paper's tables"
+    forms.append(
+      dataclasses.replace(law, name=f"{law.name}, borrowed", description=told, prior=prior)
+    )
   return forms
 
 
@@ -226,10 +280,14 @@ def _fit_form(form: Form, rows: Rows) -> Surrogate:
   """One form with its folds; `errors` is still empty."""
   theta = form.fit(rows.inputs, rows.bpc)
   folds, by_shape = _left_out(form, rows, rows.shape, theta)
-  size_sd = math.nan
-  if len(np.unique(rows.size)) > 1:
-    size_sd = _rms(_left_out(form, rows, rows.size, theta)[1])
-  return Surrogate(rows, form, theta, folds, _rms(by_shape), size_sd, ())
+  sds, worst = [], []
+  for group in (rows.size, rows.reuse):
+    numbers = np.unique(group)
+    error = _left_out(form, rows, group, theta)[1] if len(numbers) > 1 else np.full(1, math.nan)
+    sds.append(_rms(error))
+    several = len(numbers) > 1
+    worst.append(max(_rms(error[group == n]) for n in numbers) if several else math.nan)
+  return Surrogate(rows, form, theta, folds, _rms(by_shape), *sds, *worst, ())
 
 
 def _left_out(
@@ -248,8 +306,15 @@ def _error(found: Surrogate) -> FormError:
   rows = found.rows
   level = float(np.exp(np.log(rows.bpc).mean()))
   seen = _rms(found.log_bpc(rows.inputs) - np.log(rows.bpc)) * level
-  size = None if math.isnan(found.size_sd) else found.size_sd * level
-  return FormError(found.form.name, found.form.says, seen, found.shape_sd * level, size)
+  others = [None if math.isnan(sd) else sd * level for sd in (found.size_sd, found.reuse_sd)]
+  return FormError(found.form.name, found.form.description, seen, found.shape_sd * level, *others)
+
+
+def _t_quantile(num_groups: int) -> float:
+  """Student's t for groups that were left out in turn."""
+  from scipy.special import stdtrit
+
+  return float(stdtrit(num_groups - 1, (1 + LEVEL) / 2))
 
 
 def _rms(values: np.ndarray) -> float:
@@ -261,7 +326,7 @@ def _jackknife(moved: np.ndarray) -> np.ndarray:
   return (len(moved) - 1) / len(moved) * ((moved - moved.mean(0)) ** 2).sum(0)
 
 
-def _distances(arm: Inputs, rows: Inputs, skip: int | None = None) -> np.ndarray:
+def _distances(arm: ArmFeatures, rows: ArmFeatures, skip: int | None = None) -> np.ndarray:
   """Largest difference over the variables, in logarithms, from one arm to every row."""
   distance = np.abs(log_ranges(rows) - log_ranges(arm)).max(1)
   if skip is not None:

@@ -30,7 +30,7 @@ _ABSENT = -60.0  # logarithm of a term that a form leaves out
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
+class ArmFeatures:
   """Arms as arrays [rows]: non-vocabulary parameters, r_a in 0..1, tokens seen, passes over the
   unique ones. r_a = 1 is dense. Any sequences are taken and held as float64 arrays.
 
@@ -60,8 +60,8 @@ class Inputs:
         )
       object.__setattr__(self, name, values)
 
-  def __getitem__(self, rows) -> "Inputs":
-    return Inputs(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+  def __getitem__(self, rows) -> "ArmFeatures":
+    return ArmFeatures(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
   def __len__(self) -> int:
     return len(self.num_params)
@@ -76,13 +76,16 @@ class Mean:
   """The mean of the rows: what any other form must beat."""
 
   name: str = "mean"
-  says: str = "the mean of the fitted rows"
+  description: str = "the mean of the fitted rows"
 
-  def fit(self, rows: Inputs, bpc: np.ndarray, start=None) -> np.ndarray:
+  def fit(self, rows: ArmFeatures, bpc: np.ndarray, start=None) -> np.ndarray:
     return np.array([np.log(bpc).mean()])
 
-  def log_bpc(self, theta: np.ndarray, rows: Inputs) -> np.ndarray:
+  def log_bpc(self, theta: np.ndarray, rows: ArmFeatures) -> np.ndarray:
     return np.full(len(rows), theta[0])
+
+  def uncertain(self, theta, rows, bpc, arms) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros((len(arms), 1)), np.zeros((1, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,19 +93,22 @@ class Ridge:
   """Ridge regression of log BPC on a quadratic in the logarithms; the penalty spares the mean."""
 
   name: str = "ridge"
-  says: str = f"ridge regression, quadratic in ln N, ln r_a, ln D, penalty {RIDGE}"
+  description: str = f"ridge regression, quadratic in ln N, ln r_a, ln D, penalty {RIDGE}"
 
-  def fit(self, rows: Inputs, bpc: np.ndarray, start=None) -> np.ndarray:
+  def fit(self, rows: ArmFeatures, bpc: np.ndarray, start=None) -> np.ndarray:
     centre = np.array([np.log(rows.num_params).mean(), np.log(rows.num_tokens).mean()])
     X = self._columns(rows, centre)
     penalty = RIDGE * np.eye(X.shape[1])
     penalty[0, 0] = 0
     return np.concatenate([centre, np.linalg.solve(X.T @ X + penalty, X.T @ np.log(bpc))])
 
-  def log_bpc(self, theta: np.ndarray, rows: Inputs) -> np.ndarray:
+  def log_bpc(self, theta: np.ndarray, rows: ArmFeatures) -> np.ndarray:
     return self._columns(rows, theta[:2]) @ theta[2:]
 
-  def _columns(self, rows: Inputs, centre: np.ndarray) -> np.ndarray:
+  def uncertain(self, theta, rows, bpc, arms) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros((len(arms), 1)), np.zeros((1, 1))
+
+  def _columns(self, rows: ArmFeatures, centre: np.ndarray) -> np.ndarray:
     n, d = np.log(rows.num_params) - centre[0], np.log(rows.num_tokens) - centre[1]
     r, e = np.log(rows.activation_rate), np.log(rows.epochs)
     columns = [np.ones_like(n), n, r, d, e, rows.dense, r * r, r * d, d * d, n * r, n * d]
@@ -119,11 +125,11 @@ class Law:
   """
 
   name: str
-  says: str
+  description: str
   absent: tuple[str, ...] = ()
   prior: tuple[tuple[str, tuple[float, float]], ...] = ()
 
-  def fit(self, rows: Inputs, bpc: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
+  def fit(self, rows: ArmFeatures, bpc: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
     """Penalised least squares. Returns ln N0, ln D0 and the parameters in the order above."""
     from scipy.optimize import least_squares
 
@@ -149,8 +155,18 @@ class Law:
     solved = least_squares(residuals, begin[free], jac=jacobian, method="lm", max_nfev=400)
     return full(solved.x)
 
-  def log_bpc(self, theta: np.ndarray, rows: Inputs) -> np.ndarray:
+  def log_bpc(self, theta: np.ndarray, rows: ArmFeatures) -> np.ndarray:
     return np.log(sum(_terms(theta, rows)[:4]))
+
+  def uncertain(
+    self, theta: np.ndarray, rows: ArmFeatures, bpc: np.ndarray, arms: ArmFeatures
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes of the arms' ln BPC in the parameters, [arms, free], and the covariance that fitted
+    rows and prior leave of these (Laplace's approximation)."""
+    free = np.array([name not in self.absent for name in PARAMETERS])
+    _, spread = self._prior(float(bpc.min()))
+    seen = _slopes(theta, rows)[:, free] / NOISE
+    return _slopes(theta, arms)[:, free], np.linalg.inv(seen.T @ seen + np.diag(spread[free] ** -2))
 
   def shape_prior(self, theta: np.ndarray, spread: float) -> tuple:
     """A prior for another text: the exponents found here, with `spread` around each."""
@@ -180,9 +196,9 @@ SATURATING = Law(
 LAWS = (ADDITIVE, COUPLED, SATURATING)
 
 
-def log_ranges(rows: Inputs) -> np.ndarray:
+def log_ranges(rows: ArmFeatures) -> np.ndarray:
   """ln of (N, r_a, D, epochs) as [rows, 4]: the space in which distances are measured."""
-  fields: Sequence[str] = [field.name for field in dataclasses.fields(Inputs)]
+  fields: Sequence[str] = [field.name for field in dataclasses.fields(ArmFeatures)]
   return np.log(np.stack([getattr(rows, name) for name in fields], axis=1))
 
 
@@ -191,7 +207,7 @@ def _exp(x):
   return np.exp(np.minimum(x, 100.0))
 
 
-def _terms(theta: np.ndarray, rows: Inputs):
+def _terms(theta: np.ndarray, rows: ArmFeatures):
   """(E, A term, G term, data term, what slopes need): n, r, ln(D_eff/D0) and its slope in R."""
   (n0, d0), p = theta[:2], dict(zip(PARAMETERS, theta[2:], strict=True))
   a, g, b, R = (_exp(p[name]) for name in ("a", "g", "b", "R"))
@@ -207,7 +223,7 @@ def _terms(theta: np.ndarray, rows: Inputs):
   return floor, width, sparse, data, (n, r, d, d_slope, a, g, b)
 
 
-def _slopes(theta: np.ndarray, rows: Inputs) -> np.ndarray:
+def _slopes(theta: np.ndarray, rows: ArmFeatures) -> np.ndarray:
   """d ln BPC / d parameter, [rows, parameters]."""
   floor, width, sparse, data, (n, r, d, d_slope, a, g, b) = _terms(theta, rows)
   slopes = {

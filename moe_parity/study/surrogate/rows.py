@@ -11,9 +11,10 @@ from moe_parity.errors import UserError
 from moe_parity.paper import tables
 from moe_parity.planning.accounting import cost_of
 from moe_parity.study import reading
-from moe_parity.study.surrogate.laws import Inputs
+from moe_parity.study.surrogate.laws import ArmFeatures
 
 SAME_SIZE = math.log(1.15)  # a gap in ln N that parts two sizes
+SAME_REUSE = math.log(1.25)  # a gap in ln epochs that parts two ways to reuse text
 PUBLISHED = ("table09", "table10", "table11", "table14", "table16")
 
 
@@ -25,14 +26,16 @@ class Rows:
     labels: where each row stands. inputs, bpc: [rows].
     shape: index of the row's shape (N and r_a): rows of one shape are near-duplicates.
     size: index of the row's kind and size (dense or MoE; sizes closer than 15 % are one).
+    reuse: index of size and epochs (closer than 25 % are one).
     source: what the rows are, in words.
   """
 
   labels: tuple[str, ...]
-  inputs: Inputs
+  inputs: ArmFeatures
   bpc: np.ndarray
   shape: np.ndarray
   size: np.ndarray
+  reuse: np.ndarray
   source: str
 
   def __len__(self) -> int:
@@ -41,8 +44,8 @@ class Rows:
   def keep(self, chosen: np.ndarray) -> "Rows":
     """The rows where `chosen` is true; groups keep their numbers."""
     labels = tuple(label for label, kept in zip(self.labels, chosen, strict=True) if kept)
-    parts = (self.inputs[chosen], self.bpc[chosen], self.shape[chosen], self.size[chosen])
-    return Rows(labels, *parts, self.source)
+    fields = (self.inputs, self.bpc, self.shape, self.size, self.reuse)
+    return Rows(labels, *(field[chosen] for field in fields), self.source)
 
   def size_name(self, size: int | np.integer) -> str:
     """Such as "MoE 2.15B"."""
@@ -52,11 +55,13 @@ class Rows:
     return f"{'dense' if rows.dense[0] else 'MoE'} {number}"
 
 
-def make_rows(labels: Sequence[str], inputs: Inputs, bpc: np.ndarray, source: str) -> Rows:
+def make_rows(labels: Sequence[str], inputs: ArmFeatures, bpc: np.ndarray, source: str) -> Rows:
   """Rows with their groups."""
   shapes = [(round(float(n)), round(float(r), 6)) for n, r in _pairs(inputs)]
   shape = np.unique(np.array(shapes), axis=0, return_inverse=True)[1].reshape(-1)
-  return Rows(tuple(labels), inputs, np.asarray(bpc, np.float64), shape, _sizes(inputs), source)
+  size = _clusters(inputs.num_params, inputs.dense.astype(int), SAME_SIZE)
+  reuse = _clusters(inputs.epochs, size, SAME_REUSE)
+  return Rows(tuple(labels), inputs, np.asarray(bpc, np.float64), shape, size, reuse, source)
 
 
 def published_rows() -> Rows:
@@ -75,7 +80,7 @@ def published_rows() -> Rows:
       label = f"Table {int(name[-2:])} row {row.number}"
       found.setdefault(tuple(inputs), (label, inputs, row["bpc"]))
   labels, inputs, bpc = zip(*found.values(), strict=True)
-  arrays = Inputs(*np.array(inputs, np.float64).T)
+  arrays = ArmFeatures(*np.array(inputs, np.float64).T)
   return make_rows(labels, arrays, np.array(bpc), "the tables of arXiv:2506.12119v1")
 
 
@@ -109,24 +114,22 @@ def study_rows(folders: Sequence[str | pathlib.Path]) -> Rows:
       f"{first[0]} and {second[0]} were scored on different held-out text, mode or seq_len, so "
       "their BPC cannot be compared; give --runs that share them"
     )
-  arrays = Inputs(*np.array(inputs, np.float64).T)
+  arrays = ArmFeatures(*np.array(inputs, np.float64).T)
   return make_rows(labels, arrays, np.array(bpc), f"{len(labels)} finished runs")
 
 
-def _pairs(inputs: Inputs):
+def _pairs(inputs: ArmFeatures):
   return zip(inputs.num_params, inputs.activation_rate, strict=True)
 
 
-def _sizes(inputs: Inputs) -> np.ndarray:
-  """Groups of (dense or MoE) rows whose sorted ln N leave no gap above SAME_SIZE."""
-  size = np.zeros(len(inputs), int)
+def _clusters(values: np.ndarray, within: np.ndarray, gap: float) -> np.ndarray:
+  """Groups within each number of `within` whose sorted logarithms leave no gap above `gap`."""
+  group = np.zeros(len(values), int)
   count = 0
-  for dense in (False, True):
-    members = np.flatnonzero(inputs.dense == dense)
-    members = members[np.argsort(inputs.num_params[members], kind="stable")]
-    if not len(members):
-      continue
-    gaps = np.diff(np.log(inputs.num_params[members])) > SAME_SIZE
-    size[members] = count + np.concatenate([[0], np.cumsum(gaps)])
-    count = int(size[members].max()) + 1
-  return size
+  for number in np.unique(within):
+    members = np.flatnonzero(within == number)
+    members = members[np.argsort(values[members], kind="stable")]
+    gaps = np.diff(np.log(values[members])) > gap
+    group[members] = count + np.concatenate([[0], np.cumsum(gaps)])
+    count = int(group[members].max()) + 1
+  return group

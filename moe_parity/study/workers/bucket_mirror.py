@@ -23,6 +23,7 @@ import secrets
 import shutil
 from collections.abc import Callable
 
+from moe_parity import files
 from moe_parity.data import storage
 from moe_parity.errors import UserError
 from moe_parity.training import run_folder
@@ -139,9 +140,8 @@ class Mirror:
 
   def _get(self, name: str) -> None:
     target = self.local / name
-    part = target.with_name(f"{target.name}.part")
-    storage.get_file(f"{self.url}/{name}", part)
-    part.replace(target)
+    with files.replacing(target) as temporary:
+      storage.get_file(f"{self.url}/{name}", temporary)
 
   def _collect(self, run: str, say: Callable[[str], None]) -> None:
     error, self._writing = self._writing.exception(), None
