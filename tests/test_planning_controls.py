@@ -2,7 +2,6 @@
 
 import pytest
 
-from moe_parity import config as configs
 from moe_parity.errors import UserError
 from moe_parity.planning.accounting import cost_of
 from moe_parity.planning.plan import make_plan
@@ -74,8 +73,3 @@ def test_a_control_that_cannot_be_is_refused(fields, words):
     except UserError as error:
       assert words in str(error)
       raise
-
-
-def test_a_sweep_adds_controls_of_its_best_rate():
-  config = configs.load("configs/mixture_small.py:check,tiny", [])
-  assert config.study.controls and config.study.small_multiples == (0.5, 0.25, 0.125)

@@ -81,7 +81,7 @@ def test_a_study_stopped_after_any_arm_and_resumed_trains_the_same_arms_once(tmp
   class Stop(BaseException):
     pass
 
-  for stop in range(1, len(ran(tmp_path / "whole")) + 1):
+  for stop in range(1, len(ran(tmp_path / "whole"))):
     folder = tmp_path / f"stopped_{stop}"
     trainer = fake_training.trainer()
 
