@@ -1,6 +1,8 @@
-"""Every field a config may set, with its default, unit and reason. A config file states decisions
-by changing some; what follows from them (shapes, tokens, steps, rates) is derived by the planner
-after the command line has had its say, so nothing here goes stale."""
+"""Every field that a config may set, with its default and unit.
+
+A config file states decisions by changing some of them. What follows from them (shapes, tokens,
+steps, learning rates) is derived by the planner after the command line has been read.
+"""
 
 from ml_collections import ConfigDict
 
@@ -10,31 +12,44 @@ def base() -> ConfigDict:
   config = ConfigDict()
   config.name = "unnamed"
   config.seed = 0  # weights and data order of every arm that lists no seeds of its own
+  config.budget = _budget()
+  config.arms = ConfigDict()  # name -> dense_arm() or moe_arm()
+  config.study = _study()
+  config.data = _data()
+  config.model = _model()
+  config.mesh = _mesh()
+  config.optimizer = _optimizer()
+  config.train = _train()
+  config.evaluation = _evaluation()
+  return config
 
-  # The three resources every arm shares.
-  budget = config.budget = ConfigDict()
+
+def _budget() -> ConfigDict:
+  """The resources that every arm shares: N, C and unique data D^."""
+  budget = ConfigDict()
   budget.num_params = 0  # N: parameters without vocabulary matrices, in `convention`
   budget.train_flops = 0.0  # C; 0 derives it from dense_tokens
   budget.dense_tokens = 0  # tokens of the dense arm; 0 derives them from train_flops
   budget.unique_tokens = 0  # D^; 0 lets the scheme decide
-  budget.reuse = (
-    "strict"  # unique | strict (D^ = the dense arm's tokens) | loose (2 epochs) | epochs
-  )
+  # unique | strict (D^ = the dense arm's tokens) | loose (2 epochs) | epochs
+  budget.reuse = "strict"
   budget.epochs = 1.0  # passes over D^, for reuse="epochs"
-  budget.seq_len = 256  # S, tokens a row
+  budget.seq_len = 256  # S, tokens of a sequence
   budget.convention = "paper"  # paper | paper_full | exact | executed: what N and C count
   budget.params_tolerance = 0.003  # largest |N - budget| / budget of an arm
   budget.flops_tolerance = 0.005  # likewise for C
   budget.batch_multiple = 1  # batches are rounded to a multiple of this many sequences
   budget.shared = "compute"  # compute (C) | tokens (D: a sweep at fixed data, not at parity)
+  return budget
 
-  config.arms = ConfigDict()  # name -> dense_arm() or moe_arm()
 
-  study = config.study = ConfigDict()
+def _study() -> ConfigDict:
+  """Which arms a study derives and compares; see `study/methods/`."""
+  study = ConfigDict()
   # As listed, or one of the paper's steps, which derive theirs from config.arms.dense and .moe:
   study.method = "arms"  # arms | architecture | activation_rate | data_reuse
   study.seeds = (0,)  # of every derived arm
-  study.more_seeds = ()  # then also: the best activation rate, its neighbours, the dense arms
+  study.more_seeds = ()  # then also: the best activation rate, its neighbors, the dense arms
   study.activation_rates = ()  # N_a / N of the derived MoE arms
   study.compute_multiples = (2.0,)  # dense references, times C
   study.controls = True  # whether dense controls are trained: of the best rate's N_a, and
@@ -46,14 +61,18 @@ def base() -> ConfigDict:
   study.epochs = ()  # data_reuse: passes over the text, besides unique, loose (2) and strict
   # What an architecture search tries besides the templates; "" or () leaves a stage out.
   study.layouts = ("1dense+se", "1dense", "interleave+se", "interleave", "full+se", "full")
-  study.gates = True  # whether to try raw and normalised gates
+  study.gates = True  # whether to try raw and normalized gates
   study.granularities = (0.5, 2.0)  # times K, at constant K x d_expert
   study.aspect_ratios = ()  # zeta = d / L of the MoE
   study.total_ffn_ratios = ()  # mu, with each of them
   study.dense_aspect_ratios = ()
   study.dense_ffn_ratios = ()  # alpha = d_ffn / d of the dense arm
+  return study
 
-  data = config.data = ConfigDict()
+
+def _data() -> ConfigDict:
+  """Where the text comes from, its tokens, and which of it is held out."""
+  data = ConfigDict()
   data.source = "builtin"  # builtin | file | folder | pattern | a finished token store; several
   # with commas between; name=path says the domain; a path may have a scheme (gs://)
   data.tokenizer = "bytes"  # bytes | bpe:<vocab> | path of a tokenizer.json | store: the source's
@@ -70,8 +89,12 @@ def base() -> ConfigDict:
   data.weights = ""  # "prose=2,code=1": rows of each domain; "" takes domains as they come
   data.max_epochs = 0.0  # times any domain may be read; 0: a weighted one no more than the others
   data.seed = 0  # which windows make up a unique-token budget, and their order; one for all arms
+  return data
 
-  model = config.model = ConfigDict()
+
+def _model() -> ConfigDict:
+  """What every arm's model computes, apart from its shape."""
+  model = ConfigDict()
   model.position = "alibi"  # alibi | rope | none
   model.normalize_gates = False  # divide the chosen gates by their sum
   model.routed_scale = ""  # times the routed sum: a number | E/K | learned; "" is 1
@@ -80,23 +103,29 @@ def base() -> ConfigDict:
   model.attention = ""  # blocks: plain products everywhere; "": a kernel on TPUs
   model.attention_block = 512  # queries at a time; a block skips the keys after its end
   model.embedding_std = 0.02
-  model.capacity_factor = (
-    0.0  # 0 drops nothing; else assignments beyond this x mean load are dropped
-  )
+  # 0 drops nothing; else assignments beyond this times the mean load of an expert are dropped.
+  model.capacity_factor = 0.0
   model.balance_weight = 0.01  # times a loss that is 1 at perfect balance
   model.z_weight = 0.0  # times mean(logsumexp(router logits)^2)
   model.bias_update_rate = 0.0  # loss-free balancing step; 0 is off
+  return model
 
-  # Devices along each axis (planning/mesh_sizes.py); one may be -1, the rest. All 1 is one device.
-  # Where a run is trained is no part of what it is: it may go on, or be scored, on another mesh.
-  mesh = config.mesh = ConfigDict()
-  mesh.data = 1  # copies of the weights
-  mesh.fsdp = 1  # weights and optimizer state cut over these devices
-  mesh.expert = 1  # experts cut over these devices; batch, where a layer has none
+
+def _mesh() -> ConfigDict:
+  """Devices along each axis (`planning/mesh_sizes.py`). A run may be resumed on another mesh."""
+  mesh = ConfigDict()
+  # One of the three may be -1: all devices that the others leave. All 1 is a single device.
+  mesh.data = 1  # replicas of the weights
+  mesh.fsdp = 1  # weights and optimizer state are sharded over these
+  mesh.expert = 1  # experts are sharded over these; the batch is, over all three
   # padded | merged | ragged | gathered: how tokens reach experts; "" is the platform's own.
   mesh.exchange = ""
+  return mesh
 
-  optimizer = config.optimizer = ConfigDict()
+
+def _optimizer() -> ConfigDict:
+  """AdamW, by the paper's Table 4."""
+  optimizer = ConfigDict()
   optimizer.b1 = 0.9
   optimizer.b2 = 0.95
   optimizer.epsilon = 1e-8
@@ -104,16 +133,24 @@ def base() -> ConfigDict:
   optimizer.clip_norm = 1.0
   optimizer.final_learning_rate = 1e-5  # absolute, the same for every arm (the paper's Table 4)
   optimizer.warmup_steps = 2000  # never more than a tenth of a run
+  return optimizer
 
-  train = config.train = ConfigDict()
+
+def _train() -> ConfigDict:
+  """How a run is executed and logged."""
+  train = ConfigDict()
   train.micro_batch_sequences = 0  # sequences in memory at a time; 0 is the whole batch
   train.log_every = 10  # steps
   train.eval_every = 0  # steps between validation losses in training; 0 is only at the end
   train.eval_tokens = 16_384  # tokens of such a validation
   train.save_every = 200  # steps between checkpoints; the last step is always saved
   train.keep_checkpoints = 2
+  return train
 
-  evaluation = config.evaluation = ConfigDict()
+
+def _evaluation() -> ConfigDict:
+  """How a trained model is scored."""
+  evaluation = ConfigDict()
   evaluation.mode = "document"  # document (disjoint windows) | strided | packed
   evaluation.stride = 0  # tokens, for mode="strided"
   evaluation.max_tokens = 0  # whole documents up to about this many tokens; 0 is all
@@ -123,7 +160,7 @@ def base() -> ConfigDict:
   evaluation.routing_tokens = 16_384
   # How an MoE scores, untrained, with a part taken away: routed_removed | router_shuffled | top_1.
   evaluation.ablations = ("routed_removed", "router_shuffled", "top_1")
-  return config
+  return evaluation
 
 
 def dense_arm(**fields) -> ConfigDict:

@@ -4,6 +4,7 @@ These machines are shared and drift: a figure is a median over repeats, and figu
 compared are taken in turn in the same process.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -20,9 +21,11 @@ from moe_parity.errors import UserError, suggest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def run(only: Sequence[str] = ()) -> dict[str, list[dict]]:
+def run(only: Sequence[str] = (), results: pathlib.Path | None = None) -> dict[str, list[dict]]:
   """Name -> rows of each benchmark named in `only` (all if empty).
 
+  Args:
+    results: folder for what a benchmark has to show beyond its rows: decode.json, decode.png.
   Raises:
     UserError: no such benchmark.
   """
@@ -34,12 +37,31 @@ def run(only: Sequence[str] = ()) -> dict[str, list[dict]]:
     "compile": compile_time,
     "loader": loader,
     "coverage": coverage,
+    "decode": functools.partial(decode, results),
   }
   for name in only:
     if name not in suite:
       hint = suggest(name, suite)
       raise UserError(f"--only={name}: the benchmarks are {', '.join(suite)}{hint}")
   return {name: measure() for name, measure in suite.items() if not only or name in only}
+
+
+def decode(results: pathlib.Path | None) -> list[dict]:
+  """Dense against MoE arms of equal N where they generate text; see `benchmarks.decode`."""
+  from moe_parity.startup import start_jax
+
+  start_jax()
+  from moe_parity.benchmarks import decode as measure
+  from moe_parity.benchmarks.decode_figure import figure
+  from moe_parity.report.style import DESK
+  from moe_parity.training.run_folder import replace, write_json
+
+  result = measure.run()
+  if results is not None:
+    results.mkdir(parents=True, exist_ok=True)
+    write_json(results / "decode.json", result)
+    replace(results / "decode.png", figure(result).png(DESK))
+  return measure.table(result)
 
 
 def startup(repeats: int = 5) -> list[dict]:

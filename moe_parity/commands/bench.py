@@ -1,6 +1,7 @@
 """`moe-parity bench`."""
 
 import json
+import pathlib
 
 from moe_parity.commands.common import json_argument
 from moe_parity.commands.output import print_table
@@ -13,7 +14,10 @@ def arguments(parser) -> None:
     "--only",
     default="",
     metavar="NAME,NAME",
-    help="startup, step, layer, exchange, compile, loader, coverage",
+    help="startup, step, layer, exchange, compile, loader, coverage, decode",
+  )
+  parser.add_argument(
+    "--results", type=pathlib.Path, metavar="FOLDER", help="decode.json and decode.png go there"
   )
   json_argument(parser)
 
@@ -21,7 +25,7 @@ def arguments(parser) -> None:
 def run(args) -> int:
   from moe_parity.benchmarks import suite
 
-  rows = suite.run([name for name in args.only.split(",") if name])
+  rows = suite.run([name for name in args.only.split(",") if name], args.results)
   if args.json:
     print(json.dumps(rows, indent=2))
   else:

@@ -72,23 +72,13 @@ def overlap(
   wanted = list(evaluation)
   if not wanted:
     raise UserError("there is no evaluation text to look for; give at least one document")
-  places: dict[tuple[str, ...], list[int]] = {}
-  totals = np.zeros(len(wanted), np.int64)
-  hashes = [np.zeros(0, np.uint64)]
-  for index, document in enumerate(wanted):
-    grams = grams_of(document.text, n)
-    distinct = {grams[start] for start in range(len(grams))}
-    totals[index] = len(distinct)
-    hashes.append(_hashes(grams))
-    for gram in distinct:
-      places.setdefault(gram, []).append(index)
-  known = np.unique(np.concatenate(hashes))
+  places, totals, hashes = _evaluation_grams(wanted, n)
   found: dict[tuple[str, ...], str] = {}
   sources: list[dict[str, None]] = [{} for _ in wanted]
   num_chars = 0
   for document in train:
     grams = grams_of(document.text, n)
-    for start in np.flatnonzero(np.isin(_hashes(grams), known)).tolist():
+    for start in np.flatnonzero(np.isin(_hashes(grams), hashes)).tolist():
       gram = grams[start]
       if gram in places:
         found[gram] = document.source
@@ -105,6 +95,23 @@ def overlap(
       shared[index] += 1
       example[index] = min(example.get(index, "\uffff"), " ".join(gram))
   return _report(wanted, n, totals, shared, sources, example)
+
+
+def _evaluation_grams(
+  documents: list[Document], n: int
+) -> tuple[dict[tuple[str, ...], list[int]], np.ndarray, np.ndarray]:
+  """The documents each n-gram is in, distinct n-grams of each document, and hashes of all."""
+  places: dict[tuple[str, ...], list[int]] = {}
+  totals = np.zeros(len(documents), np.int64)
+  hashes = [np.zeros(0, np.uint64)]
+  for index, document in enumerate(documents):
+    grams = grams_of(document.text, n)
+    distinct = {grams[start] for start in range(len(grams))}
+    totals[index] = len(distinct)
+    hashes.append(_hashes(grams))
+    for gram in distinct:
+      places.setdefault(gram, []).append(index)
+  return places, totals, np.unique(np.concatenate(hashes))
 
 
 def units_of(text: str) -> tuple[list[str], np.ndarray]:

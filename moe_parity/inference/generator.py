@@ -12,13 +12,14 @@ number of devices.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from moe_parity.errors import UserError
 from moe_parity.inference.sampling import Sampling, sample
@@ -32,8 +33,22 @@ from moe_parity.sharding import mesh as meshes
 ROUND = 128  # positions; what a TPU attention kernel needs a prompt to be a multiple of
 
 
+class State(NamedTuple):
+  """Sequences on their way.
+
+  Attributes:
+    cache: of all tokens but the newest.
+    token_B: the newest; drawn and not yet fed back.
+    is_finite: whether the logits it was drawn from are numbers.
+  """
+
+  cache: Cache
+  token_B: Int[Array, " B"]
+  is_finite: Bool[Array, ""]
+
+
 class Generator:
-  """See the module."""
+  """A model, its weights as they are computed with, and the two programs (see the module)."""
 
   def __init__(
     self,
@@ -71,7 +86,7 @@ class Generator:
     )[0]
     self._weights = cast_matrices(params, options.dtype), buffers
     everywhere = mesh and NamedSharding(mesh, meshes.P())
-    out = {} if mesh is None else {"out_shardings": (None, everywhere, everywhere)}
+    out = {} if mesh is None else {"out_shardings": State(None, everywhere, everywhere)}
     statics = ("num_slots", "sampling")
     self._prefill = jax.jit(self._prefill_step, static_argnames=statics, **out)
     self._decode = jax.jit(
@@ -139,7 +154,32 @@ class Generator:
 
   def _steps(self, inputs_BS, length_B, max_tokens, num_slots, sampling, seed):
     key, num_prompts = jax.random.key(seed), len(inputs_BS)
-    cache, token_B, is_finite = self._prefill(
+    state = self.prefill(inputs_BS, length_B, num_slots, key, sampling)
+    for step in range(max_tokens):
+      token_B, is_finite = state.token_B, state.is_finite
+      if step + 1 < max_tokens:
+        state = self.decode(state, key, sampling)
+      if not bool(is_finite):
+        raise UserError(
+          f"the logits of token {step + 1} after the prompt are not finite; the run diverged, or"
+          " its weights are too large for this dtype: take another checkpoint or float32"
+        )
+      yield np.asarray(token_B)[:num_prompts]
+
+  def prefill(
+    self,
+    inputs_BS: np.ndarray,
+    length_B: np.ndarray,
+    num_slots: int,
+    key: jax.Array,
+    sampling: Sampling,
+  ) -> State:
+    """Prompts, each padded behind its length, and a first token for each.
+
+    Args:
+      num_slots: positions that prompt and text may take.
+    """
+    return self._prefill(
       *self._weights,
       self._placed(inputs_BS),
       self._placed(length_B[:, None]),
@@ -147,18 +187,11 @@ class Generator:
       num_slots=num_slots,
       sampling=sampling,
     )
-    for step in range(max_tokens):
-      following = None
-      if step + 1 < max_tokens:
-        following = self._decode(*self._weights, token_B, cache=cache, key=key, sampling=sampling)
-      if not bool(is_finite):
-        raise UserError(
-          f"the logits of token {step + 1} after the prompt are not finite; the run diverged, or"
-          " its weights are too large for this dtype: take another checkpoint or float32"
-        )
-      yield np.asarray(token_B)[:num_prompts]
-      if following is not None:
-        cache, token_B, is_finite = following
+
+  def decode(self, state: State, key: jax.Array, sampling: Sampling) -> State:
+    """One more token a sequence. The old state's cache is used up."""
+    cache, token_B, _ = state
+    return self._decode(*self._weights, token_B, cache=cache, key=key, sampling=sampling)
 
   def _placed(self, rows: np.ndarray) -> jax.Array:
     return jnp.asarray(rows) if self.mesh is None else meshes.same_on_all(rows, self.mesh)
@@ -172,22 +205,19 @@ class Generator:
       hidden_BSD = hidden_TD.reshape(*inputs_BS.shape, -1)
       last_BD = jnp.take_along_axis(hidden_BSD, length_B[:, None, None] - 1, axis=1)[:, 0]
       logit_BV = model.logits(meshes.constrain(last_BD, "TD"))
-      return cache, *self._next(logit_BV, cache, key, sampling)
+      return self._next(logit_BV, cache, key, sampling)
 
   def _decode_step(self, params, buffers, token_B, *, cache: Cache, key, sampling):
     with meshes.use(self.mesh):
       model = nnx.merge(self._decode_graph, params, buffers)
       begins_B = self.documents and token_B == self.documents.begin_id
       hidden_BD, cache = model.decode(token_B, cache, begins_B)
-      return cache, *self._next(model.logits(hidden_BD), cache, key, sampling)
+      return self._next(model.logits(hidden_BD), cache, key, sampling)
 
-  def _next(
-    self, logit_BV: Float[Array, "B V"], cache: Cache, key, sampling: Sampling
-  ) -> tuple[Int[Array, " B"], jax.Array]:
-    """The next tokens, and whether their logits are numbers."""
+  def _next(self, logit_BV: Float[Array, "B V"], cache: Cache, key, sampling: Sampling) -> State:
     logit_BV = logit_BV[:, : self.vocab_size]
     token_B = sample(logit_BV, key, cache.length_B, sampling)
-    return token_B, jnp.isfinite(logit_BV).all()
+    return State(cache, token_B, jnp.isfinite(logit_BV).all())
 
 
 def check_finite(params: nnx.State) -> None:

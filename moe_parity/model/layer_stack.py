@@ -20,7 +20,7 @@ from flax import nnx
 from moe_parity.kernels import residual_stacks
 from moe_parity.model.attention import Attention, KeyValues, Past, by_head
 from moe_parity.model.feedforward import FeedForward
-from moe_parity.model.moe import MoE, RoutingStats
+from moe_parity.model.moe import MoE, RoutingStats, StackedExperts
 from moe_parity.model.norm import RMSNorm
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.sharding import all_gather, cast_matrices, partition_specs
@@ -79,13 +79,18 @@ class Layer(nnx.Module):
       self.feedforward = FeedForward(d, architecture.d_ffn, architecture.num_layers)
 
   def __call__(
-    self, x_TD, batch: int, document_BS: jax.Array | None = None, past: Past | None = None
+    self,
+    x_TD,
+    batch: int,
+    document_BS: jax.Array | None = None,
+    past: Past | None = None,
+    stacked: StackedExperts | None = None,
   ) -> tuple[jax.Array, LayerAux]:
-    """See `Attention` for the arguments."""
+    """See `Attention` and `MoE` for the arguments."""
     y_TD, (keys, values) = self.attention(self.attention_norm(x_TD), batch, document_BS, past)
     x_TD = x_TD + y_TD
     if isinstance(self.feedforward, MoE):
-      y_TD, stats, expert_TK = self.feedforward(self.feedforward_norm(x_TD))
+      y_TD, stats, expert_TK = self.feedforward(self.feedforward_norm(x_TD), stacked)
       if stats.mean_squares_3 is not None:
         residual = jnp.mean(jnp.square(x_TD.astype(jnp.float32)))
         stats = stats._replace(mean_squares_3=stats.mean_squares_3.at[2].set(residual))
@@ -149,17 +154,26 @@ class LayerStack(nnx.Module):
   def decode(
     self, x_TD, batch: int, cached: list[KeyValues], position_BS, document_BT=None
   ) -> tuple[jax.Array, list[KeyValues]]:
-    """`prefill` for tokens that follow those in the cache; see `Past`."""
+    """`prefill` for tokens that follow those in the cache; see `Past`.
 
-    def apply_layers(layers, x_TD, batch, extra, cached):
-      keys_values = []
-      for layer, layer_cache in zip(layers, cached, strict=True):
-        x_TD, aux = layer(x_TD, batch, past=Past(layer_cache, *extra))
+    Few tokens read their experts' weights from the stack of all repeats: as a slice of the scan, a
+    repeat's experts would all be copied before a loop could read some of them.
+    """
+    feedforwards = [layer.feedforward for layer in self.layers]
+    stacks = [f.stacked_experts(x_TD) if isinstance(f, MoE) else None for f in feedforwards]
+
+    def apply_layers(layers, x_TD, batch, extra, per_repeat):
+      (cached, repeat_B), keys_values = per_repeat, []
+      for layer, layer_cache, stack in zip(layers, cached, stacks, strict=True):
+        own = stack and stack(repeat_B[0])
+        x_TD, aux = layer(x_TD, batch, past=Past(layer_cache, *extra), stacked=own)
         keys_values.append(by_head(aux.keys, aux.values))
       return x_TD, keys_values
 
-    extra = position_BS, document_BT
-    x_TD, keys_values = self.scan_layers(apply_layers, x_TD, batch, extra, cached)
+    repeats = cached[0].k_BNTQ.shape[0]
+    repeat_RB = jnp.broadcast_to(jnp.arange(repeats, dtype=jnp.int32)[:, None], (repeats, batch))
+    extra, per_repeat = (position_BS, document_BT), (cached, repeat_RB)
+    x_TD, keys_values = self.scan_layers(apply_layers, x_TD, batch, extra, per_repeat)
     return x_TD, jax.tree.map(_merge_splits, keys_values)
 
   def scan_layers(

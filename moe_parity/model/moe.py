@@ -4,6 +4,7 @@ The paper: gates g = softmax(W x), the K largest unchanged (v2 eq. 11-14) or div
 (eq. 15); y = sum of g_i E_i(x) over the chosen experts, plus an ungated shared expert.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from moe_parity.experts.assignments import drop_beyond_capacity
 from moe_parity.experts.expert_ffn import expert_ffn, implementation_for
 from moe_parity.experts.expert_parallel import expert_ffn_local
-from moe_parity.experts.looped_ffn import FEW_ASSIGNMENTS
+from moe_parity.experts.looped_ffn import FEW_ASSIGNMENTS, looped_ffn
 from moe_parity.model.feedforward import FeedForward
 from moe_parity.model.init import param
 from moe_parity.model.options import ModelOptions
@@ -96,6 +97,19 @@ def route(
   return expert_TK, gate_TK, probability_TE
 
 
+class StackedExperts(NamedTuple):
+  """Routed experts of an MoE layer among those of stacked layers of its kind.
+
+  Attributes:
+    w_in, w_down: of all R * E experts, [R * E, 2, I, D] and [R * E, I, D].
+    first: number among them of the layer's first expert.
+  """
+
+  w_in: Float[Array, "N 2 I D"]
+  w_down: Float[Array, "N I D"]
+  first: jax.Array
+
+
 class MoE(nnx.Module):
   """The feed-forward part of an MoE layer.
 
@@ -126,16 +140,27 @@ class MoE(nnx.Module):
     )
 
   def __call__(
-    self, x_TD: Float[Array, "T D"]
+    self, x_TD: Float[Array, "T D"], stacked: StackedExperts | None = None
   ) -> tuple[Float[Array, "T D"], RoutingStats, Int[Array, "T K"]]:
     """The layer's output, statistics of its routing, and the experts the router chose for each
-    token (before any is dropped beyond capacity)."""
+    token (before any is dropped beyond capacity).
+
+    Args:
+      stacked: where to read experts' weights instead of from the layer's own parameters; for few
+        tokens, without a gradient.
+    """
     dtype = x_TD.dtype
     logit_TE = router_logits(x_TD, self.router[...])
     expert_TK, gate_TK, probability_TE = route(
       logit_TE, self.selection_bias[...], self.experts_per_token, self.options.normalize_gates
     )
     gate_TK = self.scaled(gate_TK)
+    if stacked is not None:
+      chosen_TK = expert_TK + stacked.first
+      y_TD = looped_ffn(x_TD, chosen_TK, gate_TK, stacked.w_in, stacked.w_down)
+      y_TD = y_TD if self.shared is None else y_TD + self.shared(x_TD)
+      stats = routing_stats(logit_TE, probability_TE, expert_TK, gate_TK, jnp.zeros((), jnp.int32))
+      return y_TD, stats, expert_TK
     weights = self.experts_in.astype(dtype), self.experts_out.astype(dtype)
     operands = x_TD, expert_TK, gate_TK, *weights
     y_TD, num_dropped = self.routed_and_shared(*operands, num_experts=logit_TE.shape[1])
@@ -159,6 +184,20 @@ class MoE(nnx.Module):
     shared_TD = shared_TD.astype(jnp.float32)
     parts = (y_TD.astype(jnp.float32) - shared_TD, shared_TD)
     return jnp.stack([*(jnp.mean(jnp.square(part)) for part in parts), jnp.zeros(())])
+
+  def stacked_experts(self, x_TD: Float[Array, "T D"]) -> Callable | None:
+    """Of a module whose parameters are stacked over repeats: a function from a repeat to its
+    `StackedExperts`, where these tokens should read few of them; else, and on a mesh, None."""
+    repeats, num_experts = self.experts_in.shape[:2]
+    num_assignments = x_TD.shape[0] * self.experts_per_token
+    is_few = num_assignments <= FEW_ASSIGNMENTS * num_experts
+    if not (self.options.is_decoding and is_few) or mesh.current() is not None:
+      return None
+    w_in, w_down = (
+      w[...].astype(x_TD.dtype).reshape(repeats * num_experts, *w.shape[2:])
+      for w in (self.experts_in, self.experts_out)
+    )
+    return lambda repeat: StackedExperts(w_in, w_down, repeat * num_experts)
 
   def routed_and_shared(self, x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, *, num_experts: int):
     """The gate-weighted sum of the chosen experts' outputs plus the shared expert's; and how many

@@ -182,50 +182,70 @@ def _selection(results: Results, options: list[Option], seeds: Sequence[int]) ->
 
 def _options(config: ConfigDict, stage: str, place: dict) -> Iterator[tuple[str, dict]]:
   """(label, fields) of a stage's options besides the one in place."""
-  study = config.study
-  if stage == "layout":
-    for text in study.layouts:
-      layout, plus, shared = text.partition("+")
-      if shared not in ("", "se") or bool(plus) != bool(shared):
-        raise UserError(f"study.layouts: {text!r} is not a layout with or without '+se'")
-      changed = place | {"layout": layout, "shared_expert": bool(shared), "d_shared": 0}
-      yield _layout_label(changed), changed
-  elif stage == "gates" and study.gates:
-    for gates in ("raw", "normalized"):
-      yield gates, place | {"gates": gates}
-  elif stage == "granularity":
-    shape = _shape(config, place)
-    for multiple in (m for m in study.granularities if m != 1):
-      chosen = shape.experts_per_token * multiple
-      label = f"K {chosen:g}"
-      yield label, place | {
-        "num_layers": shape.num_layers, "d_model": shape.d_model, "num_experts": 0,
-        "experts_per_token": chosen,
-        "d_expert": shape.experts_per_token * shape.d_expert / chosen,
-        "d_shared": shape.d_shared,
-      }  # fmt: skip
-  elif stage == "shape":
-    shape = _shape(config, place)
-    free = dict.fromkeys(("num_layers", "d_model", "num_heads", "num_experts", "d_shared"), 0)
-    free |= {"d_head": place["d_head"] or shape.d_head}
-    free |= dict.fromkeys(("experts_per_token", "d_expert", "d_ffn"), 0)
-    for zeta in study.aspect_ratios:
-      for mu in study.total_ffn_ratios or (0.0,):
-        label = f"zeta {zeta:g}" + (f" mu {mu:g}" if mu else "")
-        yield label, place | free | {"aspect_ratio": zeta, "total_ffn_ratio": mu}
-  elif stage == "dense_aspect":
-    free = dict.fromkeys(("num_layers", "d_model", "num_heads", "d_ffn"), 0)
-    for zeta in study.dense_aspect_ratios:
-      yield f"zeta {zeta:g}", place | free | {"aspect_ratio": zeta}
-  elif stage == "dense_ffn":
-    free = dict.fromkeys(("num_layers", "d_model", "num_heads", "d_ffn"), 0)
-    for alpha in study.dense_ffn_ratios:
-      try:
-        shape = _shape(config, place, "dense")
-      except UserError:
-        return  # this place has no shape itself, which is said where it is an option
-      kept = {"aspect_ratio": place["aspect_ratio"] or shape.aspect_ratio, "ffn_ratio": alpha}
-      yield f"alpha {alpha:g}", place | free | kept
+  options = {
+    "layout": _layouts,
+    "gates": _gates,
+    "granularity": _granularities,
+    "shape": _shapes,
+    "dense_aspect": _dense_aspects,
+    "dense_ffn": _dense_ffns,
+  }
+  return options[stage](config, place)
+
+
+def _layouts(config: ConfigDict, place: dict) -> Iterator[tuple[str, dict]]:
+  for text in config.study.layouts:
+    layout, plus, shared = text.partition("+")
+    if shared not in ("", "se") or bool(plus) != bool(shared):
+      raise UserError(f"study.layouts: {text!r} is not a layout with or without '+se'")
+    changed = place | {"layout": layout, "shared_expert": bool(shared), "d_shared": 0}
+    yield _layout_label(changed), changed
+
+
+def _gates(config: ConfigDict, place: dict) -> Iterator[tuple[str, dict]]:
+  for gates in ("raw", "normalized") if config.study.gates else ():
+    yield gates, place | {"gates": gates}
+
+
+def _granularities(config: ConfigDict, place: dict) -> Iterator[tuple[str, dict]]:
+  shape = _shape(config, place)
+  for multiple in (m for m in config.study.granularities if m != 1):
+    chosen = shape.experts_per_token * multiple
+    yield f"K {chosen:g}", place | {
+      "num_layers": shape.num_layers, "d_model": shape.d_model, "num_experts": 0,
+      "experts_per_token": chosen,
+      "d_expert": shape.experts_per_token * shape.d_expert / chosen,
+      "d_shared": shape.d_shared,
+    }  # fmt: skip
+
+
+def _shapes(config: ConfigDict, place: dict) -> Iterator[tuple[str, dict]]:
+  shape = _shape(config, place)
+  free = dict.fromkeys(("num_layers", "d_model", "num_heads", "num_experts", "d_shared"), 0)
+  free |= {"d_head": place["d_head"] or shape.d_head}
+  free |= dict.fromkeys(("experts_per_token", "d_expert", "d_ffn"), 0)
+  for zeta in config.study.aspect_ratios:
+    for mu in config.study.total_ffn_ratios or (0.0,):
+      label = f"zeta {zeta:g}" + (f" mu {mu:g}" if mu else "")
+      yield label, place | free | {"aspect_ratio": zeta, "total_ffn_ratio": mu}
+
+
+_FREE_DENSE = dict.fromkeys(("num_layers", "d_model", "num_heads", "d_ffn"), 0)
+
+
+def _dense_aspects(config: ConfigDict, place: dict) -> Iterator[tuple[str, dict]]:
+  for zeta in config.study.dense_aspect_ratios:
+    yield f"zeta {zeta:g}", place | _FREE_DENSE | {"aspect_ratio": zeta}
+
+
+def _dense_ffns(config: ConfigDict, place: dict) -> Iterator[tuple[str, dict]]:
+  for alpha in config.study.dense_ffn_ratios:
+    try:
+      shape = _shape(config, place, "dense")
+    except UserError:
+      return  # this place has no shape itself, which is reported where it is an option
+    ratios = {"aspect_ratio": place["aspect_ratio"] or shape.aspect_ratio, "ffn_ratio": alpha}
+    yield f"alpha {alpha:g}", place | _FREE_DENSE | ratios
 
 
 def _plan(config: ConfigDict, kind: str, fields: dict) -> ArmPlan:
@@ -240,7 +260,7 @@ def _plan(config: ConfigDict, kind: str, fields: dict) -> ArmPlan:
         raise UserError(f"{name} would be {fields[name]:g}, which is no whole number")
   plan = plan_of(config, kind, fields)
   if plan.gates == "normalized" and plan.architecture.experts_per_token == 1:
-    raise UserError("one normalised gate is always 1, so the router would learn nothing")
+    raise UserError("one normalized gate is always 1, so the router would learn nothing")
   return plan
 
 
