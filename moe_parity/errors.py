@@ -33,7 +33,7 @@ def nearest(name: str, names: Iterable[str], *, most: int = 1, cutoff: float = 0
 
 
 def suggest(name: str, names: Iterable[str]) -> str:
-  """"; did you mean 'x'?" with the nearest of `names`; "" where none resembles `name`."""
+  """ "; did you mean 'x'?" with the nearest of `names`; "" where none resembles `name`."""
   near = nearest(name, names)
   return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -10,7 +10,7 @@ from moe_parity import config as configs
 from moe_parity.errors import UserError
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.plan import make_plan
-from moe_parity.study import certificate
+from moe_parity.study import recount
 from moe_parity.training.build import config_of_arm, model_options
 from moe_parity.training.optimizer import is_decayed
 from tests.helpers import small_model
@@ -54,10 +54,10 @@ def test_a_learned_scale_is_no_part_of_n():
     "feedforward.router": (2, 4, 3), "norm.scale": (2, 4),
   }  # fmt: skip
   architecture = {"experts_per_token": 1, "num_experts": 3, "num_heads": 2}
-  for convention in certificate.PARAMS:
+  for convention in recount.PARAMS:
     plan = {"architecture": architecture, "seq_len": 8, "convention": convention}
-    counted = certificate.count(others | shape, plan)
-    without = certificate.count(others, plan)
+    counted = recount.count(others | shape, plan)
+    without = recount.count(others, plan)
     assert counted["num_params"] == without["num_params"]
     assert counted["weight_bytes"] == without["weight_bytes"] + 2 * 4
 

@@ -1,5 +1,6 @@
 """The greedy search on made-up objectives whose answer is known."""
 
+import dataclasses
 import math
 
 import pytest
@@ -108,7 +109,6 @@ def test_inside_the_noise_the_one_in_place_stays_and_the_tie_is_said(tmp_path):
 
 
 def test_a_diverged_option_loses_and_the_search_goes_on(tmp_path):
-  from moe_parity.study.workers.runner import Trainer
   from moe_parity.training.loop import NotFiniteError
 
   good = fake_training.trainer(truth=separable)
@@ -119,7 +119,7 @@ def test_a_diverged_option_loses_and_the_search_goes_on(tmp_path):
     good.train(config_, arm, *args)
 
   study = fake_training.open_study(tmp_path, config(granularities=(), gates=False))
-  arms = run_study(study, say=lambda line: None, trainer=Trainer(train, good.certify))
+  arms = run_study(study, say=lambda line: None, trainer=dataclasses.replace(good, train=train))
   assert [arm.status for arm in arms if arm.name == "layout_full_se"] == ["failed"]
   stage = next(s for s in study.summarise()["stages"] if s["name"] == "layout")
   verdicts = {o["label"]: o["verdict"] for o in stage["options"]}

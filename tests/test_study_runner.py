@@ -1,5 +1,6 @@
 """Workers on one study folder: no arm twice, none forgotten, whatever is killed."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -147,7 +148,7 @@ def test_an_interrupted_arm_is_free_for_the_next_worker(tmp_path):
 
   trainer = fake_training.trainer()
   with pytest.raises(KeyboardInterrupt):
-    run(tmp_path, trainer=trainer.__class__(interrupt, trainer.certify))
+    run(tmp_path, trainer=dataclasses.replace(trainer, train=interrupt))
   states, lines = run(tmp_path)
   assert set(states.values()) == {("done", "")} and [line.split(":")[0] for line in lines] == list(
     ARMS
@@ -160,7 +161,7 @@ def test_output_that_nobody_reads_any_more_stops_the_worker_and_fails_no_arm(tmp
 
   trainer = fake_training.trainer()
   with pytest.raises(BrokenPipeError):
-    run(tmp_path, trainer=trainer.__class__(into_a_closed_pipe, trainer.certify))
+    run(tmp_path, trainer=dataclasses.replace(trainer, train=into_a_closed_pipe))
   study = fake_training.open_study(tmp_path)
   study.derive()
   assert {arm.status for arm in study.write()} == {"pending"}

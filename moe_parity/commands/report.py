@@ -17,7 +17,12 @@ def run(args) -> int:
   on_disk(args.folder, "report writes beside a study on this machine")
   from moe_parity.report.page import write_report
   from moe_parity.report.steps import read_steps
+  from moe_parity.study.certificate import recheck_study
 
+  parts = sorted(path.parent for path in args.folder.glob("parts/*/plan.json"))
+  for folder in [args.folder, *parts]:
+    if (folder / "study.json").exists():
+      recheck_study(folder)
   page = write_report(args.folder)
   analysis = json.loads((args.folder / "analysis.json").read_text())
   if args.json:

@@ -49,7 +49,7 @@ def audit_run(run: str | Path, store: str | Path | None = None, verify: bool = F
     )
   documents = split.documents
   origins = [origin["path"] for origin in opened.manifest["origins"]]
-  checks = _order_checks(ledger) + _plan_checks(ledger, run)
+  checks = order_checks(ledger) + _plan_checks(ledger, run)
   return {
     "run": str(run),
     "passed": all(check["passed"] for check in checks),
@@ -127,7 +127,8 @@ def _is_planned_order(ledger: Ledger) -> bool:
   return order_digest(_order(ledger).windows(0, ledger.row)) == ledger.digest
 
 
-def _order_checks(ledger: Ledger) -> list[dict]:
+def order_checks(ledger: Ledger) -> list[dict]:
+  """The order that a ledger names, computed again, against its digest, counts and budget."""
   order = _order(ledger)
   windows = order.windows(0, ledger.row)
   expected = np.bincount(windows, minlength=ledger.counts.size)

@@ -131,6 +131,19 @@ class ArmSpec:
   active_of: str = ""
 
   def __post_init__(self) -> None:
+    self._check_gates()
+    if self.role not in ROLES:
+      raise UserError(f"arm {self.name!r}: role={self.role!r} is not known; use 'check' or ''")
+    if self.kind not in ("dense", "moe"):
+      raise UserError(f"arm {self.name!r}: kind={self.kind!r} is not known; use 'dense' or 'moe'")
+    for name in ("compute_multiple", "learning_rate_multiplier", "params_multiple"):
+      if getattr(self, name) <= 0:
+        raise UserError(f"arm {self.name!r}: {name}={getattr(self, name)} is not above 0; use 1.0")
+    if self.is_control:
+      self._check_control()
+    self._check_run()
+
+  def _check_gates(self) -> None:
     if self.gates not in GATES:
       raise UserError(
         f"arm {self.name!r}: gates={self.gates!r} is not one of {', '.join(GATES[1:])}"
@@ -142,15 +155,8 @@ class ArmSpec:
       raise UserError(
         f"arm {self.name!r}: routed_scale={self.routed_scale!r} in a dense arm; leave it out"
       )
-    if self.role not in ROLES:
-      raise UserError(f"arm {self.name!r}: role={self.role!r} is not known; use 'check' or ''")
-    if self.kind not in ("dense", "moe"):
-      raise UserError(f"arm {self.name!r}: kind={self.kind!r} is not known; use 'dense' or 'moe'")
-    for name in ("compute_multiple", "learning_rate_multiplier", "params_multiple"):
-      if getattr(self, name) <= 0:
-        raise UserError(f"arm {self.name!r}: {name}={getattr(self, name)} is not above 0; use 1.0")
-    if self.is_control:
-      self._check_control()
+
+  def _check_run(self) -> None:
     if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
       raise UserError(f"arm {self.name!r}: seeds={self.seeds} are not whole numbers of at least 0")
     if len(set(self.seeds)) < len(self.seeds):

@@ -182,5 +182,3 @@ def _tables(
   if steps["data_reuse"]:
     every += [reuse.schemes(steps["data_reuse"]), reuse.costs(steps["data_reuse"])]
   return {part.name: part for part in every}
-
-

@@ -2,11 +2,7 @@
 
 import dataclasses
 import datetime
-import functools
-import importlib.metadata
 import pathlib
-import platform
-import subprocess
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -21,9 +17,9 @@ from moe_parity.planning.arm_plan import ArmPlan, Plan, with_later_fields
 from moe_parity.study.parts import Part, Results, from_part, method_of, plan_parts
 from moe_parity.study.workers.leases import FAILED, RUNNING, Claims
 from moe_parity.training import run_folder
+from moe_parity.training.versions import versions
 
 STUDY, PLAN, CLAIMS = "study.json", "plan.json", "claims"
-VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "moe_parity")
 
 
 class Task(NamedTuple):
@@ -49,27 +45,6 @@ class Arm:
   folder: str
   status: str = "pending"
   error: str = ""
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-  """Of Python and of what decides a run's numbers."""
-  found = {name: importlib.metadata.version(name) for name in VERSIONS}
-  if commit := _commit():
-    found["moe_parity"] += f" ({commit})"
-  return found | {"python": platform.python_version()}
-
-
-def _commit() -> str:
-  """The commit of the checkout this package is run from, with -dirty where files differ from it."""
-  root = pathlib.Path(__file__).resolve().parents[2]
-  if not (root / ".git").exists():
-    return ""
-  asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-  try:
-    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-  except (OSError, subprocess.CalledProcessError):  # no git here, or it does not trust the owner
-    return ""
 
 
 def tasks_of(parts: Sequence[Part], only: Sequence[str] = ()) -> list[Task]:
@@ -143,6 +118,7 @@ class Study:
     Raises:
       UserError: the folder holds a study with another plan; lists what differs.
     """
+    self._check_settings()
     known = planner_inputs(self.store, self.config)
     parts = plan_parts(self.config, Results(self.folder, self.claims), **known)
     for part in parts:
@@ -153,6 +129,26 @@ class Study:
         files.write_json(path, part.plan.to_dict())
     self.parts = parts
     return parts
+
+  def _check_settings(self) -> None:
+    """
+    Raises:
+      UserError: the folder holds a study with other settings: arms trained with them would not be
+        comparable with those that are there.
+    """
+    path = self.folder / STUDY
+    if not path.exists():
+      return
+    old, new = run_folder.read_json(path)["config"], configs.to_json(self.config)
+    changed = configs.differences(run_folder.settings(old), run_folder.settings(new))
+    if any(arm["status"] == "done" for arm in run_folder.read_json(path)["arms"]):
+      changed += configs.differences(*map(_scoring, (old, new)), "evaluation.")
+    if changed:
+      more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+      raise UserError(
+        f"{self.folder} holds a study with other settings ({'; '.join(changed[:3])}{more}), and its"
+        " arms would not be comparable; use another --workdir, or set them back"
+      )
 
   def status(self, run: str) -> tuple[str, str]:
     """(status, error) of a run by what its folder and its claim say."""
@@ -237,6 +233,11 @@ class Study:
         "arms": [dataclasses.asdict(arm) for arm in arms],
       },
     )
+
+
+def _scoring(config: dict) -> dict:
+  """The fields of a config that decide which documents are scored, and how."""
+  return {name: config["evaluation"].get(name) for name in ("mode", "stride", "max_tokens")}
 
 
 def _grown(path: pathlib.Path, plan: Plan, staged: bool) -> bool:

@@ -7,7 +7,9 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from moe_parity.data.fingerprint import check_same_data
 from moe_parity.data.prepare import open_data
+from moe_parity.data.token_store import TokenStore
 from moe_parity.data.tokenizer import Tokenizer, load
 from moe_parity.errors import UserError
 from moe_parity.evaluation import bits_per_character, specialization
@@ -23,6 +25,26 @@ from moe_parity.training import run_folder
 from moe_parity.training.build import model_options
 from moe_parity.training.checkpoint import load_model
 from moe_parity.training.state import from_checkpoint, model_shardings
+
+
+def open_run_data(
+  folder: pathlib.Path, config: ConfigDict, *, only_tokenizer: bool = False
+) -> TokenStore:
+  """The token store that a run was trained with.
+
+  Args:
+    only_tokenizer: the caller needs no text, so only the tokenizer must be the run's.
+  Raises:
+    UserError: what its config leads to today holds other data; names what differs.
+  """
+  store = open_data(config.data)
+  if (folder / run_folder.DATA).exists():  # runs before November 2026 have none
+    stored = run_folder.read_json(folder / run_folder.DATA)["fingerprint"]
+    found = store.fingerprint()
+    if only_tokenizer:
+      stored, found = ({"tokenizer": part["tokenizer"]} for part in (stored, found))
+    check_same_data(stored, found, str(folder), config.data.source)
+  return store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +118,9 @@ def open_generator(
     )
   if num_positions < 0:
     raise UserError(f"context={num_positions} is negative; use 0 for the {trained} of training")
-  found = load(tokenizer) if tokenizer else open_data(run.config.data).tokenizer
+  found = load(tokenizer) if tokenizer else None
+  if found is None:
+    found = open_run_data(folder, run.config, only_tokenizer=True).tokenizer
   vocab_size = run.architecture.vocab_size
   if found.vocab_size != vocab_size:
     raise UserError(
@@ -124,7 +148,7 @@ def evaluate_run(
 ) -> dict:
   """Scores a run on its own validation split; see `bits_per_character.evaluate`, `load_run`."""
   run = load_run(folder, sizes)
-  store = open_data(run.config.data)
+  store = open_run_data(folder, run.config)
   documents = document_separators(store.tokenizer, run.config.data.cross_documents)
   return bits_per_character.evaluate(
     make_scorer(run.architecture, run.options, documents, run.mesh)(run.params, run.buffers),
@@ -154,7 +178,7 @@ def count_run_routing(
   count = make_routing_counter(run.architecture, run.options, run.mesh)(run.params, run.buffers)
   counts = count_routing(
     count,
-    open_data(run.config.data).validation,
+    open_run_data(folder, run.config).validation,
     run.architecture,
     seq_len=run.plan["seq_len"],
     batch_sequences=run.config.evaluation.batch_sequences,

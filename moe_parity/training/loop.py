@@ -69,7 +69,8 @@ def train_arm(
   documents = document_separators(store.tokenizer, config.data.cross_documents)
   options = step_options(config, plan, documents)
   mesh = make_run_mesh(config, plan)
-  run_folder.claim(folder, configs.to_json(config), plan.to_dict(), write=multihost.is_first())
+  identity = configs.to_json(config), plan.to_dict(), store.fingerprint()
+  run_folder.claim(folder, *identity, write=multihost.is_first())
   if (result := run_folder.read_result(folder)) is not None:
     return result
   with contextlib.ExitStack() as exit_stack:

@@ -5,10 +5,15 @@ import pathlib
 
 from moe_parity import config as configs
 from moe_parity import files
+from moe_parity.data.fingerprint import check_same_data
+from moe_parity.defaults import base
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import with_later_fields
+from moe_parity.training.versions import versions
 
 CONFIG, PLAN, RESULT = "config.json", "plan.json", "result.json"
+DATA = "data.json"  # hashes of the run's data, and the versions it was trained with
+SETTINGS = ("data", "model", "optimizer")  # sections that decide a run's numbers beyond its plan
 
 
 def read_json(path: pathlib.Path):
@@ -27,38 +32,67 @@ def read_result(folder: pathlib.Path) -> dict | None:
   return read_json(folder / RESULT) if (folder / RESULT).exists() else None
 
 
-def claim(folder: pathlib.Path, config: dict, plan: dict, *, write: bool = True) -> None:
+def claim(
+  folder: pathlib.Path, config: dict, plan: dict, fingerprint: dict[str, str], *, write: bool = True
+) -> None:
   """Makes the folder this run's, or checks that it already is.
 
-  Only what decides the run's numbers is compared: how often it logs, saves or draws, and on which
-  mesh, may change.
+  Compared is what decides the run's numbers: its plan, the data (by content, not by path), the
+  settings of data, model and optimizer. How often it logs, saves or draws, on which mesh it trains
+  and how it is scored at the end may change; an unfinished run takes such changes over.
 
   Args:
+    fingerprint: of the token store (`TokenStore.fingerprint`).
     write: false in all but the first of several processes, which then only compare.
   Raises:
-    UserError: the folder holds a run with another config or plan; lists what differs.
+    UserError: the folder holds a run with other settings, plan or data; lists what differs.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  if not (folder / PLAN).exists():
-    if not write:
-      return
-    files.write_json(folder / CONFIG, config)
-    files.write_json(folder / PLAN, plan)
+  is_new = not (folder / PLAN).exists()
+  if not is_new:
+    _check_same_run(folder, config, plan, fingerprint)
+  if not write or (folder / RESULT).exists():
     return
+  files.write_json(folder / CONFIG, config)
+  if is_new:
+    files.write_json(folder / PLAN, plan)
+  _note_data(folder, fingerprint)
+
+
+def _check_same_run(folder: pathlib.Path, config: dict, plan: dict, fingerprint: dict) -> None:
   old_plan, old_config = read_json(folder / PLAN), read_json(folder / CONFIG)
   plan = json.loads(json.dumps(plan))
   changed = configs.differences(with_later_fields(old_plan, plan), plan, "plan.")
-  changed += configs.differences(_numbers(old_config), _numbers(config))
+  changed += configs.differences(settings(old_config), settings(config))
   if changed:
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     raise UserError(
       f"{folder} holds another run ({'; '.join(changed[:3])}{more}); use another --workdir, or"
       " remove this one"
     )
+  if (folder / DATA).exists():  # runs before November 2026 have none
+    stored = read_json(folder / DATA)["fingerprint"]
+    check_same_data(stored, fingerprint, str(folder), config["data"]["source"])
 
 
-def _numbers(config: dict) -> dict:
-  """The fields that decide a run's numbers beyond its plan."""
-  fields = {name: dict(config[name]) for name in ("data", "model", "optimizer", "evaluation")}
-  fields["evaluation"].pop("routing_tokens", None)  # a larger sample of the same routing
-  return fields | {"micro_batch_sequences": config["train"]["micro_batch_sequences"]}
+def _note_data(folder: pathlib.Path, fingerprint: dict[str, str]) -> None:
+  """data.json: the fingerprint, and every set of versions the run was trained with, in order."""
+  known = read_json(folder / DATA)["versions"] if (folder / DATA).exists() else []
+  if versions() not in known:
+    known = [*known, versions()]
+  files.write_json(folder / DATA, {"fingerprint": fingerprint, "versions": known})
+
+
+def settings(config: dict) -> dict:
+  """The fields of a config that decide a run's numbers beyond its plan, those that an older config
+  lacks at their defaults.
+
+  Where data come from is left out: their content is compared by fingerprint.
+  """
+  defaults = configs.to_json(base())
+  sections = {name: {**defaults[name], **config.get(name, {})} for name in SETTINGS}
+  for name in ("source", "store", "max_bad_records"):
+    sections["data"].pop(name, None)
+  # Micro-batches change the order of float32 sums.
+  micro = config["train"]["micro_batch_sequences"]
+  return sections | {"train": {"micro_batch_sequences": micro}}

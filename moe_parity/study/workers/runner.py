@@ -32,6 +32,7 @@ class Trainer:
 
   train: Callable[..., Any] = train_arm
   certify: Callable[[pathlib.Path], dict] = certificate.certify_run
+  recheck: Callable[[pathlib.Path], None] = certificate.recheck_run
 
 
 def run_study(
@@ -120,7 +121,9 @@ def _train_one(study: Study, tasks: list[Task], report, say, trainer: Trainer) -
 
 
 def _certify(folder: pathlib.Path, trainer: Trainer) -> None:
-  """Recounts a run unless that was done since it finished."""
+  """Recounts a run; one that was recounted since it finished is held against its hashes."""
   told, result = folder / certificate.CERTIFICATE, folder / run_folder.RESULT
   if not told.exists() or told.stat().st_mtime_ns < result.stat().st_mtime_ns:
     trainer.certify(folder)
+  else:
+    trainer.recheck(folder)

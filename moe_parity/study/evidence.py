@@ -1,0 +1,188 @@
+"""Checks that the files a run left agree with each other, and are those that were certified.
+
+Against accident this is complete: a file that was edited, cut, swapped or lost disagrees with
+another file or with its hash. Against a determined author no hash helps: who can rewrite every file
+can rewrite the hashes too. Only a run trained again, or documents scored again from the checkpoint
+(`evaluate`), show that.
+"""
+
+import hashlib
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from moe_parity import config as configs
+from moe_parity.data.audit import order_checks
+from moe_parity.data.ledger import Ledger
+from moe_parity.training import run_folder
+
+METRICS, LEDGER = "metrics.jsonl", "ledger.npz"
+FILES = (run_folder.CONFIG, run_folder.PLAN, run_folder.RESULT, run_folder.DATA, METRICS, LEDGER)
+_SUM_TOLERANCE = 1e-9  # relative: sums of float64 over documents
+# What reading a damaged file can raise; anything else is a fault of ours and must show.
+DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, EOFError)
+
+
+def line(name: str, planned: Any, measured: Any, passed: bool, how: str) -> dict:
+  """A line of a certificate about something that is not a number with a tolerance."""
+  return {
+    "name": name,
+    "planned": planned,
+    "measured": measured,
+    "difference_pct": None,
+    "passed": bool(passed),
+    "how": how,
+  }
+
+
+def guarded(name: str, checks: Callable[[], Sequence[dict]]) -> list[dict]:
+  """The checks, or one failed line that names the piece which is missing or damaged."""
+  try:
+    return list(checks())
+  except DAMAGE as error:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return [line(name, "readable", words[:300], False, "the run's files")]
+
+
+def file_hashes(folder: pathlib.Path, step: int) -> dict[str, str]:
+  """sha256 of every file that the certificate rests on; the checkpoint of `step` is one entry, over
+  the names and contents of its files."""
+  hashes = {name: _sha256(folder / name) for name in FILES if (folder / name).is_file()}
+  return hashes | {f"checkpoints/{step}": _tree_sha256(folder / "checkpoints" / str(step))}
+
+
+def changed_files(folder: pathlib.Path, certified: dict[str, str]) -> list[str]:
+  """What became of files since they were certified, a phrase each; [] for nothing."""
+  problems = []
+  for name, before in certified.items():
+    path = folder / name
+    if not path.exists():
+      problems.append(f"{name} is missing")
+    elif (_tree_sha256(path) if path.is_dir() else _sha256(path)) != before:
+      problems.append(f"{name} was changed")
+  return problems
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _tree_sha256(folder: pathlib.Path) -> str:
+  digest = hashlib.sha256()
+  for path in sorted(folder.rglob("*")):
+    if path.is_file():
+      digest.update(f"{path.relative_to(folder).as_posix()} {_sha256(path)}\n".encode())
+  return digest.hexdigest()
+
+
+def score_checks(result: dict) -> Iterator[dict]:
+  """The scores of result.json against the documents that it lists."""
+  validation = result["validation"]
+  documents = validation["documents"]
+  sums = {
+    name: math.fsum(row[name] for row in documents)
+    for name in ("nats", "num_tokens", "num_bytes", "num_chars")
+  }
+  bits = sums["nats"] / math.log(2)
+  expected = sums | {
+    "bpc": bits / sums["num_chars"],
+    "bpb": bits / sums["num_bytes"],
+    "cross_entropy": sums["nats"] / sums["num_tokens"],
+    "num_documents": len(documents),
+  }
+  for domain, entry in validation["by_domain"].items():
+    of_domain = [row for row in documents if row["domain"] == domain]
+    nats = math.fsum(row["nats"] for row in of_domain)
+    chars = sum(row["num_chars"] for row in of_domain)
+    expected[f"by_domain.{domain}.bpc"] = nats / math.log(2) / chars
+    yield _same_score(f"bpc of {domain}", expected[f"by_domain.{domain}.bpc"], entry["bpc"])
+  for name in ("bpc", "bpb", "cross_entropy", "nats", "num_tokens", "num_chars", "num_documents"):
+    yield _same_score(name, expected[name], validation[name])
+
+
+def _same_score(name: str, expected: float, stated: float) -> dict:
+  same = math.isclose(expected, stated, rel_tol=_SUM_TOLERANCE)
+  return line(f"score: {name}", expected, stated, same, "sum of the documents in result.json")
+
+
+def identity_checks(plan: dict, result: dict) -> Iterator[dict]:
+  """Whether result.json is of the planned arm."""
+  for name in ("name", "kind", "role", "seed"):
+    same = plan[name] == result[name]
+    yield line(f"result: {name}", plan[name], result[name], same, "plan.json, result.json")
+
+
+def ledger_checks(ledger: Ledger, plan: dict, config: dict) -> Iterator[dict]:
+  """Windows and order of the ledger, computed again from seed, epoch and position; and that they
+  are those of the plan and the config."""
+  for check in order_checks(ledger):
+    how = "the order of (seed, epoch, position), computed again"
+    yield line(f"ledger: {check['name']}", check["expected"], check["found"], check["passed"], how)
+  order = ledger.data["order"]
+  yield line("ledger: seed", config["data"]["seed"], order["seed"],
+             config["data"]["seed"] == order["seed"], "config.json")  # fmt: skip
+  rows = plan["num_steps"] * plan["batch_sequences"]
+  yield line("ledger: rows", rows, ledger.row, rows == ledger.row, "plan.json")
+
+
+def learning_checks(plan: dict, result: dict) -> Iterator[dict]:
+  """Whether the run learned anything: its last training loss against that of a uniform guess."""
+  uniform = math.log(plan["architecture"]["vocab_size"])
+  loss = result["train_cross_entropy"]
+  passed = math.isfinite(loss) and loss < uniform
+  yield line("training loss", f"below ln V = {uniform:.4f}", loss, passed, "result.json")
+
+
+def metrics_checks(plan: dict, folder: pathlib.Path, log_every: int) -> Iterator[dict]:
+  """Whether metrics.jsonl has every line that the run logged, once."""
+  from moe_parity.training.metrics import read_metrics
+
+  steps = [entry["step"] for entry in read_metrics(folder) if entry["kind"] == "train"]
+  last = plan["num_steps"]
+  due = {step for step in range(1, last + 1) if step == last or step % log_every == 0}
+  missing = sorted(due - set(steps))
+  words = f"{len(missing)} missing, the first is step {missing[0]}" if missing else "all"
+  yield line("metrics: logged steps", "all", words, not missing, METRICS)
+  yield line("metrics: steps in order", True, steps == sorted(set(steps)),
+             steps == sorted(set(steps)), METRICS)  # fmt: skip
+
+
+def settings_checks(configs_by_arm: dict[str, dict]) -> Iterator[dict]:
+  """Whether all arms of a study were trained with the same settings, but for what an arm decides.
+
+  Args:
+    configs_by_arm: label -> the run's config.json.
+  """
+  shared = {label: _shared_settings(config) for label, config in configs_by_arm.items()}
+  first_label = next(iter(shared), "")
+  for label, found in shared.items():
+    changed = configs.differences(shared[first_label], found)
+    words = "; ".join(changed[:3]) + (f" and {len(changed) - 3} more" if changed[3:] else "")
+    yield line(f"{label}: settings", f"those of {first_label}", words or "the same", not changed,
+               "config.json of each run")  # fmt: skip
+
+
+def _shared_settings(config: dict) -> dict:
+  """Settings that all arms share: what an arm decides for itself, and how a batch is cut for the
+  memory at hand, are left out. A study may give each seed data of its own."""
+  sections = run_folder.settings(config)
+  evaluation = {**config.get("evaluation", {})}
+  evaluation = {name: evaluation.get(name) for name in ("mode", "stride", "max_tokens")}
+  model = {
+    k: v for k, v in sections["model"].items() if k not in ("normalize_gates", "routed_scale")
+  }
+  return {
+    "data": {k: v for k, v in sections["data"].items() if k != "seed"},
+    "model": model,
+    "optimizer": sections["optimizer"],
+    "evaluation": evaluation,
+  }
+
+
+def windows_sha256(ledger: Ledger) -> str:
+  """Hash of which windows were read at least once."""
+  return hashlib.sha256(np.flatnonzero(ledger.counts).astype("<u8").tobytes()).hexdigest()

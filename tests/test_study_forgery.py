@@ -1,0 +1,194 @@
+"""Files of a study that contradict each other: each is named, and no winner follows.
+
+After the 24 forgeries of an outside audit, 16 of which an earlier certificate let pass.
+"""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from moe_parity import cli
+from moe_parity.data.ledger import Ledger
+from moe_parity.study import certificate
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIG = f"--config={ROOT}/configs/demo.py:tiny"
+SMALL = [
+  "--config.budget.dense_tokens=5120", "--config.evaluation.max_tokens=2000",
+  "--config.evaluation.ablations=()", "--only=dense,moe_40",
+]  # fmt: skip
+DENSE, MOE = "runs/dense-s0", "runs/moe_40-s0"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("studies") / "study"
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("MOE_PARITY_CACHE", str(tmp_path_factory.mktemp("cache")))
+    assert cli.main(["study", CONFIG, f"--workdir={folder}", *SMALL]) == 0
+    yield folder
+
+
+@pytest.fixture
+def copy(study, tmp_path):
+  return pathlib.Path(shutil.copytree(study, tmp_path / "copy"))
+
+
+def change(path, edit):
+  value = json.loads(path.read_text())
+  edit(value)
+  path.write_text(json.dumps(value))
+
+
+def failures(folder, anew: bool):
+  """Failed checks of the study and its runs: certified anew, or held against their hashes."""
+  for run in (DENSE, MOE):
+    (certificate.certify_run if anew else certificate.recheck_run)(folder / run)
+  whole = certificate.certify_study(folder)
+  rows = list(whole["checks"])
+  for run in (DENSE, MOE):
+    rows += json.loads((folder / run / "certificate.json").read_text())["checks"]
+  assert whole["passed"] == all(row["passed"] for row in rows)
+  return [row for row in rows if not row["passed"]]
+
+
+def lower_bpc(result):
+  result["validation"]["bpc"] -= 0.1
+
+
+def lower_bpc_and_nats(result):
+  lower_bpc(result)
+  result["validation"]["nats"] *= 0.97
+
+
+def lower_a_document(result):
+  result["validation"]["documents"][0]["nats"] *= 0.5
+
+
+def never_learned(result):
+  result["train_cross_entropy"] = 9.0
+
+
+EDITS = {
+  "bpc": (f"{MOE}/result.json", lower_bpc, "score: bpc"),
+  "bpc and nats": (f"{MOE}/result.json", lower_bpc_and_nats, "score: nats"),
+  "a document": (f"{MOE}/result.json", lower_a_document, "score: nats"),
+  "untrained": (f"{MOE}/result.json", never_learned, "training loss"),
+  "d_ffn": (f"{MOE}/plan.json", lambda p: p["architecture"].update(d_ffn=999), ": plan"),
+  "rate": (f"{MOE}/plan.json", lambda p: p.update(activation_rate=0.1), ": plan"),
+  "learning rate": (f"{MOE}/plan.json", lambda p: p.update(peak_learning_rate=1.0), ": plan"),
+  "name": (f"{MOE}/plan.json", lambda p: p.update(name="moe_20"), "result: name"),
+  "seed": (f"{MOE}/result.json", lambda r: r.update(seed=5), "result: seed"),
+  "position": (f"{MOE}/config.json", lambda c: c["model"].update(position="none"), ": settings"),
+  "decay": (f"{MOE}/config.json", lambda c: c["optimizer"].update(weight_decay=0.0), ": settings"),
+  "data seed": (f"{MOE}/config.json", lambda c: c["data"].update(seed=5), "ledger: seed"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_contradicts_another_file(copy, name):
+  path, edit, failed = EDITS[name]
+  change(copy / path, edit)
+  assert any(failed in row["name"] for row in failures(copy, anew=True))
+
+
+@pytest.mark.parametrize("name", [*EDITS, "checkpoint", "metrics", "ledger"])
+def test_a_file_changed_since_it_was_certified_is_named(copy, name):
+  if name in EDITS:
+    path, edit, _ = EDITS[name]
+    change(copy / path, edit)
+  else:
+    inside = {"checkpoint": "checkpoints", "metrics": "metrics.jsonl", "ledger": "ledger.npz"}[name]
+    path = f"{MOE}/{inside}"
+    found = [copy / path] if (copy / path).is_file() else sorted((copy / path).rglob("*"))
+    file = max((p for p in found if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+  rows = failures(copy, anew=False)
+  said = next(row for row in rows if row["name"] == "files since they were certified")
+  assert pathlib.Path(path).name.split(".")[0] in said["measured"]
+
+
+def test_swapped_run_folders_fail(copy):
+  (copy / DENSE).rename(copy / "aside")
+  (copy / MOE).rename(copy / DENSE)
+  (copy / "aside").rename(copy / MOE)
+  assert sum(": plan" in row["name"] for row in failures(copy, anew=True)) == 2
+
+
+def test_swapped_checkpoints_fail(copy):
+  (copy / DENSE / "checkpoints").rename(copy / "aside")
+  (copy / MOE / "checkpoints").rename(copy / DENSE / "checkpoints")
+  (copy / "aside").rename(copy / MOE / "checkpoints")
+  assert failures(copy, anew=False)
+
+
+def edit_ledger(run, edit):
+  ledger = Ledger.load(run / "ledger.npz")
+  edit(ledger)
+  ledger.save(run / "ledger.npz")
+
+
+def move_a_read(ledger):
+  first, second = np.flatnonzero(ledger.counts)[:2]
+  ledger.counts[first] += 1
+  ledger.counts[second] -= 1
+
+
+def other_windows(ledger):
+  ledger.counts = np.roll(ledger.counts, 1)
+
+
+@pytest.mark.parametrize("edit", [move_a_read, other_windows])
+def test_a_ledger_that_is_not_its_order_fails(copy, edit):
+  edit_ledger(copy / MOE, edit)
+  assert any(row["name"].startswith("ledger: windows") for row in failures(copy, anew=True))
+
+
+@pytest.mark.parametrize(
+  "piece", ["config.json", "plan.json", "metrics.jsonl", "ledger.npz", "checkpoints"]
+)
+@pytest.mark.parametrize("damage", ["lost", "cut"])
+def test_a_lost_or_cut_piece_is_that_arms_failure_alone(copy, piece, damage):
+  path = copy / MOE / piece
+  if path.is_dir():
+    for part in path.rglob("*"):
+      if part.is_file() and damage == "cut":
+        part.write_bytes(part.read_bytes()[:5])
+    if damage == "lost":
+      shutil.rmtree(path)
+  elif damage == "lost":
+    path.unlink()
+  else:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+  for anew in (True, False):
+    rows = failures(copy, anew)
+    assert rows and not any("dense" in row["name"] for row in rows)
+
+
+def test_a_page_is_written_without_a_winner_and_says_why(copy, capsys):
+  change(copy / f"{MOE}/result.json", lower_bpc)
+  assert cli.main(["report", str(copy)]) == 0
+  assert "No winner" in capsys.readouterr().out
+  analysis = json.loads((copy / "analysis.json").read_text())
+  assert any("result.json was changed" in words for words in analysis["certificate"]["failures"])
+
+
+def test_a_study_resumed_with_other_settings_is_refused(copy, capsys):
+  other = ["--config.data.seed=5", "--config.model.position=none"]
+  assert cli.main(["study", CONFIG, f"--workdir={copy}", *SMALL, *other]) == 2
+  error = capsys.readouterr().err
+  assert "data.seed: 0 -> 5" in error and "model.position: alibi -> none" in error
+  scored = ["--config.evaluation.max_tokens=1000"]
+  assert cli.main(["study", CONFIG, f"--workdir={copy}", *SMALL, *scored]) == 2
+  assert "evaluation.max_tokens: 2000 -> 1000" in capsys.readouterr().err
+
+
+def test_a_run_whose_text_changed_is_not_scored_on_it(copy, capsys):
+  change(copy / f"{MOE}/data.json", lambda d: d["fingerprint"].update(validation_tokens="0" * 64))
+  assert cli.main(["evaluate", str(copy / MOE)]) == 2
+  assert "the held-out tokens" in capsys.readouterr().err
