@@ -65,9 +65,7 @@ def test_another_order_has_another_digest(windows, data):
   stops=st.lists(st.integers(0, 9), max_size=3),
 )
 @settings(max_examples=15)
-def test_hosts_in_any_number_collect_the_ledger_of_one(
-  train, hosts, hosts_after, stops
-):
+def test_hosts_in_any_number_collect_the_ledger_of_one(train, hosts, hosts_after, stops):
   """Hosts run one after another here, so what each is to gather is gathered beforehand."""
   one = consume(Loader(train, 6, S, seed=1, prefetch=0), 9)
   state = Ledger.for_loader(Loader(train, 6, S, seed=1)).state()

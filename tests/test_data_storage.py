@@ -29,9 +29,7 @@ def fill(bucket, tmp_path):
     bucket.put_file(str(path), f"gs://mine/text/{path.name}")
 
 
-def test_a_store_on_a_bucket_is_made_from_text_on_a_bucket(
-  bucket, tmp_path, monkeypatch
-):
+def test_a_store_on_a_bucket_is_made_from_text_on_a_bucket(bucket, tmp_path, monkeypatch):
   fill(bucket, tmp_path)
   monkeypatch.setattr(shards, "SHARD_TOKENS", 900)
   arguments = dict(held_out="hash:0.2")
