@@ -15,12 +15,12 @@ from moe_parity.errors import UserError, suggest
 
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
-  """The text after a config file's colon, `name=value,name=value`; a bare name means True.
+  """Parses the text after a config file's colon, `name=value,name=value`; a bare name is True.
 
   Defaults give the names and the types (bool, int, float, str).
 
   Raises:
-    UserError: an unknown name (the nearest is offered) or a value of another type.
+    UserError: an unknown name (the nearest is suggested) or a value of another type.
   """
   result = ConfigDict(defaults)
   for part in filter(None, (arg or "").split(",")):
@@ -44,13 +44,13 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
 
 
 def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
-  """A locked config.
+  """Loads a config file and applies overrides; the result is locked.
 
   Args:
     config: `path/to/file.py` or `path/to/file.py:arg`.
     overrides: `--config.field=value` arguments.
   Raises:
-    UserError: no such file, an unknown key (the nearest is offered), a value of another type.
+    UserError: no such file, an unknown key (the nearest is suggested), a value of another type.
   """
   name, _, arg = config.partition(":")
   path = pathlib.Path(name)
@@ -58,13 +58,13 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     hint = suggest(str(path), map(str, path.parent.glob("*.py")))
     raise UserError(f"--config={path}: no such file{hint}")
   root = str(path.resolve().parent.parent)
-  sys.path.insert(0, root)  # so that a config may import its neighbours: `from configs import x`
+  sys.path.insert(0, root)  # so that a config may import others: `from configs import x`
   try:
     result = runpy.run_path(str(path))["get_config"](arg or None)
   finally:
     sys.path.remove(root)
   if not overrides:
-    return result.lock()  # the flags below print the config twice: a second for 250 arms
+    return result.lock()  # the flags below print the config twice, which is slow for many arms
   argv = ["moe-parity", *overrides]
   values = flags.FlagValues()
   try:
@@ -94,8 +94,8 @@ def to_json(config: ConfigDict) -> dict:
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-  """Where two plain configs differ, one line a field: `name: old -> new`; `name: only in the old
-  one` (or new) for what the other lacks."""
+  """Differences of two plain configs, one line a field: `name: old -> new`, or `name: only in the
+  old one` (or new)."""
   lines = []
   for name in sorted(set(old) | set(new)):
     path = f"{prefix}{name}"

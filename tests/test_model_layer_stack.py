@@ -37,9 +37,7 @@ ON_TPU = ModelOptions(platform="tpu")
     (ON_TPU, (True,), None, 16, 1),
   ],
 )
-def test_there_are_two_streams_where_an_exchange_can_be_overlapped(
-  options, pattern, sizes, batch, streams
-):
+def test_the_batch_is_split_where_all_to_all_can_overlap(options, pattern, sizes, batch, streams):
   stack = nnx.eval_shape(lambda: LayerStack(small_model.moe(), options, pattern, 2))
   with meshes.use(sizes and meshes.make_mesh(sizes)):
     assert stack.num_batch_splits(batch) == streams
@@ -76,7 +74,7 @@ ON_A_MESH = {
 
 
 @pytest.mark.parametrize("case", ON_A_MESH)
-def test_streams_and_a_mesh_change_neither_states_nor_gradients_nor_statistics(case, monkeypatch):
+def test_splits_and_a_mesh_change_no_number(case, monkeypatch):
   """Dense and MoE layers in one pattern twice over, documents kept apart. float32, sums of other
   lengths."""
   seq_len, options = ON_A_MESH[case]

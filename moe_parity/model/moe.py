@@ -121,7 +121,7 @@ class MoE(nnx.Module):
     d, e, i = architecture.d_model, architecture.num_experts, architecture.d_expert
     self.experts_per_token, self.options = architecture.experts_per_token, options
     shrink = (2 * architecture.num_layers) ** -0.5
-    # A tenth of the usual spread: the first steps route almost evenly.
+    # Small initial logits, so that the first steps route almost evenly.
     self.router = param(d, e, axes="--", scale=0.1)  # replicated: E columns, no padding
     self.constant_scale = 1.0
     if options.routed_scale == PER_CHOICE:
