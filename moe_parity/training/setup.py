@@ -114,7 +114,7 @@ def set_up(
     UserError: the data cannot feed the plan, or no checkpoint of the folder can be read.
   """
   model, optimizer = model_options(config), optimizer_options(config, plan)
-  loader = functools.partial(_loader, config, plan, store)
+  loader = functools.partial(_loader, plan, store)
   ledger = Ledger.for_loader(loader())  # refuses a budget larger than the corpus, before compiling
   layout = checkpoint_state(plan.architecture, model, optimizer, mesh)
   checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
@@ -162,13 +162,13 @@ def set_up(
   return run, state
 
 
-def _loader(config: ConfigDict, plan: ArmPlan, store: TokenStore, start_row: int = 0) -> Loader:
+def _loader(plan: ArmPlan, store: TokenStore, start_row: int = 0) -> Loader:
   return Loader(
     store.train,
     plan.batch_sequences,
     plan.seq_len,
     plan.num_unique_tokens,
-    config.data.seed,
+    plan.data_seed,
     start_row=start_row,
     num_tokens=plan.num_tokens,
     mixture=plan.mixture,
