@@ -122,8 +122,9 @@ def _mesh() -> ConfigDict:
   mesh.data = 1  # replicas of the weights
   mesh.fsdp = 1  # weights and optimizer state are sharded over these
   mesh.expert = 1  # experts are sharded over these; the batch is, over all three
-  # padded | merged | ragged | gathered: how tokens reach experts; "" is the platform's own.
-  mesh.exchange = ""
+  # How tokens reach experts on other devices: all_to_all | ragged_all_to_all |
+  # ragged_all_to_all_dedup | all_gather; "" is the platform's own.
+  mesh.token_dispatch = ""
   return mesh
 
 

@@ -29,7 +29,7 @@ def start_jax(coordinator: str = "", num_processes: int = 0, process_id: int = -
 
   from moe_parity.aot import libtpu
 
-  libtpu.quiet()
+  libtpu.silence_probe()
   keep_large_buffers()
   _join(jax, coordinator, num_processes, process_id)
   jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))

@@ -122,7 +122,7 @@ def test_a_long_vocabulary_in_chunks_gives_the_same_loss():
       return 3 * model.weighted_nll(hidden, targets, weight, *max_logits)
 
     def gradient(params, hidden):
-      with meshes.use(mesh):
+      with meshes.use_mesh(mesh):
         return jax.value_and_grad(loss, argnums=(0, 1))(params, hidden)
 
     whole = mesh and jax.NamedSharding(mesh, meshes.P())

@@ -100,7 +100,7 @@ class Checkpoints:
         )
       except Exception as error:  # noqa: BLE001 - a damaged file surfaces as any of many types
         loaded, why = None, _short(error)
-      if not multihost.everywhere(loaded is not None):
+      if not multihost.all_agree(loaded is not None):
         why = "another process failed on it" if loaded is not None else why
         warnings.append(f"checkpoint of step {step} cannot be read ({why})")
         continue
@@ -117,10 +117,10 @@ class Checkpoints:
     return None
 
   def _set_aside(self, step: int) -> None:
-    for path in self.folder.glob(f"*{step}") if multihost.is_first() else ():
+    for path in self.folder.glob(f"*{step}") if multihost.is_primary() else ():
       if path.name.rpartition("_")[2] == str(step):
         shutil.move(path, path.with_name(f"damaged-{path.name}"))
-    multihost.wait(f"checkpoint {step} set aside")
+    multihost.barrier(f"checkpoint {step} set aside")
     self._checkpointer.reload()
 
   def close(self) -> None:

@@ -134,7 +134,7 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
   def on_mesh(state, inputs_BS, targets_BS):
-    with meshes.use(mesh):
+    with meshes.use_mesh(mesh):
       return train_step(state, inputs_BS, targets_BS)
 
   state = shardings(abstract_state(architecture, model_options, optimizer_options, mesh), mesh)
