@@ -15,7 +15,8 @@ ROOT = HERE.parent
 RESULTS = ROOT / "results"
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-import quote_studies as studies  # noqa: E402 - the folder of this file is no package
+import quote_decode  # noqa: E402 - the folder of this file is no package
+import quote_studies as studies  # noqa: E402
 from quote_tables import markdown  # noqa: E402
 
 FIGURES = (
@@ -25,6 +26,7 @@ FIGURES = (
   "architecture_small/shape_scatter.png",
   "data_reuse_small/reuse_by_scheme.png",
   "data_reuse_small/reuse_decay.png",
+  "decode.png",
 )
 
 
@@ -148,6 +150,9 @@ BLOCKS = {
   "maxtext": maxtext,
   "stacked": stacked,
   "compiled": compiled,
+  "decode_measured": quote_decode.measured,
+  "decode_prefill": quote_decode.prefill,
+  "decode_computed": quote_decode.computed,
   "log": log,
 }
 

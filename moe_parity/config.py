@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import copy
 import json
 import pathlib
 import runpy
@@ -13,14 +14,29 @@ from ml_collections import ConfigDict, config_flags
 
 from moe_parity.errors import UserError, suggest
 
+# Former names of fields, and of a field's values. A config or command line that uses one is refused
+# with the new name; configs stored in run folders are translated (`from_stored`).
+RENAMED_FIELDS = {
+  "mesh.exchange": "mesh.token_dispatch",
+  "model.streams": "model.num_batch_splits",
+}
+RENAMED_VALUES = {
+  "mesh.token_dispatch": {
+    "padded": "all_to_all",
+    "merged": "ragged_all_to_all_dedup",
+    "ragged": "ragged_all_to_all",
+    "gathered": "all_gather",
+  }
+}
+
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
-  """The text after a config file's colon, `name=value,name=value`; a bare name means True.
+  """Parses the text after a config file's colon, `name=value,name=value`; a bare name is True.
 
   Defaults give the names and the types (bool, int, float, str).
 
   Raises:
-    UserError: an unknown name (the nearest is offered) or a value of another type.
+    UserError: an unknown name (the nearest is suggested) or a value of another type.
   """
   result = ConfigDict(defaults)
   for part in filter(None, (arg or "").split(",")):
@@ -44,13 +60,13 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
 
 
 def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
-  """A locked config.
+  """Loads a config file and applies overrides; the result is locked.
 
   Args:
     config: `path/to/file.py` or `path/to/file.py:arg`.
     overrides: `--config.field=value` arguments.
   Raises:
-    UserError: no such file, an unknown key (the nearest is offered), a value of another type.
+    UserError: no such file, an unknown key (the nearest is suggested), a value of another type.
   """
   name, _, arg = config.partition(":")
   path = pathlib.Path(name)
@@ -58,13 +74,14 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     hint = suggest(str(path), map(str, path.parent.glob("*.py")))
     raise UserError(f"--config={path}: no such file{hint}")
   root = str(path.resolve().parent.parent)
-  sys.path.insert(0, root)  # so that a config may import its neighbours: `from configs import x`
+  sys.path.insert(0, root)  # so that a config may import others: `from configs import x`
   try:
     result = runpy.run_path(str(path))["get_config"](arg or None)
   finally:
     sys.path.remove(root)
+  _refuse_former_names(result, overrides)
   if not overrides:
-    return result.lock()  # the flags below print the config twice: a second for 250 arms
+    return result.lock()  # the flags below print the config twice, which is slow for many arms
   argv = ["moe-parity", *overrides]
   values = flags.FlagValues()
   try:
@@ -78,7 +95,41 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     raise UserError(f"config override: {_one_line(error)}") from None
   if rest:
     raise UserError(f"unexpected argument {rest[0]!r}; fields are set by --config.name=value")
+  _refuse_former_names(result)
   return result.lock()
+
+
+def _refuse_former_names(config: ConfigDict, overrides: Sequence[str] = ()) -> None:
+  """
+  Raises:
+    UserError: a field, or a value of one, by its former name.
+  """
+  given = [override.removeprefix("--config.").partition("=")[0] for override in overrides]
+  for old, new in RENAMED_FIELDS.items():
+    section, _, name = old.partition(".")
+    if old in given or (section in config and name in config[section]):
+      raise UserError(f"config field {old} is now called {new}")
+  for field, names in RENAMED_VALUES.items():
+    section, _, name = field.partition(".")
+    value = config[section].get(name) if section in config else None
+    if value in names:
+      raise UserError(f"config.{field}={value!r} is now called {names[value]!r}")
+
+
+def from_stored(config: dict) -> dict:
+  """A stored config (`to_json`), with fields and values of former names under their new ones, and
+  fields that are newer than it at their defaults."""
+  config = copy.deepcopy(config)
+  config.setdefault("mesh", {}).setdefault("token_dispatch", "")
+  for old, new in RENAMED_FIELDS.items():
+    section, _, name = old.partition(".")
+    if name in config.get(section, {}):
+      config[section][new.partition(".")[2]] = config[section].pop(name)
+  for field, names in RENAMED_VALUES.items():
+    section, _, name = field.partition(".")
+    value = config[section][name]
+    config[section][name] = names.get(value, value)
+  return config
 
 
 def _one_line(error: Exception) -> str:
@@ -94,8 +145,8 @@ def to_json(config: ConfigDict) -> dict:
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-  """Where two plain configs differ, one line a field: `name: old -> new`; `name: only in the old
-  one` (or new) for what the other lacks."""
+  """Differences of two plain configs, one line a field: `name: old -> new`, or `name: only in the
+  old one` (or new)."""
   lines = []
   for name in sorted(set(old) | set(new)):
     path = f"{prefix}{name}"

@@ -11,7 +11,7 @@ def base() -> ConfigDict:
   """A complete config with an empty list of arms."""
   config = ConfigDict()
   config.name = "unnamed"
-  config.seed = 0  # weights and data order of every arm that lists no seeds of its own
+  config.seed = 0  # weights and drawn data of every arm that lists no seeds of its own
   config.budget = _budget()
   config.arms = ConfigDict()  # name -> dense_arm() or moe_arm()
   config.study = _study()
@@ -88,7 +88,11 @@ def _data() -> ConfigDict:
   data.cross_documents = True
   data.weights = ""  # "prose=2,code=1": rows of each domain; "" takes domains as they come
   data.max_epochs = 0.0  # times any domain may be read; 0: a weighted one no more than the others
-  data.seed = 0  # which windows make up a unique-token budget, and their order; one for all arms
+  # Which windows make up a unique-token budget, and their order. Each seed of an arm draws its own
+  # (data.seed plus the arm's seed, so that all arms of a seed read the same text); with
+  # draw_per_seed=False all read what data.seed names, and seeds vary initial weights alone.
+  data.seed = 0
+  data.draw_per_seed = True
   return data
 
 
@@ -118,8 +122,9 @@ def _mesh() -> ConfigDict:
   mesh.data = 1  # replicas of the weights
   mesh.fsdp = 1  # weights and optimizer state are sharded over these
   mesh.expert = 1  # experts are sharded over these; the batch is, over all three
-  # padded | merged | ragged | gathered: how tokens reach experts; "" is the platform's own.
-  mesh.exchange = ""
+  # How tokens reach experts on other devices: all_to_all | ragged_all_to_all |
+  # ragged_all_to_all_dedup | all_gather; "" is the platform's own.
+  mesh.token_dispatch = ""
   return mesh
 
 

@@ -1,4 +1,4 @@
-"""What has to be set before JAX makes its first array."""
+"""Starts JAX: joins the processes of a run, and sets caches and host memory first."""
 
 import ctypes
 import platform
@@ -8,26 +8,28 @@ from moe_parity.errors import UserError
 
 AUTO = "auto"
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
-NEVER = -1  # the largest size there is
+NEVER = -1  # as an unsigned number, the largest size
 
 
 def start_jax(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
-  """Joins the other processes of the run, if there are any. Keeps compiled programs in the cache
-  folder, so that a second start does not compile again; keeps host memory between steps instead of
-  giving it back and faulting it in again, which has to be asked for before JAX has threads.
+  """Starts JAX in this process; call before the first array is made.
+
+  Joins the other processes of the run, if there are any; stores compiled programs in the cache
+  folder, so that a second start need not compile; and sets `keep_large_buffers`, which must come
+  before JAX starts its threads.
 
   Args:
-    coordinator: HOST:PORT where the first process listens; "auto" finds it by what the cluster says
+    coordinator: HOST:PORT where the first process listens; "auto" detects it from the cluster
       (Cloud TPU, Slurm, Open MPI, Kubernetes, $JAX_COORDINATOR_ADDRESS); "" is a single process.
-    num_processes, process_id: how many there are and which this is, where not found by "auto".
+    num_processes, process_id: how many there are and which this is, unless "auto" detects them.
   Raises:
-    UserError: a coordinator without them, or they without a coordinator.
+    UserError: a coordinator without the other two, or they without a coordinator.
   """
   import jax
 
   from moe_parity.aot import libtpu
 
-  libtpu.quiet()
+  libtpu.silence_probe()
   keep_large_buffers()
   _join(jax, coordinator, num_processes, process_id)
   jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
@@ -48,20 +50,19 @@ def _join(jax, coordinator: str, num_processes: int, process_id: int) -> None:
     raise UserError(
       f"--coordinator={coordinator} with --num-processes={num_processes} --process-id={process_id}:"
       " each process needs the number of processes and its own, from 0; or use --coordinator=auto"
-      " on a cluster that tells them"
+      " on a cluster that provides them"
     )
   else:
     jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
 def keep_large_buffers() -> bool:
-  """Stops glibc from giving large freed buffers back to the system after every step.
+  """Stops glibc from returning large freed buffers to the system after every step.
 
-  By default each buffer over 32 MiB at most is mapped anew and its pages are faulted in again,
-  every step; so is each buffer over 64 MiB of a thread that was given a heap of its own, hence one
-  heap for all. Call before JAX starts its threads; the process then never shrinks. Of use to CPU
-  runs, as XLA:CPU takes its buffers from malloc: without it a tenth of a small model's step went
-  into page faults.
+  By default each large buffer (the threshold is 32 MiB at most) is mapped again in every step and
+  its pages are faulted in again; so is each buffer over 64 MiB of a thread with a heap of its own,
+  hence one heap for all. The process then never shrinks. It helps CPU runs, where XLA allocates its
+  buffers with malloc and a small model's step would spend much of its time in page faults.
 
   Returns:
     whether it took effect: False where the C library is not glibc (macOS, musl).

@@ -32,11 +32,11 @@ def compare(config_name: str, arm_name: str, seeds: int, rounds: int) -> dict:
   import jax
   import jax.numpy as jnp
   import numpy as np
-  from moe_parity.training.program import model_options, optimizer_options, step_options
 
   from moe_parity import config as configs
   from moe_parity.planning.plan import make_plan
   from moe_parity.study.methods.activation_rate import sweep_arms
+  from moe_parity.training.build import model_options, optimizer_options, step_options
   from moe_parity.training.state import init_state
   from moe_parity.training.step import make_train_step
 

@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 
 from moe_parity.aot import collectives, hlo, timeline
-from moe_parity.aot.collectives import Place
+from moe_parity.aot.collectives import DevicePlacement
 from moe_parity.aot.hlo_flops import convolution_flops
-from moe_parity.planning.tpu_slices import named
+from moe_parity.planning.tpu_slices import parse_slice
 
 MODULE = (pathlib.Path(__file__).parent / "small.hlo").read_text()
 COORDINATES = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]])
-PLACE = Place(named("v5p:2x2x1"), {"fsdp": 2, "expert": 2}, COORDINATES)
+PLACE = DevicePlacement(parse_slice("v5p:2x2x1"), {"fsdp": 2, "expert": 2}, COORDINATES)
 LINK, HBM = 100e9, 2765e9
 
 
 @pytest.fixture(scope="module")
-def walked():
-  return timeline.walk(hlo.parse(MODULE), PLACE)
+def simulated():
+  return timeline.simulate(hlo.parse(MODULE), PLACE)
 
 
-def op(walked, name):
-  (found,) = [op for op in walked.ops if op.name == name]
+def op(simulated, name):
+  (found,) = [op for op in simulated.ops if op.name == name]
   return found
 
 
@@ -34,63 +34,63 @@ def test_a_kernels_program_does_not_end_its_instruction():
   assert module.entry == "main"
 
 
-def test_a_loop_counts_its_body_as_often_as_its_condition_says(walked):
-  assert op(walked, "kernel").times == 5
+def test_a_loop_counts_its_body_as_often_as_its_condition_says(simulated):
+  assert op(simulated, "kernel").times == 5
 
 
-def test_a_kernel_costs_its_flops_over_the_peak(walked):
-  kernel = op(walked, "kernel")
+def test_a_kernel_costs_its_flops_over_the_peak(simulated):
+  kernel = op(simulated, "kernel")
   assert kernel.basis == "kernel"
   assert kernel.seconds == pytest.approx(1e-6)  # 459e6 FLOPs of 459e12 a second
 
 
-def test_a_noted_cost_is_cycles_over_the_clock(walked):
-  product = op(walked, "h")
+def test_a_noted_cost_is_cycles_over_the_clock(simulated):
+  product = op(simulated, "h")
   assert product.basis == "compiler"
   assert product.seconds == pytest.approx(17_500 / (459e12 / 2**18))
 
 
-def test_what_nobody_noted_costs_the_bytes_it_touches(walked):
-  copied = op(walked, "copied")
+def test_what_nobody_noted_costs_the_bytes_it_touches(simulated):
+  copied = op(simulated, "copied")
   assert copied.basis == "bytes"
   assert copied.seconds == pytest.approx(2 * 64 * 512 * 2 / HBM)
 
 
-def test_flops_of_products_and_of_kernels_in_loops_are_counted(walked):
-  assert walked.flops == 2 * 64 * 256 * 512 + 5 * 459e6
+def test_flops_of_products_and_of_kernels_in_loops_are_counted(simulated):
+  assert simulated.flops == 2 * 64 * 256 * 512 + 5 * 459e6
 
 
-def test_a_collective_over_fusions_is_exposed_only_beyond_the_work_between(walked):
-  gather = op(walked, "start")
+def test_a_collective_over_fusions_is_exposed_only_beyond_the_work_between(simulated):
+  gather = op(simulated, "start")
   wire = 256 * 512 * 2 / 2
   assert gather.asynchronous and gather.collective.kind == "all-gather"
   assert gather.seconds == pytest.approx(wire / LINK)
   assert gather.exposed == 0  # 1.3 us of transfer under 5 us of kernel
-  assert not [op for op in walked.ops if op.name == "whole_w"]
+  assert not [op for op in simulated.ops if op.name == "whole_w"]
 
 
-def test_a_collective_without_work_between_is_all_exposed(walked):
-  moved = op(walked, "moved-start")
+def test_a_collective_without_work_between_is_all_exposed(simulated):
+  moved = op(simulated, "moved-start")
   assert moved.seconds == pytest.approx(64 * 512 * 2 / LINK)
   assert moved.exposed == pytest.approx(moved.seconds)
 
 
-def test_a_fused_slice_of_an_all_reduce_is_a_reduce_scatter(walked):
-  out = op(walked, "out").collective
+def test_a_fused_slice_of_an_all_reduce_is_a_reduce_scatter(simulated):
+  out = op(simulated, "out").collective
   assert out.kind == "reduce-scatter"
   assert out.wire_bytes == 64 * 512 * 2 / 2
 
 
-def test_collectives_carry_the_names_of_their_mesh_axes(walked):
-  axes = {op.name: op.collective.axes for op in walked.ops if op.collective}
+def test_collectives_carry_the_names_of_their_mesh_axes(simulated):
+  axes = {op.name: op.collective.axes for op in simulated.ops if op.collective}
   assert axes == {"start": ("expert",), "moved-start": ("fsdp",), "out": ("expert",)}
 
 
-def test_the_whole_is_the_sum_of_what_the_program_waits_for(walked):
-  waits = sum(op.exposed * op.times for op in walked.ops)
-  assert walked.seconds == pytest.approx(waits)
-  assert walked.seconds == pytest.approx(
-    sum(walked.exposed(basis) for basis in ("compiler", "kernel", "bytes", "collective"))
+def test_the_whole_is_the_sum_of_what_the_program_waits_for(simulated):
+  waits = sum(op.exposed * op.times for op in simulated.ops)
+  assert simulated.seconds == pytest.approx(waits)
+  assert simulated.seconds == pytest.approx(
+    sum(simulated.exposed(basis) for basis in ("compiler", "kernel", "bytes", "collective"))
   )
 
 
@@ -122,7 +122,9 @@ def instruction(opcode, shape, rest=""):
 def line_of(size, wraps):
   """`size` chips along the first axis of a slice in which that axis is a ring or a line."""
   grid = (16, 2) if wraps else (8, 8)
-  place = Place(named("v5e:16x16" if wraps else "v5e:8x8"), {}, np.zeros((size, 3), int))
+  place = DevicePlacement(
+    parse_slice("v5e:16x16" if wraps else "v5e:8x8"), {}, np.zeros((size, 3), int)
+  )
   place.coordinates[:, 0] = np.arange(size)
   assert grid[0] >= size
   return place
@@ -130,7 +132,7 @@ def line_of(size, wraps):
 
 def test_all_to_all_bytes_are_those_that_leave_a_device():
   place = line_of(8, wraps=False)
-  found = collectives.price(
+  found = collectives.estimate(
     instruction("all-to-all", "f32[8,100]{1,0}"), {"x": "f32[8,100]{1,0}"}, place
   )
   assert found.wire_bytes == 8 * 100 * 4 * 7 / 8
@@ -140,13 +142,13 @@ def test_all_to_all_bytes_are_those_that_leave_a_device():
 
 def test_a_ring_has_two_links_to_send_on():
   shapes = {"x": "f32[16,100]{1,0}"}
-  ring = collectives.price(instruction("all-to-all", shapes["x"]), shapes, line_of(16, True))
+  ring = collectives.estimate(instruction("all-to-all", shapes["x"]), shapes, line_of(16, True))
   assert ring.seconds == pytest.approx(8 * 3200 / (2 * 50e9))
 
 
 def test_an_all_reduce_travels_twice():
   shapes = {"x": "f32[1000]{0}"}
-  found = collectives.price(instruction("all-reduce", shapes["x"]), shapes, line_of(4, False))
+  found = collectives.estimate(instruction("all-reduce", shapes["x"]), shapes, line_of(4, False))
   assert found.wire_bytes == 2 * 4000 * 3 / 4
 
 
@@ -162,17 +164,17 @@ def test_a_ragged_exchange_is_priced_by_the_rows_there_are_not_by_the_room_for_t
     ("ragged-all-to-all-start", f"(({', '.join(shapes.values())}), {shapes['memory']}, u32[])"),
   ):
     found = hlo.Instruction("c", result, kind, ("x", "memory"), "%x, %memory", "")
-    assert collectives.price(found, shapes, line_of(8, False)).payload_bytes == 100 * 2 * 8 * 2
+    assert collectives.estimate(found, shapes, line_of(8, False)).payload_bytes == 100 * 2 * 8 * 2
 
 
 def test_cores_of_one_chip_talk_for_nothing_and_share_its_links():
   coordinates = np.array([[0, 0, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]])
-  place = Place(named("tpu7x:2x2x1"), {}, coordinates)
+  place = DevicePlacement(parse_slice("tpu7x:2x2x1"), {}, coordinates)
   shapes = {"x": "f32[1000]{0}"}
   groups = "replica_groups={{0,1},{2,3}}"
-  assert collectives.price(instruction("all-reduce", "f32[1000]{0}", groups), shapes, place
+  assert collectives.estimate(instruction("all-reduce", "f32[1000]{0}", groups), shapes, place
     ).seconds == 0  # fmt: skip
-  everybody = collectives.price(instruction("all-reduce", "f32[1000]{0}"), shapes, place)
+  everybody = collectives.estimate(instruction("all-reduce", "f32[1000]{0}"), shapes, place)
   assert everybody.seconds == pytest.approx(2 * 2 * 4000 * 3 / 4 / 100e9)
 
 
@@ -211,7 +213,7 @@ def test_a_kernel_costs_what_it_notes_also_where_its_result_goes_straight_into_a
   note = {"flops": str(int(flops)), "bytes_accessed": str(int(num_bytes)), "transcendentals": "0"}
   config = json.dumps({"custom_call_config": {"cost_estimate": note}})
   module = hlo.parse(KERNEL.format(config=f"backend_config={config}"))
-  (op,) = timeline.walk(module, PLACE).ops
+  (op,) = timeline.simulate(module, PLACE).ops
   assert op.basis == "kernel" and op.flops == flops
   assert op.seconds == pytest.approx(seconds)
 
@@ -247,8 +249,8 @@ ENTRY %main (x.2: bf16[4096,64], i.2: s32[512]) -> bf16[512,64] {
 
 def test_a_sparsecores_gather_is_priced_and_begins_when_its_operands_are_there():
   """Half of the HBM's rate, for the rows it reads and writes and not the array it reads from."""
-  walked = timeline.walk(hlo.parse(SPARSECORE), PLACE)
-  call = op(walked, "start")
+  simulated = timeline.simulate(hlo.parse(SPARSECORE), PLACE)
+  call = op(simulated, "start")
   assert call.hbm_bytes == 2 * 512 * 64 * 2
   assert call.seconds == pytest.approx(call.hbm_bytes / (0.5 * HBM))
   assert call.exposed == pytest.approx(call.seconds) and call.asynchronous

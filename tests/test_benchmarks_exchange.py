@@ -7,7 +7,7 @@ from moe_parity.benchmarks import exchange
 
 def test_a_row_holds_one_device_and_all_and_their_ratio():
   rows = exchange.run((16, 2, 8, 4), repeats=2, num_tokens=64, skews=(0.5,))
-  assert [row["exchange"] for row in rows] == ["padded", "gathered"]
+  assert [row["token_dispatch"] for row in rows] == ["all_to_all", "all_gather"]
   for row in rows:
     assert row["devices"] == len(jax.devices()) == 8 and row["tokens"] == 64
     assert row["ratio_min"] <= row["ratio"] <= row["ratio_max"]

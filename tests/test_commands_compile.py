@@ -6,16 +6,16 @@ import time
 import pytest
 
 from moe_parity.aot import libtpu
-from moe_parity.aot.topology import place_of, slice_mesh
+from moe_parity.aot.topology import device_placement, slice_mesh
 from moe_parity.cli import main
-from moe_parity.planning.expert_parallel import room_for
+from moe_parity.planning.expert_parallel import tile_padded_rows
 from moe_parity.planning.mesh_sizes import MeshSizes
-from moe_parity.planning.tpu_slices import named
+from moe_parity.planning.tpu_slices import parse_slice
 
 TINY = (
   *("--config=configs/paper_7b.py:activation_rate=0.2,tiny", "--config.budget.batch_multiple=8"),
   *("--config.model.dtype=bfloat16", "--config.model.remat=layer", "--arm=moe_20"),
-  *("--config.arms.moe_20.multiple_of=8", "--config.mesh.exchange=ragged"),
+  *("--config.arms.moe_20.multiple_of=8", "--config.mesh.token_dispatch=ragged_all_to_all"),
 )
 
 
@@ -73,7 +73,7 @@ def test_tokens_cross_the_expert_axis_and_expert_weights_do_not(report):
   rows = {(row["collective"], row["axes"]): row for row in report["collectives"]}
   assert rows["ragged-all-to-all", "expert"]["count"] >= 4  # there and back, twice
   gathered = rows.get(("all-gather", "expert"), {"payload_bytes": 0})
-  room = room_for(2 * 2 * report["tokens_per_device"], 38)  # K 2, twice the mean
+  room = tile_padded_rows(2 * 2 * report["tokens_per_device"], 38)  # K 2, twice the mean
   streams, devices = 2, 2  # each stream has a buffer; what is gathered is 4 bytes each
   others = 4 * report["tokens_per_device"]  # 2 choices' weights and counts; experts' are 10 times
   assert gathered["payload_bytes"] <= streams * devices * 4 * (room + others)
@@ -97,7 +97,10 @@ def test_a_model_that_does_not_fit_says_so_and_exits_with_1(capsys):
     (["--topology=v5e-4", "--mesh=expert=3"], "is 3 devices and 4 are here"),
     (["--topology=v5e-4", "--mesh=tensor=4"], "'tensor=4' is not one of data, fsdp, expert"),
     (["--topology=v5e-4", "--mesh=expert=4", "--search"], "leave one out"),
-    (["--topology=v5e-32", "--mesh=fsdp=4,expert=8", *BATCH_OF_32], "use 'padded' or 'gathered'"),
+    (
+      ["--topology=v5e-32", "--mesh=fsdp=4,expert=8", *BATCH_OF_32],
+      "use 'all_to_all' or 'all_gather'",
+    ),
     (["--topology=v5e-64"], "cannot be cut for 64 devices"),
     (["--topology=v5e-4", "--arm=moe_21"], "--arm=dense, --arm=moe_20"),
   ],
@@ -114,9 +117,9 @@ def test_without_libtpu_the_message_says_how_to_get_it(monkeypatch, capsys):
 
 
 def test_a_mesh_axis_may_take_a_part_of_a_torus_axis():
-  slice_ = named("v5p-128")
+  slice_ = parse_slice("v5p-128")
   mesh = slice_mesh(slice_, MeshSizes(2, 4, 8))
-  place = place_of(slice_, mesh)
+  place = device_placement(slice_, mesh)
   assert place.axes == {"data": 2, "fsdp": 4, "expert": 8}
   assert len({tuple(c) for c in place.coordinates.tolist()}) == 64
 

@@ -70,7 +70,7 @@ def test_a_run_is_held_to_its_plan(tmp_path, store):
   assert not audit_run(run(tmp_path / "c", store, 10, 31, plan=plan))["passed"]
 
 
-def test_runs_with_one_seed_share_their_order_until_the_shorter_ends(tmp_path, store):
+def test_runs_with_one_seed_share_their_order_while_both_go(tmp_path, store):
   run(tmp_path / "a", store, 9, 20), run(tmp_path / "b", store, 14, 20)
   found = compare_runs(tmp_path / "a", tmp_path / "b")
   assert found["same_stream"] and found["same_order"] and found["same_windows"]
@@ -78,7 +78,7 @@ def test_runs_with_one_seed_share_their_order_until_the_shorter_ends(tmp_path, s
   assert found["verdict"] == "the same windows, in the same order over the 36 rows that both read"
 
 
-def test_runs_with_nested_budgets_agree_until_the_smaller_is_used_up(tmp_path, store):
+def test_nested_budgets_agree_until_the_smaller_is_used_up(tmp_path, store):
   run(tmp_path / "a", store, 9, 22), run(tmp_path / "b", store, 9, 36)
   found = compare_runs(tmp_path / "a", tmp_path / "b")
   assert not found["same_order"] and found["first_difference"] == 22

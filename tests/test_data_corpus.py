@@ -47,7 +47,7 @@ def test_jsonl_gives_the_same_documents_plain_and_compressed(tmp_path, suffix, c
   assert {(d.domain, d.source) for d in found} == {("name", "name")}
 
 
-def test_a_folder_is_read_in_sorted_order_and_text_keeps_its_bytes(tmp_path):
+def test_a_folder_is_read_in_order_and_text_keeps_its_bytes(tmp_path):
   (tmp_path / "b.txt").write_bytes(b"zwei\r\n\ttab\r")
   (tmp_path / "a").mkdir()
   (tmp_path / "a" / "x.py").write_text("print()\n")

@@ -96,9 +96,10 @@ def test_any_field_of_a_manifest_may_be_anything(made, folder):
   ("splits", "train", "num_tokens"), ("splits", "validation", "num_documents"),
   ("splits", "train", "num_bytes"), ("splits", "validation", "num_chars"),
   ("splits", "train", "sha256"), ("splits", "train", "shards", 0, "num_tokens"),
-  ("tokenizer", "fingerprint"), ("splits", "train", "files", "train-00000.bin", "sha256"),
+  ("tokenizer", "fingerprint"), ("tokenizer", "eos_id"), ("tokenizer", "vocab_size"),
+  ("splits", "train", "files", "train-00000.bin", "sha256"),
 ])  # fmt: skip
-def test_numbers_and_hashes_that_are_not_those_of_the_files_are_found(made, folder, place):
+def test_numbers_and_hashes_that_are_not_of_the_files_are_found(made, folder, place):
   before = made[0]
   for key in place:
     before = before[key]

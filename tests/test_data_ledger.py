@@ -65,9 +65,7 @@ def test_another_order_has_another_digest(windows, data):
   stops=st.lists(st.integers(0, 9), max_size=3),
 )
 @settings(max_examples=15)
-def test_every_host_collects_the_ledger_of_one_also_when_their_number_changes(
-  train, hosts, hosts_after, stops
-):
+def test_hosts_in_any_number_collect_the_ledger_of_one(train, hosts, hosts_after, stops):
   """Hosts run one after another here, so what each is to gather is gathered beforehand."""
   one = consume(Loader(train, 6, S, seed=1, prefetch=0), 9)
   state = Ledger.for_loader(Loader(train, 6, S, seed=1)).state()
@@ -104,7 +102,7 @@ def test_a_ledger_that_was_not_collected_is_not_saved(train):
     ledger.state()
 
 
-def test_a_step_over_the_tokens_of_the_plan_is_refused_and_not_recorded(train):
+def test_a_step_over_the_planned_tokens_is_not_recorded(train):
   ledger = Ledger.for_loader(Loader(train, 4, S, num_tokens=10 * S))
   ledger.update(np.arange(4)), ledger.update(np.arange(4))
   before = ledger.summary()
@@ -113,7 +111,7 @@ def test_a_step_over_the_tokens_of_the_plan_is_refused_and_not_recorded(train):
   assert ledger.summary() == before
 
 
-def test_windows_beyond_the_unique_budget_are_refused_whatever_loader_brought_them(train):
+def test_windows_beyond_the_unique_budget_are_refused(train):
   ledger = Ledger.for_loader(Loader(train, 4, S, num_unique_tokens=5 * S))
   ledger.update(np.array([7, 8, 9, 7]))
   resumed = Ledger.for_loader(Loader(train, 4, S, num_unique_tokens=5 * S))

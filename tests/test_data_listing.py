@@ -165,3 +165,15 @@ def test_a_saved_data_set_that_is_damaged_is_refused(tmp_path, text):
   (tmp_path / "state.json").write_text(text)
   with pytest.raises(UserError, match="state.json is damaged"):
     list_files(str(tmp_path))
+
+
+def test_folders_nested_too_deeply_are_refused(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for _ in range(1200):
+    os.mkdir("d")
+    os.chdir("d")
+  monkeypatch.chdir(tmp_path)
+  for path in ("d", "d/**/*.txt"):
+    with pytest.raises(UserError, match="nested too deeply"):
+      list_files(path)
+  subprocess.run(["rm", "-r", "d"], check=True)  # which pytest's own removal cannot

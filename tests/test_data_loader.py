@@ -156,7 +156,7 @@ def test_prefetch_puts_ahead_and_loses_nothing():
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_what_ends_the_data_is_raised_only_after_the_batches_before_it(train, depth):
+def test_the_end_of_data_is_raised_after_the_batches_before_it(train, depth):
   loader = Loader(train, 4, S, num_tokens=5 * 4 * S, prefetch=0)
   moved = prefetch(loader, lambda batch: batch, depth)
   assert len([next(moved) for _ in range(5)]) == 5

@@ -65,7 +65,7 @@ def test_every_text_is_in_one_split_once(tmp_path):
   assert texts(store.train) == [r["text"] for r in all_records if r["text"] in texts(store.train)]
 
 
-def test_the_hash_split_of_a_text_does_not_depend_on_its_neighbours(tmp_path):
+def test_the_split_of_a_text_does_not_depend_on_others(tmp_path):
   some = prepare(write_jsonl(tmp_path / "a.jsonl", records(60)), store=str(tmp_path / "a"),
                  held_out="hash:0.3")  # fmt: skip
   more = prepare(write_jsonl(tmp_path / "b.jsonl", records(60)[::-1] + records(30, seed=9)),
@@ -223,7 +223,7 @@ def test_bad_records_are_counted_in_the_manifest(tmp_path):
   assert "record 32: not a JSON record" in store.manifest["bad_records"]["messages"][1]
 
 
-def test_a_build_that_goes_on_holds_the_limit_of_bad_records_it_is_given(tmp_path, monkeypatch):
+def test_a_resumed_build_holds_its_limit_of_bad_records(tmp_path, monkeypatch):
   path = tmp_path / "a.jsonl"
   path.write_text("".join(json.dumps(r) + "\n" for r in records(30)) + "broken\n")
   arguments = (str(path), "bytes", str(tmp_path / "s"))

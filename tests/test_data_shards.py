@@ -39,7 +39,7 @@ def test_a_slice_of_shards_is_the_slice_of_the_stream(tmp_path_factory, lengths,
   assert sum(sizes) == total and max(sizes) < limit + max(lengths)
 
 
-def test_the_fingerprint_of_a_stream_does_not_depend_on_its_shards(tmp_path, monkeypatch):
+def test_the_hash_of_a_stream_does_not_depend_on_its_shards(tmp_path, monkeypatch):
   found = []
   for name, limit in (("a", 1 << 27), ("b", 11)):
     (tmp_path / name).mkdir()

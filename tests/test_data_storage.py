@@ -29,9 +29,7 @@ def fill(bucket, tmp_path):
     bucket.put_file(str(path), f"gs://mine/text/{path.name}")
 
 
-def test_a_store_is_made_from_a_bucket_on_a_bucket_and_read_from_there(
-  bucket, tmp_path, monkeypatch
-):
+def test_a_store_on_a_bucket_is_made_from_text_on_a_bucket(bucket, tmp_path, monkeypatch):
   fill(bucket, tmp_path)
   monkeypatch.setattr(shards, "SHARD_TOKENS", 900)
   arguments = dict(held_out="hash:0.2")
@@ -85,7 +83,7 @@ def test_half_a_store_on_a_bucket_is_none(bucket, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["train-00000.bin", "validation.documents.npz"])
-def test_an_object_changed_on_the_bucket_is_found_when_it_is_copied(bucket, tmp_path, name):
+def test_a_changed_object_of_a_bucket_is_found_on_copying(bucket, tmp_path, name):
   fill(bucket, tmp_path)
   prepare("gs://mine/text", store="gs://mine/s", held_out="hash:0.2")
   for copy in (tmp_path / "cache").glob("copy-*"):

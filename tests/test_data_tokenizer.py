@@ -134,7 +134,7 @@ def test_a_saved_tokenizer_is_the_same_tokenizer(bpe, tmp_path):
     assert loaded.encode_batch([text])[0].tolist() == tokenizer.encode_batch([text])[0].tolist()
 
 
-def test_a_foreign_vocabulary_with_one_separator_uses_it_for_both_ends(tmp_path):
+def test_a_vocabulary_with_one_separator_uses_it_at_both_ends(tmp_path):
   loaded = tokenizers.load(one_separator_tokenizer(tmp_path))
   assert loaded.bos_id == loaded.eos_id == loaded.pad_id == 0
   (ids,) = loaded.encode_batch(["two é"])
@@ -142,7 +142,7 @@ def test_a_foreign_vocabulary_with_one_separator_uses_it_for_both_ends(tmp_path)
   assert loaded.token_bytes[ids].sum() == 6
 
 
-def test_a_vocabulary_that_is_not_byte_level_refuses_to_count_bytes_a_token(tmp_path):
+def test_ids_that_are_not_byte_level_have_no_bytes_to_count(tmp_path):
   from tokenizers import Tokenizer as Backend
   from tokenizers import models, pre_tokenizers
 

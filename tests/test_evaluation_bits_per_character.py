@@ -122,7 +122,7 @@ def test_domains_and_documents_add_up_to_the_whole(split):
 @settings(max_examples=200)
 def test_windows_score_each_token_once_within_seq_len(n, seq_len, stride):
   stride = min(stride, seq_len)
-  found = list(bits_per_character.spans(n, seq_len, stride))
+  found = list(bits_per_character.scoring_windows(n, seq_len, stride))
   scored = [t for first, end, start in found for t in range(start, end)]
   assert scored == list(range(n))
   assert all(0 <= first <= start < end and end - first <= seq_len for first, end, start in found)
@@ -154,7 +154,7 @@ def test_the_model_sees_one_shape_and_its_padding_is_ignored(split):
   assert found["nats"] == pytest.approx(plain["nats"], rel=1e-12)
 
 
-def test_a_budget_of_tokens_takes_whole_documents_of_every_domain(split):
+def test_max_tokens_takes_whole_documents_of_every_domain(split):
   documents = split.documents
   total = int(documents.num_text_tokens.sum())
   for budget in (1, total // 3, total - 1):
@@ -225,7 +225,7 @@ def test_document_mode_is_the_bits_per_byte_of_lm_eval(tmp_path):
   assert found["bpb"] == pytest.approx(golden["bits_per_byte"], rel=1e-9)
 
 
-def test_a_token_after_the_only_separator_belongs_to_the_next_document(tmp_path):
+def test_a_token_after_the_separator_is_of_the_next_document(tmp_path):
   tokenizer = one_separator_tokenizer(tmp_path)
   store = small_store(tmp_path, held_out="hash:0.4", tokenizer=tokenizer)
   split = store.validation

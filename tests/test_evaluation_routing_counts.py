@@ -37,7 +37,7 @@ def test_with_every_token_counted_the_loads_are_the_model_s_own(counted):
   assert np.array_equal(np.diagonal(pairs, axis1=1, axis2=2), np.asarray(rows).sum(1))
 
 
-def test_only_counted_tokens_count_and_pairs_are_pairs_of_one_token(counted):
+def test_only_unmasked_tokens_count_and_pairs_are_of_one_token(counted):
   _, _, _, mask, (rows, pairs) = counted
   rows, pairs = np.asarray(rows), np.asarray(pairs)
   assert np.array_equal(rows.sum(-1), np.tile(2 * mask.sum(1), (len(rows), 1)))
@@ -99,9 +99,7 @@ def test_a_split_is_counted_document_by_document(tmp_path):
 
 
 @pytest.mark.parametrize("max_tokens, cut", [(600, 256), (90, 256), (2000, 20), (0, 256)])
-def test_a_sample_is_the_beginnings_of_documents_and_no_longer_than_asked(
-  tmp_path, max_tokens, cut
-):
+def test_a_sample_takes_beginnings_up_to_max_tokens(tmp_path, max_tokens, cut):
   split = small_store(tmp_path, count=60).validation
   rows, tokens = routing_counts.sample_documents(split.documents, max_tokens, 3, cut)
   lengths = split.documents.num_text_tokens[rows]

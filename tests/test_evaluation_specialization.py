@@ -40,7 +40,7 @@ def test_information_is_that_of_the_sum_over_domains_and_experts():
   assert found == pytest.approx([information_by_loops(layer) for layer in counts])
 
 
-def test_domains_that_use_experts_alike_have_none_and_own_experts_give_its_bound():
+def test_information_is_0_for_equal_use_and_ln_d_for_own_experts():
   alike = np.array([[10, 20, 30], [1, 2, 3], [7, 14, 21]])
   assert specialization.mutual_information(alike) == pytest.approx(0, abs=1e-12)
   own = np.array([[9, 0, 0, 0], [0, 3, 3, 0], [0, 0, 0, 50]])
@@ -81,7 +81,7 @@ def test_one_domain_has_no_specialization_to_speak_of():
   assert row["information"] is None and row["layer"] == 1
 
 
-def test_pairs_drawn_independently_have_a_lift_of_one_and_a_bound_pair_more():
+def test_independent_pairs_have_a_lift_of_1_and_tied_ones_more():
   rng = np.random.default_rng(6)
   experts, tokens = 6, 9_000
   pairs = np.zeros((2, experts, experts), np.int64)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from moe_parity.experts import assignments
-from moe_parity.experts.assignments import group_by_expert
+from moe_parity.experts.assignments import sort_by_expert
 
 T, K, E = 290, 3, 24
 
@@ -20,18 +20,18 @@ def way(request, monkeypatch):
 
 def test_assignments_come_by_expert_then_by_token_and_nobody_last(way):
   expert = np.random.default_rng(0).integers(E + 1, size=(T, K)).astype(np.int32)
-  groups = group_by_expert(jnp.asarray(expert), E)
+  by_expert = sort_by_expert(jnp.asarray(expert), E)
   expected = [a for e in range(E + 1) for a in range(T * K) if expert.reshape(-1)[a] == e]
-  assert groups.order_A.tolist() == expected
-  assert groups.order_A.dtype == groups.place_A.dtype == jnp.int32
-  assert groups.place_A[groups.order_A].tolist() == list(range(T * K))
+  assert by_expert.sort_index_A.tolist() == expected
+  assert by_expert.sort_index_A.dtype == by_expert.inverse_A.dtype == jnp.int32
+  assert by_expert.inverse_A[by_expert.sort_index_A].tolist() == list(range(T * K))
 
 
 def test_each_expert_begins_where_the_one_before_ends(way):
   expert = np.random.default_rng(1).integers(E // 2, size=(T, K)).astype(np.int32)
-  groups = group_by_expert(jnp.asarray(expert), E)
+  by_expert = sort_by_expert(jnp.asarray(expert), E)
   flat = expert.reshape(-1)
   for e in range(E):
-    start, count = int(groups.start_E[e]), int(groups.count_E[e])
-    assert (flat[np.asarray(groups.order_A)[start : start + count]] == e).all()
+    start, count = int(by_expert.start_E[e]), int(by_expert.count_E[e])
+    assert (flat[np.asarray(by_expert.sort_index_A)[start : start + count]] == e).all()
     assert count == (flat == e).sum()

@@ -12,8 +12,13 @@ from hypothesis import strategies as st
 
 from moe_parity.errors import UserError
 from moe_parity.experts import padded_overflow
-from moe_parity.experts.assignments import group_by_expert
-from moe_parity.experts.expert_ffn import expert_ffn, expert_loads, implementation_for, slots_for
+from moe_parity.experts.assignments import sort_by_expert
+from moe_parity.experts.expert_ffn import (
+  expert_ffn,
+  expert_loads,
+  implementation_for,
+  slots_per_expert,
+)
 from tests.helpers.routed import D_EXPERT, ROUTINGS, D, assert_equals_reference, draw, tpu_mesh
 
 T, E, K = 40, 24, 3
@@ -27,7 +32,7 @@ def strict_promotion():
 
 
 FORMULATIONS = (
-  ("slotted", None), ("slotted", TIGHT), ("slotted", T * K), ("ragged", None),
+  ("padded", None), ("padded", TIGHT), ("padded", T * K), ("grouped", None),
 )  # fmt: skip
 
 
@@ -61,13 +66,13 @@ def test_values_and_gradients_equal_the_loop_over_tokens(implementation, num_slo
 )
 def test_any_number_of_tokens_experts_and_choices_is_exact(t, d, e, k, i):
   arguments = draw(np.random.default_rng(t), "fair", t, e, k, d, i)
-  actual = value_and_gradients("slotted", TIGHT)(*arguments)
+  actual = value_and_gradients("padded", TIGHT)(*arguments)
   assert_equals_reference(actual, arguments)
 
 
 def num_overflow_steps(expert, num_slots):
-  groups = group_by_expert(jnp.asarray(expert), E)
-  return int(padded_overflow.schedule(groups, num_slots).num_steps)
+  by_expert = sort_by_expert(jnp.asarray(expert), E)
+  return int(padded_overflow.plan_overflow(by_expert, num_slots).num_steps)
 
 
 def test_tight_slots_make_the_overflow_loop_take_several_steps():
@@ -89,7 +94,7 @@ def test_relabelling_experts_changes_nothing():
   x, expert, gate, w_in, w_down, dy = draw(rng, "skewed", T, E, K)
   new_of_old = rng.permutation(E).astype(np.int32)
   old_of_new = np.argsort(new_of_old)
-  both = value_and_gradients("slotted", TIGHT)
+  both = value_and_gradients("padded", TIGHT)
   y, dx, dgate, dw_in, dw_down = both(x, expert, gate, w_in, w_down, dy)
   relabelled = both(x, new_of_old[expert], gate, w_in[old_of_new], w_down[old_of_new], dy)
   expected = y, dx, dgate, dw_in[old_of_new], dw_down[old_of_new]
@@ -97,7 +102,7 @@ def test_relabelling_experts_changes_nothing():
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize(("implementation", "num_slots"), [("slotted", TIGHT), ("ragged", None)])
+@pytest.mark.parametrize(("implementation", "num_slots"), [("padded", TIGHT), ("grouped", None)])
 def test_bfloat16_rows_and_weights_give_bfloat16_near_the_loop(implementation, num_slots):
   x, expert, gate, w_in, w_down, dy = draw(np.random.default_rng(7), "skewed", T, E, K)
   x, w_in, w_down, dy = (jnp.asarray(a, jnp.bfloat16) for a in (x, w_in, w_down, dy))
@@ -118,7 +123,7 @@ def test_a_scan_over_checkpointed_layers_has_the_gradients_of_layers_one_by_one(
   )
 
   def layer(x, w):
-    return x + expert_ffn(x, expert, gate, *w, implementation="slotted", num_slots=TIGHT)
+    return x + expert_ffn(x, expert, gate, *w, implementation="padded", num_slots=TIGHT)
 
   def scanned(x, weights):
     step = jax.checkpoint(lambda x, w: (layer(x, w), None))
@@ -146,12 +151,12 @@ def test_loads_count_every_assignment_but_those_of_nobody():
 def test_fair_routing_overflows_few_experts_and_few_slots_are_padding():
   rng = np.random.default_rng(0)
   t, e, k = 4096, 64, 6
-  num_slots = slots_for(t, k, e)
+  num_slots = slots_per_expert(t, k, e)
   expert = np.argsort(rng.random((t, e)), axis=1)[:, :k]
   overflowed = np.bincount(expert.reshape(-1), minlength=e) > num_slots
   assert overflowed.mean() < 0.1
   assert num_slots < 1.15 * t * k / e
-  assert slots_for(19, 6, 6) >= 19  # K = E: everyone gets every token
+  assert slots_per_expert(19, 6, 6) >= 19  # K = E: everyone gets every token
 
 
 @pytest.mark.parametrize(("platform", "num_kernels"), [("tpu", 6), ("cuda", 0), ("cpu", 0)])
@@ -176,7 +181,7 @@ def test_only_a_tpu_takes_the_kernels(platform, num_kernels):
 
 def test_an_unknown_implementation_is_refused_with_the_known_ones():
   *arguments, _ = (jnp.asarray(a) for a in draw(np.random.default_rng(0), "fair", T, E, K))
-  with pytest.raises(UserError, match="implementation='dense' .* slotted, ragged"):
+  with pytest.raises(UserError, match="implementation='dense' .* padded, grouped"):
     expert_ffn(*arguments, implementation="dense")
 
 
@@ -184,5 +189,5 @@ def test_an_unknown_implementation_is_refused_with_the_known_ones():
 def test_sorted_rows_beyond_the_first_window_are_computed_too(routing):
   """Windows take at least 128 rows, and here there are up to 600."""
   arguments = draw(np.random.default_rng(4), routing, 200, E, K)
-  actual = value_and_gradients("ragged", 1)(*arguments)
+  actual = value_and_gradients("grouped", 1)(*arguments)
   assert_equals_reference(actual, arguments)

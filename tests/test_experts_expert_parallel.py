@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
 
 from moe_parity.errors import UserError
-from moe_parity.experts.expert_parallel import expert_ffn_local
-from moe_parity.planning.expert_parallel import Shape
+from moe_parity.experts.expert_parallel import expert_parallel_ffn
+from moe_parity.planning.expert_parallel import ExpertParallelShape
 from tests.helpers import reference
 from tests.helpers.routed import FLOAT32_ERROR, ROUTINGS, assert_equals_reference, draw
 
@@ -33,7 +33,7 @@ def pad_experts(w, num_devices):
 
 
 def sharded(num_data, num_devices, num_experts, *, mesh=None, check_vma=False, **options):
-  """expert_ffn_local over num_data x num_devices devices: global arrays in, global arrays out."""
+  """expert_parallel_ffn over num_data x num_devices devices, of global arrays."""
   mesh = mesh or jax.make_mesh(
     (num_data, num_devices), ("data", "expert"),
     axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[: num_data * num_devices],
@@ -41,14 +41,14 @@ def sharded(num_data, num_devices, num_experts, *, mesh=None, check_vma=False, *
   tokens, experts = PartitionSpec(("data", "expert")), PartitionSpec("expert")
 
   def local(x, expert, gate, w_in, w_down, factor=None):
-    y, num_dropped = expert_ffn_local(
+    y, num_dropped = expert_parallel_ffn(
       x,
       expert,
       gate,
       w_in,
       w_down,
       num_experts=num_experts,
-      beside=None if factor is None else jax.tree_util.Partial(jnp.multiply, factor),
+      overlap_fn=None if factor is None else jax.tree_util.Partial(jnp.multiply, factor),
       **options,
     )
     return y, num_dropped[None]
@@ -80,19 +80,19 @@ def value_and_gradients(num_data, num_devices, num_experts, **options):
   return both
 
 
-# data x expert devices, E, K, exchange, formulation, check_vma. Meshes of 1, 2, 4 and 8; K from 1
+# data x expert devices, E, K, dispatcher, implementation, check_vma. Meshes of 1, 2, 4, 8; K of 1
 # to 8; E that divide by nothing, one that leaves devices with phantoms only (9 over 8).
 CASES = [
-  (3, 1, 10, 6, "padded", "slotted", False),
-  (3, 2, 11, 8, "padded", "slotted", False),
-  (2, 4, 83, 3, "padded", "slotted", True),
-  (1, 8, 9, 2, "padded", "slotted", False),
-  (1, 8, 81, 1, "gathered", "slotted", False),
-  (2, 4, 89, 7, "gathered", "slotted", True),
-  (1, 8, 78, 5, "ragged", "slotted", True),
-  (2, 4, 13, 4, "ragged", "ragged", False),
-  (1, 8, 83, 6, "merged", "slotted", True),
-  (2, 4, 11, 5, "merged", "ragged", False),
+  (3, 1, 10, 6, "all_to_all", "padded", False),
+  (3, 2, 11, 8, "all_to_all", "padded", False),
+  (2, 4, 83, 3, "all_to_all", "padded", True),
+  (1, 8, 9, 2, "all_to_all", "padded", False),
+  (1, 8, 81, 1, "all_gather", "padded", False),
+  (2, 4, 89, 7, "all_gather", "padded", True),
+  (1, 8, 78, 5, "ragged_all_to_all", "padded", True),
+  (2, 4, 13, 4, "ragged_all_to_all", "grouped", False),
+  (1, 8, 83, 6, "ragged_all_to_all_dedup", "padded", True),
+  (2, 4, 11, 5, "ragged_all_to_all_dedup", "grouped", False),
 ]
 
 
@@ -100,10 +100,10 @@ CASES = [
   "case", CASES, ids=[f"{d}x{g} E={e} K={k} {x} {f}" for d, g, e, k, x, f, _ in CASES]
 )
 def test_values_and_gradients_equal_the_loop_over_tokens(case):
-  num_data, num_devices, e, k, exchange, implementation, check_vma = case
+  num_data, num_devices, e, k, token_dispatch, implementation, check_vma = case
   both = value_and_gradients(
     num_data, num_devices, e,
-    exchange=exchange, implementation=implementation, check_vma=check_vma,
+    token_dispatch=token_dispatch, implementation=implementation, check_vma=check_vma,
   )  # fmt: skip
 
   @hypothesis.given(seed=st.integers(0, 2**32 - 1), routing=st.sampled_from(ROUTINGS))
@@ -119,13 +119,13 @@ def test_values_and_gradients_equal_the_loop_over_tokens(case):
   check()
 
 
-def test_skewed_routing_takes_several_further_rounds_in_these_tests():
+def test_skewed_routing_takes_overflow_rounds_in_these_tests():
   """Or the tests above would not see them."""
   for num_devices, e, k in ((8, 9, 2), (8, 78, 5), (4, 13, 4)):
-    shape = Shape(T, k, e, num_devices)
-    assert shape.replay_rows and shape.first_rows + shape.replay_rows < shape.most_rows
-    most = T * shape.most_choices
-    assert shape.replay_choices and shape.first_choices + shape.replay_choices < most
+    shape = ExpertParallelShape(T, k, e, num_devices)
+    assert shape.overflow_rows and shape.first_rows + shape.overflow_rows < shape.max_rows_per_pair
+    most = T * shape.max_choices_per_device
+    assert shape.overflow_choices and shape.first_choices + shape.overflow_choices < most
 
 
 TIGHT = (2, 4, 13, 3, 0.6)  # data, expert, E, K, capacity factor
@@ -144,12 +144,12 @@ def keep_first(expert, num_local, num_experts, capacity):
   return kept
 
 
-@pytest.mark.parametrize("exchange", ["padded", "ragged"])
-def test_tight_capacity_equals_the_loop_with_the_dropped_weights_at_zero(exchange):
+@pytest.mark.parametrize("token_dispatch", ["all_to_all", "ragged_all_to_all"])
+def test_tight_capacity_equals_the_loop_without_what_is_dropped(token_dispatch):
   num_data, num_devices, e, k, factor = TIGHT
   both = value_and_gradients(
     num_data, num_devices, e,
-    exchange=exchange, implementation="slotted", capacity_factor=factor,
+    token_dispatch=token_dispatch, implementation="padded", capacity_factor=factor,
   )  # fmt: skip
 
   @hypothesis.given(seed=st.integers(0, 2**32 - 1), routing=st.sampled_from(ROUTINGS))
@@ -176,7 +176,7 @@ def test_tight_capacity_equals_the_loop_with_the_dropped_weights_at_zero(exchang
 def test_relabelling_experts_changes_nothing():
   num_data, num_devices, e, k, *_ = CASES[3]
   both = value_and_gradients(
-    num_data, num_devices, e, exchange="padded", implementation="slotted", check_vma=False
+    num_data, num_devices, e, token_dispatch="all_to_all", implementation="padded", check_vma=False
   )
   rng = np.random.default_rng(5)
   x, expert, gate, w_in, w_down, dy = draw(rng, "skewed", T * 8, e, k)
@@ -189,11 +189,11 @@ def test_relabelling_experts_changes_nothing():
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
-def test_a_scan_over_checkpointed_layers_has_the_gradients_of_the_loop():
+def test_a_scan_of_remat_layers_has_the_gradients_of_the_loop():
   num_layers, (e, k) = 2, (9, 2)
   rng = np.random.default_rng(11)
   x, expert, gate, w_in, w_down, dy = draw(rng, "skewed", T * 4, e, k)
-  ffn = sharded(1, 4, e, exchange="padded", implementation="slotted")
+  ffn = sharded(1, 4, e, token_dispatch="all_to_all", implementation="padded")
 
   @jax.jit
   def gradients(x, expert, gate, w_in, w_down, dy):
@@ -213,8 +213,10 @@ def test_a_scan_over_checkpointed_layers_has_the_gradients_of_the_loop():
     np.testing.assert_allclose(a / np.abs(b).max(), b / np.abs(b).max(), atol=FLOAT32_ERROR)
 
 
-@pytest.mark.parametrize("exchange", ["padded", "merged", "ragged"])
-def test_what_is_to_be_added_is_added_once_however_many_rounds_there_are(exchange):
+@pytest.mark.parametrize(
+  "token_dispatch", ["all_to_all", "ragged_all_to_all_dedup", "ragged_all_to_all"]
+)
+def test_the_overlapped_result_is_added_once(token_dispatch):
   num_devices, e, k = 2, 7, 3
   x, expert, gate, w_in, w_down, dy = draw(
     np.random.default_rng(3), "all to one", T * num_devices, e, k
@@ -223,7 +225,7 @@ def test_what_is_to_be_added_is_added_once_however_many_rounds_there_are(exchang
 
   @jax.jit
   def both(x, factor):
-    ffn = sharded(1, num_devices, e, exchange=exchange, implementation="slotted")
+    ffn = sharded(1, num_devices, e, token_dispatch=token_dispatch, implementation="padded")
     y, vjp = jax.vjp(lambda x, factor: ffn(x, expert, gate, *weights, factor)[0], x, factor)
     return y, *vjp(dy)
 
@@ -235,26 +237,24 @@ def test_what_is_to_be_added_is_added_once_however_many_rounds_there_are(exchang
   np.testing.assert_array_equal(dfactor, x * dy)
 
 
-@pytest.mark.parametrize("exchange", ["merged", "ragged"])
-@pytest.mark.parametrize("implementation", ["slotted", "ragged"])
-def test_what_uninitialised_buffers_hold_reaches_no_result(implementation, exchange, monkeypatch):
+@pytest.mark.parametrize("token_dispatch", ["ragged_all_to_all_dedup", "ragged_all_to_all"])
+@pytest.mark.parametrize("implementation", ["padded", "grouped"])
+def test_uninitialized_buffers_reach_no_result(implementation, token_dispatch, monkeypatch):
   monkeypatch.setattr(
     jax.lax, "empty", lambda shape, dtype: jnp.full(shape, -1 if dtype == jnp.int32 else jnp.nan)
   )
   e, k = 7, 3
   both = value_and_gradients.__wrapped__(
-    1, 2, e, exchange=exchange, implementation=implementation
+    1, 2, e, token_dispatch=token_dispatch, implementation=implementation
   )  # fmt: skip
   for routing in ("half to nobody", "all to nobody"):  # the latter fills slots with unknown rows
     arguments = draw(np.random.default_rng(2), routing, T * 2, e, k)
     assert_equals_reference(both(*arguments)[0], arguments)
 
 
-def test_an_unknown_exchange_and_weights_of_another_mesh_are_refused():
+def test_an_unknown_dispatcher_or_number_of_experts_is_refused():
   *arguments, _ = draw(np.random.default_rng(0), "fair", T, 8, 2)
-  with pytest.raises(UserError, match="exchange='ring' is not one of"):
-    sharded(1, 2, 8, exchange="ring", implementation="slotted")(*arguments)
-  with pytest.raises(UserError, match="5 experts lie on this device .* make 4"):
-    sharded(1, 2, 8, implementation="slotted")(
-      *draw(np.random.default_rng(0), "fair", T, 10, 2)[:5]
-    )
+  with pytest.raises(UserError, match="token_dispatch='ring' is not one of"):
+    sharded(1, 2, 8, token_dispatch="ring", implementation="padded")(*arguments)
+  with pytest.raises(UserError, match="5 experts are on this device .* make 4"):
+    sharded(1, 2, 8, implementation="padded")(*draw(np.random.default_rng(0), "fair", T, 10, 2)[:5])

@@ -43,5 +43,5 @@ def test_looped_bfloat16_stays_near_float32():
 
 def test_a_formulation_that_does_not_exist_is_refused():
   arguments = draw(np.random.default_rng(5), "fair", T, E, K)[:-1]
-  with pytest.raises(ValueError, match="'loop' is not one of slotted, ragged, looped"):
+  with pytest.raises(ValueError, match="'loop' is not one of padded, grouped, looped"):
     expert_ffn(*(jax.numpy.asarray(a) for a in arguments), implementation="loop")

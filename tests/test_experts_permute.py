@@ -24,7 +24,7 @@ def test_rows_are_summed_in_float32_and_others_not_read(platform, width):
   expected = [sum((y[p] for p in row if p < N), np.zeros(width)) for row in place]
   assert (place >= N).any() and np.isnan(y).any()
   with common.simulate(platform):
-    actual = permute.sum_of_rows(jnp.asarray(y), jnp.asarray(place))
+    actual = permute.gather_and_sum(jnp.asarray(y), jnp.asarray(place))
   assert actual.dtype == jnp.float32
   np.testing.assert_allclose(actual, expected, atol=1e-6)  # three terms of at most 4
 

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import pytest
 
 from moe_parity.aot import hlo
-from moe_parity.experts.assignments import group_by_expert
-from moe_parity.planning.expert_parallel import Shape, room_for, wire_bytes
+from moe_parity.experts.assignments import sort_by_expert
+from moe_parity.planning.expert_parallel import ExpertParallelShape, tile_padded_rows
+from moe_parity.planning.wire_bytes import wire_bytes
 from tests.helpers.routed import D_EXPERT, D, tpu_mesh
 from tests.test_experts_expert_parallel import T, sharded
 
 G, E, K = 8, 78, 5
-RAGGED = MERGED = Shape(T, K, E, G)
+RAGGED = MERGED = ExpertParallelShape(T, K, E, G)
 ITEM_BYTES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "bf16": 2}
 SHAPES = re.compile(r"(pred|s32|u32|f32|bf16)\[([\d,]*)\]")
 
@@ -37,9 +38,9 @@ def sent_bytes(text: str) -> dict[str, float]:
   return sent
 
 
-def traced(exchange, implementation="slotted", mesh=None):
+def traced(token_dispatch, implementation="padded", mesh=None):
   """One layer forward and backward for 8 devices, float32."""
-  ffn = sharded(1, G, E, exchange=exchange, implementation=implementation, mesh=mesh)
+  ffn = sharded(1, G, E, token_dispatch=token_dispatch, implementation=implementation, mesh=mesh)
 
   def both(x, expert, gate, w_in, w_down, dy):
     y, vjp = jax.vjp(
@@ -55,25 +56,29 @@ def traced(exchange, implementation="slotted", mesh=None):
 
 
 @functools.cache
-def compiled(exchange):
-  return traced(exchange).lower().compile().as_text()
+def compiled(token_dispatch):
+  return traced(token_dispatch).lower().compile().as_text()
 
 
 def test_a_program_priced_on_paper_leaves_out_the_loops_that_skewed_routing_needs():
-  module = hlo.parse(compiled("padded"))
+  module = hlo.parse(compiled("all_to_all"))
   loops = [i for body in module.computations.values() for i in body if i.opcode == "while"]
   assert len(loops) >= 4  # further rounds and overflowing slots, each forward and backward
   assert [hlo.trip_count(module, loop) for loop in loops] == [0] * len(loops)
 
 
-@pytest.mark.parametrize("exchange", ["padded", "gathered"])
-def test_compiled_collectives_send_what_the_formula_says(exchange):
-  text = compiled(exchange)
-  expected = wire_bytes(exchange, Shape(T, K, E, G), d_model=D, itemsize=4)
+@pytest.mark.parametrize("token_dispatch", ["all_to_all", "all_gather"])
+def test_compiled_collectives_send_what_the_formula_says(token_dispatch):
+  text = compiled(token_dispatch)
+  expected = wire_bytes(token_dispatch, ExpertParallelShape(T, K, E, G), d_model=D, itemsize=4)
   sent = sent_bytes(text)
-  if exchange == "padded":  # both rounds stand in the text once
-    rounds = expected.forward + expected.backward, expected.replay_forward, expected.replay_backward
-    assert expected.replay_forward and sent["all-to-all"] == sum(rounds)
+  if token_dispatch == "all_to_all":  # both rounds stand in the text once
+    rounds = (
+      expected.forward + expected.backward,
+      expected.overflow_forward,
+      expected.overflow_backward,
+    )
+    assert expected.overflow_forward and sent["all-to-all"] == sum(rounds)
     assert sent["all-gather"] == sent["reduce-scatter"] == 0
   else:
     assert sent["all-gather"] + sent["reduce-scatter"] == expected.forward + expected.backward
@@ -82,7 +87,7 @@ def test_compiled_collectives_send_what_the_formula_says(exchange):
 
 @functools.cache
 def ragged_for_tpu():
-  program = traced("ragged", "ragged", tpu_mesh(1, G))
+  program = traced("ragged_all_to_all", "grouped", tpu_mesh(1, G))
   return program.lower(lowering_platforms=("tpu",)).as_text()
 
 
@@ -93,16 +98,16 @@ def test_for_a_tpu_the_ragged_exchange_sends_vectors_and_gathers_the_rest():
   unread = jax.__version_info__ < (0, 12)  # results that a loop computes again: XLA drops them
   assert operands == [(str(D), "f32")] * (4 + 4 + 1 + unread)
   operands = re.findall(r'"stablehlo.all_gather".*?: \((tensor<[\dx]+\w+>)', ragged_for_tpu())
-  room = [G * size for size in (RAGGED.first_choices, RAGGED.replay_choices)]
-  rows = [f"tensor<{room_for(size, RAGGED.experts_per_device)}xf32>" for size in room]
+  room = [G * size for size in (RAGGED.first_choices, RAGGED.overflow_choices)]
+  rows = [f"tensor<{tile_padded_rows(size, RAGGED.experts_per_device)}xf32>" for size in room]
   weights, experts = f"tensor<{T * K}xf32>", f"tensor<1x{G * RAGGED.experts_per_device}xi32>"
   assert sorted(operands) == sorted([experts, *[weights] * (1 + 1 + 1), *rows])
 
 
 def test_for_a_tpu_the_merged_exchange_sends_vectors_of_rows_and_tags_of_slots():
-  program = traced("merged", "ragged", tpu_mesh(1, G))
+  program = traced("ragged_all_to_all_dedup", "grouped", tpu_mesh(1, G))
   text = program.lower(lowering_platforms=("tpu",)).as_text()
-  slots = [G * rows for rows in (MERGED.first_rows, MERGED.replay_rows)]
+  slots = [G * rows for rows in (MERGED.first_rows, MERGED.overflow_rows)]
   sent = re.findall(r"ragged_all_to_all.*?: \((tensor<[\dx]+\w+>)", text)
   vectors = [f"tensor<{rows}x{D}xf32>" for rows in slots]
   unread = jax.__version_info__ < (0, 12)  # as above
@@ -125,7 +130,7 @@ def test_a_tpu_program_sorts_nothing_and_takes_its_buffers_as_they_are():
 def test_cpu_and_gpu_group_by_a_sort():
   shape = jax.ShapeDtypeStruct((T, K), jnp.int32)
   for platform, sorts in (("cpu", True), ("cuda", True), ("tpu", False)):
-    lowered = jax.jit(group_by_expert, static_argnums=1).trace(shape, E).lower(
+    lowered = jax.jit(sort_by_expert, static_argnums=1).trace(shape, E).lower(
       lowering_platforms=(platform,)
     )  # fmt: skip
     assert ("stablehlo.sort" in lowered.as_text()) == sorts

@@ -11,14 +11,14 @@ from moe_parity.kernels import common, residual_stacks
 from moe_parity.kernels import grouped_swiglu as kernels
 from moe_parity.kernels.tile_layout import tile_map
 from moe_parity.kernels.topk_sum import topk_sum
-from moe_parity.planning.expert_parallel import room_for
+from moe_parity.planning.expert_parallel import tile_padded_rows
 from moe_parity.planning.mesh_sizes import MeshSizes
-from moe_parity.planning.tpu_slices import named
-from moe_parity.sharding.mesh import use
+from moe_parity.planning.tpu_slices import parse_slice
+from moe_parity.sharding.mesh import use_mesh
 
 
 def a_chip_of(topology) -> Mesh:
-  slice_ = named(topology)
+  slice_ = parse_slice(topology)
   devices = slice_mesh(slice_, MeshSizes(slice_.num_devices, 1, 1)).devices
   return Mesh(devices.reshape(-1)[:1], ("one",), axis_types=(AxisType.Auto,))
 
@@ -28,7 +28,7 @@ def compiles(function, *shapes, mesh):
   operands = [jax.ShapeDtypeStruct(shape, dtype, sharding=here) for shape, dtype in shapes]
 
   def on_mesh(*operands):
-    with use(mesh):
+    with use_mesh(mesh):
       return function(*operands)
 
   jitted = jax.jit(on_mesh, in_shardings=here, out_shardings=here)
@@ -39,7 +39,7 @@ def compiles(function, *shapes, mesh):
   "topology, mebibytes", [("v4-8", 16), ("v5e-4", 128), ("v5p-8", 64), ("v6e-4", 128)]
 )
 def test_a_core_has_the_memory_of_its_generation(topology, mebibytes):
-  with use(a_chip_of(topology)):
+  with use_mesh(a_chip_of(topology)):
     assert common.vmem_bytes() == mebibytes * 2**20
     assert 3 * common.vmem_bytes() / 4 <= common.vmem_budget_bytes() <= common.vmem_bytes()
 
@@ -48,7 +48,7 @@ def test_gradients_of_wide_experts_fit_a_chip():
   """400 hidden channels of 4,096 are no whole 128s: sums of their gradients in one piece, with what
   is read and written meanwhile, take 49 MiB, more than a kernel has on v5p."""
   experts, i, d, dtype = 3, 400, 4096, jnp.bfloat16
-  mesh, room = a_chip_of("v5p-8"), room_for(20_000, experts)
+  mesh, room = a_chip_of("v5p-8"), tile_padded_rows(20_000, experts)
   lanes, w_in = (room, d // 128, 128), (experts, 2, i, d)
 
   def gradients(count_L, x_RD, dy_RD, w_in_L2ID):

@@ -32,7 +32,7 @@ def row_experts(counts, num_rows):
   ("counts", "spare"), [([0], 0), ([16, 0, 17, 90], 3), ([1] * 7, 0), ([33, 32, 31], 50)]
 )
 def test_each_tile_holds_rows_of_one_expert(small_tiles, counts, spare):
-  num_rows = expert_parallel.room_for(sum(counts) + spare, len(counts))
+  num_rows = expert_parallel.tile_padded_rows(sum(counts) + spare, len(counts))
   expected = row_experts(counts, num_rows)  # fails where there is not num_rows enough
   counts = jnp.array(counts, jnp.int32)
   actual = np.asarray(tile_layout.row_expert_ids(counts, num_rows))
@@ -62,7 +62,7 @@ def bytes_of_blocks(num_experts, i, d, dtype) -> list[int]:
     rows, columns = -(-rows // 8) * 8, -(-columns // 128) * 128
     return math.prod(rest) * rows * columns * np.dtype(dtype).itemsize
 
-  num_rows = expert_parallel.room_for(300, num_experts)
+  num_rows = expert_parallel.tile_padded_rows(300, num_experts)
   shapes = [
     ((num_rows, d // 128, 128) if d % 128 == 0 else (num_rows, d), dtype),
     ((num_rows,), jnp.float32), ((num_experts, 2, i, d), dtype), ((num_experts, i, d), dtype),
@@ -140,9 +140,12 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_equal_a_loop_whatever_pads_rows(case, small_tiles, monkeypatch):
-  counts, i, d, as_lanes, memory = CASES[case]
+  counts, i, d, to_lane_tiles, memory = CASES[case]
   monkeypatch.setattr(common, "vmem_budget_bytes", lambda: memory)
-  rng, num_rows = np.random.default_rng(0), expert_parallel.room_for(sum(counts), len(counts))
+  rng, num_rows = (
+    np.random.default_rng(0),
+    expert_parallel.tile_padded_rows(sum(counts), len(counts)),
+  )
   expert_R = row_experts(counts, num_rows)
   valid = expert_R >= 0
   x, dy = (np.where(valid[:, None], rng.normal(size=(num_rows, d)), np.nan) for _ in range(2))
@@ -160,7 +163,7 @@ def test_values_and_gradients_equal_a_loop_whatever_pads_rows(case, small_tiles,
     y, vjp = jax.vjp(ffn, x, weight, w_in, w_down)
     return y, *vjp(dy)
 
-  shape = (num_rows, d // 128, 128) if as_lanes else (num_rows, d)
+  shape = (num_rows, d // 128, 128) if to_lane_tiles else (num_rows, d)
   operands = x.reshape(shape), weight, w_in, w_down, dy.reshape(shape)
   y, dx, dweight, *dweights = both(*(jnp.asarray(a, jnp.float32) for a in operands))
   y, dx = (np.asarray(a).reshape(num_rows, d) for a in (y, dx))

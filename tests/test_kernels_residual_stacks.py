@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from moe_parity.experts.overflow_rounds import in_rounds
+from moe_parity.experts.overflow_rounds import with_overflow_rounds
 from moe_parity.kernels import residual_stacks
 from tests.helpers.routed import tpu_mesh
 
@@ -50,7 +50,9 @@ def twice_and_in_rounds(x_RD, offset_R, w):
     return kernel(operands[0] + offset_R[:, None], operands[1]) / (index + 2)
 
   x_RD = kernel(x_RD, w["a"])
-  return x_RD + in_rounds(first, replay, (x_RD, w["b"]), (), offset_R, offset_R.size // 2)[0]
+  return (
+    x_RD + with_overflow_rounds(first, replay, (x_RD, w["b"]), (), offset_R, offset_R.size // 2)[0]
+  )
 
 
 def in_rounds_within_rounds(x_RD, offset_R, w):
@@ -61,13 +63,19 @@ def in_rounds_within_rounds(x_RD, offset_R, w):
     return kernel(operands[0] * (index + 2), operands[1])
 
   def first(operands, _, offset_R):
-    return in_rounds(inner_first, inner_replay, operands, (), offset_R, offset_R.size // 3)
+    return with_overflow_rounds(
+      inner_first, inner_replay, operands, (), offset_R, offset_R.size // 3
+    )
 
   def replay(index, operands, offset_R):
     moved = operands[0] + offset_R[:, None], operands[1]
-    return in_rounds(inner_first, inner_replay, moved, (), offset_R, offset_R.size // 3)[0]
+    return with_overflow_rounds(inner_first, inner_replay, moved, (), offset_R, offset_R.size // 3)[
+      0
+    ]
 
-  return in_rounds(first, replay, (x_RD, w["a"]), (), offset_R, offset_R.size // 2)[0] / 4
+  return (
+    with_overflow_rounds(first, replay, (x_RD, w["a"]), (), offset_R, offset_R.size // 2)[0] / 4
+  )
 
 
 @pytest.mark.parametrize("layer", [once, twice_and_in_rounds, in_rounds_within_rounds])

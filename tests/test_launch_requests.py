@@ -20,12 +20,12 @@ def named_slices():
     for grid in generation.grids:
       chips = tpu_slices.Slice(generation, grid).num_chips
       if generation.name in CHIPS and chips != 2:
-        yield f"{generation.name}-{chips * generation.counts}"
+        yield f"{generation.name}-{chips * generation.units_in_name}"
 
 
 @pytest.mark.parametrize("name", list(named_slices()))
 def test_a_slice_is_the_one_that_planning_knows(name):
-  ours, theirs = slice_type(name), tpu_slices.named(name)
+  ours, theirs = slice_type(name), tpu_slices.parse_slice(name)
   assert ours.num_chips == theirs.num_chips and ours.name == name
   if ours.num_chips > 1:
     assert sorted(ours.topology.split("x")) == sorted(map(str, theirs.grid))

@@ -42,7 +42,7 @@ def of_plain_attention(alibi):
 
 @pytest.mark.parametrize("size", [12, 4, 3])
 @pytest.mark.parametrize("alibi", [True, False])
-def test_values_and_gradients_equal_plain_attention_in_any_blocks(size, alibi):
+def test_attention_in_any_blocks_equals_plain_attention(size, alibi):
   slopes = alibi_slopes(H) if alibi else None
   value, got = gradients(lambda *qkv: causal_attention(*qkv, slopes, size), 0)
   expected_value, expected = of_plain_attention(alibi)
@@ -52,7 +52,7 @@ def test_values_and_gradients_equal_plain_attention_in_any_blocks(size, alibi):
 
 
 @pytest.mark.parametrize("size", [12, 4])
-def test_values_and_gradients_within_documents_equal_those_of_a_plain_mask(size):
+def test_attention_within_documents_equals_a_plain_mask(size):
   document = jnp.array([[0, 0, 0, 1, 1, 1, 1, 2, 3, 3, 3, 3], [0] * 9 + [1] * 3])
   visible = (document[:, :, None] == document[:, None, :])[:, None]
   slopes = alibi_slopes(H)
@@ -70,7 +70,7 @@ def test_scores_far_from_zero_stay_finite():
   assert np.isfinite(grads).all()
 
 
-def test_a_rotation_and_its_gradient_are_those_of_complex_numbers():
+def test_rotary_embedding_rotates_as_complex_numbers_do():
   """Position s turns pair q by s / base^(q / pairs); a rotation's gradient turns back."""
   rng = np.random.default_rng(0)
   x, dy = rng.normal(size=(2, 2, 5, 3, 6)).astype(np.float32)

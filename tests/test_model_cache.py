@@ -148,7 +148,7 @@ def test_a_mesh_with_sharded_experts_gives_the_same_logits():
   length_B = jnp.array([5, 1, 2, 4, 3, 5, 2, 1], jnp.int32)
 
   def steps(mesh, state, prompts, length_B):
-    with meshes.use(mesh):
+    with meshes.use_mesh(mesh):
       model = nnx.merge(graph, state)
       hidden, cache = model.prefill(prompts, length_B, 8)
       found = [model.logits(hidden)]

@@ -78,7 +78,7 @@ def test_numbers_are_those_of_walking_along_the_row(rows):
         assert scored[i, j] == (end == 0 or token != 0)
 
 
-def test_positions_of_one_number_are_of_one_document_of_the_store(tmp_path):
+def test_positions_with_one_id_are_of_one_document(tmp_path):
   train = small_store(tmp_path).train
   documents = document_separators(train.tokenizer, cross_documents=False)
   owner = np.repeat(np.arange(train.num_documents), train.documents.num_tokens)
@@ -95,7 +95,7 @@ def test_positions_of_one_number_are_of_one_document_of_the_store(tmp_path):
 
 
 @pytest.mark.parametrize("kind, position", [("moe", "alibi"), ("dense", "rope")])
-def test_a_packed_document_has_the_nats_of_one_alone_in_the_reference(kind, position):
+def test_a_packed_document_scores_as_one_alone(kind, position):
   architecture = getattr(small_model, kind)()
   model = small_model.build(architecture, position=position, attention_block=4)
   inputs, targets, begins = packed_rows()
@@ -122,7 +122,7 @@ def test_a_packed_document_has_the_nats_of_one_alone_in_the_reference(kind, posi
   assert differs == 5  # what attends across gives other numbers in every later document
 
 
-def test_the_gradient_of_packed_documents_is_that_of_documents_alone():
+def test_packed_documents_have_the_gradient_of_documents_alone():
   model = small_model.build(small_model.dense(), position="rope", attention_block=6)
   graph, params, rest = nnx.split(model, nnx.Param, ...)
   inputs, targets, begins = packed_rows()
@@ -148,7 +148,7 @@ def test_the_gradient_of_packed_documents_is_that_of_documents_alone():
     np.testing.assert_allclose(a, b, atol=5e-6)  # float32, other orders of the same sums
 
 
-def test_the_loss_is_the_mean_over_the_scored_targets_of_all_micro_batches():
+def test_the_loss_averages_unmasked_targets_of_all_micro_batches():
   inputs, targets, begins = packed_rows()
   x, y, mask, _ = alone(inputs, targets, begins)
   assert mask.sum() == 3 * S - 5  # five documents begin inside a row
@@ -161,7 +161,7 @@ def test_the_loss_is_the_mean_over_the_scored_targets_of_all_micro_batches():
   assert scalars["cross_entropy"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_packed_evaluation_of_whole_documents_equals_that_by_document(tmp_path):
+def test_packed_evaluation_equals_that_by_document(tmp_path):
   split = small_store(tmp_path, held_out="hash:0.4").validation
   architecture, model = small_model.dense(vocab_size=272), ModelOptions()
   graph, params, buffers = abstract_model(architecture, model)

@@ -22,14 +22,14 @@ ON_TPU = ModelOptions(platform="tpu")
 
 
 @pytest.mark.parametrize(
-  "options, pattern, sizes, batch, streams",
+  "options, pattern, sizes, batch, num_batch_splits",
   [
     (ON_TPU, (True,), MeshSizes(1, 2, 4), 16, 2),
     (ON_TPU, (False, True), MeshSizes(1, 2, 4), 32, 2),
     (dataclasses.replace(ON_TPU, platform="gpu"), (True,), MeshSizes(1, 2, 4), 16, 2),
     (dataclasses.replace(ON_TPU, platform="cpu"), (True,), MeshSizes(1, 2, 4), 16, 1),
-    (dataclasses.replace(ON_TPU, streams=1), (True,), MeshSizes(1, 2, 4), 16, 1),
-    (dataclasses.replace(ON_TPU, streams=4), (True,), MeshSizes(1, 2, 4), 32, 4),
+    (dataclasses.replace(ON_TPU, num_batch_splits=1), (True,), MeshSizes(1, 2, 4), 16, 1),
+    (dataclasses.replace(ON_TPU, num_batch_splits=4), (True,), MeshSizes(1, 2, 4), 32, 4),
     (ON_TPU, (True,), MeshSizes(1, 2, 4), 24, 1),  # three sequences a device
     (ON_TPU, (False,), MeshSizes(1, 2, 4), 16, 1),
     (ON_TPU, (True,), MeshSizes(2, 4, 1), 16, 1),
@@ -37,17 +37,17 @@ ON_TPU = ModelOptions(platform="tpu")
     (ON_TPU, (True,), None, 16, 1),
   ],
 )
-def test_there_are_two_streams_where_an_exchange_can_be_overlapped(
-  options, pattern, sizes, batch, streams
+def test_the_batch_is_split_where_dispatch_can_be_overlapped(
+  options, pattern, sizes, batch, num_batch_splits
 ):
   stack = nnx.eval_shape(lambda: LayerStack(small_model.moe(), options, pattern, 2))
-  with meshes.use(sizes and meshes.make_mesh(sizes)):
-    assert stack.num_batch_splits(batch) == streams
+  with meshes.use_mesh(sizes and meshes.make_mesh(sizes)):
+    assert stack.num_batch_splits(batch) == num_batch_splits
 
 
 def test_every_device_takes_its_own_sequences_through_in_order():
   """What stands beside a token (its document) goes with it, what is found keeps the order."""
-  stack = LayerStack(small_model.moe(num_experts=8), ModelOptions(streams=2), (True,), 3)
+  stack = LayerStack(small_model.moe(num_experts=8), ModelOptions(num_batch_splits=2), (True,), 3)
   mesh = meshes.make_mesh(MeshSizes(1, 2, 4))
   number_BS = np.arange(BATCH * 5).reshape(BATCH, 5)
   x_TD = (number_BS.reshape(-1, 1) + np.zeros(12)).astype(np.float32)
@@ -57,7 +57,7 @@ def test_every_device_takes_its_own_sequences_through_in_order():
     return x_TD + 1000, (x_TD[:, 0], number_BS)
 
   def run(x_TD, number_BS):
-    with meshes.use(mesh):
+    with meshes.use_mesh(mesh):
       return stack.scan_layers(through, x_TD, BATCH, number_BS)
 
   whole = jax.NamedSharding(mesh, meshes.P())
@@ -70,13 +70,19 @@ def test_every_device_takes_its_own_sequences_through_in_order():
 
 
 ON_A_MESH = {
-  "streams, products kept and the rest made again": (6, dict(streams=2, remat="dots")),
-  "a TPU's program, its kernels step by step": (128, dict(platform="tpu", exchange="ragged")),
+  "batch splits, products saved and the rest rematerialized": (
+    6,
+    dict(num_batch_splits=2, remat="dots"),
+  ),
+  "a TPU's program, its kernels step by step": (
+    128,
+    dict(platform="tpu", token_dispatch="ragged_all_to_all"),
+  ),
 }
 
 
 @pytest.mark.parametrize("case", ON_A_MESH)
-def test_streams_and_a_mesh_change_neither_states_nor_gradients_nor_statistics(case, monkeypatch):
+def test_splits_and_a_mesh_change_no_number(case, monkeypatch):
   """Dense and MoE layers in one pattern twice over, documents kept apart. float32, sums of other
   lengths."""
   seq_len, options = ON_A_MESH[case]
@@ -96,7 +102,7 @@ def test_streams_and_a_mesh_change_neither_states_nor_gradients_nor_statistics(c
         balance = jnp.sum(stats.probability_E * jnp.arange(6.0)[None])
         return jnp.mean(jnp.sin(hidden_TD)) + balance, (hidden_TD, stats)
 
-      with meshes.use(mesh):
+      with meshes.use_mesh(mesh):
         return jax.grad(scored, has_aux=True)(params)
 
     whole = mesh and jax.NamedSharding(mesh, meshes.P())

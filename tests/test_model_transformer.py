@@ -47,7 +47,7 @@ def _forward(graph, state, inputs, targets):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_model_equals_the_reference_and_its_router_stats_are_counted_right(case):
+def test_the_model_and_its_routing_equal_the_reference(case):
   architecture, options = CASES[case]
   model = small_model.build(architecture, attention_block=4, **options)
   inputs, targets = small_model.tokens()
@@ -83,7 +83,7 @@ def test_a_token_sees_nothing_after_itself():
   assert (np.abs(np.asarray(before[:, 5:] - after[:, 5:])) > 1e-5).all()
 
 
-def test_recomputing_activations_and_looping_over_layers_change_no_gradient(monkeypatch):
+def test_remat_and_loops_over_layers_change_no_gradient(monkeypatch):
   inputs, targets = (jnp.asarray(x) for x in small_model.tokens())
 
   def gradient(remat):
@@ -122,7 +122,7 @@ def test_a_long_vocabulary_in_chunks_gives_the_same_loss():
       return 3 * model.weighted_nll(hidden, targets, weight, *max_logits)
 
     def gradient(params, hidden):
-      with meshes.use(mesh):
+      with meshes.use_mesh(mesh):
         return jax.value_and_grad(loss, argnums=(0, 1))(params, hidden)
 
     whole = mesh and jax.NamedSharding(mesh, meshes.P())
@@ -160,7 +160,7 @@ def test_alibi_slopes_of_any_head_count(num_heads):
   assert len(set(slopes.tolist())) == num_heads
 
 
-def test_the_balance_loss_is_one_at_perfect_balance_whatever_k_and_e_when_all_go_to_one():
+def test_the_balance_loss_is_1_at_balance_and_e_at_collapse():
   even, all_to_one = jnp.full((2, 8), 1 / 8), jnp.tile(jnp.eye(8)[:1], (2, 1))
   np.testing.assert_allclose(balance_loss(even, even), 1.0, rtol=1e-6)
   np.testing.assert_allclose(balance_loss(all_to_one, all_to_one), 8.0, rtol=1e-6)

@@ -46,7 +46,7 @@ def test_flops_are_those_of_the_executed_forward_pass(architecture):
 
 
 @pytest.mark.parametrize("architecture", [DENSE, MOE])
-def test_with_many_sequences_all_weights_are_read_and_with_one_the_active(architecture):
+def test_one_sequence_reads_active_weights_and_many_read_all(architecture):
   a = architecture
   cost, width = cost_of(a, 1, "paper"), 4
   outside = a.num_moe_layers * a.d_model * a.num_experts + (2 * a.num_layers + 1) * a.d_model

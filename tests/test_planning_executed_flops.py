@@ -52,7 +52,7 @@ def planned(architecture, attention_block, backward):
 @pytest.mark.parametrize("block", [512, 20, 8])
 @pytest.mark.parametrize("name", CASES)
 def test_traced_products_are_the_executed_flops(name, block, backward, monkeypatch):
-  monkeypatch.setattr(expert_ffn, "slots_for", lambda *_: SLOTS)
+  monkeypatch.setattr(expert_ffn, "slots_per_expert", lambda *_: SLOTS)
   function, args = program(CASES[name], block, backward)
   assert product_flops.of_trace(function, *args) == planned(CASES[name], block, backward)
 
@@ -60,7 +60,7 @@ def test_traced_products_are_the_executed_flops(name, block, backward, monkeypat
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "step"])
 @pytest.mark.parametrize("name", ["dense", "1dense"])
 def test_compiled_products_are_the_executed_flops(name, backward, monkeypatch):
-  monkeypatch.setattr(expert_ffn, "slots_for", lambda *_: SLOTS)
+  monkeypatch.setattr(expert_ffn, "slots_per_expert", lambda *_: SLOTS)
   function, args = program(CASES[name], 20, backward)
   text = jax.jit(function).lower(*args).compile().as_text()
   assert product_flops.of_compiled(text) == planned(CASES[name], 20, backward)
@@ -70,7 +70,7 @@ def test_unneeded_slots_are_all_that_experts_cost_beyond_it():
   """Left to itself an expert has more slots than its mean load; the rest is multiplied by zero."""
   architecture = CASES["1dense"]
   function, args = program(architecture, 512, True)
-  slots = expert_ffn.slots_for(B * S, 2, 5)
+  slots = expert_ffn.slots_per_expert(B * S, 2, 5)
   unneeded = 5 * slots - B * S * 2
   assert unneeded > 0
   extra = 3 * 6 * architecture.d_model * architecture.d_expert * architecture.num_moe_layers

@@ -10,7 +10,7 @@ from moe_parity.errors import UserError
 from moe_parity.paper import tables
 from moe_parity.planning.accounting import cost_of
 from moe_parity.planning.architecture import Architecture
-from moe_parity.planning.memory import device_memory, kept_channels
+from moe_parity.planning.memory import device_memory, saved_channels
 
 DENSE = Architecture(
   num_layers=2, d_model=6, num_heads=3, num_kv_heads=1, d_head=4, d_ffn=10, vocab_size=17
@@ -34,23 +34,25 @@ def test_one_device_holds_the_exact_parameters_four_times_over():
 
 def test_activations_of_each_policy_are_those_counted_by_hand():
   # One dense token: input 6, q 12, k and v 8, attention's output 6, gate and up 20, down 6.
-  assert kept_channels(DENSE, False, "layer", 16) == 6
-  assert kept_channels(DENSE, False, "dots", 16) == 6 + 12 + 8 + 6 + 20 + 6
+  assert saved_channels(DENSE, False, "layer", 16) == 6
+  assert saved_channels(DENSE, False, "dots", 16) == 6 + 12 + 8 + 6 + 20 + 6
   # Norms 2 * 2 * 6, q and mixed values 24, k and v 8, 3 heads over 16 keys, three times 10.
-  assert kept_channels(DENSE, False, "none", 16) == 24 + 24 + 8 + 48 + 30
+  assert saved_channels(DENSE, False, "none", 16) == 24 + 24 + 8 + 48 + 30
   # In a kernel no scores, but a norm for each of 3 heads, twice as wide as bfloat16.
-  assert kept_channels(DENSE, False, "none", 0, wide=2) == 24 + 24 + 8 + 3 * 2 + 30
+  assert saved_channels(DENSE, False, "none", 0, values_per_float32=2) == 24 + 24 + 8 + 3 * 2 + 30
   # One MoE token: 8 + 8 + 16 + 8, two experts of 2*12 + 8, the shared one 2*24 + 8.
-  assert kept_channels(MOE, True, "dots", 16) == 40 + 2 * 32 + 56
+  assert saved_channels(MOE, True, "dots", 16) == 40 + 2 * 32 + 56
   # Norms 32, attention 32 and 2 * 16 scores, router 2 * 5, two experts of 2 * 12, shared 3 * 24.
-  assert kept_channels(MOE, True, "none", 16) == 32 + 32 + 32 + 10 + 2 * 24 + 72
-  assert kept_channels(MOE, True, "none", 16, wide=2) == 32 + 32 + 32 + 20 + 2 * 24 + 72
+  assert saved_channels(MOE, True, "none", 16) == 32 + 32 + 32 + 10 + 2 * 24 + 72
+  assert (
+    saved_channels(MOE, True, "none", 16, values_per_float32=2) == 32 + 32 + 32 + 20 + 2 * 24 + 72
+  )
   # Sorted rows stay, here two and a half a token; on a TPU 8 and 12 numbers take a row of 128.
-  assert kept_channels(MOE, True, "none", 16, rows=2.5) == 32 + 32 + 32 + 10 + 2.5 * 3 * 128 + 72
+  assert saved_channels(MOE, True, "none", 16, rows=2.5) == 32 + 32 + 32 + 10 + 2.5 * 3 * 128 + 72
   # The paper's 2B: rows of 11 pieces of 128 take 16, hidden layers of 320 take 384.
   wide = dataclasses.replace(MOE, d_model=1408, d_expert=320)
   rest = 4 * 1408 + 32 + 32 + 10 + 72
-  assert kept_channels(wide, True, "none", 16, rows=3) == rest + 3 * (2 * 384 + 2048)
+  assert saved_channels(wide, True, "none", 16, rows=3) == rest + 3 * (2 * 384 + 2048)
 
 
 def test_behind_an_exchange_each_of_two_streams_has_a_buffer_of_its_own():
@@ -67,22 +69,26 @@ def test_behind_an_exchange_each_of_two_streams_has_a_buffer_of_its_own():
   memory = device_memory(MOE, 12, 2, {"expert": 2}, **options)
   assert memory.exchange == 4 * 2 * 2 * 12 * 128  # there and back, 2 choices of 12 tokens
   # Gradients: of the shared expert, and of 4 tiles 3 rows, 3 hidden layers and one in float32.
-  assert memory.working == 4 * (12 * 3 * 24 + 4 * 256 * (3 * 128 + 4 * 128))
+  assert memory.backward_workspace == 4 * (12 * 3 * 24 + 4 * 256 * (3 * 128 + 4 * 128))
 
 
 def test_bytes_of_a_step_are_those_counted_by_hand():
   memory = device_memory(DENSE, 16, 4, dtype="float32", remat="none")
   assert memory.activations == 4 * 64 * 2 * 134
-  assert memory.working == 4 * 64 * (3 * 2 * 16 + 30)  # gradients of scores and hidden values
+  assert memory.backward_workspace == 4 * 64 * (
+    3 * 2 * 16 + 30
+  )  # gradients of scores and hidden values
   assert memory.logits == 8 * 64 * 17 and memory.exchange == 0
-  assert memory.gathered == 4 * (192 + 180)  # as they lie; in two bytes a copy of both layers
-  assert device_memory(DENSE, 16, 4, remat="none").gathered == 2 * 2 * (192 + 180)
-  assert device_memory(DENSE, 16, 4, dtype="float32", most_logits=100).logits == 800
+  assert memory.compute_weights == 4 * (
+    192 + 180
+  )  # as they lie; in two bytes a copy of both layers
+  assert device_memory(DENSE, 16, 4, remat="none").compute_weights == 2 * 2 * (192 + 180)
+  assert device_memory(DENSE, 16, 4, dtype="float32", max_logits=100).logits == 800
   assert memory.total == sum(memory.to_dict()[part] for part in memory.to_dict()) - memory.total
   # Layer inputs of two layers, and one layer whole while it is computed again, in two bytes.
   layer = device_memory(DENSE, 16, 4, dtype="bfloat16", remat="layer")
   assert layer.activations == 2 * 64 * 2 * 6
-  assert layer.working == 2 * 64 * (134 - 6 + 2 * 96 + 30)  # scores in float32
+  assert layer.backward_workspace == 2 * 64 * (134 - 6 + 2 * 96 + 30)  # scores in float32
 
 
 def test_a_mesh_cuts_experts_over_expert_and_matrices_over_fsdp():
@@ -125,7 +131,7 @@ def test_more_devices_never_need_more_each_and_keeping_less_never_costs_weights(
 
 def test_the_papers_seven_billion_moe_fits_64_chips_of_95_gigabytes_and_not_one():
   shape = dataclasses.replace(tables.row("table11", 4).architecture, vocab_size=65536)
-  options = dict(remat="layer", kernels=True, most_logits=2**26)
+  options = dict(remat="layer", kernels=True, max_logits=2**26)
   assert device_memory(shape, 2048, 256, {"fsdp": 8, "expert": 8}, **options).total < 95e9 / 4
   assert device_memory(shape, 2048, 256, **options).total > 95e9
 
@@ -133,12 +139,12 @@ def test_the_papers_seven_billion_moe_fits_64_chips_of_95_gigabytes_and_not_one(
 @pytest.mark.parametrize(
   "change, words",
   [
-    ({"mesh": {"tensor": 2}}, "'tensor' is not known"),
-    ({"mesh": {"model": 2}}, "'model' is not known; use data"),
+    ({"mesh": {"tensor": 2}}, "'tensor' is not one of data"),
+    ({"mesh": {"model": 2}}, "'model' is not one of data"),
     ({"mesh": {"data": 0}}, "data=0 is below 1"),
     ({"mesh": {"expert": 6}}, "expert=6 exceeds num_experts=5"),
     ({"mesh": {"data": 5}}, "batch_sequences=12 is not a multiple of 5.*use 10"),
-    ({"remat": "some"}, "remat='some' is not known"),
+    ({"remat": "some"}, "remat='some' is not one of"),
     ({"dtype": "int8"}, "dtype='int8'"),
     ({"micro_batches": 0}, "micro_batches=0"),
     ({"seq_len": 0}, "seq_len=0"),

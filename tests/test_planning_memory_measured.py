@@ -11,7 +11,7 @@ from moe_parity.model.layer_stack import Layer
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
 from moe_parity.planning.architecture import Architecture
-from moe_parity.planning.memory import MAX_LOGITS_IN_MEMORY, device_memory, kept_channels
+from moe_parity.planning.memory import MAX_LOGITS_IN_MEMORY, device_memory, saved_channels
 from moe_parity.training.optimizer import OptimizerOptions, make_optimizer
 from moe_parity.training.state import TrainState
 from moe_parity.training.step import StepOptions, make_train_step
@@ -48,7 +48,7 @@ def test_what_a_layer_keeps_is_what_jax_keeps(is_moe, tolerance, dtype):
     if leaf.shape not in weights
   )
   item = jnp.dtype(dtype).itemsize
-  planned = kept_channels(MOE, is_moe, "none", SEQ_LEN, wide=4 // item)
+  planned = saved_channels(MOE, is_moe, "none", SEQ_LEN, values_per_float32=4 // item)
   assert planned * item * BATCH * SEQ_LEN == pytest.approx(kept, rel=tolerance)
 
 
@@ -68,7 +68,7 @@ def test_planned_bytes_of_a_step_are_near_those_xla_allocates(architecture, rema
   step = make_train_step(architecture, options, optimizer, StepOptions())
   measured = step.lower(state, tokens, tokens).compile().memory_analysis()
   planned = device_memory(
-    architecture, SEQ_LEN, BATCH, dtype="float32", remat=remat, most_logits=MAX_LOGITS_IN_MEMORY
+    architecture, SEQ_LEN, BATCH, dtype="float32", remat=remat, max_logits=MAX_LOGITS_IN_MEMORY
   )
   held = planned.parameters + planned.optimizer
   assert held == pytest.approx(measured.argument_size_in_bytes, rel=0.02)

@@ -3,7 +3,7 @@
 import pytest
 
 from moe_parity.errors import UserError
-from moe_parity.planning.tpu_slices import GENERATIONS, Slice, named
+from moe_parity.planning.tpu_slices import GENERATIONS, Slice, parse_slice
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from moe_parity.planning.tpu_slices import GENERATIONS, Slice, named
   ],
 )
 def test_a_name_counts_what_google_counts(name, compiler_name, num_chips, num_devices):
-  found = named(name)
+  found = parse_slice(name)
   assert (found.compiler_name, found.num_chips, found.num_devices) == (
     compiler_name,
     num_chips,
@@ -32,7 +32,7 @@ def test_every_named_slice_reads_its_own_name():
   for generation in GENERATIONS.values():
     for grid in generation.grids:
       slice_ = Slice(generation, grid)
-      assert named(slice_.name) == named(slice_.compiler_name) == slice_
+      assert parse_slice(slice_.name) == parse_slice(slice_.compiler_name) == slice_
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,10 @@ def test_every_named_slice_reads_its_own_name():
 )
 def test_a_slice_that_does_not_exist_is_refused_with_near_names(name, near):
   with pytest.raises(UserError, match=near):
-    named(name)
+    parse_slice(name)
 
 
 def test_a_ring_closes_over_whole_cubes_and_full_planes():
-  assert [named("v5p:4x4x8").wraps(axis) for axis in range(3)] == [True] * 3
-  assert [named("v5p:2x4x4").wraps(axis) for axis in range(3)] == [False, True, True]
-  assert [named("v6e:8x16").wraps(axis) for axis in range(2)] == [False, True]
+  assert [parse_slice("v5p:4x4x8").wraps(axis) for axis in range(3)] == [True] * 3
+  assert [parse_slice("v5p:2x4x4").wraps(axis) for axis in range(3)] == [False, True, True]
+  assert [parse_slice("v6e:8x16").wraps(axis) for axis in range(2)] == [False, True]

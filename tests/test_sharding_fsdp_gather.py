@@ -43,7 +43,9 @@ def test_collected_parts_and_their_gradients_are_those_of_an_all_gather(axis, nu
 
     return jax.jit(jax.grad(objective, has_aux=True))(array)
 
-  actual = collected_and_used(lambda part: fsdp_gather.scattered_by_exchange(part, axis, "cut"))
+  actual = collected_and_used(
+    lambda part: fsdp_gather.all_gather_async_reduce_scatter(part, axis, "cut")
+  )
   expected = collected_and_used(lambda part: lax.all_gather(part, "cut", axis=axis, tiled=True))
   np.testing.assert_array_equal(actual[1], np.broadcast_to(array, (8, *shape)))
   np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5, atol=1e-5)
@@ -56,7 +58,9 @@ def test_gradients_in_bfloat16_are_summed_in_float32():
   gradient = jnp.asarray([256, 0.75, 0.75, 0.75], jnp.bfloat16)
 
   def local(part, scale):
-    _, back = jax.vjp(lambda part: fsdp_gather.scattered_by_exchange(part, 0, "cut"), part)
+    _, back = jax.vjp(
+      lambda part: fsdp_gather.all_gather_async_reduce_scatter(part, 0, "cut"), part
+    )
     return back(jnp.broadcast_to(scale, (12, 5)))[0]
 
   back = jax.shard_map(

@@ -16,7 +16,7 @@ from moe_parity.model.options import ModelOptions
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.planning.plan import make_plan
 from moe_parity.sharding import mesh as meshes
-from moe_parity.sharding.mesh import ACTIVATIONS, STORED, WEIGHTS, P, spec
+from moe_parity.sharding.mesh import ACTIVATIONS, CHECKPOINT_RULES, WEIGHTS, P, partition_spec
 from moe_parity.training.build import make_run_mesh
 from tests.helpers import small_model
 
@@ -24,14 +24,14 @@ DEMO = pathlib.Path(__file__).resolve().parent.parent / "configs" / "demo.py"
 
 
 def test_letters_become_mesh_axes():
-  assert spec("-E2ID", WEIGHTS) == P(None, "expert", None, None, "fsdp")
-  assert spec("BS", ACTIVATIONS) == P(("data", "fsdp", "expert"), None)
-  assert spec("EID", STORED) == P(None, None, ("fsdp", "expert"))
+  assert partition_spec("-E2ID", WEIGHTS) == P(None, "expert", None, None, "fsdp")
+  assert partition_spec("BS", ACTIVATIONS) == P(("data", "fsdp", "expert"), None)
+  assert partition_spec("EID", CHECKPOINT_RULES) == P(None, None, ("fsdp", "expert"))
 
 
 def test_two_letters_on_one_mesh_axis_are_refused():
   with pytest.raises(ValueError, match="'BT'.*two letters claim one mesh axis"):
-    spec("BT", ACTIVATIONS)
+    partition_spec("BT", ACTIVATIONS)
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,14 @@ def test_two_letters_on_one_mesh_axis_are_refused():
   [
     (["--config.mesh.data=3"], r"data=3 x fsdp=1 x expert=1 is 3 devices and 8 are here"),
     (["--config.mesh.data=-1"], r"a batch of \d+ sequences cannot be cut for 8 devices"),
-    (["--config.mesh.expert=8", "--config.mesh.exchange=ragged"], r"needs a TPU or GPU.*'padded'"),
-    (["--config.mesh.expert=8", "--config.mesh.exchange=radded"], r"exchange='radded' is not one"),
+    (
+      ["--config.mesh.expert=8", "--config.mesh.token_dispatch=ragged_all_to_all"],
+      r"needs a TPU or GPU.*all_to_all",
+    ),
+    (
+      ["--config.mesh.expert=8", "--config.mesh.token_dispatch=radded"],
+      r"token_dispatch='radded' is not one",
+    ),
   ],
 )
 def test_a_mesh_that_this_machine_cannot_run_is_refused_before_any_compile(overrides, told):
@@ -65,7 +71,7 @@ def test_loads_and_drops_on_a_mesh_are_those_of_all_devices():
   its own tokens, and no stream a share of its own. Attention adds nothing here, and a norm changes
   no choice."""
   architecture = small_model.moe(d_model=24, num_experts=11, experts_per_token=3)
-  options = ModelOptions(capacity_factor=1.0, exchange="padded", streams=2)
+  options = ModelOptions(capacity_factor=1.0, token_dispatch="all_to_all", num_batch_splits=2)
   rng = np.random.default_rng(0)
   graph, params, rest = nnx.split(
     LayerStack(architecture, options, (True,), 1), nnx.Param, SelectionBias
@@ -80,7 +86,7 @@ def test_loads_and_drops_on_a_mesh_are_those_of_all_devices():
   mesh = meshes.make_mesh(MeshSizes(2, 1, 4))
 
   def on_mesh(params, x_TD):
-    with meshes.use(mesh):
+    with meshes.use_mesh(mesh):
       experts = params["layers"][0]["feedforward"]
       for name in ("experts_in", "experts_out"):  # one phantom, so that 4 devices have 3 each
         weight = experts[name][...]

@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 
-def test_jax_starts_without_a_word_where_the_tpu_compiler_is_installed_and_no_tpu_is():
+def test_jax_starts_silently_with_libtpu_and_without_a_tpu():
   environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "TPU_"))}
   code = "from moe_parity.startup import start_jax; start_jax(); import jax; jax.devices()"
   done = subprocess.run(

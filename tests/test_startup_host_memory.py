@@ -30,5 +30,5 @@ def page_faults(argument):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-def test_a_large_buffer_freed_and_made_again_in_a_thread_costs_no_page_faults():
+def test_a_large_buffer_made_again_costs_no_page_faults():
   assert page_faults("keep") < page_faults("leave") / 20

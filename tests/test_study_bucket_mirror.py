@@ -136,6 +136,20 @@ def test_a_damaged_snapshot_is_refused_and_named(bucket, tmp_path):
     Mirror(URL, tmp_path / "second").fetch(RUN)
 
 
+@pytest.mark.parametrize("text, words", [
+  ('{"step": 10, "snapshot": "s", "files": {"../../../x": [1, "0"]}}', "outside of its folder"),
+  ('{"step": 10, "snapshot": "s", "files": {"/tmp/x": [1, "0"]}}', "outside of its folder"),
+  ('{"step": 10, "snapshot": "s", "files": 3}', "files is a int, not an object"),
+  ("[" * 100_000, "nested too deeply"), ("", "damaged"), ("[]", "not an object"),
+])  # fmt: skip
+def test_a_hostile_latest_json_writes_nothing(bucket, tmp_path, text, words):
+  storage.write_bytes(f"{URL}/{RUN}/latest.json", text.encode())
+  storage.write_bytes(f"{URL}/{RUN}/x", b"x")
+  with pytest.raises(UserError, match=words):
+    Mirror(URL, tmp_path / "deep" / "local").fetch(RUN)
+  assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 @pytest.mark.parametrize("number", range(1, 10))
 def test_a_finished_run_counts_when_its_result_is_there_and_not_before(
   number, bucket, tmp_path, monkeypatch

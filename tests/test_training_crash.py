@@ -66,9 +66,7 @@ def what_must_agree(workdir):
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("MOE_PARITY_CRASH_RUNS", "1"))))
-def test_a_run_killed_again_and_again_ends_to_the_last_bit_like_one_never_killed(
-  seed, environment, never_killed, tmp_path
-):
+def test_a_killed_run_ends_bit_equal_to_one_never_killed(seed, environment, never_killed, tmp_path):
   rng = random.Random(seed)
   workdir = tmp_path / "run"
   last = lines(never_killed)

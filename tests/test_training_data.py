@@ -95,7 +95,7 @@ def train(loaded, arm, store, folder):
     (["--config.budget.reuse=epochs", "--config.budget.epochs=1.5"], 1.5, 1.5),
   ],
 )
-def test_every_reuse_scheme_gives_the_unique_tokens_and_epochs_it_plans(
+def test_every_reuse_scheme_gives_the_epochs_it_plans(
   overrides, dense_epochs, moe_epochs, store, step, tmp_path
 ):
   loaded, plan, dense, moe = planned(store, *overrides)
@@ -162,9 +162,7 @@ def test_a_run_interrupted_twice_saw_what_one_that_was_not_saw(store, step, tmp_
   assert both["same_order"] and both["rows_compared"] == dense.num_tokens // S
 
 
-def test_a_plan_of_more_steps_than_tokens_stops_before_the_step_over_the_budget(
-  store, step, tmp_path
-):
+def test_a_step_over_the_token_budget_is_refused(store, step, tmp_path):
   loaded, _, dense, _ = planned(store)
   wrong = dataclasses.replace(dense, num_steps=dense.num_steps + 3)
   with pytest.raises(BudgetOverrun, match=f"the plan allows {dense.num_tokens}"):
@@ -173,9 +171,7 @@ def test_a_plan_of_more_steps_than_tokens_stops_before_the_step_over_the_budget(
   assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_a_loader_that_leaves_the_budget_of_unique_tokens_is_stopped_before_the_step(
-  store, step, tmp_path, monkeypatch
-):
+def test_a_window_over_the_unique_budget_is_refused(store, step, tmp_path, monkeypatch):
   loaded, _, dense, _ = planned(store)
 
   class Wandering(Loader):
@@ -193,7 +189,7 @@ def test_a_loader_that_leaves_the_budget_of_unique_tokens_is_stopped_before_the_
   assert len(step.rows) == 3 and "order of the data" in str(caught.value)
 
 
-def test_a_domain_that_would_repeat_over_its_bound_is_refused_while_planning(store):
+def test_a_domain_that_repeats_too_often_is_refused_in_planning(store):
   domains = store.train.documents.domains
   rest = ",".join(f"{name}=0" for name in domains[1:])
   overrides = [f"--config.data.weights={domains[0]}=1,{rest}", "--config.data.max_epochs=1.5"]

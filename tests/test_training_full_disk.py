@@ -20,7 +20,7 @@ def may_mount(folder) -> bool:
   return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def test_a_full_disk_stops_in_one_line_and_with_space_the_run_goes_on_and_ends(tmp_path):
+def test_a_run_that_filled_the_disk_resumes_with_space(tmp_path):
   disk = tmp_path / "disk"
   disk.mkdir()
   if not may_mount(disk):

@@ -10,7 +10,7 @@ import pytest
 from moe_parity.data.ledger import Ledger
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.mesh_sizes import MeshSizes
-from moe_parity.sharding.mesh import make_mesh, on_devices
+from moe_parity.sharding.mesh import make_mesh, put_batch
 from moe_parity.training.checkpoint import Checkpoints
 from moe_parity.training.optimizer import OptimizerOptions
 from moe_parity.training.state import (
@@ -35,7 +35,7 @@ OPTIMIZER = OptimizerOptions(0.01, 1e-5, num_steps=STEPS, warmup_steps=4)
 RUNS = {
   "one device": (MeshSizes(), 1, ModelOptions()),
   "data 2, fsdp 4": (MeshSizes(data=2, fsdp=4), 1, ModelOptions()),
-  "expert 8, two streams": (MeshSizes(expert=8), 1, ModelOptions(streams=2)),
+  "expert 8, two batch splits": (MeshSizes(expert=8), 1, ModelOptions(num_batch_splits=2)),
   "all 2, micro-batches, remat": (MeshSizes(2, 2, 2), 2, ModelOptions(remat="layer")),
 }
 on_meshes = pytest.mark.parametrize("name", [name for name in RUNS if name != "one device"])
@@ -43,7 +43,7 @@ on_meshes = pytest.mark.parametrize("name", [name for name in RUNS if name != "o
 
 def rows(number, mesh):
   batch = small_model.tokens(batch=BATCH, seed=number)
-  return [on_devices(np.asarray(x), mesh) for x in batch]
+  return [put_batch(np.asarray(x), mesh) for x in batch]
 
 
 @functools.cache
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_any_other(tmp_path):
       assert b.shape == place.shape and b.sharding == place.sharding
       inside = np.asarray(b)[tuple(map(slice, a.shape))]
       np.testing.assert_array_equal(a, inside)
-  other, *_, other_step = run("expert 8, two streams")
+  other, *_, other_step = run("expert 8, two batch splits")
   again = checkpoints.restore(stored(other), ledger.state())
   checkpoints.close()
   loaded = from_checkpoint(again.state, abstract_state(ARCHITECTURE, MODEL, OPTIMIZER, other))

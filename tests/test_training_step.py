@@ -57,14 +57,14 @@ def test_the_total_is_cross_entropy_plus_weighted_router_losses(whole_batch):
     np.testing.assert_allclose(scalars["load_LE"].sum(-1), 1, rtol=1e-6)
 
 
-def test_a_selection_bias_rises_for_an_expert_with_too_little_load(whole_batch):
+def test_a_selection_bias_rises_for_an_underused_expert(whole_batch):
   state, history = whole_batch
   moved = sum(0.01 * np.sign(1 / 7 - scalars["load_LE"]) for scalars in history)
   (biases,) = jax.tree.leaves(state.buffers)
   np.testing.assert_allclose(biases, moved, atol=1e-7)
 
 
-def test_interleaved_biases_belong_to_the_layers_that_made_the_loads():
+def test_interleaved_biases_follow_their_own_layers_load():
   """Two MoE layers a pattern and two repeats: the loads come as [repeat, layer of the pattern]."""
   architecture = small_model.moe(num_layers=6, layout="DMMDMM", d_shared=0)
   state, (scalars,) = run(StepOptions(bias_update_rate=0.01), 1, architecture)
@@ -100,7 +100,7 @@ def test_decay_touches_every_matrix_and_no_norm_scale():
     np.testing.assert_allclose(b, np.asarray(a) * factor, rtol=1e-6)
 
 
-def test_a_gradient_above_the_clip_norm_is_cut_and_its_norm_is_logged_uncut():
+def test_a_clipped_gradient_is_logged_with_its_norm_before():
   options = OptimizerOptions(0.01, 1e-5, 40, 4, clip_norm=1e-3)
   params = {"w": jnp.array([3.0, 4.0])}
   clip = make_optimizer(options)

@@ -19,7 +19,7 @@ def events(folder) -> list[Event]:
 
 
 @pytest.mark.parametrize("finished", [0, 7])
-def test_tensorboard_opens_at_the_first_line_and_forgets_steps_that_come_again(tmp_path, finished):
+def test_tensorboard_forgets_steps_that_are_made_again(tmp_path, finished):
   telemetry = Telemetry(tmp_path, from_step=finished)
   assert not (tmp_path / "tensorboard").exists()
   telemetry.write({"kind": "train", "step": finished + 1, "loss": 2.5})

@@ -29,12 +29,12 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class DevicePlacement:
   """A slice and how a mesh lies on it.
 
   Attributes:
     axes: mesh axis -> size, in order.
-    coordinates: of every device in mesh order, its chip's place in the grid, [devices, 3].
+    coordinates: of every device in mesh order, its chip's placement in the grid, [devices, 3].
   """
 
   slice: Slice
@@ -59,7 +59,9 @@ def kind_of(instruction: hlo.Instruction) -> str:
   return opcode if opcode in KINDS else ""
 
 
-def price(instruction: hlo.Instruction, shapes: dict[str, str], place: Place) -> Collective:
+def estimate(
+  instruction: hlo.Instruction, shapes: dict[str, str], placement: DevicePlacement
+) -> Collective:
   """What a collective instruction costs.
 
   Args:
@@ -67,27 +69,27 @@ def price(instruction: hlo.Instruction, shapes: dict[str, str], place: Place) ->
   """
   kind = kind_of(instruction)
   operand_bytes = [hlo.num_bytes(shapes.get(name, "")) for name in instruction.operands]
-  result = hlo.leaves(instruction.shape)
-  result_bytes = sum(leaf.num_bytes for leaf in result)
+  result = hlo.arrays(instruction.shape)
+  result_bytes = sum(array.num_bytes for array in result)
   if kind == "ragged-all-to-all":
     # The second operand is what it writes into; a start's result holds both and more.
     payload = min(operand_bytes[:2])
   elif kind == "collective-permute":
     payload = operand_bytes[0]
   elif kind in ("all-gather", "all-reduce") and instruction.opcode.endswith("-start"):
-    payload = max(leaf.num_bytes for leaf in result)
+    payload = max(array.num_bytes for array in result)
   else:
     payload = max(sum(operand_bytes), result_bytes)
   if kind == "collective-permute":
     pairs = [tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)\}", instruction.rest)]
     groups = [list(pair) for pair in pairs if pair[0] != pair[1]]
   else:
-    groups = replica_groups(instruction.rest, len(place.coordinates))
+    groups = replica_groups(instruction.rest, len(placement.coordinates))
   largest = max(groups, key=len, default=[])
   factor = {"collective-permute": 1.0, "all-reduce": 2 * (1 - 1 / max(len(largest), 1))}
   wire = payload * factor.get(kind, 1 - 1 / max(len(largest), 1))
-  seconds = max((_seconds(kind, payload, wire, group, place) for group in groups), default=0.0)
-  return Collective(kind, axes_of(kind, groups, place.axes), payload, wire, seconds)
+  seconds = max((_seconds(kind, payload, wire, group, placement) for group in groups), default=0.0)
+  return Collective(kind, axes_of(kind, groups, placement.axes), payload, wire, seconds)
 
 
 def replica_groups(attributes: str, num_devices: int) -> list[list[int]]:
@@ -126,17 +128,19 @@ def axes_of(kind: str, groups: list[list[int]], axes: dict[str, int]) -> tuple[s
   if not axes:
     return ()
   shape = tuple(axes.values())
-  found = set()
+  names = set()
   for group in groups[:1] if kind != "collective-permute" else groups:
     places = np.array(np.unravel_index(group, shape))
-    found |= {name for name, row in zip(axes, places, strict=True) if len(set(row.tolist())) > 1}
-  return tuple(name for name in axes if name in found)
+    names |= {name for name, row in zip(axes, places, strict=True) if len(set(row.tolist())) > 1}
+  return tuple(name for name in axes if name in names)
 
 
-def _seconds(kind: str, payload: int, wire: float, group: list[int], place: Place) -> float:
+def _seconds(
+  kind: str, payload: int, wire: float, group: list[int], placement: DevicePlacement
+) -> float:
   """Of one group: what its busiest link carries over what a link can carry."""
-  generation = place.slice.generation
-  spread = [sorted(set(column)) for column in place.coordinates[group].T.tolist()]
+  generation = placement.slice.generation
+  spread = [sorted(set(column)) for column in placement.coordinates[group].T.tolist()]
   axes = [(axis, len(places)) for axis, places in enumerate(spread) if len(places) > 1]
   if not axes:
     return 0.0  # devices of one chip
@@ -144,11 +148,11 @@ def _seconds(kind: str, payload: int, wire: float, group: list[int], place: Plac
   sharing = generation.devices_per_chip  # devices that send over the links of one chip
 
   def is_ring(axis: int, size: int) -> bool:
-    return size == place.slice.grid[axis] and place.slice.wraps(axis)
+    return size == placement.slice.grid[axis] and placement.slice.wraps(axis)
 
   if kind in ("all-to-all", "ragged-all-to-all"):
-    most = max(size / (8 if is_ring(axis, size) else 4) for axis, size in axes)
-    return sharing * payload * most / bandwidth
+    worst = max(size / (8 if is_ring(axis, size) else 4) for axis, size in axes)
+    return sharing * payload * worst / bandwidth
   if kind == "collective-permute":
     return sharing * wire / bandwidth
   links = sum(2 if is_ring(axis, size) else 1 for axis, size in axes)

@@ -1,6 +1,6 @@
 """An arm's train step compiled for a TPU slice that is not here, and what the compiler says of it.
 
-Every number is compiler-estimated: nothing has run. Time comes from XLA's own schedule and cost
+Every number is compiler-estimated: nothing has run. Time comes from XLA's own timeline and cost
 notes (`aot/timeline.py`), memory from its buffer assignment.
 """
 
@@ -16,17 +16,17 @@ import jax
 from ml_collections import ConfigDict
 
 from moe_parity.aot import hlo
-from moe_parity.aot.timeline import Schedule, walk
-from moe_parity.aot.topology import place_of, slice_mesh
+from moe_parity.aot.timeline import Timeline, simulate
+from moe_parity.aot.topology import device_placement, slice_mesh
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ArmPlan
-from moe_parity.planning.expert_parallel import WITHOUT_SLOTS, lacks_ragged
+from moe_parity.planning.expert_parallel import RAGGED
 from moe_parity.planning.memory import MAX_LOGITS_IN_MEMORY, device_memory
 from moe_parity.planning.mesh_sizes import MeshSizes, check_arms
-from moe_parity.planning.tpu_slices import Slice
+from moe_parity.planning.tpu_slices import Slice, ragged_unsupported
 from moe_parity.training.build import abstract_step, model_options
 
-RANKED = 20  # operations a report lists
+TOP_OPERATIONS = 20  # operations a report lists
 
 
 def compile_arm(
@@ -51,38 +51,38 @@ def compile_arm(
   micro = config.train.micro_batch_sequences
   check_arms(sizes if plan.architecture.is_moe else plain, [plan], micro)
   mesh = slice_mesh(slice_, sizes)
-  if plan.architecture.is_moe and sizes.expert > 1 and config.mesh.exchange in WITHOUT_SLOTS:
+  if plan.architecture.is_moe and sizes.expert > 1 and config.mesh.token_dispatch in RAGGED:
     kind = mesh.devices.flat[0].device_kind
-    if lacks_ragged(kind, slice_.num_devices):
+    if ragged_unsupported(kind, slice_.num_devices):
       raise UserError(
-        f"mesh.exchange={config.mesh.exchange!r} is not there on {slice_.name}: its links have"
-        " limited routing; use 'padded' or 'gathered', or leave it out"
+        f"mesh.token_dispatch={config.mesh.token_dispatch!r} does not exist on {slice_.name}: its"
+        " links have limited routing; use 'all_to_all' or 'all_gather', or leave it out"
       )
   step, arguments = abstract_step(config, plan, mesh)
   start = time.perf_counter()
   lowered = step.lower(*arguments)
   traced = time.perf_counter()
   report = _header(config, plan, slice_, sizes) | {"lower_seconds": traced - start}
-  held = _held(arguments)
+  state = _state_bytes(arguments)
   planned = _planned(config, plan, sizes)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    memory = {"hbm": slice_.generation.hbm_bytes, **held, "planned": planned}
-    return report | {"fits": False, "memory": memory, "compiler": _quoted(str(error))}
+    memory = {"hbm": slice_.generation.hbm_bytes, **state, "planned": planned}
+    return report | {"fits": False, "memory": memory, "compiler": _first_line(str(error))}
   report["compile_seconds"] = time.perf_counter() - traced
   text = compiled.as_text()
   if text_file is not None:
     text_file.write_text(text)
-  schedule = walk(hlo.parse(text), place_of(slice_, mesh))
-  memory = _memory(compiled.memory_analysis(), slice_, held, planned)
+  timeline = simulate(hlo.parse(text), device_placement(slice_, mesh))
+  memory = _memory(compiled.memory_analysis(), slice_, state, planned)
   return (
     report
     | {"fits": memory["total"] <= memory["hbm"], "memory": memory}
-    | _work(plan, slice_, schedule)
-    | {"collectives": _collectives(schedule), "operations": _operations(schedule)}
+    | _work(plan, slice_, timeline)
+    | {"collectives": _collectives(timeline), "operations": _operations(timeline)}
   )
 
 
@@ -96,7 +96,7 @@ def _header(config, plan: ArmPlan, slice_: Slice, sizes: MeshSizes) -> dict:
     "chips": slice_.num_chips,
     "devices": slice_.num_devices,
     "mesh": dataclasses.asdict(sizes),
-    "exchange": config.mesh.exchange or "the platform's own",
+    "token_dispatch": config.mesh.token_dispatch or "the platform's own",
     "batch_sequences": plan.batch_sequences,
     "micro_batch_sequences": config.train.micro_batch_sequences or plan.batch_sequences,
     "tokens_per_device": plan.batch_sequences * plan.seq_len // slice_.num_devices,
@@ -106,7 +106,7 @@ def _header(config, plan: ArmPlan, slice_: Slice, sizes: MeshSizes) -> dict:
   }
 
 
-def _held(arguments: tuple[Any, ...]) -> dict[str, int]:
+def _state_bytes(arguments: tuple[Any, ...]) -> dict[str, int]:
   """Bytes of one device's part of the state and batch, by kind."""
 
   def part(tree) -> int:
@@ -135,17 +135,17 @@ def _planned(config, plan: ArmPlan, sizes: MeshSizes) -> dict[str, int]:
     remat=config.model.remat,
     micro_batches=plan.batch_sequences // micro,
     kernels=model_options(config).uses_kernel(plan.seq_len, "tpu"),
-    most_logits=MAX_LOGITS_IN_MEMORY,
+    max_logits=MAX_LOGITS_IN_MEMORY,
   ).to_dict()
 
 
-def _memory(analysis, slice_: Slice, held: dict[str, int], planned: dict[str, int]) -> dict:
+def _memory(analysis, slice_: Slice, state: dict[str, int], planned: dict[str, int]) -> dict:
   """HBM by kind. Padding is what tiles add to the state; temporaries are gradients, activations
   and all else that lives within a step; the program's own code counts too."""
-  padding = analysis.argument_size_in_bytes - sum(held.values())
+  padding = analysis.argument_size_in_bytes - sum(state.values())
   code = analysis.generated_code_size_in_bytes
   extra = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-  parts = held | {
+  parts = state | {
     "padding": padding,
     "results": extra,
     "temporaries": analysis.temp_size_in_bytes,
@@ -155,7 +155,7 @@ def _memory(analysis, slice_: Slice, held: dict[str, int], planned: dict[str, in
   return {"hbm": slice_.generation.hbm_bytes, **parts, "total": total, "planned": planned}
 
 
-def _work(plan: ArmPlan, slice_: Slice, schedule: Schedule) -> dict:
+def _work(plan: ArmPlan, slice_: Slice, timeline: Timeline) -> dict:
   """FLOPs, bytes and seconds against the plan and the chip."""
   generation = slice_.generation
   tokens = plan.batch_sequences * plan.seq_len / slice_.num_devices
@@ -163,22 +163,22 @@ def _work(plan: ArmPlan, slice_: Slice, schedule: Schedule) -> dict:
   roofline = model_flops / generation.flops_per_device
   bases = ("compiler", "kernel", "bytes", "collective")
   return {
-    "flops": {"compiled": schedule.flops, "plan": model_flops},
-    "hbm_bytes": schedule.hbm_bytes,
+    "flops": {"compiled": timeline.flops, "plan": model_flops},
+    "hbm_bytes": timeline.hbm_bytes,
     "seconds": {
-      "step": schedule.seconds,
-      **{basis: schedule.exposed(basis) for basis in bases},
+      "step": timeline.seconds,
+      **{basis: timeline.exposed(basis) for basis in bases},
       "roofline": roofline,
     },
-    "share_of_peak": roofline / schedule.seconds,
-    "days": plan.num_steps * schedule.seconds / 86400,
+    "share_of_peak": roofline / timeline.seconds,
+    "days": plan.num_steps * timeline.seconds / 86400,
   }
 
 
-def _collectives(schedule: Schedule) -> list[dict]:
+def _collectives(timeline: Timeline) -> list[dict]:
   """One row a kind and mesh axes, costliest first; bytes and seconds over the step."""
   rows: dict[tuple, dict] = {}
-  for op in schedule.ops:
+  for op in timeline.ops:
     if op.collective is None:
       continue
     c = op.collective
@@ -196,9 +196,9 @@ def _collectives(schedule: Schedule) -> list[dict]:
   return sorted(rows.values(), key=lambda row: -row["seconds"])
 
 
-def _operations(schedule: Schedule) -> list[dict]:
+def _operations(timeline: Timeline) -> list[dict]:
   """Where the time goes: instructions by what they add to a step."""
-  longest = sorted(schedule.ops, key=lambda op: -op.exposed * op.times)[:RANKED]
+  longest = sorted(timeline.ops, key=lambda op: -op.exposed * op.times)[:TOP_OPERATIONS]
   return [
     {
       "seconds": op.exposed * op.times,
@@ -212,6 +212,6 @@ def _operations(schedule: Schedule) -> list[dict]:
   ]
 
 
-def _quoted(message: str) -> str:
+def _first_line(message: str) -> str:
   """The compiler's words on memory, in one line."""
   return " ".join(message.split("\nSee ")[0].split())[:600]

@@ -12,17 +12,17 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from moe_parity.planning.expert_parallel import REPLAYS
+from moe_parity.planning.expert_parallel import OVERFLOW_SCOPE
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-~]+) \(.*\{\s*$")
 _START = re.compile(r"^\s+(?:ROOT )?%?([\w.\-~]+) = ")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_LEAF = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-~]+)")
 BITS = {"pred": 8, "s4": 4, "u4": 4, "s2": 2, "u2": 2}
 
 
-class Leaf(NamedTuple):
+class HloArray(NamedTuple):
   """One array of a shape. `space` is 0 in HBM; 1 and more are on-chip memories."""
 
   dtype: str
@@ -82,13 +82,13 @@ def parse(text: str) -> Module:
     elif line.startswith("}"):
       current = None
     elif match := _START.match(line):
-      current.append(_instruction(match[1], _whole(line[match.end() :], lines)))
+      current.append(_instruction(match[1], _read_instruction(line[match.end() :], lines)))
   if not entry:
     raise ValueError("no ENTRY computation in this text; it is no compiled HLO module")
   return Module(computations, entry)
 
 
-def _whole(line: str, lines: Iterator[str]) -> str:
+def _read_instruction(line: str, lines: Iterator[str]) -> str:
   """A line and those after it, up to where quotes and brackets are closed."""
   while True:
     bare = _STRING.sub("", line)
@@ -125,19 +125,19 @@ def _closing(text: str, start: int, end: str) -> int:
 
 
 @functools.lru_cache(maxsize=100_000)
-def leaves(shape: str) -> tuple[Leaf, ...]:
+def arrays(shape: str) -> tuple[HloArray, ...]:
   """The arrays of a shape; of a tuple, all of them in order."""
-  found = []
-  for dtype, dims, layout in _LEAF.findall(re.sub(r"/\*.*?\*/", "", shape)):
+  result = []
+  for dtype, dims, layout in _ARRAY.findall(re.sub(r"/\*.*?\*/", "", shape)):
     space = re.search(r"S\((\d+)\)", layout)
     size = tuple(int(d) for d in dims.split(",") if d)
-    found.append(Leaf(dtype, size, int(space[1]) if space else 0))
-  return tuple(found)
+    result.append(HloArray(dtype, size, int(space[1]) if space else 0))
+  return tuple(result)
 
 
 def num_bytes(shape: str, space: int | None = None) -> int:
   """Bytes of a shape; with `space`, of its arrays in that memory only."""
-  return sum(leaf.num_bytes for leaf in leaves(shape) if space in (None, leaf.space))
+  return sum(array.num_bytes for array in arrays(shape) if space in (None, array.space))
 
 
 def backend_config(instruction: Instruction) -> dict:
@@ -153,12 +153,12 @@ def backend_config(instruction: Instruction) -> dict:
 
 def trip_count(module: Module, loop: Instruction) -> int:
   """How often the body of a `while` runs, from its condition: counters start at 0 and go up by 1.
-  Loops that only skewed routing needs (`planning.expert_parallel.REPLAYS`) do not run.
+  Loops that only skewed routing needs (`planning.expert_parallel.OVERFLOW_SCOPE`) do not run.
 
   Raises:
     ValueError: neither a note of the compiler nor a constant bound says it.
   """
-  if re.search(rf"\b{REPLAYS}\b", loop.op_name):  # bare, or in transpose(jvp(...))
+  if re.search(rf"\b{OVERFLOW_SCOPE}\b", loop.op_name):  # bare, or in transpose(jvp(...))
     return 0
   if match := re.search(r'known_trip_count[^0-9]*"?(\d+)', loop.rest):
     return int(match[1])
@@ -185,9 +185,9 @@ def called(instruction: Instruction) -> list[str]:
   return [name for name in names if name]
 
 
-def inside(module: Module, instruction: Instruction) -> Iterator[tuple[str, Instruction]]:
+def descendants(module: Module, instruction: Instruction) -> Iterator[tuple[str, Instruction]]:
   """(computation, instruction) of everything a fusion or call holds, however deep."""
   for name in called(instruction):
     for inner in module.computations.get(name, []):
       yield name, inner
-      yield from inside(module, inner)
+      yield from descendants(module, inner)

@@ -23,7 +23,7 @@ def instruction_flops(module: hlo.Module, instruction: hlo.Instruction, shapes) 
   if instruction.opcode == "dot":
     return dot_flops(instruction, shapes)
   if instruction.opcode == "custom-call":
-    return float((kernel_note(module, instruction) or {}).get("flops", 0))
+    return float((pallas_cost_estimate(module, instruction) or {}).get("flops", 0))
   if instruction.opcode != "fusion":
     return 0.0
   total = 0.0
@@ -37,11 +37,11 @@ def instruction_flops(module: hlo.Module, instruction: hlo.Instruction, shapes) 
   return total
 
 
-def kernel_note(module: hlo.Module, instruction: hlo.Instruction) -> dict | None:
+def pallas_cost_estimate(module: hlo.Module, instruction: hlo.Instruction) -> dict | None:
   """What a Pallas kernel notes of its FLOPs and bytes; XLA may have fused the kernel with where its
   results go. None for what is no kernel."""
-  inside = [inner for _, inner in hlo.inside(module, instruction)]
-  for call in (instruction, *inside):
+  inner = [inner for _, inner in hlo.descendants(module, instruction)]
+  for call in (instruction, *inner):
     if call.opcode == "custom-call":
       config = hlo.backend_config(call).get("custom_call_config", {})
       if "cost_estimate" in config:
@@ -51,18 +51,18 @@ def kernel_note(module: hlo.Module, instruction: hlo.Instruction) -> dict | None
 
 def dot_flops(instruction: hlo.Instruction, shapes) -> float:
   """2 x results x contracted length."""
-  left = hlo.leaves(shapes[instruction.operands[0]])[0].dims
+  left = hlo.arrays(shapes[instruction.operands[0]])[0].dims
   contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)
   dims = [int(d) for d in contracted[1].split(",") if d] if contracted else []
-  results = math.prod(hlo.leaves(instruction.shape)[0].dims)
+  results = math.prod(hlo.arrays(instruction.shape)[0].dims)
   return 2.0 * results * math.prod(left[d] for d in dims)
 
 
 def convolution_flops(instruction: hlo.Instruction, shapes) -> float:
   """2 x batch x input features x output features x positions at which the window meets data."""
-  left = hlo.leaves(shapes[instruction.operands[0]])[0].dims
-  right = hlo.leaves(shapes[instruction.operands[1]])[0].dims
-  result = hlo.leaves(instruction.shape)[0].dims
+  left = hlo.arrays(shapes[instruction.operands[0]])[0].dims
+  right = hlo.arrays(shapes[instruction.operands[1]])[0].dims
+  result = hlo.arrays(instruction.shape)[0].dims
   labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.rest)
   if labels is None:
     return 0.0

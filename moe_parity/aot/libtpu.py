@@ -7,7 +7,7 @@ import os
 from moe_parity.errors import UserError
 
 
-def quiet() -> None:
+def silence_probe() -> None:
   """On a machine without a TPU: tells libtpu what it would otherwise look for on a TPU host and,
   finding nothing, complain about at length. Any names do; JAX goes on to the next platform.
 

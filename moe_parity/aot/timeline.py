@@ -20,8 +20,8 @@ import dataclasses
 from typing import NamedTuple
 
 from moe_parity.aot import collectives, hlo
-from moe_parity.aot.collectives import Collective, Place
-from moe_parity.aot.hlo_flops import instruction_flops, kernel_note
+from moe_parity.aot.collectives import Collective, DevicePlacement
+from moe_parity.aot.hlo_flops import instruction_flops, pallas_cost_estimate
 
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all",
         "partition-id", "replica-id", "opt-barrier")  # fmt: skip
@@ -58,7 +58,7 @@ class Op:
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class Timeline:
   """A program's instructions with their costs; seconds of one execution of the whole."""
 
   ops: tuple[Op, ...]
@@ -93,17 +93,19 @@ class _Clock:
     self.now = 0.0
     self.free: dict[str, float] = {}
     self.transfers: dict[str, _Transfer] = {}
-    self.announced: dict[str, Op] = {}  # SparseCore calls whose operands come later
+    self.pending_sparsecore: dict[str, Op] = {}  # SparseCore calls whose operands come later
 
 
-def walk(module: hlo.Module, place: Place) -> Schedule:
+def simulate(module: hlo.Module, placement: DevicePlacement) -> Timeline:
   """Prices a module and lets it run once, on paper."""
   ops: list[Op] = []
-  seconds = _run(module, module.entry, place, 1, ops)
-  return Schedule(tuple(ops), seconds)
+  seconds = _run(module, module.entry, placement, 1, ops)
+  return Timeline(tuple(ops), seconds)
 
 
-def _run(module: hlo.Module, name: str, place: Place, times: int, ops: list[Op]) -> float:
+def _run(
+  module: hlo.Module, name: str, placement: DevicePlacement, times: int, ops: list[Op]
+) -> float:
   """Appends the instructions of a computation to `ops`; seconds of one execution."""
   clock = _Clock()
   shapes = {i.name: i.shape for i in module.computations[name]}
@@ -113,27 +115,27 @@ def _run(module: hlo.Module, name: str, place: Place, times: int, ops: list[Op])
       continue
     if opcode == "while":
       trips = hlo.trip_count(module, instruction)
-      body = _run(module, instruction.attribute("body"), place, times * trips, ops)
+      body = _run(module, instruction.attribute("body"), placement, times * trips, ops)
       clock.now += trips * body
     elif opcode == "conditional":
       branches: list[list[Op]] = [[] for _ in hlo.called(instruction)]
-      spent = [_run(module, branch, place, times, into)
+      spent = [_run(module, branch, placement, times, into)
                for branch, into in zip(hlo.called(instruction), branches, strict=True)]  # fmt: skip
       ops += branches[spent.index(max(spent))]
       clock.now += max(spent)
     elif opcode == "call":
-      clock.now += _run(module, instruction.attribute("to_apply"), place, times, ops)
+      clock.now += _run(module, instruction.attribute("to_apply"), placement, times, ops)
     else:
-      _step(module, instruction, shapes, place, times, ops, clock)
+      _step(module, instruction, shapes, placement, times, ops, clock)
   return clock.now
 
 
-def _step(module, instruction, shapes, place, times, ops, clock) -> None:
+def _step(module, instruction, shapes, placement, times, ops, clock) -> None:
   """One instruction that is no control flow: the clock moves on by what it takes or waits for."""
   half, key = _half(module, instruction)
   if half == "middle":
-    if key in clock.announced:
-      _begin(clock.announced.pop(key), instruction.name, ops, clock)
+    if key in clock.pending_sparsecore:
+      _begin(clock.pending_sparsecore.pop(key), instruction.name, ops, clock)
     elif key in clock.transfers:
       clock.transfers[instruction.name] = clock.transfers[key]
     return
@@ -145,12 +147,12 @@ def _step(module, instruction, shapes, place, times, ops, clock) -> None:
     ops[transfer.index] = dataclasses.replace(ops[transfer.index], exposed=wait)
     clock.now += wait
     return
-  op = _priced(module, instruction, shapes, place, times)
+  op = _estimate(module, instruction, shapes, placement, times)
   if op is None:
     return
   if half == "start":
     if op.opcode == "call-start" and not instruction.operands:
-      clock.announced[key] = op
+      clock.pending_sparsecore[key] = op
     else:
       _begin(op, key, ops, clock)
     return
@@ -186,7 +188,7 @@ def _chain(module: hlo.Module, fusion: hlo.Instruction) -> tuple[str, str]:
   """(name, AsyncCollectiveStart or AsyncCollectiveDone) of a fusion that begins or ends a
   collective which XLA spread over the fusions in between; ("", "") for any other."""
   target = channel = ""
-  for _, inner in hlo.inside(module, fusion):
+  for _, inner in hlo.descendants(module, fusion):
     if "AsyncCollective" in inner.rest:
       target = "AsyncCollectiveStart" if "CollectiveStart" in inner.rest else "AsyncCollectiveDone"
     if collectives.kind_of(inner):
@@ -194,59 +196,64 @@ def _chain(module: hlo.Module, fusion: hlo.Instruction) -> tuple[str, str]:
   return (channel, target) if target else ("", "")
 
 
-def _priced(module, instruction, shapes, place: Place, times: int) -> Op | None:
+def _estimate(module, instruction, shapes, placement: DevicePlacement, times: int) -> Op | None:
   """The cost of an instruction; None if it is only bookkeeping."""
   if instruction.opcode == "custom-call" and any(t in instruction.rest for t in BOOKKEEPING):
     return None
-  generation = place.slice.generation
-  found = _collective(module, instruction, shapes, place)
+  generation = placement.slice.generation
+  collective = _collective(module, instruction, shapes, placement)
   flops = instruction_flops(module, instruction, shapes)
   config = hlo.backend_config(instruction)
-  elsewhere = config.get("sparse_core_config")
-  if elsewhere:
-    touched = _sparsecore_bytes(module, instruction)
+  sparsecore_config = config.get("sparse_core_config")
+  if sparsecore_config:
+    hbm_bytes = _sparsecore_bytes(module, instruction)
   else:
-    touched = _hbm_bytes(module, instruction, shapes)
+    hbm_bytes = _hbm_bytes(module, instruction, shapes)
   cycles = int(config.get("window_config", {}).get("estimated_cycles", 0))
-  note = kernel_note(module, instruction)
-  if found is not None:
-    basis, seconds = "collective", found.seconds
+  note = pallas_cost_estimate(module, instruction)
+  if collective is not None:
+    basis, seconds = "collective", collective.seconds
   elif cycles > 0:
     basis, seconds = "compiler", cycles / generation.cycles_per_second
   elif note is not None:
-    touched = int(note.get("bytes_accessed", touched))
+    hbm_bytes = int(note.get("bytes_accessed", hbm_bytes))
     basis = "kernel"
-    seconds = max(flops / generation.flops_per_device, touched / generation.bandwidth_per_device)
+    seconds = max(flops / generation.flops_per_device, hbm_bytes / generation.bandwidth_per_device)
   else:
-    share = float((elsewhere or {}).get("hbm_bandwidth_adjustment_factor", 1.0))
-    basis, seconds = "bytes", touched / (share * generation.bandwidth_per_device)
+    share = float((sparsecore_config or {}).get("hbm_bandwidth_adjustment_factor", 1.0))
+    basis, seconds = "bytes", hbm_bytes / (share * generation.bandwidth_per_device)
   return Op(
     instruction.name, instruction.opcode, instruction.shape, instruction.op_name, times, seconds,
-    seconds, basis, flops, touched, False, found,
+    seconds, basis, flops, hbm_bytes, False, collective,
   )  # fmt: skip
 
 
-def _collective(module, instruction, shapes, place: Place) -> Collective | None:
+def _collective(module, instruction, shapes, placement: DevicePlacement) -> Collective | None:
   """The collective that an instruction is or holds; None for all others.
 
   A fusion that cuts an all-reduce's result up is how XLA:TPU writes a reduce-scatter. The fusions
   between the halves of a spread-out collective hold it too, and are not counted again.
   """
   if collectives.kind_of(instruction):
-    return collectives.price(instruction, shapes, place)
+    return collectives.estimate(instruction, shapes, placement)
   if instruction.opcode not in ("fusion", "async-start"):
     return None
-  for name, inner in hlo.inside(module, instruction):
+  for name, inner in hlo.descendants(module, instruction):
     if kind := collectives.kind_of(inner):
       if "chain_id" in inner.rest and _half(module, instruction)[0] != "start":
         return None
-      found = collectives.price(inner, _shapes(module, name), place)
-      scattered = kind == "all-reduce" and hlo.num_bytes(instruction.shape) < found.payload_bytes
+      collective = collectives.estimate(inner, _shapes(module, name), placement)
+      scattered = (
+        kind == "all-reduce" and hlo.num_bytes(instruction.shape) < collective.payload_bytes
+      )
       if scattered:
         return dataclasses.replace(
-          found, kind="reduce-scatter", wire_bytes=found.wire_bytes / 2, seconds=found.seconds / 2
+          collective,
+          kind="reduce-scatter",
+          wire_bytes=collective.wire_bytes / 2,
+          seconds=collective.seconds / 2,
         )
-      return found
+      return collective
   return None
 
 
@@ -258,7 +265,7 @@ def _sparsecore_bytes(module: hlo.Module, call: hlo.Instruction) -> int:
   """What the fusions behind a SparseCore's call read and write; the call itself shows no arrays."""
   return sum(
     _hbm_bytes(module, inner, _shapes(module, name))
-    for name, inner in hlo.inside(module, call)
+    for name, inner in hlo.descendants(module, call)
     if inner.opcode == "fusion"
   )
 
@@ -272,7 +279,7 @@ def _hbm_bytes(module, instruction, shapes) -> int:
     return max([*operands, results // 2])
   opcodes = {instruction.opcode}
   if instruction.opcode == "fusion":
-    opcodes |= {inner.opcode for _, inner in hlo.inside(module, instruction)}
+    opcodes |= {inner.opcode for _, inner in hlo.descendants(module, instruction)}
   if opcodes & {"scatter", "dynamic-update-slice"}:
     return 3 * (sum(operands) - max(operands, default=0)) or results
   if opcodes & set(PART_ONLY):

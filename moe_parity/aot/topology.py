@@ -7,7 +7,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from moe_parity.aot import libtpu
-from moe_parity.aot.collectives import Place
+from moe_parity.aot.collectives import DevicePlacement
 from moe_parity.errors import UserError
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.planning.tpu_slices import Slice
@@ -21,7 +21,7 @@ def slice_mesh(slice_: Slice, sizes: MeshSizes) -> Mesh:
     UserError: libtpu is not installed, or does not know the slice.
   """
   libtpu.require()
-  libtpu.quiet()
+  libtpu.silence_probe()
   # A v4's two cores are one device where JAX runs on it, but not to libtpu unless it is told so.
   cores = {"chip_config_name": "megacore"} if slice_.generation.name == "v4" else {}
   try:
@@ -35,7 +35,7 @@ def slice_mesh(slice_: Slice, sizes: MeshSizes) -> Mesh:
   return make_mesh(sizes, described.devices)
 
 
-def place_of(slice_: Slice, mesh: Mesh) -> Place:
+def device_placement(slice_: Slice, mesh: Mesh) -> DevicePlacement:
   """Where on the slice's grid of chips each device of a mesh stands."""
   coordinates = np.array([device.coords for device in mesh.devices.flat])
-  return Place(slice_, dict(mesh.shape), coordinates)
+  return DevicePlacement(slice_, dict(mesh.shape), coordinates)

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, PartitionSpec
 from moe_parity.benchmarks.moe_layer import Shape, draw_routing, with_gradients
 from moe_parity.benchmarks.timing import interleaved, ratio
 from moe_parity.experts.expert_ffn import expert_ffn
-from moe_parity.experts.expert_parallel import expert_ffn_local
+from moe_parity.experts.expert_parallel import expert_parallel_ffn
 
 SHAPE = Shape(64, 6, 256, 64)
 
@@ -31,13 +31,13 @@ def run(shape=SHAPE, repeats: int = 9, num_tokens: int = 4096, skews=(0.0, 0.4))
     skews: standard deviation of the experts' log-popularity; 0 is fair.
   """
   return [
-    _row(Shape(*shape), exchange, repeats, num_tokens, skew)
-    for exchange in ("padded", "gathered")
+    _row(Shape(*shape), token_dispatch, repeats, num_tokens, skew)
+    for token_dispatch in ("all_to_all", "all_gather")
     for skew in skews
   ]
 
 
-def _row(shape: Shape, exchange: str, repeats: int, num_tokens: int, skew) -> dict:
+def _row(shape: Shape, token_dispatch: str, repeats: int, num_tokens: int, skew) -> dict:
   e, _, d, i = shape
   rng = np.random.default_rng(0)
   num_devices = len(jax.devices())
@@ -51,7 +51,9 @@ def _row(shape: Shape, exchange: str, repeats: int, num_tokens: int, skew) -> di
 
   def spread(routing, x, gates, *weights):
     def local(routing, x, gates, *weights):
-      return expert_ffn_local(x, routing, gates, *weights, num_experts=e, exchange=exchange)[0]
+      return expert_parallel_ffn(
+        x, routing, gates, *weights, num_experts=e, token_dispatch=token_dispatch
+      )[0]
 
     return jax.shard_map(
       local, mesh=mesh, in_specs=(split,) * 5, out_specs=split, check_vma=False
@@ -66,7 +68,7 @@ def _row(shape: Shape, exchange: str, repeats: int, num_tokens: int, skew) -> di
     "shape": f"E {e} K {shape.experts_per_token} D {d} I {i}",
     "tokens": num_tokens,
     "devices": num_devices,
-    "exchange": exchange,
+    "token_dispatch": token_dispatch,
     "skew": skew,
     "one_device_ms": 1e3 * statistics.median(samples["one"]),
     "all_devices_ms": 1e3 * statistics.median(samples["all"]),

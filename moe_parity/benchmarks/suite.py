@@ -53,14 +53,14 @@ def decode(results: pathlib.Path | None) -> list[dict]:
   start_jax()
   from moe_parity.benchmarks import decode as measure
   from moe_parity.benchmarks.decode_figure import figure
+  from moe_parity.files import write_bytes, write_json
   from moe_parity.report.style import DESK
-  from moe_parity.training.run_folder import replace, write_json
 
   result = measure.run()
   if results is not None:
     results.mkdir(parents=True, exist_ok=True)
     write_json(results / "decode.json", result)
-    replace(results / "decode.png", figure(result).png(DESK))
+    write_bytes(results / "decode.png", figure(result).png(DESK))
   return measure.table(result)
 
 

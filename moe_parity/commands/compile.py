@@ -39,9 +39,9 @@ def arguments(parser) -> None:
 
 def run(args) -> int:
   from moe_parity.planning.plan import make_plan
-  from moe_parity.planning.tpu_slices import named
+  from moe_parity.planning.tpu_slices import parse_slice
 
-  slice_ = named(args.topology)
+  slice_ = parse_slice(args.topology)
   config = load_config(args)
   arm = select_arm(make_plan(config).arms, args.arm)
   meshes = choose_meshes(args, config, arm, slice_)

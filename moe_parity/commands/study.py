@@ -106,7 +106,7 @@ def run_and_judge(args, config, store, only) -> int:
 
   shard = getattr(args, "shard", Shard(1, 1))
   start_jax(**processes(args))
-  if not multihost.is_first():
+  if not multihost.is_primary():
     follow(store)
     return 0
   study = open_study(args, config, store)

@@ -46,7 +46,7 @@ def run(args) -> int:
     result = train_arm(
       config, arms[0], store, args.workdir, lambda p: bars.update(arms[0].name, p), bars.print
     )
-  if not multihost.is_first():
+  if not multihost.is_primary():
     return 0
   passed = certify_run(args.workdir)["passed"]
   validation = result["validation"]

@@ -1,5 +1,6 @@
 """JSON files, by content: a record a line, an array of records, or one record over many lines."""
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -88,7 +89,9 @@ def _array(
 
 
 def _num_bytes(record: object) -> int:
-  return len(json.dumps(record))
+  with contextlib.suppress(RecursionError):
+    return len(json.dumps(record))
+  return 0
 
 
 def _whole(pieces: Iterator[bytes], path: str, bad: BadRecords) -> Any:

@@ -40,7 +40,10 @@ def list_files(path: str) -> Listing:
   """
   if listed := _saved_to_disk(path):
     return Listing(listed)
-  found = _list_remote(path) if storage.is_remote(path) else _list_local(path)
+  try:
+    found = _list_remote(path) if storage.is_remote(path) else _list_local(path)
+  except RecursionError:
+    raise UserError(f"{path} holds folders nested too deeply; give those that are meant") from None
   if not found.files:
     raise UserError(_nothing(path, found))
   return found

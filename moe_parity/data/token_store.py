@@ -244,6 +244,12 @@ def open_store(
   expected = manifest["tokenizer"]["fingerprint"]
   if stored.fingerprint != expected:
     raise UserError(f"{folder}/tokenizer.json is not the store's tokenizer; prepare it again")
+  ids = ("vocab_size", "bos_id", "eos_id", "pad_id")
+  if wrong := [name for name in ids if getattr(stored, name) != manifest["tokenizer"][name]]:
+    raise UserError(
+      f"{folder}: the tokenizer's {wrong[0]} is {getattr(stored, wrong[0])}, the manifest states"
+      f" {manifest['tokenizer'][wrong[0]]}; prepare the store again"
+    )
   stored.name = manifest["tokenizer"]["name"]
   if tokenizer is not None and tokenizer.fingerprint != expected:
     raise UserError(

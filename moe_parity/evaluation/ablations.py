@@ -130,7 +130,7 @@ def probe_layers(
   graph, _, _ = abstract_model(architecture, dataclasses.replace(options, is_probing=True))
 
   def probe(params, buffers, inputs_BS):
-    with meshes.use(mesh):
+    with meshes.use_mesh(mesh):
       stats = nnx.merge(graph, params, buffers).final_hidden(inputs_BS)[1]
       return stats.gate_sum, stats.mean_squares_3
 
@@ -141,7 +141,7 @@ def probe_layers(
     if not len(rows_BS):
       return {}
     whole = NamedSharding(mesh, meshes.P())
-    rows = meshes.same_on_all(rows_BS, mesh)
+    rows = meshes.put_replicated_batch(rows_BS, mesh)
     gate_sum_L, squares_L3 = jax.jit(probe, out_shardings=whole)(params, buffers, rows)
   routed_L, shared_L, residual_L = np.sqrt(np.asarray(squares_L3, np.float64)).T
   return {

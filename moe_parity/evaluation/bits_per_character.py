@@ -1,21 +1,22 @@
-"""Bits per character (BPC) and per byte (BPB) of held-out text, exactly defined.
+"""Computes bits per character (BPC) and per byte (BPB) of held-out text.
 
     bits per byte = sum of -ln p(token | tokens before it in its window) / (ln 2 * UTF-8 bytes)
 
-Sums over everything scored, in float64, then one division: never a mean of means. Each token of the
-text is scored once. Separators (begin and end of document) are context only: they are never scored
-and count no byte. Characters are Unicode code points; bytes and characters are those of the text.
+All sums are over everything scored, in float64, with one division at the end: never a mean of
+means. Each token of the text is scored once. Separators (begin and end of document) are context
+only: they are not scored and have no bytes. Characters are Unicode code points; bytes and
+characters are those of the text.
 
-- `document`: a document at a time, begun by the token that begins documents in training. Windows of
-  seq_len score consecutive tokens; a first window has only the document before it, a later one the
-  token before its first, and the last reaches back so that it is full: the rolling evaluation of
-  lm-eval's `bits_per_byte`. For reported numbers.
+- `document`: one document at a time, after the token that begins documents in training. Windows of
+  seq_len score consecutive tokens. The last window of a document starts earlier so that it is full;
+  only its new tokens are scored. This is the rolling evaluation of lm-eval's `bits_per_byte`. Use
+  it for reported numbers.
 - `strided`: the same with windows `stride` apart, each scoring what the one before did not: more
   context a token, seq_len/stride times the work. With stride = seq_len it is `document`.
-- `packed`: the rows of the token stream as in training, documents behind one another; one forward
-  token a scored token. For curves during training.
+- `packed`: windows of the token stream as in training, with several documents each; one token of
+  forward pass a scored token. For curves during training.
 
-Modes give different numbers: the result says its mode, and no table should mix them.
+Modes give different numbers: the result states its mode, and no table should mix them.
 """
 
 import itertools
@@ -89,8 +90,8 @@ def evaluate(
   return stated | result | lost | {"split_documents": len(documents), "sampled": not complete}
 
 
-def spans(num_targets: int, seq_len: int, stride: int) -> Iterator[tuple[int, int, int]]:
-  """(first, end, scored from) of the windows over one document; scored parts tile it exactly."""
+def scoring_windows(num_targets: int, seq_len: int, stride: int) -> Iterator[tuple[int, int, int]]:
+  """(first, end, scored from) of each window over a document's targets; scored parts tile them."""
   end = min(seq_len, num_targets)
   if end:
     yield 0, end, 0
@@ -130,7 +131,7 @@ def summarize(
   num_bytes: np.ndarray,
   num_chars: np.ndarray,
 ) -> dict:
-  """Totals, domains and documents from what was scored of each document (arrays [documents])."""
+  """The result's totals, domains and documents from sums over each document, [documents]."""
   scored = np.flatnonzero(num_tokens)
 
   def totals(rows: np.ndarray) -> dict:
@@ -169,19 +170,20 @@ def summarize(
   }
 
 
-# A row to score: its inputs, its targets, and the document each target belongs to (NO_DOCUMENT
+# A row to score: its inputs, its targets, and the document that each target is in (NO_DOCUMENT
 # where it is not scored). Shorter than seq_len where a document is.
 _Row = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def document_rows(split: Split, chosen: np.ndarray, seq_len: int, stride: int) -> Iterator[_Row]:
+  """(inputs, targets, document ids) of each window over the chosen documents, in order."""
   for index in chosen:
     text = split.document(int(index)).astype(np.int32)
     line = np.concatenate([np.array([split.tokenizer.bos_id], np.int32), text])
-    for first, end, scored in spans(text.size, seq_len, stride):
-      owner = np.full(end - first, index, np.int64)
-      owner[: scored - first] = NO_DOCUMENT
-      yield line[first:end], line[first + 1 : end + 1], owner
+    for first, end, scored in scoring_windows(text.size, seq_len, stride):
+      document_ids = np.full(end - first, index, np.int64)
+      document_ids[: scored - first] = NO_DOCUMENT
+      yield line[first:end], line[first + 1 : end + 1], document_ids
 
 
 def _packed_rows(split: Split, windows: np.ndarray, seq_len: int) -> Iterator[_Row]:
@@ -189,10 +191,10 @@ def _packed_rows(split: Split, windows: np.ndarray, seq_len: int) -> Iterator[_R
   separators = (split.tokenizer.bos_id, split.tokenizer.eos_id)
   for window in windows:
     (row,) = split.rows(np.array([window]), seq_len)
-    places = np.arange(window * seq_len + 1, (window + 1) * seq_len + 1)
-    owner = np.searchsorted(starts, places, side="right") - 1
-    owner[np.isin(row[1:], separators)] = NO_DOCUMENT
-    yield row[:-1], row[1:], owner
+    positions = np.arange(window * seq_len + 1, (window + 1) * seq_len + 1)
+    document_ids = np.searchsorted(starts, positions, side="right") - 1
+    document_ids[np.isin(row[1:], separators)] = NO_DOCUMENT
+    yield row[:-1], row[1:], document_ids
 
 
 def _some_windows(num_windows: int, seq_len: int, max_tokens: int, seed: int) -> np.ndarray:
@@ -218,30 +220,33 @@ def _accumulate(
     token_bytes, token_chars = split.tokenizer.token_bytes, split.tokenizer.token_chars
   for batch in itertools.batched(rows, shape[0]):
     inputs, targets = np.full(shape, pad, np.int32), np.full(shape, pad, np.int32)
-    owner = np.full(shape, NO_DOCUMENT, np.int64)
-    for place, (given, wanted, owned) in enumerate(batch):
-      inputs[place, : given.size], targets[place, : given.size] = given, wanted
-      owner[place, : given.size] = owned
-    mask = owner != NO_DOCUMENT
+    document_ids = np.full(shape, NO_DOCUMENT, np.int64)
+    for i, (row_inputs, row_targets, row_ids) in enumerate(batch):
+      inputs[i, : row_inputs.size], targets[i, : row_inputs.size] = row_inputs, row_targets
+      document_ids[i, : row_inputs.size] = row_ids
+    mask = document_ids != NO_DOCUMENT
     values = np.asarray(score(inputs, targets, mask), np.float64)
     if values.shape != shape:
       raise ValueError(f"score returned shape {values.shape}, not one value a target {shape}")
-    values, owners = values[mask], owner[mask]
+    values, scored_ids = values[mask], document_ids[mask]
     if not np.isfinite(values).all():
-      row = int(owners[~np.isfinite(values)][0])
+      row = int(scored_ids[~np.isfinite(values)][0])
       raise UserError(
         f"document {row} ({documents.sources[documents.source[row]]}) has a loss that is not "
-        f"finite; the model diverged, or computes it in too narrow a type"
+        f"finite; the model diverged, or computes it in too low a precision"
       )
-    np.add.at(nats, owners, values)
-    np.add.at(num_tokens, owners, 1)
+    np.add.at(nats, scored_ids, values)
+    np.add.at(num_tokens, scored_ids, 1)
     if count_by_token:
-      np.add.at(num_bytes, owners, token_bytes[targets[mask]])
-      np.add.at(num_chars, owners, token_chars[targets[mask]])
+      np.add.at(num_bytes, scored_ids, token_bytes[targets[mask]])
+      np.add.at(num_chars, scored_ids, token_chars[targets[mask]])
   if not count_by_token:
-    seen = num_tokens > 0
-    assert np.array_equal(num_tokens[seen], documents.num_text_tokens[seen])
-    num_bytes[seen], num_chars[seen] = documents.num_bytes[seen], documents.num_chars[seen]
+    is_scored = num_tokens > 0
+    assert np.array_equal(num_tokens[is_scored], documents.num_text_tokens[is_scored])
+    num_bytes[is_scored], num_chars[is_scored] = (
+      documents.num_bytes[is_scored],
+      documents.num_chars[is_scored],
+    )
   return nats, (num_tokens, num_bytes, num_chars)
 
 

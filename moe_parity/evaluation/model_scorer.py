@@ -31,7 +31,7 @@ def make_scorer(
   graph, _, _ = abstract_model(architecture, options)
 
   def nats(params, buffers, inputs_BS, targets_BS):
-    with meshes.use(mesh):
+    with meshes.use_mesh(mesh):
       model = nnx.merge(graph, params, buffers)
       hidden_TD, _ = model.final_hidden(inputs_BS, documents and documents.document_ids(inputs_BS))
       return model.token_nll(hidden_TD, targets_BS.reshape(-1)).reshape(targets_BS.shape)
@@ -44,7 +44,9 @@ def make_scorer(
   nats = jax.jit(nats, out_shardings=NamedSharding(mesh, meshes.P()))
 
   def score(params, buffers, inputs, targets):
-    result = nats(params, buffers, *(meshes.same_on_all(x, mesh) for x in (inputs, targets)))
+    result = nats(
+      params, buffers, *(meshes.put_replicated_batch(x, mesh) for x in (inputs, targets))
+    )
     return np.asarray(result)[: len(inputs)]
 
   return lambda params, buffers: (

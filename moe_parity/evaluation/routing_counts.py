@@ -45,7 +45,7 @@ def make_routing_counter(
   graph, _, _ = abstract_model(architecture, options)
 
   def count(params, buffers, inputs_BS, mask_BS):
-    with meshes.use(mesh):
+    with meshes.use_mesh(mesh):
       return count_batch(nnx.merge(graph, params, buffers), inputs_BS, mask_BS)
 
   # Few batches are counted, so on a CPU a fast compile is worth slower execution.
@@ -61,7 +61,7 @@ def make_routing_counter(
   count = jax.jit(count, compiler_options=compiler_options, out_shardings=replicated)
 
   def count_on_mesh(params, buffers, inputs, mask):
-    operands = (meshes.same_on_all(x, mesh) for x in (inputs, mask))
+    operands = (meshes.put_replicated_batch(x, mesh) for x in (inputs, mask))
     row_LBE, pair_LEE = jax.device_get(count(params, buffers, *operands))
     return row_LBE[:, : len(inputs)], pair_LEE  # without the rows that pad the batch
 

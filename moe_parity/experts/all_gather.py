@@ -1,41 +1,40 @@
-"""The gathered exchange: every device of the axis gets every token and computes its experts' part.
+"""Token dispatch by all-gather: every device gets every token and computes its own experts' part.
 
-One all-gather there, one reduce-scatter back, the same for any routing. Cheapest where most tokens
-go to most devices anyway.
+One all-gather and one reduce-scatter, the same for any routing. Cheapest where most tokens go to
+most devices anyway.
 """
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from moe_parity.experts.expert_ffn import expert_ffn
-from moe_parity.planning.expert_parallel import Shape
+from moe_parity.experts.expert_ffn import Operands, expert_ffn
+from moe_parity.planning.expert_parallel import ExpertParallelShape
 
 
-def gathered(
-  x_TD: Float[Array, "T D"],
-  expert_TK: Int[Array, "T K"],
-  gate_TK: Float[Array, "T K"],
-  w_in_L2ID: Float[Array, "L 2 I D"],
-  w_down_LID: Float[Array, "L I D"],
-  shape: Shape,
+def all_gather_ffn(
+  operands: Operands,
+  shape: ExpertParallelShape,
   axis_name: str,
   *,
   implementation: str | None,
   num_slots: int,
-  beside: Callable[[Array], Array] | None = None,
+  overlap_fn: Callable[[Array], Array] | None = None,
 ) -> tuple[Float[Array, "T D"], Float[Array, "T D"] | None]:
-  """`dispatch.expert_ffn_local` without drops, and `beside`'s result. Partial results are summed in
-  the dtype of x."""
-  here = shape.experts_per_device
+  """`expert_parallel_ffn` without drops, and overlap_fn(x_TD). Partial results are summed in the
+  dtype of x."""
+  x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID = operands
+  num_local = shape.experts_per_device
   x_AD, expert_AK, gate_AK = (
     lax.all_gather(a, axis_name, tiled=True) for a in (x_TD, expert_TK, gate_TK)
   )
-  mine_AK = (expert_AK // here == lax.axis_index(axis_name)) & (expert_AK < shape.num_experts)
+  is_local_AK = expert_AK // num_local == lax.axis_index(axis_name)
+  is_local_AK &= expert_AK < shape.num_experts
+  expert_AK = jnp.where(is_local_AK, expert_AK % num_local, num_local)
   y_AD = expert_ffn(
-    x_AD, jnp.where(mine_AK, expert_AK % here, here), gate_AK, w_in_L2ID, w_down_LID,
+    x_AD, expert_AK, gate_AK, w_in_L2ID, w_down_LID,
     implementation=implementation, num_slots=num_slots,
   )  # fmt: skip
-  return lax.psum_scatter(y_AD, axis_name, tiled=True), beside and beside(x_TD)
+  return lax.psum_scatter(y_AD, axis_name, tiled=True), overlap_fn and overlap_fn(x_TD)

@@ -1,8 +1,8 @@
-"""Which assignment lies where once assignments are grouped by expert. Integers only.
+"""Sorts assignments by expert and applies capacity. Integers only.
 
-An assignment is one (token, choice) pair, numbered a = t * K + k; there are A = T * K of them. An
-expert id equal to `num_experts` means nobody: such an assignment is computed by no expert here and
-adds zero. (On a mesh these are the choices that live on another device.)
+An assignment is one (token, choice) pair, numbered a = t * K + k; there are A = T * K of them. The
+expert id `num_experts` is a sentinel: such an assignment is unassigned, computed by no expert here,
+and adds zero. (With expert parallelism these are the choices of experts on other devices.)
 """
 
 import functools
@@ -13,60 +13,59 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 INT32_MAX = 2**31 - 1
-LARGEST_COUNT = 2**26  # numbers that counting keeps at once; beyond, a sort it is
+MAX_COUNTING_ELEMENTS = 2**26  # one-hot elements up to which assignments are sorted by counting
 IN_BOUNDS = "promise_in_bounds"  # an index mode of jax: no clamp, no check
 
 
-class Groups(NamedTuple):
+class SortedAssignments(NamedTuple):
   """Assignments in expert order; within an expert in token order.
 
-  order_A: assignment numbers, those of expert 0 first, those of nobody last.
-  place_A: where each assignment lies in `order_A`: its inverse.
-  count_E: assignments of each expert.
-  start_E: where in `order_A` each expert begins.
+  Attributes:
+    sort_index_A: assignment numbers, those of expert 0 first, unassigned ones last.
+    inverse_A: the position of each assignment in `sort_index_A`: its inverse.
+    count_E: assignments of each expert.
+    start_E: the position in `sort_index_A` at which each expert starts.
   """
 
-  order_A: Int[Array, " A"]
-  place_A: Int[Array, " A"]
+  sort_index_A: Int[Array, " A"]
+  inverse_A: Int[Array, " A"]
   count_E: Int[Array, " E"]
   start_E: Int[Array, " E"]
 
 
-def group_by_expert(expert_TK: Int[Array, "T K"], num_experts: int) -> Groups:
-  """Groups assignments by expert, stably; no communication.
+def sort_by_expert(expert_TK: Int[Array, "T K"], num_experts: int) -> SortedAssignments:
+  """Sorts assignments by expert, stably; no communication.
 
-  Sorts on CPU and GPU, counts on TPU. There XLA takes 9 CPU-seconds to compile each sort (24,576
-  int32 on v5p, libtpu 0.0.50) and a layer has several.
+  By a sort on CPU and GPU, by counting on TPU: there a sort takes XLA seconds to compile, and a
+  layer has several.
   """
   group = functools.partial(_by_sorting, num_experts=num_experts)
   count = functools.partial(_by_counting, num_experts=num_experts)
-  if expert_TK.size * (num_experts + 1) > LARGEST_COUNT:
+  if expert_TK.size * (num_experts + 1) > MAX_COUNTING_ELEMENTS:
     count = group
   return lax.platform_dependent(expert_TK, tpu=count, default=group)
 
 
-def _by_sorting(expert_TK, num_experts: int) -> Groups:
-  """One key that carries both expert and assignment sorts in 1.0 ms where argsort takes 1.4 (16,384
-  assignments, one core); a cumulative one-hot count takes 3.9."""
+def _by_sorting(expert_TK, num_experts: int) -> SortedAssignments:
+  """Sorts one key that holds both expert and assignment, which is faster than an argsort."""
   num = expert_TK.size
   if (num_experts + 1) * num > INT32_MAX:
-    order_A = jnp.argsort(expert_TK.reshape(-1), stable=True).astype(jnp.int32)
+    sort_index_A = jnp.argsort(expert_TK.reshape(-1), stable=True).astype(jnp.int32)
   else:
-    order_A = jnp.sort(expert_TK.reshape(-1) * num + jnp.arange(num, dtype=jnp.int32)) % num
+    sort_index_A = jnp.sort(expert_TK.reshape(-1) * num + jnp.arange(num, dtype=jnp.int32)) % num
   count_E = expert_loads(expert_TK, num_experts)
   start_E = jnp.cumsum(count_E, dtype=jnp.int32) - count_E
-  return Groups(order_A, _inverse(order_A), count_E, start_E)
+  return SortedAssignments(sort_index_A, _inverse(sort_index_A), count_E, start_E)
 
 
-def _by_counting(expert_TK, num_experts: int) -> Groups:
-  """An assignment's place is the number of those before it: its expert's earlier ones and all of
-  lower experts. Products of zeros and ones with triangles of ones count them, block by block; a
-  block's counts are whole numbers up to 256, exact in bfloat16, and sums are float32, exact to
-  2^24."""
+def _by_counting(expert_TK, num_experts: int) -> SortedAssignments:
+  """An assignment's position is the number of those before it: its expert's earlier ones and all of
+  lower experts. Products of one-hot blocks with triangular matrices of ones count them; a block's
+  counts are integers up to 256, exact in bfloat16, and sums are float32, exact to 2^24."""
   num, block = expert_TK.size, 256
   num_blocks = -(-num // block)
   expert_A = jnp.pad(expert_TK.reshape(-1), (0, num_blocks * block - num), constant_values=-1)
-  group_E = jnp.arange(num_experts + 1, dtype=jnp.int32)  # the last is nobody's
+  group_E = jnp.arange(num_experts + 1, dtype=jnp.int32)  # with the sentinel
   is_of_NBE = expert_A.reshape(num_blocks, block, 1) == group_E[None, None, :]
   one_NBE = is_of_NBE.astype(jnp.bfloat16)
 
@@ -80,10 +79,10 @@ def _by_counting(expert_TK, num_experts: int) -> Groups:
   count_E = count_NE.sum(0)
   lower_E = jnp.where(group_E[None, :] < group_E[:, None], count_E[None, :], 0).sum(1)
   rank_NBE = exact("CB,NBE->NCE", before(block), one_NBE)
-  place_NBE = rank_NBE + (earlier_NE + lower_E[None, :])[:, None, :]
-  place_A = jnp.where(is_of_NBE, place_NBE, 0).sum(2).astype(jnp.int32).reshape(-1)[:num]
+  position_NBE = rank_NBE + (earlier_NE + lower_E[None, :])[:, None, :]
+  inverse_A = jnp.where(is_of_NBE, position_NBE, 0).sum(2).astype(jnp.int32).reshape(-1)[:num]
   count_E, start_E = (a[:-1].astype(jnp.int32) for a in (count_E, lower_E))
-  return Groups(_inverse(place_A), place_A, count_E, start_E)
+  return SortedAssignments(_inverse(inverse_A), inverse_A, count_E, start_E)
 
 
 def _inverse(permutation_A):
@@ -93,40 +92,44 @@ def _inverse(permutation_A):
   )  # fmt: skip
 
 
-def rank_in_group(expert_TK: Int[Array, "T K"], groups: Groups) -> Int[Array, "T K"]:
-  """How many earlier assignments its expert has; of no meaning for nobody's."""
-  start_TK = groups.start_E.at[expert_TK].get(mode="clip")
-  return groups.place_A.reshape(expert_TK.shape) - start_TK
+def rank_in_group(expert_TK: Int[Array, "T K"], by_expert: SortedAssignments) -> Int[Array, "T K"]:
+  """How many earlier assignments its expert has; undefined for unassigned ones."""
+  start_TK = by_expert.start_E.at[expert_TK].get(mode="clip")
+  return by_expert.inverse_A.reshape(expert_TK.shape) - start_TK
 
 
 def expert_loads(expert_TK: Int[Array, "T K"], num_experts: int) -> Int[Array, " E"]:
-  """Assignments of each expert, counted; their sum is T * K less those of nobody."""
+  """Counts the assignments of each expert; their sum is T * K less the unassigned ones."""
   one = jnp.ones(expert_TK.size, jnp.int32)
   return jnp.zeros(num_experts, jnp.int32).at[expert_TK.reshape(-1)].add(one, mode="drop")
 
 
-def moved(
-  place_N: Int[Array, " N"], from_S: Int[Array, " S"], size_S: Int[Array, " S"], to_S
+def map_segments(
+  position_N: Int[Array, " N"], old_start_S: Int[Array, " S"], size_S: Int[Array, " S"], new_start_S
 ) -> tuple[Int[Array, " N"], Bool[Array, " N"]]:
-  """Where places go when stretches of them move, and whether each is in one; 0 if it is not."""
-  offset_NS = place_N[:, None] - from_S[None, :]
-  inside_NS = (offset_NS >= 0) & (offset_NS < size_S[None, :])
-  return jnp.where(inside_NS, to_S[None, :] + offset_NS, 0).sum(1), inside_NS.any(1)
+  """Maps positions from old segments to new ones of the same sizes.
+
+  Returns:
+    the new position, 0 if in no segment; and whether it is in one.
+  """
+  offset_NS = position_N[:, None] - old_start_S[None, :]
+  is_inside_NS = (offset_NS >= 0) & (offset_NS < size_S[None, :])
+  return jnp.where(is_inside_NS, new_start_S[None, :] + offset_NS, 0).sum(1), is_inside_NS.any(1)
 
 
 def drop_beyond_capacity(
   expert_TK: Int[Array, "T K"], num_experts: int, capacity: int
 ) -> tuple[Int[Array, "T K"], Int[Array, ""]]:
-  """Each expert's first `capacity` assignments in token order stay; the others become nobody's.
+  """Keeps each expert's first `capacity` assignments in token order; the others are unassigned.
 
-  Communicates nothing: it bounds what this device's tokens ask of an expert, so no device's tokens
-  displace another's.
+  Communicates nothing: capacity bounds the assignments of this device's tokens to an expert, so no
+  device's tokens displace another's.
 
   Args:
-    expert_TK: ids in [0, num_experts) or num_experts for nobody.
+    expert_TK: ids in [0, num_experts), or num_experts if unassigned.
   Returns:
     expert_TK with num_experts in place of what was dropped, and how many were dropped.
   """
-  groups = group_by_expert(expert_TK, num_experts)
-  dropped_TK = (expert_TK < num_experts) & (rank_in_group(expert_TK, groups) >= capacity)
+  by_expert = sort_by_expert(expert_TK, num_experts)
+  dropped_TK = (expert_TK < num_experts) & (rank_in_group(expert_TK, by_expert) >= capacity)
   return jnp.where(dropped_TK, num_experts, expert_TK), dropped_TK.sum(dtype=jnp.int32)

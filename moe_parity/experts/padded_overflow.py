@@ -1,9 +1,9 @@
-"""Assignments beyond an expert's slots: a loop over batches of tiles, as long as needed.
+"""Assignments beyond an expert's slots: a loop over batches of tiles, as many as needed.
 
-A tile is up to B assignments of one expert; a step takes G tiles, whoever they belong to, so that
-its products are batched and occupy every core. The trip count is known only at run time and is zero
+A tile is up to B assignments of one expert; a step computes G tiles, of any experts, so that its
+products are batched and occupy every core. The number of steps is known only at run time, and zero
 when nothing overflows. Such a loop has no reverse-mode derivative, so forward and backward are two
-functions that `slotted_ffn.py` calls from its own derivative rule; both add to what the slots gave.
+functions that `padded_ffn.py` calls from its own derivative rule; both add to what the slots gave.
 """
 
 from typing import NamedTuple
@@ -12,23 +12,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from moe_parity.experts import padded_swiglu
-from moe_parity.experts.assignments import IN_BOUNDS, Groups
-from moe_parity.experts.overflow_rounds import as_often_as_needed
+from moe_parity.experts.assignments import IN_BOUNDS, SortedAssignments
+from moe_parity.experts.overflow_rounds import overflow_loop
 from moe_parity.experts.permute import barrier
 
 ROWS_PER_STEP = 256
 
 
-class Tiles(NamedTuple):
-  """G tiles of B assignments. `real_GB` tells assignments from the padding of a last tile."""
+class OverflowTiles(NamedTuple):
+  """G tiles of B assignments. `is_valid_GB` is False in the padding of an expert's last tile."""
 
   expert_G: Int[Array, " G"]
   assignment_GB: Int[Array, "G B"]
-  real_GB: Bool[Array, "G B"]
+  is_valid_GB: Bool[Array, "G B"]
 
 
-class Schedule(NamedTuple):
-  """Tiles of each expert, where they end in the common numbering, and steps over all."""
+class OverflowPlan(NamedTuple):
+  """The number of tiles of each expert, their cumulative sum, and the number of steps."""
 
   tiles_E: Int[Array, " E"]
   end_E: Int[Array, " E"]
@@ -44,18 +44,19 @@ def tile_size(num_slots: int) -> int:
 
 
 def tiles_per_step(num_slots: int) -> int:
-  """Tiles that one step takes: enough rows to occupy the cores, few enough that the last step's
-  padding stays small (8 tiles of 128 in place of 2 made a step of the whole model 3 % longer)."""
+  """Tiles of one step: enough rows to occupy the cores, few enough that the last step's padding
+  stays small."""
   return min(max(ROWS_PER_STEP // tile_size(num_slots), 2), 8)
 
 
-def schedule(groups: Groups, num_slots: int) -> Schedule:
-  tiles_E = -(-jnp.maximum(groups.count_E - num_slots, 0) // tile_size(num_slots))
+def plan_overflow(by_expert: SortedAssignments, num_slots: int) -> OverflowPlan:
+  """The tiles of what overflows `num_slots` slots per expert."""
+  tiles_E = -(-jnp.maximum(by_expert.count_E - num_slots, 0) // tile_size(num_slots))
   end_E = jnp.cumsum(tiles_E, dtype=jnp.int32)
-  return Schedule(tiles_E, end_E, -(-end_E[-1] // tiles_per_step(num_slots)))
+  return OverflowPlan(tiles_E, end_E, -(-end_E[-1] // tiles_per_step(num_slots)))
 
 
-def _tiles(step, plan: Schedule, groups: Groups, num_slots: int) -> Tiles:
+def _tiles(step, plan: OverflowPlan, by_expert: SortedAssignments, num_slots: int) -> OverflowTiles:
   size, num_tiles, num_experts = tile_size(num_slots), tiles_per_step(num_slots), plan.end_E.size
   index_G = step * num_tiles + jnp.arange(num_tiles, dtype=jnp.int32)
   # The last step may run past the last tile: the last expert's, beyond all it has, so not real.
@@ -63,40 +64,44 @@ def _tiles(step, plan: Schedule, groups: Groups, num_slots: int) -> Tiles:
   expert_G = jnp.minimum(expert_G, num_experts - 1)
   first_G = num_slots + (index_G - (plan.end_E - plan.tiles_E)[expert_G]) * size
   rank_GB = first_G[:, None] + jnp.arange(size, dtype=jnp.int32)[None, :]
-  real_GB = rank_GB < groups.count_E[expert_G][:, None]
-  place_GB = jnp.where(real_GB, groups.start_E[expert_G][:, None] + rank_GB, 0)
-  return Tiles(expert_G, groups.order_A.at[place_GB].get(mode=IN_BOUNDS), real_GB)
+  is_valid_GB = rank_GB < by_expert.count_E[expert_G][:, None]
+  position_GB = jnp.where(is_valid_GB, by_expert.start_E[expert_G][:, None] + rank_GB, 0)
+  return OverflowTiles(
+    expert_G, by_expert.sort_index_A.at[position_GB].get(mode=IN_BOUNDS), is_valid_GB
+  )
 
 
-def _weights(gate_A, tiles: Tiles):
+def _weights(gate_A, tiles: OverflowTiles):
   """Routing weights of a batch of tiles, zero in the padding: padding then changes no sum."""
-  return jnp.where(tiles.real_GB, gate_A.at[tiles.assignment_GB].get(mode=IN_BOUNDS), 0)
+  return jnp.where(tiles.is_valid_GB, gate_A.at[tiles.assignment_GB].get(mode=IN_BOUNDS), 0)
 
 
-def forward(y_TD, x_TD, gate_TK, w_in_EHD, w_down_EID, groups: Groups, num_slots: int):
-  """y_TD (float32) plus the outputs of the overflow."""
+def forward(
+  y_TD, x_TD, gate_TK, w_in_EHD, w_down_EID, by_expert: SortedAssignments, num_slots: int
+):
+  """Adds the outputs of overflowing assignments to y_TD (float32)."""
   experts_per_token, gate_A = gate_TK.shape[1], gate_TK.reshape(-1)
-  plan = schedule(groups, num_slots)
+  plan = plan_overflow(by_expert, num_slots)
 
   def step(index, y_TD):
-    tiles = _tiles(index, plan, groups, num_slots)
+    tiles = _tiles(index, plan, by_expert, num_slots)
     token_GB = tiles.assignment_GB // experts_per_token
     x_GBD = barrier(x_TD.at[token_GB].get(mode=IN_BOUNDS))
     w_in, w_down = w_in_EHD[tiles.expert_G], w_down_EID[tiles.expert_G]
     y_GBD, _ = padded_swiglu.forward(x_GBD, _weights(gate_A, tiles), w_in, w_down)
     return y_TD.at[token_GB].add(y_GBD.astype(jnp.float32), mode=IN_BOUNDS)
 
-  return as_often_as_needed(plan.num_steps, step, y_TD)
+  return overflow_loop(plan.num_steps, step, y_TD)
 
 
-def backward(gradients, dy_TD, x_TD, gate_TK, w_in_EHD, w_down_EID, groups, num_slots):
-  """The gradients (x, gate, w_in, w_down; all float32) plus those of the overflow."""
+def backward(gradients, dy_TD, x_TD, gate_TK, w_in_EHD, w_down_EID, by_expert, num_slots):
+  """Adds the gradients of overflowing assignments to those of x, gate, w_in, w_down (float32)."""
   experts_per_token, gate_A = gate_TK.shape[1], gate_TK.reshape(-1)
-  plan = schedule(groups, num_slots)
+  plan = plan_overflow(by_expert, num_slots)
 
   def step(index, carry):
     dx_TD, dgate_A, dw_in_EHD, dw_down_EID = carry
-    tiles = _tiles(index, plan, groups, num_slots)
+    tiles = _tiles(index, plan, by_expert, num_slots)
     token_GB = tiles.assignment_GB // experts_per_token
     x_GBD, dy_GBD = barrier(tuple(a.at[token_GB].get(mode=IN_BOUNDS) for a in (x_TD, dy_TD)))
     weight_GB = _weights(gate_A, tiles)
@@ -107,12 +112,14 @@ def backward(gradients, dy_TD, x_TD, gate_TK, w_in_EHD, w_down_EID, groups, num_
     )
     return (
       dx_TD.at[token_GB].add(dx_GBD.astype(jnp.float32), mode=IN_BOUNDS),
-      dgate_A.at[tiles.assignment_GB].add(jnp.where(tiles.real_GB, dweight_GB, 0), mode=IN_BOUNDS),
+      dgate_A.at[tiles.assignment_GB].add(
+        jnp.where(tiles.is_valid_GB, dweight_GB, 0), mode=IN_BOUNDS
+      ),
       dw_in_EHD.at[tiles.expert_G].add(dw_in, mode=IN_BOUNDS),
       dw_down_EID.at[tiles.expert_G].add(dw_down, mode=IN_BOUNDS),
     )
 
   dx_TD, dgate_TK, dw_in_EHD, dw_down_EID = gradients
   carry = dx_TD, dgate_TK.reshape(-1), dw_in_EHD, dw_down_EID
-  dx_TD, dgate_A, dw_in_EHD, dw_down_EID = as_often_as_needed(plan.num_steps, step, carry)
+  dx_TD, dgate_A, dw_in_EHD, dw_down_EID = overflow_loop(plan.num_steps, step, carry)
   return dx_TD, dgate_A.reshape(gate_TK.shape), dw_in_EHD, dw_down_EID

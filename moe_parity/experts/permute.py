@@ -1,8 +1,8 @@
-"""Rows moved by gathers in both directions: what autodiff would scatter, a gather brings back.
+"""Permutes rows by expert and back, with derivatives such that both directions are gathers.
 
-Rows [T, D] and their copies [N, D] know each other: copy n is of row source_N[n], and row t has its
-copies at place_TK[t], a number of at least N where it has fewer than K. Taking copies and summing
-them are each other's transposes.
+Autodiff turns a gather into a scatter. Here rows [T, D] and their copies [N, D] know each other by
+index: copy n is of row source_N[n], and row t has its copies at index_TK[t], a number of at least N
+where it has fewer than K. Taking copies and summing them are each other's transposes.
 """
 
 import jax
@@ -12,90 +12,95 @@ from jaxtyping import Array, Float, Int
 
 from moe_parity.experts.assignments import IN_BOUNDS
 from moe_parity.kernels.common import platform
+from moe_parity.kernels.topk_sum import topk_sum
 from moe_parity.planning.tpu_slices import LANES
 
-# Without barriers XLA:CPU recomputes a gather or a product inside the elementwise code that reads
-# it (23 ms in one profile).
+# Without barriers XLA:CPU recomputes a gather or a product inside elementwise code that reads it.
 barrier = lax.optimization_barrier
 
 
-def as_lanes(a_ND):
-  """Rows of D numbers as [N, D / 128, 128] where 128 divides D: on a TPU a row is then one
-  piece of memory. Gathering rows of 2,048 bfloat16 numbers compiles in 1 to 3 CPU-seconds as such
-  pieces and in 8 as a matrix (v5p, libtpu 0.0.50), and an exchange takes them as they are. A matrix
-  product wants the matrix, which costs a copy; gathers and exchanges in a row need only one."""
+def to_lane_tiles(a_ND: Float[Array, "N D"]) -> Float[Array, " N *D"]:
+  """Rows of D numbers as [N, D / 128, 128] where 128 divides D.
+
+  On a TPU a row is then contiguous: gathers of such rows compile faster, and a ragged all-to-all
+  sends them as they are. A matrix product needs the matrix layout, which costs a copy.
+  """
   num, width = a_ND.shape
   return a_ND if width % LANES or width == LANES else a_ND.reshape(num, width // LANES, LANES)
 
 
-def rows_at(x_TD, source):
+def take_rows(x_TD: Float[Array, "T D"], source: Int[Array, "*N"]) -> Float[Array, "*N D"]:
   """The rows numbered by `source`, an array of any shape."""
-  return lax.platform_dependent(x_TD, source, tpu=_lanes_at, default=_rows_at)
+  return lax.platform_dependent(x_TD, source, tpu=_take_lane_tiles, default=_take_matrix_rows)
 
 
-def _rows_at(x_TD, source):
+def _take_matrix_rows(x_TD, source):
   return barrier(x_TD.at[source].get(mode=IN_BOUNDS))
 
 
-def _lanes_at(x_TD, source):
-  lanes = barrier(as_lanes(x_TD).at[source.reshape(-1)].get(mode=IN_BOUNDS))
-  return lanes.reshape(*source.shape, x_TD.shape[1])
+def _take_lane_tiles(x_TD, source):
+  lane_tiles = barrier(to_lane_tiles(x_TD).at[source.reshape(-1)].get(mode=IN_BOUNDS))
+  return lane_tiles.reshape(*source.shape, x_TD.shape[1])
 
 
-def sum_of_rows(y_ND: Float[Array, "N D"], place_TK: Int[Array, "T K"]) -> Float[Array, "T D"]:
-  """For every t the sum of y_ND at its places, in float32; whatever lies elsewhere is not read.
+def gather_and_sum(y_ND: Float[Array, "N D"], index_TK: Int[Array, "T K"]) -> Float[Array, "T D"]:
+  """For every t the sum of the rows index_TK[t], in float32; indices of at least N add nothing, and
+  other rows are not read.
 
-  A gather a place, except on TPU: there compiling gathers is slow, so it is one for all of them.
+  One gather for each of K, except on TPU: there gathers are slow to compile, so it is one for all.
   """
   if platform() != "tpu":
-    return _by_gathers(y_ND, place_TK)
-  from moe_parity.kernels.topk_sum import topk_sum  # a quarter second, for TPUs only
-
-  place_KT, lanes = place_TK.T, as_lanes(y_ND)
-  index_A = jnp.minimum(place_KT, y_ND.shape[0] - 1).reshape(-1)
-  lanes_A = barrier(lanes.at[index_A].get(mode=IN_BOUNDS))
-  lanes_KT = lanes_A.reshape(*place_KT.shape, *lanes.shape[1:])
-  return topk_sum(lanes_KT, place_KT < y_ND.shape[0])
+    return _sum_by_gathers(y_ND, index_TK)
+  index_KT, lane_tiles = index_TK.T, to_lane_tiles(y_ND)
+  index_A = jnp.minimum(index_KT, y_ND.shape[0] - 1).reshape(-1)
+  tiles_A = barrier(lane_tiles.at[index_A].get(mode=IN_BOUNDS))
+  tiles_KT = tiles_A.reshape(*index_KT.shape, *lane_tiles.shape[1:])
+  return topk_sum(tiles_KT, index_KT < y_ND.shape[0])
 
 
-def _by_gathers(y_ND, place_TK):
+def _sum_by_gathers(y_ND, index_TK):
   y_ND, total_TD = barrier(y_ND), 0.0
-  for place_T in place_TK.T:
-    row_TD = y_ND.at[jnp.minimum(place_T, y_ND.shape[0] - 1)].get(mode=IN_BOUNDS)
-    total_TD += jnp.where((place_T < y_ND.shape[0])[:, None], row_TD, 0).astype(jnp.float32)
+  for index_T in index_TK.T:
+    row_TD = y_ND.at[jnp.minimum(index_T, y_ND.shape[0] - 1)].get(mode=IN_BOUNDS)
+    total_TD += jnp.where((index_T < y_ND.shape[0])[:, None], row_TD, 0).astype(jnp.float32)
   return total_TD
 
 
 @jax.custom_vjp
-def copies_of_rows(x_TD, source_N, place_TK):
-  """[N, D]: `rows_at(x_TD, source_N)`, whose gradient is a sum of rows. The gradient of a copy that
-  `place_TK` does not know counts for nothing, whatever it is."""
-  return rows_at(x_TD, source_N)
+def permute_rows(
+  x_TD: Float[Array, "T D"], source_N: Int[Array, " N"], index_TK: Int[Array, "T K"]
+) -> Float[Array, "N D"]:
+  """`take_rows(x_TD, source_N)`, whose gradient is a `gather_and_sum`. Gradients of copies that
+  `index_TK` does not list are not read."""
+  return take_rows(x_TD, source_N)
 
 
-def _copies_backward(place_TK, dy_ND):
-  return sum_of_rows(dy_ND, place_TK).astype(dy_ND.dtype), None, None
+def _permute_forward(x_TD, source_N, index_TK):
+  return take_rows(x_TD, source_N), index_TK
 
 
-copies_of_rows.defvjp(
-  lambda x_TD, source_N, place_TK: (rows_at(x_TD, source_N), place_TK), _copies_backward
-)
+def _permute_backward(index_TK, dy_ND):
+  return gather_and_sum(dy_ND, index_TK).astype(dy_ND.dtype), None, None
+
+
+permute_rows.defvjp(_permute_forward, _permute_backward)
 
 
 @jax.custom_vjp
-def sum_of_copies(y_ND, source_N, place_TK):
-  """[T, D]: `sum_of_rows(y_ND, place_TK)`, whose gradient is copies of rows."""
-  return sum_of_rows(y_ND, place_TK)
+def unpermute_and_sum(
+  y_ND: Float[Array, "N D"], source_N: Int[Array, " N"], index_TK: Int[Array, "T K"]
+) -> Float[Array, "T D"]:
+  """`gather_and_sum(y_ND, index_TK)`, whose gradient is a `take_rows`."""
+  return gather_and_sum(y_ND, index_TK)
 
 
-def _sum_backward(residuals, dy_TD):
+def _unpermute_forward(y_ND, source_N, index_TK):
+  return gather_and_sum(y_ND, index_TK), (source_N, jnp.zeros((), y_ND.dtype))
+
+
+def _unpermute_backward(residuals, dy_TD):
   source_N, like = residuals
-  return rows_at(dy_TD.astype(like.dtype), source_N), None, None
+  return take_rows(dy_TD.astype(like.dtype), source_N), None, None
 
 
-sum_of_copies.defvjp(
-  lambda y_ND, source_N, place_TK: (
-    sum_of_rows(y_ND, place_TK), (source_N, jnp.zeros((), y_ND.dtype))
-  ),
-  _sum_backward,
-)  # fmt: skip
+unpermute_and_sum.defvjp(_unpermute_forward, _unpermute_backward)

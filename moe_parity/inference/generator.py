@@ -79,7 +79,7 @@ class Generator:
         " the tokenizer that the run was trained with"
       )
     check_finite(params)
-    options = dataclasses.replace(options, capacity_factor=0.0, streams=1, remat="none")
+    options = dataclasses.replace(options, capacity_factor=0.0, num_batch_splits=1, remat="none")
     self._graph = abstract_model(architecture, options)[0]
     self._decode_graph = abstract_model(
       architecture, dataclasses.replace(options, is_decoding=True)
@@ -194,10 +194,10 @@ class Generator:
     return self._decode(*self._weights, token_B, cache=cache, key=key, sampling=sampling)
 
   def _placed(self, rows: np.ndarray) -> jax.Array:
-    return jnp.asarray(rows) if self.mesh is None else meshes.same_on_all(rows, self.mesh)
+    return jnp.asarray(rows) if self.mesh is None else meshes.put_replicated_batch(rows, self.mesh)
 
   def _prefill_step(self, params, buffers, inputs_BS, length_B1, key, *, num_slots, sampling):
-    with meshes.use(self.mesh):
+    with meshes.use_mesh(self.mesh):
       model = nnx.merge(self._graph, params, buffers)
       documents = self.documents and self.documents.document_ids(inputs_BS)
       length_B = jnp.maximum(length_B1[:, 0], 1)  # rows that fill up the devices have none
@@ -208,7 +208,7 @@ class Generator:
       return self._next(logit_BV, cache, key, sampling)
 
   def _decode_step(self, params, buffers, token_B, *, cache: Cache, key, sampling):
-    with meshes.use(self.mesh):
+    with meshes.use_mesh(self.mesh):
       model = nnx.merge(self._decode_graph, params, buffers)
       begins_B = self.documents and token_B == self.documents.begin_id
       hidden_BD, cache = model.decode(token_B, cache, begins_B)

@@ -263,9 +263,8 @@ class Attention(nnx.Module):
     if past is not None:
       y = cached_attention(q, by_head(k, v), past, slopes)
     elif self.options.uses_kernel(S, jax.default_backend()):
-      from moe_parity.kernels.flash_attention import (
-        flash_attention,  # a quarter second, for TPUs only
-      )
+      # Imported here because only TPUs need it and Pallas is slow to import.
+      from moe_parity.kernels.flash_attention import flash_attention
 
       y = flash_attention(q, k, v, slopes, document_BS)
     else:

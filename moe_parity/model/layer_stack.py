@@ -201,7 +201,7 @@ class LayerStack(nnx.Module):
     num_splits = self.num_batch_splits(batch)
     batch //= num_splits * mesh.num_shards()
     scan = functools.partial(self._scan_local, graph, apply_layers, batch, num_splits)
-    if mesh.current() is None:
+    if mesh.current_mesh() is None:
       return scan(x_TD, extra, stacked, per_repeat)
     by_batch, matrices = mesh.P(AXES), cast_matrices(stacked, self.options.dtype)
     return jax.shard_map(
@@ -215,7 +215,7 @@ class LayerStack(nnx.Module):
     self, graph, apply_layers, batch: int, num_splits: int, x_TD, extra, stacked, per_repeat
   ):
     """`scan_layers` for one device's tokens and shards of the weights; `batch` is a split's."""
-    is_on_mesh = mesh.current() is not None
+    is_on_mesh = mesh.current_mesh() is not None
 
     def scan_body(x_splits, extra_splits, of_repeat):
       weights, own = of_repeat
@@ -250,13 +250,13 @@ class LayerStack(nnx.Module):
     collectives), where splits do not divide the sequences, and where capacity is bounded: an
     expert's capacity is of a device's tokens, not of a split's.
     """
-    current, options = mesh.current(), self.options
+    current, options = mesh.current_mesh(), self.options
     if current is None or current.shape["expert"] == 1 or not any(self.pattern):
       return 1
     if options.capacity_factor:
       return 1
     can_overlap = (options.platform or jax.default_backend()) in ("gpu", "tpu")
-    num_splits = options.streams or (2 if can_overlap else 1)
+    num_splits = options.num_batch_splits or (2 if can_overlap else 1)
     return num_splits if batch % (num_splits * current.size) == 0 else 1
 
 

@@ -14,13 +14,13 @@ from jaxtyping import Array, Float, Int
 
 from moe_parity.experts.assignments import drop_beyond_capacity
 from moe_parity.experts.expert_ffn import expert_ffn, implementation_for
-from moe_parity.experts.expert_parallel import expert_ffn_local
+from moe_parity.experts.expert_parallel import expert_parallel_ffn
 from moe_parity.experts.looped_ffn import FEW_ASSIGNMENTS, looped_ffn
 from moe_parity.model.feedforward import FeedForward
 from moe_parity.model.init import param
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.architecture import Architecture
-from moe_parity.planning.expert_parallel import Shape, default_exchange
+from moe_parity.planning.expert_parallel import ExpertParallelShape, default_token_dispatch
 from moe_parity.planning.routed_scale import LEARNED, PER_CHOICE, constant_scale
 from moe_parity.sharding import mesh
 
@@ -121,7 +121,7 @@ class MoE(nnx.Module):
     d, e, i = architecture.d_model, architecture.num_experts, architecture.d_expert
     self.experts_per_token, self.options = architecture.experts_per_token, options
     shrink = (2 * architecture.num_layers) ** -0.5
-    # A tenth of the usual spread: the first steps route almost evenly.
+    # Small initial logits, so that the first steps route almost evenly.
     self.router = param(d, e, axes="--", scale=0.1)  # replicated: E columns, no padding
     self.constant_scale = 1.0
     if options.routed_scale == PER_CHOICE:
@@ -191,7 +191,7 @@ class MoE(nnx.Module):
     repeats, num_experts = self.experts_in.shape[:2]
     num_assignments = x_TD.shape[0] * self.experts_per_token
     is_few = num_assignments <= FEW_ASSIGNMENTS * num_experts
-    if not (self.options.is_decoding and is_few) or mesh.current() is not None:
+    if not (self.options.is_decoding and is_few) or mesh.current_mesh() is not None:
       return None
     w_in, w_down = (
       w[...].astype(x_TD.dtype).reshape(repeats * num_experts, *w.shape[2:])
@@ -207,26 +207,27 @@ class MoE(nnx.Module):
     implementation = implementation_for(platform)
     if options.is_decoding and expert_TK.size <= FEW_ASSIGNMENTS * w_in_L2ID.shape[0]:
       implementation = "looped"  # on a mesh as many assignments reach a device as leave it
-    if mesh.current() is None:
+    if mesh.current_mesh() is None:
       num_dropped = jnp.zeros((), jnp.int32)
       if options.capacity_factor:
-        shape = Shape(num_tokens, chosen, num_experts, 1, options.capacity_factor)
+        shape = ExpertParallelShape(num_tokens, chosen, num_experts, 1, options.capacity_factor)
         expert_TK, num_dropped = drop_beyond_capacity(expert_TK, num_experts, shape.capacity)
       y_TD = expert_ffn(
         x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, implementation=implementation
       )
       return y_TD if self.shared is None else y_TD + self.shared(x_TD), num_dropped
-    exchange = options.exchange or default_exchange(
+    token_dispatch = options.token_dispatch or default_token_dispatch(
       platform,
       num_experts=num_experts,
       experts_per_token=chosen,
       num_devices=jax.lax.axis_size("expert"),
-      has_ragged=mesh.has_ragged(),
+      has_ragged=mesh.supports_ragged_all_to_all(),
     )
     shared = self.shared and jax.tree_util.Partial(_call_module, *nnx.split(self.shared))
-    return expert_ffn_local(
-      x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID, num_experts=num_experts, exchange=exchange,
-      capacity_factor=options.capacity_factor, implementation=implementation, beside=shared,
+    return expert_parallel_ffn(
+      x_TD, expert_TK, gate_TK, w_in_L2ID, w_down_LID,
+      num_experts=num_experts, token_dispatch=token_dispatch,
+      capacity_factor=options.capacity_factor, implementation=implementation, overlap_fn=shared,
     )  # fmt: skip
 
 

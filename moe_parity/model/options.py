@@ -34,13 +34,14 @@ class ModelOptions:
       blocks a causal mask costs (n+1)/2n of the full product. A sequence it does not divide is one
       block. Blocks are unrolled, so many of them cost compile time.
     embedding_std: standard deviation of the initial embedding.
-    exchange: how tokens travel to experts on other devices: "padded", "merged", "ragged",
-      "gathered", or "" for the platform's own (`experts/expert_parallel.py`). All give the same
-      numbers.
+    token_dispatch: how tokens reach experts on other devices: "all_to_all", "ragged_all_to_all",
+      "ragged_all_to_all_dedup", "all_gather", or "" for the platform's own
+      (`planning/expert_parallel.py`). All give the same numbers.
     capacity_factor: rows a pair of devices may exchange, times the mean; what is beyond is dropped
       and counted. 0 drops nothing.
-    streams: parts that a device's sequences go through MoE layers in, so that one is computed while
-      another's tokens travel; 0 is the platform's own number (`model/layer_stack.py`).
+    num_batch_splits: parts a device's sequences are split into, so that one part's dispatch and
+      combine overlap with the computation of another (two-batch overlap); 0 is the platform's own
+      number (`model/layer_stack.py`).
     platform: what the program is compiled for ("cpu", "gpu", "tpu"); "" is what it runs on.
     is_probing: expert layers also report the norms of what they add (`evaluation/ablations.py`).
     is_decoding: the program has few tokens and takes no gradient: expert layers then read only the
@@ -55,9 +56,9 @@ class ModelOptions:
   attention: str = ""
   attention_block: int = 512
   embedding_std: float = 0.02
-  exchange: str = ""
+  token_dispatch: str = ""
   capacity_factor: float | int = 0.0
-  streams: int = 0
+  num_batch_splits: int = 0
   platform: str = ""
   is_decoding: bool = False
   is_probing: bool = False
@@ -73,8 +74,11 @@ class ModelOptions:
         f"model.capacity_factor={self.capacity_factor} is negative; use 0 (nothing is dropped) or"
         " more than 1"
       )
-    if self.streams < 0:
-      raise UserError(f"model.streams={self.streams} is negative; use 0, the platform's own number")
+    if self.num_batch_splits < 0:
+      raise UserError(
+        f"model.num_batch_splits={self.num_batch_splits} is negative; use 0, the platform's own"
+        " number"
+      )
     if self.attention_block < 1:
       raise UserError(
         f"model.attention_block={self.attention_block} must be at least 1; 512 is a good choice"

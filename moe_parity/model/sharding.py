@@ -34,7 +34,7 @@ def cast_matrices(weights: nnx.State, dtype: str) -> nnx.State:
 
 def partition_specs(weights: nnx.State) -> nnx.State:
   """Each weight's `PartitionSpec`."""
-  return map_variables(lambda _, axes: mesh.spec(axes, mesh.WEIGHTS), weights)
+  return map_variables(lambda _, axes: mesh.partition_spec(axes, mesh.WEIGHTS), weights)
 
 
 def all_gather(weights: nnx.State) -> nnx.State:
@@ -42,6 +42,6 @@ def all_gather(weights: nnx.State) -> nnx.State:
 
   def gather(array, axes):
     sharded = [axis for axis, letter in enumerate(axes) if mesh.WEIGHTS.get(letter) == "fsdp"]
-    return fsdp_gather.collected(array, sharded[0], "fsdp") if sharded else array
+    return fsdp_gather.all_gather_weight(array, sharded[0], "fsdp") if sharded else array
 
   return map_variables(gather, weights)

@@ -84,7 +84,7 @@ class Transformer(nnx.Module):
 
   def embed(self, inputs_BS: Int[Array, "B S"]) -> Float[Array, "T D"]:
     """The first layer's input: token embeddings, sequences end to end."""
-    table_VD = mesh.gathered(self.embedding[...], self.embedding.axes)
+    table_VD = mesh.replicated_for_use(self.embedding[...], self.embedding.axes)
     x_TD = jnp.take(table_VD, inputs_BS.reshape(-1), axis=0)
     return mesh.constrain(x_TD.astype(self.options.dtype), "TD")
 
@@ -179,14 +179,17 @@ class Transformer(nnx.Module):
     """function(*token arrays, head), on each device for its own tokens. The head is all-gathered
     over `fsdp` once, and its gradient reduce-scattered once."""
     head_DV = self.head[...].astype(token_arrays[0].dtype)
-    if mesh.current() is None:
+    if mesh.current_mesh() is None:
       return function(*token_arrays, head_DV)
 
     def local(*operands):
       *token_arrays, head_DV = operands
       return function(*token_arrays, jax.lax.all_gather(head_DV, "fsdp", axis=0, tiled=True))
 
-    tokens, weights = (mesh.spec("T", mesh.ACTIVATIONS), mesh.spec(self.head.axes, mesh.WEIGHTS))
+    tokens, weights = (
+      mesh.partition_spec("T", mesh.ACTIVATIONS),
+      mesh.partition_spec(self.head.axes, mesh.WEIGHTS),
+    )
     return jax.shard_map(
       local, in_specs=(*[tokens] * len(token_arrays), weights), out_specs=tokens, check_vma=False
     )(*token_arrays, head_DV)

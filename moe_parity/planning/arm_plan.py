@@ -17,6 +17,7 @@ class ArmPlan:
   """One run. Counts without vocabulary unless said; residuals in percent of the budget.
 
   Attributes:
+    seed: of the initial weights. data_seed: of the windows that are drawn and their order.
     role: "arm"; "reference" for one that spends another compute and is not at parity; "control" for
       a dense model of another N at equal C and data; "check" for one at parity that tries another
       learning rate or batch and is not compared.
@@ -60,6 +61,7 @@ class ArmPlan:
   gates: str
   mixture: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
   attention_block: int = ATTENTION_BLOCK
+  data_seed: int = 0
   routed_scale: str = ""
 
   def to_dict(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class Decisions:
   Attributes:
     vocab_size: 0 while it is not known; is_vocab_assumed where no token store said it.
     attention_block: queries that attention computes at a time.
+    data_seed: of the text drawn and its order; draw_per_seed: whether an arm's seed is added to it.
     shares: of each domain, None without data.weights. max_epochs: times any data may be read.
   """
 
@@ -29,6 +30,8 @@ class Decisions:
   vocab_size: int
   is_vocab_assumed: bool
   attention_block: int
+  data_seed: int
+  draw_per_seed: bool
   shares: Shares | None
   max_epochs: float | int
   final_learning_rate: float
@@ -52,6 +55,8 @@ def read_decisions(config: Any, vocab_size: int = 0) -> Decisions:
     vocab_size=vocab_size or _vocabulary(tokenizer),
     is_vocab_assumed=not vocab_size,
     attention_block=get(model, "attention_block", ATTENTION_BLOCK),
+    data_seed=get(data, "seed", 0),
+    draw_per_seed=get(data, "draw_per_seed", True),
     shares=read_shares(get(data, "weights", "")),
     max_epochs=get(data, "max_epochs", 0.0),
     final_learning_rate=float(get(optimizer, "final_learning_rate", 1e-5)),

@@ -1,10 +1,17 @@
-"""What an exchange of tokens between the devices that hold the experts sends, and which to take.
+"""Expert parallelism on paper: which token dispatcher to use, and the sizes of its buffers.
 
 T tokens a device, G devices on the expert axis, L = ceil(E / G) experts each: device g owns experts
-[g L, (g+1) L). A padded or merged exchange's *row* is one token's vector on its way to one device,
-with up to J of its chosen experts there, their routing weights and ids. J is 1 where choices rarely
-meet on a device, at most min(K, L), where a token crosses the wire once per device whatever it
-chose there. A ragged exchange's row is one assignment (`experts/ragged_all_to_all.py` says why).
+[g L, (g+1) L). The token dispatchers, values of `mesh.token_dispatch`:
+
+  all_to_all               an all-to-all of buffers of fixed size; every platform
+  ragged_all_to_all        a ragged all-to-all of one row for each assignment; TPU and GPU
+  ragged_all_to_all_dedup  the same of rows packed by device; TPU and GPU
+  all_gather               every device gets every token; every platform
+
+In `all_to_all` and `ragged_all_to_all_dedup` a *row* is one token's vector for one device, with up
+to J of the token's experts there, their routing weights and ids. J is 1 where choices rarely share
+a device, at most min(K, L), where a token is sent once a device whatever it chose there. In
+`ragged_all_to_all` a row is one assignment (`experts/ragged_all_to_all.py` says why).
 """
 
 import dataclasses
@@ -13,28 +20,34 @@ import math
 from moe_parity.errors import UserError
 from moe_parity.planning import tpu_slices
 
-EXCHANGES = ("padded", "merged", "ragged", "gathered")
-WITHOUT_SLOTS = ("merged", "ragged")  # by a ragged all-to-all
+TOKEN_DISPATCHERS = (
+  "all_to_all",
+  "ragged_all_to_all_dedup",
+  "ragged_all_to_all",
+  "all_gather",
+)
+RAGGED = ("ragged_all_to_all_dedup", "ragged_all_to_all")  # need a ragged all-to-all collective
 
-# First buffers hold this much of the mean load of a fair draw, replays a quarter of that.
-SLACK = 1.25
-REPLAY_SHARE = 4
+# Buffers of the first round hold this much of the mean load of balanced routing; those of an
+# overflow round a fraction of that.
+CAPACITY_HEADROOM = 1.25
+OVERFLOW_FRACTION = 1 / 4
 
-# Loops that take a step only where routing is skewed stand under this name in a compiled program:
-# whoever prices it on paper leaves them out.
-REPLAYS = "replays"
+# The name scope of loops that take steps only where routing is skewed: estimates of a compiled
+# program's time leave them out.
+OVERFLOW_SCOPE = "overflow_rounds"
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-  """Sizes of one exchange.
+class ExpertParallelShape:
+  """Sizes of one layer's dispatch and combine.
 
   Attributes:
     num_tokens: T, tokens of one device.
     experts_per_token: K.
-    num_experts: E, the real ones.
+    num_experts: E, without padding experts.
     num_devices: G.
-    capacity_factor: 0 for dropless, else assignments kept per (device, expert) over T K / E.
+    capacity_factor: 0 for dropless, else an expert's assignments from one device over T K / E.
   """
 
   num_tokens: int
@@ -45,11 +58,11 @@ class Shape:
 
   @property
   def experts_per_device(self) -> int:
-    """L; on the last devices some of them are phantoms that no token can choose."""
+    """L; on the last devices some of them are padding experts that no token can choose."""
     return -(-self.num_experts // self.num_devices)
 
   @property
-  def most_choices(self) -> int:
+  def max_choices_per_device(self) -> int:
     """The most experts of one device that a token can choose."""
     return min(self.experts_per_token, self.experts_per_device)
 
@@ -61,24 +74,24 @@ class Shape:
     mean = self.num_tokens * self.experts_per_token / self.num_experts
     return min(math.ceil(self.capacity_factor * mean), self.num_tokens)
 
-  def rows_per_pair(self, choices_per_row: int) -> float:
-    """Rows a token sends to a device full of experts, in the mean over choices drawn fairly."""
+  def expected_rows_per_pair(self, choices_per_row: int) -> float:
+    """The mean number of rows a token sends to a device with L experts at balanced routing."""
     total = math.comb(self.num_experts, self.experts_per_token)
-    here = self.experts_per_device
+    local = self.experts_per_device
     return sum(
-      -(-met // choices_per_row)
-      * math.comb(here, met)
-      * math.comb(self.num_experts - here, self.experts_per_token - met)
+      -(-chosen // choices_per_row)
+      * math.comb(local, chosen)
+      * math.comb(self.num_experts - local, self.experts_per_token - chosen)
       / total
-      for met in range(1, self.most_choices + 1)
+      for chosen in range(1, self.max_choices_per_device + 1)
     )
 
   @property
   def choices_per_row(self) -> int:
-    """J: the fewest whose rows are within 2 % of the fewest possible."""
-    most = self.most_choices
-    fewest = self.rows_per_pair(most)
-    return next(j for j in range(1, most + 1) if self.rows_per_pair(j) <= 1.02 * fewest)
+    """J: the smallest whose number of rows is within 2 % of the smallest possible."""
+    largest = self.max_choices_per_device
+    fewest = self.expected_rows_per_pair(largest)
+    return next(j for j in range(1, largest + 1) if self.expected_rows_per_pair(j) <= 1.02 * fewest)
 
   @property
   def rows_per_token(self) -> int:
@@ -88,81 +101,94 @@ class Shape:
     return min(self.experts_per_token, most)
 
   @property
-  def most_rows(self) -> int:
-    """The most rows one device can have for another: what no routing can exceed."""
-    rows = self.num_tokens * -(-self.most_choices // self.choices_per_row)
+  def max_rows_per_pair(self) -> int:
+    """The most rows one device can have for another, whatever the routing."""
+    rows = self.num_tokens * -(-self.max_choices_per_device // self.choices_per_row)
     return min(rows, self.experts_per_device * self.capacity)
 
   @property
   def first_choices(self) -> int:
-    """Assignments per pair of devices that the first round of a ragged exchange has room for, and
-    so its rows. All when there is a capacity."""
-    most = min(self.num_tokens * self.most_choices, self.experts_per_device * self.capacity)
+    """Assignments per pair of devices in the first round of `ragged_all_to_all`; all of them when
+    there is a capacity."""
     if self.capacity_factor:
-      return most
+      return self._max_choices_per_pair
     share = self.experts_per_device / self.num_experts
-    mean = SLACK * self.num_tokens * self.experts_per_token * share
-    return min(16 * math.ceil(mean / 16), most)
+    mean = CAPACITY_HEADROOM * self.num_tokens * self.experts_per_token * share
+    return min(16 * math.ceil(mean / 16), self._max_choices_per_pair)
 
   @property
-  def replay_choices(self) -> int:
-    """What each further round has room for; 0 when the first carries all there can be."""
-    most = min(self.num_tokens * self.most_choices, self.experts_per_device * self.capacity)
-    if self.first_choices == most:
+  def overflow_choices(self) -> int:
+    """Assignments per pair in each overflow round; 0 where the first round holds all."""
+    if self.first_choices == self._max_choices_per_pair:
       return 0
-    return 16 * math.ceil(self.first_choices / (16 * REPLAY_SHARE))
+    return 16 * math.ceil(self.first_choices * OVERFLOW_FRACTION / 16)
+
+  @property
+  def _max_choices_per_pair(self) -> int:
+    most = self.num_tokens * self.max_choices_per_device
+    return min(most, self.experts_per_device * self.capacity)
 
   @property
   def first_rows(self) -> int:
-    """Rows per pair of devices that the first round of a padded exchange carries. All when there
-    is a capacity."""
+    """Rows per pair of devices in the first round of `all_to_all`; all of them when there is a
+    capacity."""
     if self.capacity_factor:
-      return self.most_rows
-    mean = SLACK * self.num_tokens * self.rows_per_pair(self.choices_per_row)
-    return min(16 * math.ceil(mean / 16), self.most_rows)
+      return self.max_rows_per_pair
+    mean = CAPACITY_HEADROOM * self.num_tokens * self.expected_rows_per_pair(self.choices_per_row)
+    return min(16 * math.ceil(mean / 16), self.max_rows_per_pair)
 
   @property
-  def replay_rows(self) -> int:
-    """Rows per pair that each further round carries; 0 when the first carries all there can be."""
-    if self.first_rows == self.most_rows:
+  def overflow_rows(self) -> int:
+    """Rows per pair in each overflow round; 0 where the first round holds all."""
+    if self.first_rows == self.max_rows_per_pair:
       return 0
-    return 16 * math.ceil(self.first_rows / (16 * REPLAY_SHARE))
+    return 16 * math.ceil(self.first_rows * OVERFLOW_FRACTION / 16)
 
 
-def room_for(num_rows: int, num_experts: int) -> int:
-  """Rows of a buffer that holds `num_rows` sorted by expert, however they are spread: each expert's
-  begin at a whole tile, and it has one at least. An even number of tiles, for a chip's two cores.
+def tile_padded_rows(num_rows: int, num_experts: int) -> int:
+  """Rows of a buffer that holds `num_rows` sorted by expert, whatever the counts.
+
+  Every expert starts at a whole tile and has at least one. The number of tiles is even, for a
+  chip's two cores.
   """
   num_tiles = num_rows // tpu_slices.ROW_TILE + num_experts
   return (num_tiles + num_tiles % 2) * tpu_slices.ROW_TILE
 
 
-def check_exchange(
-  exchange: str,
+def check_name(token_dispatch: str) -> None:
+  """
+  Raises:
+    UserError: no such token dispatcher.
+  """
+  if token_dispatch not in TOKEN_DISPATCHERS:
+    raise UserError(
+      f"token_dispatch={token_dispatch!r} is not one of {', '.join(TOKEN_DISPATCHERS)}; leave it"
+      " out for the platform's own"
+    )
+
+
+def check_token_dispatch(
+  token_dispatch: str,
   platform: str,
   *,
   num_experts: int,
   num_devices: int,
   capacity_factor: int | float = 0.0,
 ) -> None:
-  """Refuses, before anything compiles, an exchange that cannot run.
+  """Refuses, before anything compiles, a token dispatcher that cannot run.
 
   Args:
     platform: "cpu", "gpu" or "tpu": where the program will run.
     num_devices: size of the expert axis.
   Raises:
-    UserError: no such exchange; ragged or merged on CPU; more devices than experts; a capacity
+    UserError: no such token dispatcher; a ragged one on CPU; more devices than experts; a capacity
       factor that is negative or not finite.
   """
-  if exchange not in EXCHANGES:
+  check_name(token_dispatch)
+  if token_dispatch in RAGGED and platform == "cpu":
     raise UserError(
-      f"exchange={exchange!r} is not one of {', '.join(EXCHANGES)}; leave it out for the platform's"
-      " own"
-    )
-  if exchange in WITHOUT_SLOTS and platform == "cpu":
-    raise UserError(
-      f"exchange={exchange!r} needs a TPU or GPU: XLA has no ragged all-to-all on CPU; use"
-      " 'padded', which is exact too, or 'gathered'"
+      f"token_dispatch={token_dispatch!r} needs a TPU or GPU: XLA has no ragged all-to-all on CPU;"
+      " use 'all_to_all', which is exact too, or 'all_gather'"
     )
   if num_devices > num_experts:
     raise UserError(
@@ -175,7 +201,7 @@ def check_exchange(
     )
 
 
-def default_exchange(
+def default_token_dispatch(
   platform: str,
   *,
   num_experts: int,
@@ -183,91 +209,19 @@ def default_exchange(
   num_devices: int,
   has_ragged: bool = True,
 ) -> str:
-  """The exchange to take when none is named.
+  """The token dispatcher of a platform, where the config names none.
 
-  `gathered` where a fairly routed token goes to at least 1 / SLACK = 0.8 of the devices: padded
-  buffers then hold every token anyway, and a ragged exchange, which sends a token once for each of
-  its choices, would save a fifth at most. Otherwise
-  `ragged` on TPU and `padded` elsewhere: on CPU XLA has no ragged all-to-all, on GPU its fast
-  kernel stops at 8 devices.
-
-  Args:
-    has_ragged: whether a TPU's slice has a ragged all-to-all (`lacks_ragged`).
-  """
-  fair = Shape(1, experts_per_token, num_experts, num_devices)
-  if SLACK * fair.rows_per_pair(fair.most_choices) >= 1:
-    return "gathered"
-  return "ragged" if platform == "tpu" and has_ragged else "padded"
-
-
-def lacks_ragged(device_kind: str, num_devices: int) -> bool:
-  """Whether a TPU slice has no ragged all-to-all: v5e of more than 16 chips, where libtpu 0.0.50
-  refuses it ("not supported in limited ICI routing settings"). It compiles for 4 x 4 of them, and
-  for v6e up to 16 x 16 and v5p at all sizes tried.
+  `all_gather` where a token goes to at least 1 / CAPACITY_HEADROOM = 0.8 of the devices at balanced
+  routing: fixed-size buffers then hold every token anyway, and a ragged all-to-all, which sends a
+  token once for each of its choices, would save a fifth at most. Otherwise `ragged_all_to_all` on
+  TPU and `all_to_all` elsewhere: on CPU XLA has no ragged all-to-all, on GPU its fast kernel stops
+  at 8 devices.
 
   Args:
-    device_kind: as JAX names it, or the generation's name.
+    has_ragged: whether the TPU slice has a ragged all-to-all (`tpu_slices.ragged_unsupported`).
   """
-  return ("v5 lite" in device_kind or device_kind == "v5e") and num_devices > 16
-
-
-@dataclasses.dataclass(frozen=True)
-class WireBytes:
-  """Bytes one device sends to others in one layer.
-
-  Attributes:
-    forward: what the first (mostly the only) round of the forward pass sends.
-    backward: the same of the backward pass, not counting a forward pass that remat repeats.
-    replay_forward, replay_backward: what every further round sends; 0 where there is none.
-  """
-
-  forward: int
-  backward: int
-  replay_forward: int = 0
-  replay_backward: int = 0
-
-
-def wire_bytes(exchange: str, shape: Shape, *, d_model: int, itemsize: int) -> WireBytes:
-  """What the collectives of one layer send, in buffers' bytes less what stays on the device.
-
-  With b bytes a number, a padded exchange's row carries D b of its vector and its tags there (ids
-  and routing weights, 8 J), D b back; its gradient D b there, D b and 4 J of tags back. A merged
-  exchange sends the vectors of rows there are, and tags of all slots. A ragged exchange's row is an
-  assignment; routing weights and their gradients go in all-gathers.
-
-      padded    forward (G-1) C (2 D b + 8 J)               backward (G-1) C (2 D b + 4 J)
-      merged    forward n 2 D b + (G-1) (8 J C + 4 G)       backward n 2 D b + (G-1) 4 J C
-      ragged    forward n 2 D b + 4 (G-1) (T K + G L)       backward n 2 D b + 4 (G-1) R
-      gathered  forward (G-1) T (2 D b + 8 K)               backward (G-1) T (2 D b + 4 K)
-
-  C = `Shape.first_rows`, J = `Shape.choices_per_row`. n counts the rows there are, here those of a
-  fair draw to devices full of experts, and R the rows of a buffer for G `Shape.first_choices`
-  (`room_for`). A further round has `Shape.replay_rows` or `Shape.replay_choices` instead, and its
-  backward pass sends rows and what goes with them there once more (n is not known then, and not
-  counted).
-  """
-  others, vector = shape.num_devices - 1, d_model * itemsize
-  if exchange == "gathered":
-    rows, choices = others * shape.num_tokens, shape.experts_per_token
-    return WireBytes(rows * (2 * vector + 8 * choices), rows * (2 * vector + 4 * choices))
-  if exchange == "ragged":
-    here, sent = shape.experts_per_device, shape.num_tokens * shape.experts_per_token
-    rows = others * sent * here / shape.num_experts
-    room = room_for(shape.num_devices * shape.first_choices, here)
-    return WireBytes(
-      round(rows * 2 * vector) + 4 * others * (sent + shape.num_devices * here),
-      round(rows * 2 * vector) + 4 * others * room,
-    )
-  if exchange == "merged":
-    rows = others * shape.num_tokens * shape.rows_per_pair(shape.choices_per_row)
-    tags = 4 * others * shape.choices_per_row * shape.first_rows
-    vectors = round(rows * 2 * vector)
-    return WireBytes(vectors + 2 * tags + 4 * others * shape.num_devices, vectors + tags)
-  tags, tags_back = 8 * shape.choices_per_row, 4 * shape.choices_per_row
-  rows, again = others * shape.first_rows, others * shape.replay_rows
-  return WireBytes(
-    rows * (2 * vector + tags),
-    rows * (2 * vector + tags_back),
-    again * (2 * vector + tags),
-    again * (3 * vector + tags + tags_back),
-  )
+  one_token = ExpertParallelShape(1, experts_per_token, num_experts, num_devices)
+  rows = one_token.expected_rows_per_pair(one_token.max_choices_per_device)
+  if CAPACITY_HEADROOM * rows >= 1:
+    return "all_gather"
+  return "ragged_all_to_all" if platform == "tpu" and has_ragged else "all_to_all"

@@ -1,26 +1,26 @@
 """Bytes one device needs to train an architecture on a mesh: an estimate before any compile.
 
-With W the parameters one device holds, t = batch * S / (data * fsdp * expert) its tokens of one
+With W the parameters one device stores, t = batch * S / (data * fsdp * expert) its tokens of one
 micro-batch, b the bytes of the compute dtype:
 
   parameters  4 W, float32 masters
   optimizer   8 W, two float32 moments of Adam
-  gradients   4 W, and 4 W more to accumulate where the batch is cut into micro-batches
-  gathered    b x the largest layer's parameters as computed with: cast, and collected over `fsdp`;
-              all layers' where nothing is computed again and what is computed with is a copy
-  activations what the forward pass keeps for the backward pass, by remat policy (`kept_channels`)
-  working     of the largest layer, while its backward pass runs: what is computed again, and the
-              gradients of hidden values, scores and its experts' rows
-  logits      8 t V: float32 logits and their gradient, at most `most_logits` at a time
-  exchange    2 b x K t D_m, rows on their way to the experts and back; 0 without an `expert` axis
+  gradients   4 W, and 4 W more to accumulate where the batch is split into micro-batches
+  compute_weights  b x the largest layer's parameters, cast and all-gathered over `fsdp`;
+              all layers' where nothing is rematerialized and they are copies of the masters
+  activations saved residuals of the forward pass, by remat policy (`saved_channels`)
+  backward_workspace  of the largest layer in its backward pass: what is rematerialized, and the
+              gradients of hidden values, attention scores and its experts' rows
+  logits      8 t V: float32 logits and their gradient, at most `max_logits` at a time
+  exchange    2 b x K t D_m, rows in dispatch and combine; 0 without an `expert` axis
 
-Where a TPU's kernels compute the experts, their rows are as wide as a TPU keeps them (`row_width`).
+Where a TPU's kernels compute the experts, rows are padded as a TPU stores them (`row_width`).
 
-Weights: an expert lies on its part of `expert`, cut further over `fsdp`; other matrices and the
-vocabulary are cut over `fsdp`; router and norms are whole everywhere. Experts are filled up to a
-multiple of `expert` (the phantom ones hold memory and are in no other count). What a compiler adds
+Weights: an expert is on its part of `expert`, sharded further over `fsdp`; other matrices and the
+vocabulary are sharded over `fsdp`; router and norms are replicated. Experts are padded to a
+multiple of `expert` (padding experts take memory and are in no other count). What a compiler adds
 (temporaries, fragmentation) is not in here: allow a quarter, and on a CPU a half for experts.
-XLA's own bytes stand beside these in `moe-parity compile` and in a test.
+`moe-parity compile` and a test show XLA's own bytes next to these.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from typing import Any
 
 from moe_parity.errors import UserError
 from moe_parity.planning.architecture import Architecture
-from moe_parity.planning.expert_parallel import SLACK, room_for
+from moe_parity.planning.expert_parallel import CAPACITY_HEADROOM, tile_padded_rows
+from moe_parity.planning.mesh_sizes import AXES
 from moe_parity.planning.tpu_slices import LANES
 
-AXES = ("data", "fsdp", "expert")
 REMAT = ("none", "dots", "layer")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-MAX_LOGITS_IN_MEMORY = 2**26  # that the loss computes at a time on a device
+MAX_LOGITS_IN_MEMORY = 2**26  # logits of the loss that exist at a time on a device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Memory:
   parameters: int
   optimizer: int
   gradients: int
-  gathered: int
+  compute_weights: int
   activations: int
-  working: int
+  backward_workspace: int
   logits: int
   exchange: int
 
@@ -74,89 +74,83 @@ def device_memory(
   remat: str = "layer",
   micro_batches: int = 1,
   kernels: bool = False,
-  most_logits: int = 0,
+  max_logits: int = 0,
 ) -> Memory:
-  """What one device of `mesh` holds at the peak of a training step.
+  """The peak memory of one device of `mesh` in a training step.
 
   Args:
     batch_sequences: the whole batch, over all devices. mesh: axis -> size, an axis left out is 1.
     dtype: of the arithmetic. remat: as of the model's options.
-    micro_batches: pieces the batch is cut into, one after another.
-    kernels: whether attention and experts go through a TPU's kernels. Then scores are never stored
-      (otherwise their softmax is, S a head), and rows that were sorted for the experts are kept.
-    most_logits: logits that exist at a time on a device; 0 is all of a micro-batch.
+    micro_batches: parts of the batch, computed one after another.
+    kernels: whether attention and experts use a TPU's kernels. Then scores are never stored
+      (otherwise their softmax is, S a head), and the sorted rows of experts are saved.
+    max_logits: logits that exist at a time on a device; 0 is all of a micro-batch.
   Raises:
-    UserError: an unknown axis, policy or dtype; a batch or an expert count the mesh cannot cut.
+    UserError: an unknown axis, policy or dtype; a batch or an expert count the mesh cannot divide.
   """
   sizes = _axis_sizes(architecture, mesh or {})
-  _check(remat, dtype, seq_len, batch_sequences, micro_batches)
-  shards = _shards(sizes, batch_sequences, micro_batches)
+  num_shards = sizes["data"] * sizes["fsdp"] * sizes["expert"]
+  _check(seq_len, batch_sequences, num_shards, micro_batches, dtype, remat)
   item = DTYPE_BYTES[dtype]
-  tokens = batch_sequences // (shards * micro_batches) * seq_len
-  held = _held_params(architecture, sizes)
+  tokens = batch_sequences // (num_shards * micro_batches) * seq_len
+  num_params = _params_per_device(architecture, sizes)
   logits = tokens * architecture.vocab_size
-  exchanged = 0
+  exchange = 0
   if sizes["expert"] > 1:
     row = row_width(architecture.d_model) if kernels else architecture.d_model
-    exchanged = 2 * item * architecture.experts_per_token * tokens * row
-  rows = _kernel_rows(architecture, sizes, tokens, seq_len) if kernels else 0
-  kept, working = _kept(architecture, remat, 0 if kernels else seq_len, 4 // item, rows)
+    exchange = 2 * item * architecture.experts_per_token * tokens * row
+  rows: int | float = 0
+  if kernels and architecture.is_moe:
+    rows = _kernel_rows(architecture, sizes["expert"], tokens, tokens // seq_len) / tokens
+  saved, workspace = _saved_and_workspace(
+    architecture, remat, 0 if kernels else seq_len, 4 // item, rows
+  )
   layers = [_layer_params(architecture, is_moe, sizes) for is_moe in architecture.moe_layers]
-  copied = remat == "none" and (item < 4 or sizes["fsdp"] > 1)
+  is_copied = remat == "none" and (item < 4 or sizes["fsdp"] > 1)
   return Memory(
-    parameters=4 * held,
-    optimizer=8 * held,
-    gradients=4 * held * (2 if micro_batches > 1 else 1),
-    gathered=item * (sum(layers) if copied else max(layers)),
-    activations=round(item * tokens * kept),
-    working=round(item * tokens * working),
-    logits=8 * (min(logits, most_logits) if most_logits else logits),
-    exchange=exchanged,
+    parameters=4 * num_params,
+    optimizer=8 * num_params,
+    gradients=4 * num_params * (2 if micro_batches > 1 else 1),
+    compute_weights=item * (sum(layers) if is_copied else max(layers)),
+    activations=round(item * tokens * saved),
+    backward_workspace=round(item * tokens * workspace),
+    logits=8 * (min(logits, max_logits) if max_logits else logits),
+    exchange=exchange,
   )
 
 
-def _check(remat: str, dtype: str, seq_len: int, batch_sequences: int, micro_batches: int) -> None:
+def _check(
+  seq_len: int, batch_sequences: int, num_shards: int, micro_batches: int, dtype: str, remat: str
+) -> None:
   if remat not in REMAT:
-    raise UserError(f"remat={remat!r} is not known; use {', '.join(REMAT)}")
+    raise UserError(f"remat={remat!r} is not one of {', '.join(REMAT)}")
   if dtype not in DTYPE_BYTES:
-    raise UserError(f"dtype={dtype!r} is not known; use {', '.join(DTYPE_BYTES)}")
-  for name, value in (
-    ("seq_len", seq_len),
-    ("batch_sequences", batch_sequences),
-    ("micro_batches", micro_batches),
-  ):
+    raise UserError(f"dtype={dtype!r} is not one of {', '.join(DTYPE_BYTES)}")
+  sizes = dict(seq_len=seq_len, batch_sequences=batch_sequences, micro_batches=micro_batches)
+  for name, value in sizes.items():
     if value < 1:
       raise UserError(f"{name}={value} is below 1; give at least 1")
-
-
-def _shards(sizes: Mapping[str, int], batch_sequences: int, micro_batches: int) -> int:
-  """Parts that the mesh cuts a micro-batch into."""
-  shards = sizes["data"] * sizes["fsdp"] * sizes["expert"]
-  if batch_sequences % (shards * micro_batches):
+  if batch_sequences % (num_shards * micro_batches):
     raise UserError(
-      f"batch_sequences={batch_sequences} is not a multiple of {shards * micro_batches}, the "
-      f"{shards} shards of data, fsdp and expert times micro_batches={micro_batches}; use "
-      f"{max(batch_sequences // (shards * micro_batches), 1) * shards * micro_batches}"
+      f"batch_sequences={batch_sequences} is not a multiple of {num_shards * micro_batches}, the "
+      f"{num_shards} shards of data, fsdp and expert times micro_batches={micro_batches}; use "
+      f"{max(batch_sequences // (num_shards * micro_batches), 1) * num_shards * micro_batches}"
     )
-  return shards
 
 
-def _kernel_rows(
-  architecture: Architecture, sizes: Mapping[str, int], tokens: int, seq_len: int
-) -> int | float:
-  """Rows a token that a TPU's kernel computes the experts of."""
-  if not architecture.is_moe:
-    return 0
-  # Behind an exchange each of two streams has a buffer, if two can share a device's sequences.
-  streams = 2 if sizes["expert"] > 1 and tokens // seq_len % 2 == 0 else 1
-  chosen = (SLACK if sizes["expert"] > 1 else 1) * architecture.experts_per_token * tokens
-  here = -(-architecture.num_experts // sizes["expert"])
-  return streams * room_for(math.ceil(chosen / streams), here) / tokens
+def _kernel_rows(architecture: Architecture, expert_axis: int, tokens: int, sequences: int) -> int:
+  """Rows of the experts' buffers on one device. With expert parallelism each of two batch splits
+  has a buffer, if a device's sequences can be split."""
+  splits = 2 if expert_axis > 1 and sequences % 2 == 0 else 1
+  headroom = CAPACITY_HEADROOM if expert_axis > 1 else 1
+  assignments = headroom * architecture.experts_per_token * tokens
+  num_local = -(-architecture.num_experts // expert_axis)
+  return splits * tile_padded_rows(math.ceil(assignments / splits), num_local)
 
 
 def planned_memory(config: Any, arm: Any) -> Memory | None:
-  """What a device holds when a config's arm (an `ArmPlan`) trains as the config says; attention as
-  everywhere but on a TPU, whose kernel stores no scores.
+  """One device's memory when a config's arm (an `ArmPlan`) trains as the config says, with the
+  attention of platforms other than TPUs, whose kernel stores no scores.
 
   Returns:
     None where the config leaves the number of devices to the machine (a mesh axis of -1).
@@ -177,32 +171,32 @@ def planned_memory(config: Any, arm: Any) -> Memory | None:
     dtype=config.model.dtype,
     remat=config.model.remat,
     micro_batches=max(arm.batch_sequences // micro, 1),
-    most_logits=MAX_LOGITS_IN_MEMORY,
+    max_logits=MAX_LOGITS_IN_MEMORY,
   )
 
 
-def kept_channels(
+def saved_channels(
   architecture: Architecture,
   is_moe: bool,
   remat: str,
   scores: int,
-  wide: int = 1,
+  values_per_float32: int = 1,
   rows: int | float = 0,
 ) -> int | float:
-  """Values of the compute dtype that a token leaves in memory after one layer's forward pass.
+  """Values of the compute dtype that one layer saves for the backward pass, a token.
 
-  layer: what enters the layer, D_m.
+  layer: the layer's input, D_m.
   dots:  also every product with a weight: q, k, v, attention's output, and gate, up and down of
          the feed-forward part (of an MoE: of the shared expert, and K times of the routed ones).
-  none:  what the backward pass asks for: of each norm what enters it and its result; q, k, v, what
-         attention mixes, and the softmax of the scores (`scores` a head); of a SwiGLU gate, up and
-         their product; of an MoE the router's logits and E probabilities, and of the routed experts
-         gate and up, and the sorted rows themselves where kernels take them.
+  none:  what the backward pass reads: of each norm its input and result; q, k, v, the attention
+         output before its projection, and the softmax of the scores (`scores` a head); of a SwiGLU
+         gate, up and their product; of an MoE the router's logits and E probabilities, and of the
+         routed experts gate and up, and the sorted rows where kernels compute them.
 
   Args:
-    scores: keys whose weights are kept a head; 0 where a kernel computes attention.
-    wide: values of the compute dtype that a float32 takes, 2 for bfloat16.
-    rows: rows a token that a kernel computes the experts of; 0 where none does.
+    scores: keys a head whose attention weights are saved; 0 where a kernel computes attention.
+    values_per_float32: values of the compute dtype in a float32, 2 for bfloat16.
+    rows: expert rows a token that a kernel computes; 0 where none does.
   """
   a = architecture
   if remat == "layer":
@@ -211,63 +205,67 @@ def kept_channels(
   keys = 2 * a.num_kv_heads * a.d_head
   chosen = a.experts_per_token
   if remat == "dots":
-    kept = a.d_model + heads + keys + a.d_model
+    saved = a.d_model + heads + keys + a.d_model
     if not is_moe:
-      return kept + 2 * a.d_ffn + a.d_model
-    kept += chosen * (2 * a.d_expert + a.d_model)
-    return kept + (2 * a.d_shared + a.d_model if a.d_shared else 0)
-  kept = 4 * a.d_model + 2 * heads + keys
-  # A kernel keeps a float32 a query, its norm, in place of scores.
-  kept += a.num_heads * (scores or wide)
+      return saved + 2 * a.d_ffn + a.d_model
+    saved += chosen * (2 * a.d_expert + a.d_model)
+    return saved + (2 * a.d_shared + a.d_model if a.d_shared else 0)
+  saved = 4 * a.d_model + 2 * heads + keys
+  # A kernel saves a float32 a query, its softmax norm, instead of scores.
+  saved += a.num_heads * (scores or values_per_float32)
   if not is_moe:
-    return kept + 3 * a.d_ffn
-  kept += wide * 2 * a.num_experts
+    return saved + 3 * a.d_ffn
+  saved += values_per_float32 * 2 * a.num_experts
   if rows:
-    kept += rows * (2 * matrix_width(a.d_expert) + row_width(a.d_model))
+    saved += rows * (2 * matrix_width(a.d_expert) + row_width(a.d_model))
   else:
-    kept += chosen * 2 * a.d_expert
-  return kept + 3 * a.d_shared
+    saved += chosen * 2 * a.d_expert
+  return saved + 3 * a.d_shared
 
 
 def matrix_width(width: int) -> int:
-  """Numbers that a row of a matrix takes in a TPU's memory: whole 128s."""
+  """The width of a matrix in a TPU's memory: padded to whole 128s."""
   return LANES * math.ceil(width / LANES)
 
 
 def row_width(width: int) -> int:
-  """The same of a row as exchanges and kernels take it (`experts.permute.as_lanes`): one that is
-  cut into pieces of 128 takes whole eights of them, in float32 and in bfloat16."""
+  """The width of a row as dispatch and kernels store it (`experts.permute.to_lane_tiles`): rows
+  that are split into lane tiles of 128 are padded to eight tiles, in float32 and in bfloat16."""
   if width % LANES or width == LANES:
     return matrix_width(width)
   return 8 * LANES * math.ceil(width / (8 * LANES))
 
 
-def _kept(
-  architecture: Architecture, remat: str, scores: int, wide: int, rows: int | float
+def _saved_and_workspace(
+  architecture: Architecture,
+  remat: str,
+  scores: int,
+  values_per_float32: int,
+  rows: int | float,
 ) -> tuple[int | float, int | float]:
-  """Values a token leaves over all layers, and what the largest layer holds beyond that while its
-  backward pass runs: all of its own, where it is computed again, and the gradients of its hidden
-  values, of its scores (two a score, float32) and of its experts' rows and hidden values."""
+  """Values a token saves over all layers, and the workspace of the largest layer in its backward
+  pass: its own residuals where it is rematerialized, and the gradients of its hidden values, of its
+  scores (two a score, float32) and of its experts' rows and hidden values."""
 
-  def of(is_moe: bool, policy: str):
-    return kept_channels(architecture, is_moe, policy, scores, wide=wide, rows=rows)
+  def channels(is_moe: bool, policy: str):
+    return saved_channels(architecture, is_moe, policy, scores, values_per_float32, rows)
 
-  a, working = architecture, 0
+  a, workspace = architecture, 0
   for is_moe in set(a.moe_layers):
-    again = of(is_moe, "none") - of(is_moe, remat)
-    again += 2 * wide * a.num_heads * scores + 3 * (a.d_shared if is_moe else a.d_ffn)
+    size = channels(is_moe, "none") - channels(is_moe, remat)
+    size += 2 * values_per_float32 * a.num_heads * scores + 3 * (a.d_shared if is_moe else a.d_ffn)
     if is_moe:
       row = row_width(a.d_model) if rows else a.d_model
       hidden = matrix_width(a.d_expert) if rows else a.d_expert
-      again += (rows or a.experts_per_token) * (3 * row + (3 + wide) * hidden)
-    working = max(working, again)
-  return sum(of(is_moe, remat) for is_moe in a.moe_layers), working
+      size += (rows or a.experts_per_token) * (3 * row + (3 + values_per_float32) * hidden)
+    workspace = max(workspace, size)
+  return sum(channels(is_moe, remat) for is_moe in a.moe_layers), workspace
 
 
 def _axis_sizes(architecture: Architecture, mesh: Mapping[str, int]) -> dict[str, int]:
   for axis, size in mesh.items():
     if axis not in AXES:
-      raise UserError(f"mesh axis {axis!r} is not known; use {', '.join(AXES)}")
+      raise UserError(f"mesh axis {axis!r} is not one of {', '.join(AXES)}")
     if size < 1:
       raise UserError(f"mesh axis {axis}={size} is below 1; give at least 1")
   sizes = dict.fromkeys(AXES, 1) | dict(mesh)
@@ -279,36 +277,35 @@ def _axis_sizes(architecture: Architecture, mesh: Mapping[str, int]) -> dict[str
   return sizes
 
 
-def _held_params(architecture: Architecture, sizes: Mapping[str, int]) -> int:
+def _params_per_device(architecture: Architecture, sizes: Mapping[str, int]) -> int:
   """Parameters one device stores."""
-  a = architecture
-  cut = sizes["fsdp"]
-  held = 2 * _cut(a.vocab_size * a.d_model, cut) + a.d_model
+  a, fsdp = architecture, sizes["fsdp"]
+  total = 2 * _shard(a.vocab_size * a.d_model, fsdp) + a.d_model
   for is_moe in a.moe_layers:
-    whole, experts = _layer_parts(a, is_moe, sizes["expert"])
-    held += _cut(whole, cut) + _cut(experts, cut) + 2 * a.d_model
-    held += a.num_experts * a.d_model if is_moe else 0
-  return held
+    shared, experts = _layer_parts(a, is_moe, sizes["expert"])
+    total += _shard(shared, fsdp) + _shard(experts, fsdp) + 2 * a.d_model
+    total += a.num_experts * a.d_model if is_moe else 0
+  return total
 
 
 def _layer_params(architecture: Architecture, is_moe: bool, sizes: Mapping[str, int]) -> int:
-  """Parameters of a layer as one device computes with them: collected over `fsdp`."""
-  whole, experts = _layer_parts(architecture, is_moe, sizes["expert"])
-  return whole + experts
+  """Parameters of a layer as one device computes with them: all-gathered over `fsdp`."""
+  shared, experts = _layer_parts(architecture, is_moe, sizes["expert"])
+  return shared + experts
 
 
 def _layer_parts(architecture: Architecture, is_moe: bool, expert_axis: int) -> tuple[int, int]:
-  """Matrices every device shares, and those of the experts of one place on the `expert` axis."""
+  """Parameters that all devices share, and those of the experts on one device of `expert`."""
   a = architecture
   attention = 2 * a.d_model * a.d_head * (a.num_heads + a.num_kv_heads)
   if not is_moe:
     return attention + 3 * a.d_model * a.d_ffn, 0
   return (
     attention + 3 * a.d_model * a.d_shared,
-    _cut(a.num_experts, expert_axis) * 3 * a.d_model * a.d_expert,
+    _shard(a.num_experts, expert_axis) * 3 * a.d_model * a.d_expert,
   )
 
 
-def _cut(value: int, parts: int) -> int:
-  """The larger piece of a value in so many parts."""
-  return math.ceil(value / parts)
+def _shard(size: int, parts: int) -> int:
+  """The largest shard of an axis over so many devices."""
+  return math.ceil(size / parts)

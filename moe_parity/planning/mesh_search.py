@@ -1,47 +1,44 @@
 """Which meshes an arm could train on, and in what order to try them: before any compile.
 
-Order is by a price on paper: the plan's FLOPs over the peak, a third more where layers are computed
-again, and what one device would send in a step over its links, nothing overlapped and no pass over
-memory counted. Compiled steps take longer, all of them. What is sent, with b the bytes of the
-compute dtype, W_e and W the experts' and all other parameters, m micro-batches:
+Candidates are ordered by an estimated step time: the plan's FLOPs over the peak, a third more where
+layers are rematerialized, and the bytes one device sends in a step over its links, with nothing
+overlapped and no HBM traffic counted. Compiled steps take longer, all of them. Bytes sent, with b
+the bytes of the compute dtype, W_e and W the experts' and all other parameters, m micro-batches:
 
-  fsdp     (f-1)/f x (W + W_e/e) x m x (2 b, weights collected forward and again backward, + 4,
-           their gradients scattered); twice that where a device's D_m / f is no multiple of 128:
-           XLA:TPU then collects by adding up whole matrices, mostly zeros
-  data     2 x 4 bytes of every gradient this device holds, summed over the copies: expert weights
-           over `data`, others over `expert` too
-  expert   what the slice's exchange sends a layer (`exchange.wire_bytes`), and half of its forward
-           bytes once more where layers are computed again
+  fsdp     (f-1)/f x (W + W_e/e) x m x (2 b, weights all-gathered forward and again backward, + 4,
+           gradients reduce-scattered); twice that where a device's D_m / f is no multiple of 128:
+           XLA:TPU then gathers by summing whole matrices, mostly zeros
+  data     2 x 4 bytes of every gradient this device holds, all-reduced: expert weights over `data`,
+           others over `expert` too
+  expert   dispatch and combine of the slice's token dispatcher (`wire_bytes.py`), and half of the
+           forward bytes once more where layers are rematerialized
 
-The first two go over two links of a ring. An all-to-all's rows travel on: along k chips in a ring
-the busiest link carries k/8 of what a device sends (`aot/collectives.py` prices them so, where
-the devices' places are known; here k is the axis, at most the slice's longest side).
+The first two use two links of a ring. In an all-to-all rows are forwarded: along k chips in a ring
+the busiest link carries k/8 of what a device sends (`aot/collectives.py` estimates them so, where
+the devices' coordinates are known; here k is the axis, at most the slice's longest side).
 
-A mesh that does not fit comes after all that do. The price orders candidates and nothing more: what
-a compiler makes of a mesh is seen by compiling it.
+A mesh that does not fit comes after all that do. The estimate orders candidates and nothing more:
+how good a mesh is is known after compiling for it.
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 from moe_parity.errors import UserError
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.arm_plan import ArmPlan
-from moe_parity.planning.expert_parallel import (
-  Shape,
-  default_exchange,
-  lacks_ragged,
-  wire_bytes,
-)
+from moe_parity.planning.expert_parallel import ExpertParallelShape, default_token_dispatch
 from moe_parity.planning.memory import DTYPE_BYTES, MAX_LOGITS_IN_MEMORY, Memory, device_memory
 from moe_parity.planning.mesh_sizes import MeshSizes, check_arms
-from moe_parity.planning.tpu_slices import LANES, Slice
+from moe_parity.planning.tpu_slices import LANES, Slice, ragged_unsupported
+from moe_parity.planning.wire_bytes import wire_bytes
 
 HEADROOM = 1.2  # what compilers add to planned bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-  """A mesh an arm can train on, with what was planned for it a device."""
+  """A mesh an arm can train on, with its estimates for one device."""
 
   sizes: MeshSizes
   memory: Memory
@@ -64,36 +61,47 @@ def candidates(
   Args:
     micro_batch_sequences: sequences in memory at a time over all devices; 0 is the whole batch.
   Raises:
-    UserError: no mesh of so many devices can train the arm; says why the simplest cannot.
+    UserError: no mesh of so many devices can train the arm; gives the simplest mesh's reason.
   """
   micro = plan.batch_sequences // (micro_batch_sequences or plan.batch_sequences)
-  generation, num_devices = slice_.generation, slice_.num_devices
-  tokens, again = plan.batch_sequences * plan.seq_len // num_devices, remat != "none"
-  found, refused = [], None
-  for expert in _divisors(num_devices) if plan.architecture.is_moe else [1]:
+  result, first_error = [], None
+  for sizes in _all_sizes(slice_.num_devices, plan.architecture.is_moe):
+    try:
+      check_arms(sizes, [plan], micro_batch_sequences)
+    except UserError as error:
+      first_error = first_error or error
+      continue
+    memory = device_memory(
+      plan.architecture, plan.seq_len, plan.batch_sequences, dataclasses.asdict(sizes),
+      dtype=dtype, remat=remat, micro_batches=micro, kernels=kernels,
+      max_logits=MAX_LOGITS_IN_MEMORY,
+    )  # fmt: skip
+    result.append(_estimate(plan, slice_, sizes, memory, DTYPE_BYTES[dtype], micro, remat))
+  if not result:
+    raise UserError(f"no mesh of {slice_.num_devices} devices: {first_error}")
+  return sorted(result, key=lambda c: (not c.fits, round(c.seconds, 3), c.memory.total))
+
+
+def _all_sizes(num_devices: int, is_moe: bool) -> Iterator[MeshSizes]:
+  for expert in _divisors(num_devices) if is_moe else [1]:
     for fsdp in _divisors(num_devices // expert):
-      sizes = MeshSizes(num_devices // expert // fsdp, fsdp, expert)
-      try:
-        check_arms(sizes, [plan], micro_batch_sequences)
-      except UserError as error:
-        refused = refused or error
-        continue
-      memory = device_memory(
-        plan.architecture, plan.seq_len, plan.batch_sequences, dataclasses.asdict(sizes),
-        dtype=dtype, remat=remat, micro_batches=micro, kernels=kernels,
-        most_logits=MAX_LOGITS_IN_MEMORY,
-      )  # fmt: skip
-      weights = weight_bytes(plan.architecture, sizes, DTYPE_BYTES[dtype], micro)
-      rows = row_bytes(plan.architecture, slice_, sizes.expert, tokens, DTYPE_BYTES[dtype], again)
-      compute = plan.train_flops_per_token * tokens * (4 / 3 if again else 1)
-      along = min(expert, max(slice_.grid))
-      sent = weights / 2 + rows * max(along / 8, 0.5)
-      seconds = compute / generation.flops_per_device + sent / generation.link_bandwidth
-      fits = memory.total * HEADROOM <= generation.hbm_bytes
-      found.append(Candidate(sizes, memory, weights + rows, seconds, fits))
-  if not found:
-    raise UserError(f"no mesh of {num_devices} devices: {refused}")
-  return sorted(found, key=lambda c: (not c.fits, round(c.seconds, 3), c.memory.total))
+      yield MeshSizes(num_devices // expert // fsdp, fsdp, expert)
+
+
+def _estimate(
+  plan: ArmPlan, slice_: Slice, sizes: MeshSizes, memory: Memory, item: int, micro: int, remat: str
+) -> Candidate:
+  """The step time estimated for a mesh."""
+  generation, is_rematerialized = slice_.generation, remat != "none"
+  tokens = plan.batch_sequences * plan.seq_len // slice_.num_devices
+  weights = weight_bytes(plan.architecture, sizes, item, micro)
+  rows = exchange_bytes(plan.architecture, slice_, sizes.expert, tokens, item, is_rematerialized)
+  compute = plan.train_flops_per_token * tokens * (4 / 3 if is_rematerialized else 1)
+  ring = min(sizes.expert, max(slice_.grid))
+  sent = weights / 2 + rows * max(ring / 8, 0.5)
+  seconds = compute / generation.flops_per_device + sent / generation.link_bandwidth
+  fits = memory.total * HEADROOM <= generation.hbm_bytes
+  return Candidate(sizes, memory, weights + rows, seconds, fits)
 
 
 def weight_bytes(architecture: Architecture, sizes: MeshSizes, item: int, micro: int) -> float:
@@ -109,36 +117,44 @@ def weight_bytes(architecture: Architecture, sizes: MeshSizes, item: int, micro:
     a.num_dense_layers * a.d_ffn + a.num_moe_layers * a.d_shared
   )
   others += 2 * a.vocab_size * a.d_model
-  here = experts / sizes.expert
-  collected = _left(sizes.fsdp) * (others + here) * micro * (2 * item + 4)
+  local = experts / sizes.expert
+  gathered = _sent_fraction(sizes.fsdp) * (others + local) * micro * (2 * item + 4)
   if a.d_model % (sizes.fsdp * LANES):
-    collected *= 2
+    gathered *= 2
   copies = sizes.data * sizes.expert
-  return collected + 8 * (_left(sizes.data) * here + _left(copies) * others) / sizes.fsdp
+  return (
+    gathered
+    + 8 * (_sent_fraction(sizes.data) * local + _sent_fraction(copies) * others) / sizes.fsdp
+  )
 
 
-def row_bytes(
-  architecture: Architecture, slice_: Slice, expert: int, tokens: int, item: int, again: bool
+def exchange_bytes(
+  architecture: Architecture,
+  slice_: Slice,
+  expert: int,
+  tokens: int,
+  item: int,
+  is_rematerialized: bool,
 ) -> float:
-  """Bytes of rows to and from experts that one device sends in a step.
+  """Bytes that one device sends in a step to dispatch and combine tokens.
 
   Args:
-    expert: devices on that axis. tokens: of one device and step. again: whether layers are computed
-      a second time in the backward pass.
+    expert: devices on that axis. tokens: of one device and step.
+    is_rematerialized: whether layers are computed a second time in the backward pass.
   """
   if expert == 1:
     return 0.0
   a = architecture
-  name = default_exchange(
+  name = default_token_dispatch(
     "tpu", num_experts=a.num_experts, experts_per_token=a.experts_per_token, num_devices=expert,
-    has_ragged=not lacks_ragged(slice_.generation.name, slice_.num_devices),
+    has_ragged=not ragged_unsupported(slice_.generation.name, slice_.num_devices),
   )  # fmt: skip
-  shape = Shape(tokens, a.experts_per_token, a.num_experts, expert)
+  shape = ExpertParallelShape(tokens, a.experts_per_token, a.num_experts, expert)
   sent = wire_bytes(name, shape, d_model=a.d_model, itemsize=item)
-  return a.num_moe_layers * (sent.forward * (1.5 if again else 1) + sent.backward)
+  return a.num_moe_layers * (sent.forward * (1.5 if is_rematerialized else 1) + sent.backward)
 
 
-def _left(n: int) -> float:
+def _sent_fraction(n: int) -> float:
   return (n - 1) / n
 
 

@@ -1,15 +1,15 @@
-"""How many devices lie along each axis of the mesh, and which arms such a mesh can train.
+"""The number of devices along each axis of the mesh, and which arms such a mesh can train.
 
-Three axes, and every one of them carries a part of the batch:
+The mesh has three axes, and the batch is sharded over all of them:
 
-  data    copies of the weights; gradients are summed over it
-  fsdp    weights, gradients and optimizer state are cut over it and collected where they are used
-  expert  the experts of an MoE layer are cut over it and tokens travel to them; a dense layer sees
-          one more part of the batch
+  data    replicates parameters; gradients are summed over it
+  fsdp    shards parameters, gradients and optimizer state; weights are all-gathered for use
+  expert  shards the experts of an MoE layer, to which tokens are dispatched (expert parallelism);
+          for a dense layer it is one more batch axis
 
-There is no axis that cuts a matrix product (`tensor`): at the sizes of the paper a device's share
-of weights fits with `fsdp` and `expert`, and StepLaw's batch of the 7B, about 440 sequences, feeds
-as many devices. It would pay only beyond that, and would touch every product of the model.
+There is no tensor parallelism: at the sizes of the paper a device's share of parameters fits with
+`fsdp` and `expert`, and StepLaw's batch of the 7B, about 440 sequences, occupies as many devices.
+It would pay only beyond that, and would change every matrix product of the model.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ from typing import Any
 
 from moe_parity.errors import UserError
 from moe_parity.planning.architecture import Architecture
+from moe_parity.planning.expert_parallel import check_name
 
 AXES = ("data", "fsdp", "expert")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshSizes:
-  """Devices along each axis; one of them may be -1, what the others leave."""
+  """Devices along each axis; one of them may be -1, the rest."""
 
   data: int = 1
   fsdp: int = 1
   expert: int = 1
 
   @property
-  def known(self) -> bool:
-    """Whether no size is left open."""
+  def is_resolved(self) -> bool:
+    """Whether no size is -1."""
     return -1 not in dataclasses.astuple(self)
 
   @property
   def num_devices(self) -> int:
-    """Devices of the whole mesh, which are also the parts a batch is cut into."""
+    """Devices of the whole mesh, which are also the shards of a batch."""
     return math.prod(dataclasses.astuple(self))
 
   def __str__(self) -> str:
@@ -51,8 +52,11 @@ def read_mesh(section: Any) -> MeshSizes:
   """The sizes in a config's `mesh`.
 
   Raises:
-    UserError: a size that is no positive number (or -1), or more than one -1.
+    UserError: a size that is no positive number (or -1), or more than one -1; a token dispatcher
+      that does not exist.
   """
+  if token_dispatch := getattr(section, "token_dispatch", ""):
+    check_name(token_dispatch)
   sizes = MeshSizes(*(getattr(section, axis) for axis in AXES))
   for axis in AXES:
     size = getattr(sizes, axis)
@@ -66,7 +70,7 @@ def read_mesh(section: Any) -> MeshSizes:
 
 
 def resolve(sizes: MeshSizes, num_devices: int) -> MeshSizes:
-  """The sizes on a machine: -1 replaced by what is left of its devices.
+  """The sizes on a machine: -1 replaced by the rest of its devices.
 
   All sizes 1 is one device, however many there are.
 
@@ -75,7 +79,7 @@ def resolve(sizes: MeshSizes, num_devices: int) -> MeshSizes:
   """
   if sizes == MeshSizes():
     return sizes
-  if not sizes.known:
+  if not sizes.is_resolved:
     given = -sizes.num_devices
     if num_devices % given:
       raise UserError(
@@ -93,7 +97,7 @@ def resolve(sizes: MeshSizes, num_devices: int) -> MeshSizes:
 
 
 def check_arms(sizes: MeshSizes, arms: Sequence[Any], micro: int = 0) -> None:
-  """Refuses a study's arms (`ArmPlan`s) that a mesh cannot train, as far as its sizes are known.
+  """Refuses a study's arms (`ArmPlan`s) that a mesh cannot train, as far as its sizes are resolved.
 
   Dense arms of a study with MoE arms train on the same mesh: its expert axis then carries batch.
 
@@ -144,7 +148,7 @@ def check_shape(sizes: MeshSizes, name: str, architecture: Architecture) -> None
 
 def _check_batch(sizes: MeshSizes, name: str, batch_sequences: int, micro: int) -> None:
   rows, devices = micro or batch_sequences, sizes.num_devices
-  if sizes.known and rows % devices:
+  if sizes.is_resolved and rows % devices:
     what = f"train.micro_batch_sequences={rows}" if micro else f"a batch of {rows} sequences"
     way = (
       f"use a multiple of {devices}"

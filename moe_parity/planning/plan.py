@@ -274,6 +274,7 @@ def _arm_plans(
       kind=spec.kind,
       role=_role(spec),
       seed=seed,
+      data_seed=decisions.data_seed + (seed if decisions.draw_per_seed else 0),
       architecture=draft.architecture,
       convention=budget.convention,
       num_params=cost.num_params,

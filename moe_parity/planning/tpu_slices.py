@@ -8,7 +8,7 @@ FLOP/s, HBM bytes/s and the bidirectional inter-chip bandwidth (ICI) of a chip, 
 into links one way: v5p 1200 GB/s over 2 directions and 6 links is 100 GB/s. For v4, whose page
 gives none, 50 GB/s a link (Jouppi et al. 2304.01433, Table 4). Clocks follow from the peak and the
 multiply-adds a cycle of the matrix units (four of 128 x 128 a core, 256 x 256 from v6e on). What a
-program may use of the HBM is what libtpu 0.0.50 says when one does not fit.
+program may use of the HBM is what libtpu says when one does not fit.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Generation:
   """One kind of chip. A device is what JAX sees: a chip, or a TensorCore where it has two.
 
   Attributes:
-    counts: what the number in a slice's name counts on a chip: 2 TensorCores or 1 chip.
+    units_in_name: what the number in a slice's name counts a chip as: 2 (TensorCores) or 1.
     devices_per_chip: JAX devices on a chip, as libtpu describes slices to a compiler.
     peak_flops, hbm_bandwidth: of a chip, bf16 FLOP/s and bytes/s.
     hbm_bytes: of a device, what a program may use.
@@ -40,7 +40,7 @@ class Generation:
   """
 
   name: str
-  counts: int
+  units_in_name: int
   devices_per_chip: int
   peak_flops: float
   hbm_bandwidth: float
@@ -61,27 +61,27 @@ class Generation:
     return self.hbm_bandwidth / self.devices_per_chip
 
 
-PLANES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-CUBES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8),
+GRIDS_2D = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+GRIDS_3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8),
          (8, 8, 16), (8, 16, 16), (16, 16, 16))  # fmt: skip
 
 GENERATIONS = {
   g.name: g
   for g in (
     Generation(
-      "v4", 2, 1, 275e12, 1.2e12, int(30.75 * GIB), 50e9, 275e12 / 2**18, CUBES, 4096
+      "v4", 2, 1, 275e12, 1.2e12, int(30.75 * GIB), 50e9, 275e12 / 2**18, GRIDS_3D, 4096
     ),
     Generation(
-      "v5e", 1, 1, 197e12, 819e9, int(15.75 * GIB), 50e9, 197e12 / 2**17, PLANES, 256
+      "v5e", 1, 1, 197e12, 819e9, int(15.75 * GIB), 50e9, 197e12 / 2**17, GRIDS_2D, 256
     ),
     Generation(
-      "v5p", 2, 1, 459e12, 2765e9, int(95.73 * GIB), 100e9, 459e12 / 2**18, CUBES, 6144
+      "v5p", 2, 1, 459e12, 2765e9, int(95.73 * GIB), 100e9, 459e12 / 2**18, GRIDS_3D, 6144
     ),
     Generation(
-      "v6e", 1, 1, 918e12, 1638e9, int(31.24 * GIB), 100e9, 918e12 / 2**19, PLANES, 256
+      "v6e", 1, 1, 918e12, 1638e9, int(31.24 * GIB), 100e9, 918e12 / 2**19, GRIDS_2D, 256
     ),
     Generation(
-      "tpu7x", 2, 2, 2307e12, 7380e9, int(94.74 * GIB), 100e9, 2307e12 / 2**20, CUBES, 9216
+      "tpu7x", 2, 2, 2307e12, 7380e9, int(94.74 * GIB), 100e9, 2307e12 / 2**20, GRIDS_3D, 9216
     ),
   )
 }  # fmt: skip
@@ -115,7 +115,7 @@ class Slice:
     """What Google calls it, if it has such a name: `v5p-128`."""
     if self.grid not in self.generation.grids:
       return self.compiler_name
-    return f"{self.generation.name}-{self.num_chips * self.generation.counts}"
+    return f"{self.generation.name}-{self.num_chips * self.generation.units_in_name}"
 
   def wraps(self, axis: int) -> bool:
     """Whether the last chip along an axis is linked to the first: multiples of 4 in a cube, the
@@ -124,8 +124,18 @@ class Slice:
     return size % 4 == 0 if len(self.grid) == 3 else size == 16
 
 
-def named(name: str) -> Slice:
-  """The slice of a name.
+def ragged_unsupported(device_kind: str, num_devices: int) -> bool:
+  """Whether a slice has no ragged all-to-all: v5e of more than 16 chips, where libtpu refuses it
+  ("not supported in limited ICI routing settings").
+
+  Args:
+    device_kind: as JAX names it, or the generation's name.
+  """
+  return ("v5 lite" in device_kind or device_kind == "v5e") and num_devices > 16
+
+
+def parse_slice(name: str) -> Slice:
+  """Reads the name of a slice.
 
   Raises:
     UserError: no such generation or size; the nearest names are listed.
@@ -138,25 +148,25 @@ def named(name: str) -> Slice:
   generation = GENERATIONS[ALIASES.get(match[1], match[1])]
   if "x" in match[2]:
     grid = tuple(int(size) for size in match[2].split("x"))
-    if not _is_built(grid, generation):
+    if not _is_valid_grid(grid, generation):
       raise UserError(
         f"topology {name!r}: {generation.name} has no slice of {match[2]} chips; use "
         f"{_nearest(name, generation)}{_rule(generation)}"
       )
     return Slice(generation, grid)
   for grid in generation.grids:
-    if math.prod(grid) * generation.counts == int(match[2]):
+    if math.prod(grid) * generation.units_in_name == int(match[2]):
       return Slice(generation, grid)
-  counted = "TensorCores, two a chip" if generation.counts == 2 else "chips"
+  counted = "TensorCores, two a chip" if generation.units_in_name == 2 else "chips"
   raise UserError(
     f"topology {name!r}: {generation.name} has no slice of {match[2]} {counted}; use "
     f"{_nearest(name, generation)}"
   )
 
 
-def _is_built(grid: tuple[int, ...], generation: Generation) -> bool:
+def _is_valid_grid(grid: tuple[int, ...], generation: Generation) -> bool:
   """A grid Google names, the same turned, or a larger one of whole cubes of 4 x 4 x 4 chips."""
-  if any(sorted(grid) == sorted(known) for known in generation.grids):
+  if any(sorted(grid) == sorted(named) for named in generation.grids):
     return len(grid) == 2 or grid[2] == 1 or 1 not in grid
   whole = len(grid) == 3 and all(size % 4 == 0 and 0 < size <= 24 for size in grid)
   return len(generation.grids[0]) == 3 and whole and math.prod(grid) <= generation.largest
@@ -175,10 +185,10 @@ def _nearest(name: str, generation: Generation | None = None) -> str:
       return ", ".join(Slice(g, g.grids[3]).name for g in GENERATIONS.values())
     generation = GENERATIONS[ALIASES.get(near[0], near[0])]
   sizes = [int(size) for size in re.findall(r"\d+", re.split(r"[:-]", name + "-")[1])] or [64]
-  wanted = math.prod(sizes) * (generation.counts if len(sizes) > 1 else 1)
+  wanted = math.prod(sizes) * (generation.units_in_name if len(sizes) > 1 else 1)
 
   def distance(grid):
-    return abs(math.log(math.prod(grid) * generation.counts / max(wanted, 1)))
+    return abs(math.log(math.prod(grid) * generation.units_in_name / max(wanted, 1)))
 
   near_grids = sorted(sorted(generation.grids, key=distance)[:3], key=math.prod)
   return ", ".join(Slice(generation, grid).name for grid in near_grids)

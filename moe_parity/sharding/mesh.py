@@ -1,17 +1,17 @@
-"""Axis letters -> mesh axes: where every array lies, in one table.
+"""Axis letters -> mesh axes: how every array is sharded, in one table.
 
 Letters (also the suffixes of array names, the einsums and the jaxtyping strings):
 B sequences, S positions, T tokens (B*S), D d_model, F d_ffn, V vocabulary, H heads, Q d_head,
 E experts, K chosen, A assignments (T*K), I d_expert, J d_shared, C slots per expert,
 G devices on the `expert` axis, L experts on one device (E/G).
 
-A letter that a table does not list is whole on every device; "-" marks an axis that is always so
-(the router's, a norm's). What the mesh axes are for stands in `planning/mesh_sizes.py`.
+A letter that a table does not list is replicated; "-" marks an axis that always is (the router's, a
+norm's). `planning/mesh_sizes.py` describes the mesh axes.
 
-The mesh is the one of the program being traced: `use(mesh)` around it sets it, everything below
-asks for it, and without one every function here leaves its argument as it is, so that a program
-for a single device contains none of this. Axes are of type Auto: the compiler places what is
-between our constraints.
+The mesh is the one of the program being traced: `use_mesh(mesh)` around it sets it, everything
+below asks for it, and without one every function here returns its argument, so that a program for a
+single device contains none of this. Axes are of type Auto: the compiler shards what is between our
+constraints.
 """
 
 import contextlib
@@ -24,18 +24,18 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from moe_parity.planning.expert_parallel import lacks_ragged
 from moe_parity.planning.mesh_sizes import AXES, MeshSizes
+from moe_parity.planning.tpu_slices import ragged_unsupported
 
 Rules = Mapping[str, str | tuple[str, ...]]
 
 ACTIVATIONS: Rules = {"B": AXES, "T": AXES}
 WEIGHTS: Rules = {"E": "expert", "D": "fsdp"}
-# In a checkpoint there are E experts, which no mesh need divide: both axes cut D instead.
-STORED: Rules = {"D": ("fsdp", "expert")}
+# In a checkpoint there are E experts, which no mesh need divide: both axes shard D instead.
+CHECKPOINT_RULES: Rules = {"D": ("fsdp", "expert")}
 
 
-def spec(axes: str, rules: Rules) -> P:
+def partition_spec(axes: str, rules: Rules) -> P:
   """('EDI', WEIGHTS) -> P('expert', 'fsdp', None).
 
   Raises:
@@ -49,7 +49,7 @@ def spec(axes: str, rules: Rules) -> P:
 
 
 def make_mesh(sizes: MeshSizes, devices: Sequence | None = None) -> Mesh | None:
-  """The mesh of known sizes; None for a single device of this machine, which needs none.
+  """A mesh of resolved sizes; None for a single device of this machine, which needs none.
 
   Args:
     devices: those of another machine, to compile for it; None takes this machine's. They are put
@@ -68,8 +68,8 @@ def make_mesh(sizes: MeshSizes, devices: Sequence | None = None) -> Mesh | None:
 
 
 @contextlib.contextmanager
-def use(mesh: Mesh | None):
-  """Traces what is inside for `mesh`."""
+def use_mesh(mesh: Mesh | None):
+  """Programs traced inside are for `mesh`."""
   if mesh is None:
     yield
     return
@@ -77,61 +77,61 @@ def use(mesh: Mesh | None):
     yield
 
 
-def current() -> AbstractMesh | None:
+def current_mesh() -> AbstractMesh | None:
   """The mesh of the program being traced; None for a single device."""
   mesh = jax.sharding.get_abstract_mesh()
   return None if mesh.empty else mesh
 
 
-def has_ragged() -> bool:
-  """Whether the slice that the current mesh is of, if it is of a TPU's, has a ragged all-to-all."""
-  mesh = current()
+def supports_ragged_all_to_all() -> bool:
+  """Whether the current mesh, if it is of a TPU slice, has a ragged all-to-all."""
+  mesh = current_mesh()
   device = mesh and mesh.abstract_device
-  return device is None or not lacks_ragged(device.device_kind, mesh.size)
+  return device is None or not ragged_unsupported(device.device_kind, mesh.size)
 
 
 def num_shards() -> int:
-  """Parts that a batch is cut into: devices of the current mesh."""
-  mesh = current()
+  """Shards of a batch: devices of the current mesh."""
+  mesh = current_mesh()
   return 1 if mesh is None else mesh.size
 
 
 def constrain(x: jax.Array, axes: str) -> jax.Array:
-  """An activation laid out by its letters."""
-  if current() is None:
+  """Constrains an activation's sharding by its axis letters."""
+  if current_mesh() is None:
     return x
-  return jax.lax.with_sharding_constraint(x, spec(axes, ACTIVATIONS))
+  return jax.lax.with_sharding_constraint(x, partition_spec(axes, ACTIVATIONS))
 
 
-def gathered(x: jax.Array, axes: str) -> jax.Array:
-  """A weight, whole on every device while it is used; its gradient goes back to where it lies."""
-  return x if current() is None else _gathered(x, axes)
+def replicated_for_use(x: jax.Array, axes: str) -> jax.Array:
+  """A weight all-gathered for use; its gradient is sharded as the weight is."""
+  return x if current_mesh() is None else _replicated(x, axes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gathered(x, axes):
+def _replicated(x, axes):
   return jax.lax.with_sharding_constraint(x, P())
 
 
-def _gathered_forward(x, axes):
-  return _gathered(x, axes), None
+def _replicated_forward(x, axes):
+  return _replicated(x, axes), None
 
 
-def _gathered_backward(axes, _, dx):
+def _replicated_backward(axes, _, dx):
   # Without this the transposed constraint would ask for the whole gradient on every device.
-  return (jax.lax.with_sharding_constraint(dx, spec(axes, WEIGHTS)),)
+  return (jax.lax.with_sharding_constraint(dx, partition_spec(axes, WEIGHTS)),)
 
 
-_gathered.defvjp(_gathered_forward, _gathered_backward)
+_replicated.defvjp(_replicated_forward, _replicated_backward)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Of a batch [B, S] that enters a step."""
-  return NamedSharding(mesh, spec("BS", ACTIVATIONS))
+  """The sharding of a batch [B, S] that enters a step."""
+  return NamedSharding(mesh, partition_spec("BS", ACTIVATIONS))
 
 
-def on_devices(rows_BS: np.ndarray, mesh: Mesh | None) -> jax.Array:
-  """The global batch of which `rows_BS` is this process's part, as its loader gave it.
+def put_batch(rows_BS: np.ndarray, mesh: Mesh | None) -> jax.Array:
+  """The global batch whose rows of this process are `rows_BS`, as its loader gave them.
 
   Each process's rows go to its own devices; which of them get which row decides no sum.
   """
@@ -141,9 +141,9 @@ def on_devices(rows_BS: np.ndarray, mesh: Mesh | None) -> jax.Array:
   return jax.make_array_from_process_local_data(batch_sharding(mesh), rows_BS, shape)
 
 
-def same_on_all(rows_BS: np.ndarray, mesh: Mesh) -> jax.Array:
-  """A batch that every process holds whole, cut over the devices, with rows of zeros after it until
-  they divide it."""
+def put_replicated_batch(rows_BS: np.ndarray, mesh: Mesh) -> jax.Array:
+  """Shards a batch that every process has in full over the devices, padded with rows of zeros to a
+  multiple of their number."""
   num_rows = -(-rows_BS.shape[0] // mesh.size) * mesh.size
   rows_BS = np.pad(rows_BS, ((0, num_rows - rows_BS.shape[0]), (0, 0)))
   return jax.make_array_from_callback(

@@ -1,7 +1,7 @@
-"""Several processes as one run: who writes, what they agree on, what they add up.
+"""Several processes as one run: barriers, agreement, broadcasts and gathers between them.
 
 Every process runs the same program on its own devices and reads its own rows of each batch. Only
-the first writes files that are not the checkpoint's arrays. All of them see one run folder.
+the primary one writes files other than the checkpoint's arrays. All share one run folder.
 """
 
 import jax
@@ -9,36 +9,36 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
-def is_first() -> bool:
-  """Whether this process writes what is written once; true where it is the only one."""
+def is_primary() -> bool:
+  """Whether this process writes what is written once a run: the first, or the only one."""
   return jax.process_index() == 0
 
 
-def wait(what: str) -> None:
-  """Returns when every process is here."""
+def barrier(name: str) -> None:
+  """Returns when every process has called it with the same name."""
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(what)
+    multihost_utils.sync_global_devices(name)
 
 
-def everywhere(fact: bool) -> bool:
-  """Whether `fact` holds in every process; each learns the same."""
+def all_agree(fact: bool) -> bool:
+  """Whether `fact` holds in every process; the same answer in each."""
   if jax.process_count() == 1:
     return fact
   return bool(np.all(multihost_utils.process_allgather(np.array(fact))))
 
 
-def gather(value: np.ndarray) -> np.ndarray:
-  """Every process's `value` (of one shape), on a new first axis in the order of the processes."""
+def all_gather(value: np.ndarray) -> np.ndarray:
+  """Stacks every process's `value` (of one shape) on a new first axis, in process order."""
   return np.asarray(multihost_utils.process_allgather(value))
 
 
-def tell(message: bytes | None) -> bytes | None:
-  """What the first process says, in every process; the others' argument does not count."""
+def broadcast_bytes(message: bytes | None) -> bytes | None:
+  """Broadcasts the primary process's message; the argument of the others is ignored."""
   size = -1 if message is None else len(message)
   size = int(multihost_utils.broadcast_one_to_all(np.array(size, np.int64)))
   if size < 0:
     return None
   text = np.zeros(size, np.uint8)
-  if is_first():
+  if is_primary():
     text[:] = np.frombuffer(message, np.uint8)
   return np.asarray(multihost_utils.broadcast_one_to_all(text)).astype(np.uint8).tobytes()

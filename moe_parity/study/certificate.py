@@ -58,7 +58,7 @@ def _run_checks(folder: pathlib.Path, value: dict) -> list[dict]:
   plan = run_folder.read_json(folder / run_folder.PLAN)
   value |= {"arm": plan["name"], "seed": plan["seed"]}
   result = run_folder.read_json(folder / run_folder.RESULT)
-  config = run_folder.read_json(folder / run_folder.CONFIG)
+  config = configs.from_stored(run_folder.read_json(folder / run_folder.CONFIG))
   ledger = Ledger.load(folder / evidence.LEDGER)
   value |= {"ledger": ledger.summary(), "unique_windows_sha256": evidence.windows_sha256(ledger)}
   checks = guarded("checkpoint", lambda: _recounts(folder, plan, result, ledger, value))

@@ -104,7 +104,7 @@ def score_checks(result: dict) -> Iterator[dict]:
     yield _same_score(name, expected[name], validation[name])
 
 
-def _same_score(name: str, expected: float, stated: float) -> dict:
+def _same_score(name: str, expected: int | float, stated: int | float) -> dict:
   same = math.isclose(expected, stated, rel_tol=_SUM_TOLERANCE)
   return line(f"score: {name}", expected, stated, same, "sum of the documents in result.json")
 
@@ -123,8 +123,10 @@ def ledger_checks(ledger: Ledger, plan: dict, config: dict) -> Iterator[dict]:
     how = "the order of (seed, epoch, position), computed again"
     yield line(f"ledger: {check['name']}", check["expected"], check["found"], check["passed"], how)
   order = ledger.data["order"]
-  yield line("ledger: seed", config["data"]["seed"], order["seed"],
-             config["data"]["seed"] == order["seed"], "config.json")  # fmt: skip
+  seed = config["data"]["seed"]
+  if config["data"].get("draw_per_seed"):
+    seed += plan["seed"]
+  yield line("ledger: seed", seed, order["seed"], seed == order["seed"], "config.json")
   rows = plan["num_steps"] * plan["batch_sequences"]
   yield line("ledger: rows", rows, ledger.row, rows == ledger.row, "plan.json")
 

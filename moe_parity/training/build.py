@@ -13,7 +13,7 @@ from moe_parity.errors import UserError
 from moe_parity.model.documents import DocumentSeparators
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.arm_plan import ArmPlan
-from moe_parity.planning.expert_parallel import check_exchange
+from moe_parity.planning.expert_parallel import check_token_dispatch
 from moe_parity.planning.mesh_sizes import check_arm, read_mesh, resolve
 from moe_parity.sharding.mesh import batch_sharding, make_mesh
 from moe_parity.training.optimizer import OptimizerOptions
@@ -39,8 +39,7 @@ def model_options(config: ConfigDict) -> ModelOptions:
   """The config's choices for the model."""
   fields = {field.name for field in dataclasses.fields(ModelOptions)}
   chosen = {name: value for name, value in config.model.items() if name in fields}
-  exchange = config.mesh.exchange if "mesh" in config else ""  # runs older than the mesh have none
-  return ModelOptions(**chosen, exchange=exchange)
+  return ModelOptions(**chosen, token_dispatch=config.mesh.token_dispatch)
 
 
 def optimizer_options(config: ConfigDict, plan: ArmPlan) -> OptimizerOptions:
@@ -88,8 +87,8 @@ def make_run_mesh(config: ConfigDict, plan: ArmPlan) -> Mesh | None:
   """The config's mesh on the devices of all processes; None for one device.
 
   Raises:
-    UserError: devices, arm and sizes do not fit (`planning.mesh_sizes`); an exchange that the
-      platform does not have; several processes for a single device.
+    UserError: devices, arm and sizes do not fit (`planning.mesh_sizes`); a token dispatcher
+      that the platform does not have; several processes for a single device.
   """
   sizes = resolve(read_mesh(config.mesh), jax.device_count())
   check_arm(sizes, plan, config.train.micro_batch_sequences)
@@ -99,8 +98,8 @@ def make_run_mesh(config: ConfigDict, plan: ArmPlan) -> Mesh | None:
       " --config.mesh.data=-1, or start one process"
     )
   if sizes.expert > 1 and plan.architecture.is_moe:
-    check_exchange(
-      config.mesh.exchange or "padded",
+    check_token_dispatch(
+      config.mesh.token_dispatch or "all_to_all",
       jax.default_backend(),
       num_experts=plan.architecture.num_experts,
       num_devices=sizes.expert,

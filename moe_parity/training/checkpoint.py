@@ -1,8 +1,8 @@
-"""Checkpoints of a run: state, data position and ledger together, written in the background.
+"""Checkpoints of a run: train state and data ledger together, written in the background.
 
-Orbax writes a checkpoint under a temporary name and renames it when it is whole, so a process
-killed at any moment leaves only whole checkpoints. One that is damaged afterwards (a lost file, a
-flipped byte that its format notices) is passed over for the one before it, with a warning.
+Orbax writes a checkpoint under a temporary name and renames it when complete, so a process killed
+at any moment leaves only complete checkpoints. One that is damaged later (a missing file, a flipped
+byte that its format detects) is skipped for the one before it, with a warning.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ MODEL, TRAINER, LEDGER = "model", "trainer", "ledger"  # parts that can be read 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-  """`step` finished steps, the state after them, the ledger's arrays, and what was passed over."""
+  """The state after `step` steps, the ledger's arrays, a warning for each skipped checkpoint."""
 
   step: int
   state: TrainState
@@ -49,7 +49,9 @@ class Checkpoints:
 
   @functools.cached_property
   def _checkpointer(self):
-    from orbax.checkpoint import v1 as ocp  # half a second: a fresh run needs it at its first save
+    from orbax.checkpoint import (
+      v1 as ocp,  # slow to import: a fresh run needs it only at its first save
+    )
 
     # Orbax narrates every save at INFO, and logs with a traceback a thread what it also raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -64,7 +66,7 @@ class Checkpoints:
     return "_checkpointer" in vars(self)
 
   def steps(self) -> list[int]:
-    """Finished steps of the checkpoints there are, the newest first."""
+    """Steps of the checkpoints, the newest first."""
     if not self._is_open() and not self.folder.exists():
       return []
     return sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
@@ -76,7 +78,7 @@ class Checkpoints:
     self._checkpointer.save_checkpointables_async(step, _parts(state) | {LEDGER: arrays})
 
   def wait(self) -> None:
-    """Returns when the last save is on disk; raises what went wrong with it (a full disk)."""
+    """Returns when the last save is on disk; raises its error if it failed (a full disk)."""
     if self._is_open():
       self._checkpointer.wait()
 
@@ -98,7 +100,7 @@ class Checkpoints:
         )
       except Exception as error:  # noqa: BLE001 - a damaged file surfaces as any of many types
         loaded, why = None, _short(error)
-      if not multihost.everywhere(loaded is not None):
+      if not multihost.all_agree(loaded is not None):
         why = "another process failed on it" if loaded is not None else why
         warnings.append(f"checkpoint of step {step} cannot be read ({why})")
         continue
@@ -115,10 +117,10 @@ class Checkpoints:
     return None
 
   def _set_aside(self, step: int) -> None:
-    for path in self.folder.glob(f"*{step}") if multihost.is_first() else ():
+    for path in self.folder.glob(f"*{step}") if multihost.is_primary() else ():
       if path.name.rpartition("_")[2] == str(step):
         shutil.move(path, path.with_name(f"damaged-{path.name}"))
-    multihost.wait(f"checkpoint {step} set aside")
+    multihost.barrier(f"checkpoint {step} set aside")
     self._checkpointer.reload()
 
   def close(self) -> None:
@@ -164,13 +166,13 @@ def load_model(
     except Exception as error:  # noqa: BLE001 - see `restore`
       raise UserError(
         f"{folder}: the checkpoint of step {step} cannot be read ({_short(error)}); train again to"
-        " go on from the one before it"
+        " resume from the one before it"
       ) from error
   return model["params"], model["buffers"]
 
 
 def _short(error: Exception) -> str:
-  """The first words of what lies behind an error that orbax wrapped."""
+  """The first words of the error that orbax wrapped."""
   while error.__cause__ is not None:
     error = error.__cause__
   return " ".join(str(error).split())[:120] or type(error).__name__

@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from moe_parity.config import from_stored
 from moe_parity.data.fingerprint import check_same_data
 from moe_parity.data.prepare import open_data
 from moe_parity.data.token_store import TokenStore
@@ -77,7 +78,7 @@ def load_run(
     if not (folder / name).exists():
       raise UserError(f"{folder} is no run folder (no {name}); give a folder that `train` made")
   plan = run_folder.read_json(folder / run_folder.PLAN)
-  config = ConfigDict(run_folder.read_json(folder / run_folder.CONFIG))
+  config = ConfigDict(from_stored(run_folder.read_json(folder / run_folder.CONFIG)))
   architecture = Architecture.from_dict(plan["architecture"])
   options = model_options(config)
   sizes = resolve(sizes, jax.device_count())

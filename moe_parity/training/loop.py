@@ -70,7 +70,7 @@ def train_arm(
   options = step_options(config, plan, documents)
   mesh = make_run_mesh(config, plan)
   identity = configs.to_json(config), plan.to_dict(), store.fingerprint()
-  run_folder.claim(folder, *identity, write=multihost.is_first())
+  run_folder.claim(folder, *identity, write=multihost.is_primary())
   if (result := run_folder.read_result(folder)) is not None:
     return result
   with contextlib.ExitStack() as exit_stack:
@@ -118,7 +118,7 @@ def log_step(run: ArmRun, step: int, scalars: dict, report: Callable[[Progress],
     run.telemetry.write(line)
     if "load_LE" in scalars:
       run.telemetry.write_routing(step, line["num_tokens"], scalars["load_LE"])
-    if multihost.is_first():
+    if multihost.is_primary():
       report(Progress(step, run.plan.num_steps, line))
 
 
@@ -156,8 +156,8 @@ def finish(run: ArmRun, state: TrainState) -> dict:
   taken_apart = {}
   if plan.architecture.is_moe:
     taken_apart = take_apart(run, state)
-  if not multihost.is_first():
-    multihost.wait(f"{plan.name}: finished")  # the first process writes the result meanwhile
+  if not multihost.is_primary():
+    multihost.barrier(f"{plan.name}: finished")  # the first process writes the result meanwhile
     return run_folder.read_result(run.folder)
   if counts is not None:
     specialization.save(counts, run.folder)
@@ -177,7 +177,7 @@ def finish(run: ArmRun, state: TrainState) -> dict:
     **taken_apart,
   }
   files.write_json(run.folder / run_folder.RESULT, result)
-  multihost.wait(f"{plan.name}: finished")
+  multihost.barrier(f"{plan.name}: finished")
   return result
 
 

@@ -8,13 +8,13 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerOptions:
-  """Attributes as in the paper's Table 4; betas and epsilon, which it leaves open, as usual.
+  """AdamW settings: the paper's Table 4; betas and epsilon, which it leaves open, as usual.
 
   Attributes:
     peak_learning_rate, final_learning_rate: Adam step sizes at the end of warm-up and of the run.
     num_steps, warmup_steps: optimizer steps of the run, and of the linear rise from zero.
     weight_decay: decoupled (times the learning rate), on matrices; norm scales are not decayed.
-    clip_norm: the gradient's global norm is cut to this.
+    clip_norm: the largest global norm of the gradient; larger ones are scaled down to it.
   """
 
   peak_learning_rate: float
@@ -31,7 +31,7 @@ class OptimizerOptions:
 def learning_rate(options: OptimizerOptions) -> optax.Schedule:
   """Step (from 0) -> rate: linear over `warmup_steps`, then half a cosine to the final rate.
 
-  The first step already moves (rate peak / warmup_steps), the last runs at the final rate's side.
+  The first step's rate is peak / warmup_steps, the last step's is one before the final rate.
   """
   warmup = max(1, options.warmup_steps)
   return optax.schedules.join_schedules(
@@ -50,7 +50,7 @@ def learning_rate(options: OptimizerOptions) -> optax.Schedule:
 
 
 def is_decayed(params) -> object:
-  """True for every leaf but the norm scales. By name: stacked scales are matrices too."""
+  """True for every leaf except norm scales. By name, because stacked scales have two axes too."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: "scale" not in jax.tree_util.keystr(path), params
   )

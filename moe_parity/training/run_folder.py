@@ -89,7 +89,7 @@ def settings(config: dict) -> dict:
 
   Where data come from is left out: their content is compared by fingerprint.
   """
-  defaults = configs.to_json(base())
+  defaults, config = configs.to_json(base()), configs.from_stored(config)
   sections = {name: {**defaults[name], **config.get(name, {})} for name in SETTINGS}
   for name in ("source", "store", "max_bad_records"):
     sections["data"].pop(name, None)

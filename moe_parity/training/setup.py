@@ -20,7 +20,7 @@ from moe_parity.evaluation import bits_per_character
 from moe_parity.evaluation.model_scorer import make_scorer
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.sharding import multihost
-from moe_parity.sharding.mesh import on_devices
+from moe_parity.sharding.mesh import put_batch
 from moe_parity.training.build import model_options, optimizer_options
 from moe_parity.training.checkpoint import Checkpoints
 from moe_parity.training.metrics import read_metrics
@@ -91,7 +91,7 @@ class ArmRun:
   def save_checkpoint(self, step: int, state: TrainState) -> None:
     """Starts writing the state after `step`, the ledger up to it and the routing before it."""
     self.telemetry.save_routing()
-    self.ledger.collect(multihost.gather)
+    self.ledger.collect(multihost.all_gather)
     self.checkpoints.save(step, to_checkpoint(state, self.checkpoint_layout), self.ledger.state())
 
 
@@ -114,13 +114,13 @@ def set_up(
     UserError: the data cannot feed the plan, or no checkpoint of the folder can be read.
   """
   model, optimizer = model_options(config), optimizer_options(config, plan)
-  loader = functools.partial(_loader, config, plan, store)
+  loader = functools.partial(_loader, plan, store)
   ledger = Ledger.for_loader(loader())  # refuses a budget larger than the corpus, before compiling
   layout = checkpoint_state(plan.architecture, model, optimizer, mesh)
   checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
   exit_stack.callback(checkpoints.close)
   if restored := checkpoints.restore(layout, ledger.state()):
-    for warning in restored.warnings if multihost.is_first() else ():
+    for warning in restored.warnings if multihost.is_primary() else ():
       warn(f"{plan.name}: {warning}; resuming from step {restored.step}")
     first_step = restored.step
     placed = abstract_state(plan.architecture, model, optimizer, mesh)
@@ -132,7 +132,7 @@ def set_up(
     make_train_step(plan.architecture, model, optimizer, options, mesh), state, plan
   )
   telemetry = NullTelemetry()
-  if multihost.is_first():
+  if multihost.is_primary():
     telemetry = Telemetry(folder, from_step=first_step)
   exit_stack.callback(telemetry.close)
   num_devices = 1 if mesh is None else mesh.size
@@ -162,13 +162,13 @@ def set_up(
   return run, state
 
 
-def _loader(config: ConfigDict, plan: ArmPlan, store: TokenStore, start_row: int = 0) -> Loader:
+def _loader(plan: ArmPlan, store: TokenStore, start_row: int = 0) -> Loader:
   return Loader(
     store.train,
     plan.batch_sequences,
     plan.seq_len,
     plan.num_unique_tokens,
-    config.data.seed,
+    plan.data_seed,
     start_row=start_row,
     num_tokens=plan.num_tokens,
     mixture=plan.mixture,
@@ -191,4 +191,4 @@ def _compile(train_step: Callable, state: TrainState, plan: ArmPlan) -> tuple[Ca
 
 def to_device(batch: dict[str, np.ndarray], mesh: Mesh | None) -> dict:
   """Starts moving what a step reads to its devices; `window` stays on the host for the ledger."""
-  return batch | {name: on_devices(batch[name], mesh) for name in ("inputs", "targets")}
+  return batch | {name: put_batch(batch[name], mesh) for name in ("inputs", "targets")}

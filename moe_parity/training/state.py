@@ -22,7 +22,7 @@ from moe_parity.model.options import ModelOptions
 from moe_parity.model.sharding import map_variables
 from moe_parity.model.transformer import abstract_model
 from moe_parity.planning.architecture import Architecture
-from moe_parity.sharding.mesh import STORED, WEIGHTS, spec
+from moe_parity.sharding.mesh import CHECKPOINT_RULES, WEIGHTS, partition_spec
 from moe_parity.training.optimizer import OptimizerOptions, make_optimizer
 
 
@@ -67,7 +67,7 @@ def model_shardings(
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
   """The sharding of each array of a state on a mesh."""
-  return map_variables(lambda _, axes: NamedSharding(mesh, spec(axes, WEIGHTS)), tree)
+  return map_variables(lambda _, axes: NamedSharding(mesh, partition_spec(axes, WEIGHTS)), tree)
 
 
 def init_state(
@@ -88,7 +88,7 @@ def init_state(
   def init_leaf(variable, draw_shard):
     axes = variable.axes.rjust(len(variable.shape), "-")
     shape = _padded_shape(variable.shape, axes, mesh)
-    sharding = NamedSharding(mesh, spec(axes, WEIGHTS))
+    sharding = NamedSharding(mesh, partition_spec(axes, WEIGHTS))
     return jax.make_array_from_callback(shape, sharding, draw_shard)
 
   abstract = abstract_state(architecture, model, optimizer, mesh)
@@ -143,7 +143,7 @@ def _padded(tree: Any, mesh: Mesh) -> Any:
   """An abstract state on a mesh: padded shapes and their shardings."""
 
   def place(leaf, axes):
-    sharding = NamedSharding(mesh, spec(axes, WEIGHTS))
+    sharding = NamedSharding(mesh, partition_spec(axes, WEIGHTS))
     shape = _padded_shape(leaf.shape, axes, mesh)
     return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
 
@@ -166,10 +166,10 @@ def _checkpoint_layout(unpadded: Any, architecture: Architecture, mesh: Mesh | N
     return _on_one_device(unpadded)
   # D is a multiple of fsdp; where it is none of fsdp * expert, it is sharded over fsdp alone.
   both = architecture.d_model % (mesh.shape["fsdp"] * mesh.shape["expert"]) == 0
-  rules = STORED if both else {"D": "fsdp"}
+  rules = CHECKPOINT_RULES if both else {"D": "fsdp"}
 
   def place(leaf, axes):
-    sharding = NamedSharding(mesh, spec(axes, rules))
+    sharding = NamedSharding(mesh, partition_spec(axes, rules))
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
   return map_variables(place, unpadded)

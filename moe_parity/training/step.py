@@ -1,10 +1,9 @@
 """One optimizer step as one pure function: state in (donated), state and scalars out.
 
-The batch may be cut into micro-batches (`accumulation`); the result is the same step, because the
+The batch may be split into micro-batches (`accumulation`); the result is the same step, because the
 only quantity that is not a mean over sequences, the load f of the balance loss E sum f P, is taken
-over the whole batch in a forward pass of its own before any gradient is computed. That pass costs a
-third of a step, and is made only where there are experts, a balance loss and more than one
-micro-batch.
+over the whole batch in a forward pass of its own before any gradient is computed. That pass is made
+only where there are experts, a balance loss and more than one micro-batch.
 """
 
 import dataclasses
@@ -28,14 +27,16 @@ from moe_parity.training.state import TrainState, abstract_state, shardings
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-  """Attributes:
-  balance_weight, z_weight: coefficients of the balance loss (1 at perfect balance, mean over MoE
-    layers) and of the router z-loss.
-  bias_update_rate: u of the loss-free balancing b += u sign(mean load - load) (2408.15664), once
-    an optimizer step from the whole batch's loads; 0 leaves the biases at zero.
-  accumulation: micro-batches a step; must divide the batch.
-  documents: how to tell the documents of a row apart, so that attention stays within each; None
-    lets it cross, and scores every target.
+  """Loss weights and micro-batches of a train step.
+
+  Attributes:
+    balance_weight, z_weight: coefficients of the balance loss (1 at perfect balance, mean over MoE
+      layers) and of the router z-loss.
+    bias_update_rate: u of the loss-free balancing b += u sign(mean load - load) (2408.15664), once
+      an optimizer step from the whole batch's loads; 0 leaves the biases at zero.
+    accumulation: micro-batches a step; must divide the batch.
+    documents: separators, if attention must not cross documents; None lets it cross, and counts
+      every target in the loss.
   """
 
   balance_weight: float = 0.01
@@ -55,16 +56,16 @@ def objective(
     num_scored: targets to divide by where options.documents leaves some out: of the whole batch a
       micro-batch, so that the mean over micro-batches is the mean over the batch's scored targets.
   Returns:
-    the total to minimise, and (cross_entropy, RoutingStats or None).
+    the total to minimize, and (cross_entropy, RoutingStats or None).
   """
   documents = options.documents
   hidden_TD, stats = model.final_hidden(inputs_BS, documents and documents.document_ids(inputs_BS))
   targets_T = targets_BS.reshape(-1)
   if documents is None:
-    scored_T, num_scored = jnp.ones(targets_T.shape, jnp.float32), targets_T.size
+    mask_T, num_scored = jnp.ones(targets_T.shape, jnp.float32), targets_T.size
   else:
-    scored_T = documents.loss_mask(targets_BS).reshape(-1).astype(jnp.float32)
-  cross_entropy = model.weighted_nll(hidden_TD, targets_T, scored_T) / num_scored
+    mask_T = documents.loss_mask(targets_BS).reshape(-1).astype(jnp.float32)
+  cross_entropy = model.weighted_nll(hidden_TD, targets_T, mask_T) / num_scored
   total = cross_entropy
   if stats is not None:
     load = stats.load_E if load_LE is None else load_LE
@@ -133,7 +134,7 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
   def on_mesh(state, inputs_BS, targets_BS):
-    with meshes.use(mesh):
+    with meshes.use_mesh(mesh):
       return train_step(state, inputs_BS, targets_BS)
 
   state = shardings(abstract_state(architecture, model_options, optimizer_options, mesh), mesh)
@@ -144,7 +145,7 @@ def make_train_step(
 
 
 def micro_batches(x_BS, number: int):
-  """[number, B / number, S]: on a mesh every micro-batch is spread over all devices."""
+  """[number, B / number, S]; on a mesh every micro-batch is sharded over all devices."""
   return meshes.constrain(x_BS.reshape(number, -1, x_BS.shape[-1]), "-BS")
 
 
@@ -161,7 +162,7 @@ def _mean_over(function, micro_batches):
 
 
 def routing_scalars(stats: RoutingStats) -> dict[str, jax.Array]:
-  """The logged numbers of a whole batch's routing (leading axis: MoE layers)."""
+  """What is logged of a whole batch's routing (leading axis: MoE layers)."""
   return {
     "balance_loss": jnp.mean(balance_loss(stats.load_E, stats.probability_E)),
     "z_loss": jnp.mean(stats.squared_logsumexp),
@@ -173,10 +174,10 @@ def routing_scalars(stats: RoutingStats) -> dict[str, jax.Array]:
 
 
 def move_biases(graph, state: TrainState, load_LE, rate: float) -> nnx.State:
-  """Every selection bias moved by `rate` towards its expert's missing load.
+  """Selection biases after one update: `rate` up for underused experts, down for overused ones.
 
-  `load_LE` follows the order in which a token meets the layers; within a segment of repeated
-  patterns that is (repeat, layer of the pattern), so the segment's rows are dealt out that way.
+  `load_LE` is in the order of the layers, which in a segment is (repeat, layer of the pattern);
+  parameters are stacked by layer of the pattern.
   """
   model = nnx.merge(graph, state.params, state.buffers)
   start = 0

@@ -24,7 +24,7 @@ import shutil
 from collections.abc import Callable
 
 from moe_parity import files
-from moe_parity.data import storage
+from moe_parity.data import checked_json, storage
 from moe_parity.errors import UserError
 from moe_parity.training import run_folder
 
@@ -32,6 +32,7 @@ LATEST, SNAPSHOTS, CHECKPOINTS = "latest.json", "snapshots", "checkpoints"
 WITH_CHECKPOINT = ("config.json", "plan.json", "metrics.jsonl", "routing.npz")
 NOT_KEPT = ("tensorboard", "failed.txt")  # drawn from metrics.jsonl; what went wrong is over
 RETRIES = 3
+_LATEST = {"step": int, "snapshot": str, "files": {str: [object]}}
 
 
 class Mirror:
@@ -81,9 +82,11 @@ class Mirror:
     for attempt in range(RETRIES):
       shutil.rmtree(folder, ignore_errors=True)
       try:
-        latest = json.loads(storage.read_bytes(f"{self.url}/{run}/{LATEST}"))
+        latest = storage.read_bytes(f"{self.url}/{run}/{LATEST}")
       except FileNotFoundError:
         return
+      way_out = "remove it there to train this run from its beginning"
+      latest = checked_json.parse(latest, _LATEST, f"{self.url}/{run}/{LATEST}", way_out)
       try:
         self._fetch_snapshot(run, latest)
       except (FileNotFoundError, _ChangedError) as error:
@@ -174,7 +177,7 @@ class Mirror:
   def _fetch_snapshot(self, run: str, latest: dict) -> None:
     folder = self.local / run
     for name, (size, sha256) in latest["files"].items():
-      path = folder / name
+      path = storage.inside(folder, name, f"{self.url}/{run}/{LATEST}")
       storage.get_file(f"{self.url}/{run}/{latest['snapshot']}/{name}", path)
       if path.stat().st_size != size or storage.sha256_of(path) != sha256:
         raise _ChangedError(f"{name} is not what was written")

@@ -24,7 +24,7 @@ def leading(trainer: Trainer) -> Trainer:
     return trainer
 
   def train(config, arm, store, folder, *rest):
-    multihost.tell(pickle.dumps((config.to_dict(), arm, folder)))
+    multihost.broadcast_bytes(pickle.dumps((config.to_dict(), arm, folder)))
     return trainer.train(config, arm, store, folder, *rest)
 
   return dataclasses.replace(trainer, train=train)
@@ -32,7 +32,7 @@ def leading(trainer: Trainer) -> Trainer:
 
 def follow(store: TokenStore) -> None:
   """Trains what the first process trains, until it says that there is no more."""
-  while (told := multihost.tell(None)) is not None:
+  while (told := multihost.broadcast_bytes(None)) is not None:
     config, arm, folder = pickle.loads(told)
     try:
       train_arm(ConfigDict(config).lock(), arm, store, folder)
@@ -43,4 +43,4 @@ def follow(store: TokenStore) -> None:
 def dismiss() -> None:
   """Lets the other processes end."""
   if jax.process_count() > 1:
-    multihost.tell(None)
+    multihost.broadcast_bytes(None)

@@ -1,4 +1,4 @@
-"""Over which mesh axes values vary, where shard_map checks it (check_vma); no effect elsewhere."""
+"""Mesh axes over which values vary (JAX: vma), which shard_map checks with check_vma."""
 
 import jax
 from jax import lax
@@ -9,9 +9,9 @@ def _varying(a) -> frozenset[str]:
   return kind.mat.varying if hasattr(kind, "mat") else kind.vma  # jax 0.12, jax 0.11
 
 
-def equally_varying(*arrays):
-  """The arrays as varying over every mesh axis that one of them varies over, so that what derives
-  from them agrees in type; transposed, a weight's gradient is summed over the data axes."""
+def match_varying_axes(*arrays):
+  """Casts arrays to vary over every mesh axis that any of them varies over, so that types agree;
+  transposed, a weight's gradient is summed over the data axes. No effect without check_vma."""
   axes = frozenset().union(*map(_varying, arrays))
 
   def vary(a):
