@@ -48,7 +48,7 @@ def claim(folder: pathlib.Path, config: dict, plan: dict, *, write: bool = True)
   old_plan, old_config = read_json(folder / PLAN), read_json(folder / CONFIG)
   plan = json.loads(json.dumps(plan))
   changed = configs.differences(with_later_fields(old_plan, plan), plan, "plan.")
-  changed += configs.differences(_numbers(old_config), _numbers(config))
+  changed += configs.differences(_numbers(configs.from_stored(old_config)), _numbers(config))
   if changed:
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
     raise UserError(
