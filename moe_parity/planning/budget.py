@@ -151,13 +151,16 @@ class ArmSpec:
         raise UserError(f"arm {self.name!r}: {name}={getattr(self, name)} is not above 0; use 1.0")
     if self.is_control:
       self._check_control()
+    self._check_seeds()
+    for name in ("num_steps", "batch_sequences", "peak_learning_rate"):
+      if getattr(self, name) < 0:
+        raise UserError(f"arm {self.name!r}: {name}={getattr(self, name)} is below 0; 0 derives it")
+
+  def _check_seeds(self) -> None:
     if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
       raise UserError(f"arm {self.name!r}: seeds={self.seeds} are not whole numbers of at least 0")
     if len(set(self.seeds)) < len(self.seeds):
       raise UserError(f"arm {self.name!r}: seeds={self.seeds} name one seed twice; drop one")
-    for name in ("num_steps", "batch_sequences", "peak_learning_rate"):
-      if getattr(self, name) < 0:
-        raise UserError(f"arm {self.name!r}: {name}={getattr(self, name)} is below 0; 0 derives it")
 
   def _check_control(self) -> None:
     what = (
