@@ -5,7 +5,7 @@
   moe-parity study --config=configs/architecture_small.py:gpu --workdir=runs/search_gpu
   moe-parity study --config=configs/architecture_small.py:tiny --workdir=runs/tiny_search
 
-Greedy, in the paper's order: layout with and without shared expert, gate normalisation, top-K at
+Greedy, in the paper's order: layout with and without shared expert, gate normalization, top-K at
 constant K x D_e, then zeta and mu; the dense baseline is searched over d / L and d_ffn / d by the
 same rule. Three seeds each, N = 0.2 M: an hour or two on two CPU cores; with `gpu` N = 8 M, about
 3e17 FLOPs in all. Later stages follow from the results of earlier ones."""

@@ -38,6 +38,10 @@ launcher() {
       "'bash launch/local.sh --setup' first" >&2
     exit 2
   fi
-  export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-  exec "$interpreter" -m moe_parity.launch "$@"
+  # Not `python -m`, which would take another checkout's launchers if run from there.
+  exec "$interpreter" -c '
+import runpy, sys
+sys.path[0] = sys.argv.pop(1)
+runpy.run_module("moe_parity.launch", run_name="__main__", alter_sys=True)
+' "$root" "$@"
 }

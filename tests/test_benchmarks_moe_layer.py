@@ -39,6 +39,6 @@ def test_competitors_take_turns():
   assert len(samples["a"]) == len(samples["b"]) == 4
 
 
-def test_a_ratio_compares_neighbours():
+def test_a_ratio_compares_neighbors():
   samples = {"slow": [2.0, 9.0, 4.0], "fast": [1.0, 3.0, 1.0]}
   assert ratio(samples, "slow", "fast") == {"ratio": 3.0, "ratio_min": 2.0, "ratio_max": 4.0}

@@ -16,7 +16,7 @@ S = 24
 
 
 def mixture(seed=5, counts=(1, 7, 2), unique=(35, 245, 70), runs=9):
-  """Three groups whose windows lie scattered in `runs` runs of neighbours."""
+  """Three groups whose windows lie scattered in `runs` runs of neighbors."""
   domain_ids = np.repeat(np.random.default_rng(runs).integers(0, 3, runs), 100).astype(np.uint8)
   domain_ids[:3] = (0, 1, 2)
   sizes = np.bincount(domain_ids, minlength=3).tolist()

@@ -210,7 +210,8 @@ def test_a_lossless_store_says_so(tmp_path):
   assert store.train.lost == {"num_documents": 0, "num_chars": 0, "num_bytes": 0}
 
 
-def test_the_loss_stands_beside_bits_per_character(tmp_path):
+def test_the_loss_stands_beside_bits_per_character(tmp_path, capsys):
+  from moe_parity.commands.output import print_lost_text
   from moe_parity.evaluation.bits_per_character import evaluate
 
   source = write_jsonl(tmp_path / "a.jsonl", [{"text": f"River stone 日 {i}"} for i in range(40)])
@@ -223,4 +224,10 @@ def test_the_loss_stands_beside_bits_per_character(tmp_path):
   found = evaluate(score, store.validation, seq_len=8, batch_sequences=2)
   lost, chars = store.validation.lost, store.manifest["splits"]["validation"]["num_chars"]
   assert found["text_lost"] == lost | {"share": lost["num_chars"] / chars}
-  assert "text_lost" not in evaluate(score, lossless, seq_len=8, batch_sequences=2)
+  print_lost_text(found)
+  assert f"loses {100 * found['text_lost']['share']:.2f} % of the characters" in (
+    capsys.readouterr().out
+  )
+  whole = evaluate(score, lossless, seq_len=8, batch_sequences=2)
+  print_lost_text(whole)
+  assert "text_lost" not in whole and not capsys.readouterr().out

@@ -82,7 +82,7 @@ def test_top_1_is_left_out_where_one_expert_is_chosen(model):
   assert list(named) == []
 
 
-def test_an_unknown_ablation_is_refused_with_its_neighbour():
+def test_an_unknown_ablation_is_refused_with_its_neighbor():
   with pytest.raises(UserError, match="did you mean 'routed_removed'"):
     ablations.check_ablations(("routed_remove",))
 

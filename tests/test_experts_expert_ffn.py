@@ -89,16 +89,16 @@ def test_the_overflow_loop_takes_no_step_when_every_assignment_has_a_slot():
   assert num_overflow_steps(expert, int(largest) - 1) == 1
 
 
-def test_relabelling_experts_changes_nothing():
+def test_relabeling_experts_changes_nothing():
   rng = np.random.default_rng(5)
   x, expert, gate, w_in, w_down, dy = draw(rng, "skewed", T, E, K)
   new_of_old = rng.permutation(E).astype(np.int32)
   old_of_new = np.argsort(new_of_old)
   both = value_and_gradients("padded", TIGHT)
   y, dx, dgate, dw_in, dw_down = both(x, expert, gate, w_in, w_down, dy)
-  relabelled = both(x, new_of_old[expert], gate, w_in[old_of_new], w_down[old_of_new], dy)
+  relabeled = both(x, new_of_old[expert], gate, w_in[old_of_new], w_down[old_of_new], dy)
   expected = y, dx, dgate, dw_in[old_of_new], dw_down[old_of_new]
-  for a, b in zip(relabelled, expected, strict=True):
+  for a, b in zip(relabeled, expected, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 

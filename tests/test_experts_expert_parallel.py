@@ -173,7 +173,7 @@ def test_tight_capacity_equals_the_loop_without_what_is_dropped(token_dispatch):
   check()
 
 
-def test_relabelling_experts_changes_nothing():
+def test_relabeling_experts_changes_nothing():
   num_data, num_devices, e, k, *_ = CASES[3]
   both = value_and_gradients(
     num_data, num_devices, e, token_dispatch="all_to_all", implementation="padded", check_vma=False
@@ -183,9 +183,9 @@ def test_relabelling_experts_changes_nothing():
   new_of_old = rng.permutation(e).astype(np.int32)
   old_of_new = np.argsort(new_of_old)
   (y, dx, dgate, dw_in, dw_down), _ = both(x, expert, gate, w_in, w_down, dy)
-  relabelled, _ = both(x, new_of_old[expert], gate, w_in[old_of_new], w_down[old_of_new], dy)
+  relabeled, _ = both(x, new_of_old[expert], gate, w_in[old_of_new], w_down[old_of_new], dy)
   expected = y, dx, dgate, dw_in[old_of_new], dw_down[old_of_new]
-  for a, b in zip(relabelled, expected, strict=True):
+  for a, b in zip(relabeled, expected, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 

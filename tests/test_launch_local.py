@@ -181,3 +181,18 @@ def test_launchers_are_written_in_the_python_of_a_tpu_vm():
 
   for file in [*(ROOT / "moe_parity/launch").glob("*.py"), ROOT / "moe_parity/errors.py"]:
     ast.parse(file.read_text(), feature_version=(3, 10))
+
+
+def test_a_launcher_is_that_of_its_checkout_wherever_it_is_run(tmp_path):
+  other = tmp_path / "elsewhere/moe_parity/launch"
+  other.mkdir(parents=True)
+  (other / "__main__.py").write_text("raise SystemExit('another checkout')")
+  for folder in (other, other.parent):
+    (folder / "__init__.py").touch()
+  done = subprocess.run(
+    ["bash", ROOT / "launch/slurm.sh", "submit", "--help"],
+    cwd=tmp_path / "elsewhere",
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0 and "launch/slurm.sh submit" in done.stdout, done.stderr

@@ -75,6 +75,7 @@ def start(tmp_path, code):
     env={**os.environ, "PYTHONPATH": str(ROOT)},
     stderr=subprocess.PIPE,
     text=True,
+    start_new_session=True,
   )
 
 
@@ -88,6 +89,7 @@ def wait_for(file, text):
 SAVES = """
 def stop(number, frame):
   open(file, "a").write("saved\\n")
+  time.sleep(0.8)  # a second signal would be noted too
   sys.exit(75)
 signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, stop)
@@ -114,3 +116,12 @@ def test_a_signal_while_waiting_ends_the_wait(tmp_path):
   process.communicate(timeout=20)
   assert process.returncode == 75 and time.monotonic() - began < 4
   assert (tmp_path / "life").read_text() == "started\n"
+
+
+def test_ctrl_c_at_a_terminal_reaches_the_worker_once(tmp_path):
+  process = start(tmp_path, SAVES)
+  wait_for(tmp_path / "life", "started")
+  os.killpg(process.pid, signal.SIGINT)  # a terminal signals all of its foreground group
+  process.communicate(timeout=20)
+  assert process.returncode == 75
+  assert (tmp_path / "life").read_text() == "started\nsaved\n"

@@ -214,6 +214,7 @@ def test_a_complete_study_is_given_back_by_the_first_host(host, number, back):
   host.attributes["agent-worker-number"] = number
   host.run("ended", EXIT_CODE="exited", EXIT_STATUS="0")
   assert host.gave_back is back
+  assert host.programs.calls("shutdown") == []
 
 
 @pytest.mark.parametrize(("code", "status"), [("exited", "75"), ("killed", "TERM")])

@@ -22,7 +22,7 @@ CASES = {
     small_model.dense(num_heads=4, num_kv_heads=2), {"position": "rope"},
   ),
   "one dense layer, shared expert": (small_model.moe(), {}),
-  "interleaved, no shared expert, normalised": (
+  "interleaved, no shared expert, normalized": (
     small_model.moe(num_layers=4, layout="interleave", d_shared=0), {"normalize_gates": True},
   ),
   "full, top-1, no positions": (

@@ -31,7 +31,7 @@ SLOTS = B * S * 2 // 5  # of an expert: T K / E, so that every slot is needed
 
 
 def program(architecture, attention_block, backward):
-  """(function, abstract arguments): the loss a step minimises, or that and all its gradients."""
+  """(function, abstract arguments): the loss a step minimizes, or that and all its gradients."""
   options = ModelOptions(attention_block=attention_block)
   graph, params, buffers = abstract_model(architecture, options)
 

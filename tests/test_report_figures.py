@@ -17,7 +17,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(folder):
-  return compare.analyse(folder)
+  return compare.analyze(folder)
 
 
 def draw(drawing, width=style.DESK):
@@ -114,7 +114,7 @@ def test_phone_and_desk_show_the_same_lines_at_their_own_width(report):
 
 def test_no_two_of_many_lines_look_alike():
   assert len(set(style.series(20))) == 20
-  assert len({colour for colour, _ in style.series(8)}) == 8
+  assert len({color for color, _ in style.series(8)}) == 8
 
 
 def test_the_same_study_gives_the_same_svg(report):

@@ -33,7 +33,7 @@ def test_published_sweeps_hold_the_digits_of_tables_10_14_and_16():
 
 
 def test_a_study_stands_beside_the_paper_in_percent_of_its_own_dense_arm(folder):
-  report = compare.analyse(folder)
+  report = compare.analyze(folder)
   (axis,) = draw(paper.excess_over_dense(report)).axes
   bars = axis.containers
   bits = {g["name"]: g["bpc"] for g in report["groups"]}
@@ -56,7 +56,7 @@ def test_the_cost_of_a_token_is_a_ratio_to_the_dense_arm_of_the_same_plan(folder
 
 
 def test_the_paper_s_columns_join_plan_and_score(folder):
-  study, report = reading.read_study(folder), compare.analyse(folder)
+  study, report = reading.read_study(folder), compare.analyze(folder)
   rows = tables.paper_columns(report, study.plan["arms"]).rows
   moe = next(r for r in rows if r["name"] == "moe_25")
   score = next(r["bpc"] for r in report["arms"] if r["name"] == "moe_25")

@@ -40,7 +40,7 @@ def ran(folder):
   return [(name, seed) for _, name, seed in fake_training.started(folder)]
 
 
-def test_seeds_go_to_dense_to_the_best_rate_and_to_its_neighbours(tmp_path):
+def test_seeds_go_to_dense_to_the_best_rate_and_to_its_neighbors(tmp_path):
   study, arms = run(tmp_path, config(more_seeds=(1, 2)))
   seeds = {}
   for arm in arms:
@@ -52,10 +52,10 @@ def test_seeds_go_to_dense_to_the_best_rate_and_to_its_neighbours(tmp_path):
     "dense_small_0p125": best,
   }  # fmt: skip
   assert {arm.status for arm in arms} == {"done"} and len(ran(tmp_path)) == len(arms)
-  assert study.summarise()["sentences"][-1] == "11 MoE runs and 16 dense runs are done."
+  assert study.summarize()["sentences"][-1] == "11 MoE runs and 16 dense runs are done."
 
 
-def test_a_rate_that_more_seeds_make_the_best_gets_its_neighbours_too():
+def test_a_rate_that_more_seeds_make_the_best_gets_its_neighbors_too():
   bpc = {(rate, 0): value for rate, value in zip(RATES, (3.2, 3.1, 3.3, 3.4, 3.5), strict=True)}
 
   class Known(Results):
@@ -113,7 +113,7 @@ def test_both_sides_get_as_many_checks_and_they_stay_out_of_the_comparison(tmp_p
   assert [a.name for a in checks] == names
   plain = {a.name: a for a in study.parts[0].plan.arms}
   assert checks[2].peak_learning_rate == pytest.approx(plain["moe_30"].peak_learning_rate / 2)
-  value = study.summarise()
+  value = study.summarize()
   assert value["tuning"]["num_arms"] == {"moe": 3, "dense": 3}
   assert value["tuning"]["sides"][1]["best"] == "dense_lr2"
   assert value["tuning"]["difference_tuned"] > 0 > value["tuning"]["difference_at_law"]
@@ -121,7 +121,7 @@ def test_both_sides_get_as_many_checks_and_they_stay_out_of_the_comparison(tmp_p
   assert found["sweeps"][0]["optimum"]["bracketed"] in (True, False)
   from moe_parity.study.analysis import compare
 
-  report = compare.analyse(tmp_path)
+  report = compare.analyze(tmp_path)
   assert {row["name"] for row in report["comparisons"]} == {f"moe_{100 * r:.0f}" for r in RATES}
   assert report["baseline"] == "dense"
 
@@ -141,7 +141,7 @@ def test_fixed_data_shares_tokens_and_the_loss_falls_as_a_power_of_the_rate(tmp_
     run for arm, run in zip(part.plan.arms, part.runs, strict=True) if arm.name == "dense"
   )
   assert dense == "runs/dense-s0"  # the same run as in the main part, trained once
-  sweep = study.summarise()["sweeps"][1]
+  sweep = study.summarize()["sweeps"][1]
   fit = sweep["log_log"]
   assert fit["slope"] == pytest.approx(-0.05, abs=1e-4) and fit["monotone"]
   assert fit["interval"][0] <= fit["slope"] <= fit["interval"][1]
@@ -160,7 +160,7 @@ def test_two_sizes_with_one_optimum_transfer_and_two_with_different_ones_differ(
 
     made = config(sizes=(200_000,), compute_multiples=())
     study, _ = run(folder, made, trainer=fake_training.trainer(truth=truth))
-    return study.summarise()["transfer"]
+    return study.summarize()["transfer"]
 
   same = run_with(tmp_path / "same", (0.28, 0.28))
   assert same["sizes"] == [100_000, 200_000]
@@ -188,8 +188,8 @@ def test_m_is_linear_in_the_activation_rate_at_one_depth_and_width():
 @pytest.mark.parametrize(
   "values, expected", [((3, 1, 2, 5), [0, 1, 2]), ((1, 2, 3), [0, 1]), ((4, 3, 1), [1, 2])]
 )
-def test_neighbours_stay_inside_the_sweep(values, expected):
-  assert list(activation_rate.neighbourhood(values)) == expected
+def test_neighbors_stay_inside_the_sweep(values, expected):
+  assert list(activation_rate.neighborhood(values)) == expected
 
 
 @pytest.mark.parametrize(

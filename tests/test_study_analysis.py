@@ -32,7 +32,7 @@ def words(report):
 
 def test_a_difference_is_the_ratio_of_sums_of_moe_minus_that_of_dense(tmp_path):
   folder = study(tmp_path, telemetry=False)
-  report = compare.analyse(folder)
+  report = compare.analyze(folder)
   bits = {}
   for name in ("dense", "moe_26"):
     result = json.loads((folder / f"runs/{name}-s0/result.json").read_text())
@@ -45,7 +45,7 @@ def test_a_difference_is_the_ratio_of_sums_of_moe_minus_that_of_dense(tmp_path):
 
 def test_verdicts_go_by_the_simultaneous_interval(tmp_path):
   fake = {"telemetry": False, "dense_bpc": 1.915, "floor": 1.89, "seeds": (0, 1, 2)}
-  report = compare.analyse(study(tmp_path, seed_sd=0.002, document_sd=0.01, **fake))
+  report = compare.analyze(study(tmp_path, seed_sd=0.002, document_sd=0.01, **fake))
   for r in report["comparisons"]:
     low, high = r["simultaneous"]
     verdict = "MoE better" if high < 0 else "dense better" if low > 0 else "not distinguishable"
@@ -57,7 +57,7 @@ def test_verdicts_go_by_the_simultaneous_interval(tmp_path):
 
 
 def test_one_seed_gives_no_row_a_verdict(tmp_path):
-  report = compare.analyse(study(tmp_path, telemetry=False, dense_bpc=2.5))
+  report = compare.analyze(study(tmp_path, telemetry=False, dense_bpc=2.5))
   assert {r["verdict"] for r in report["comparisons"] + report["references"]} == {"one seed"}
   assert report["curve"]["surely_below_dense"] is None
   assert "at 95 % confidence" not in words(report) and " beat " not in words(report)
@@ -66,7 +66,7 @@ def test_one_seed_gives_no_row_a_verdict(tmp_path):
 def test_only_arms_that_were_repeated_get_a_verdict(tmp_path):
   statuses = {("moe_10", 1): "pending", ("moe_55", 1): "failed"}
   fake = {"telemetry": False, "seeds": (0, 1), "seed_sd": 0.002, "dense_bpc": 2.2}
-  report = compare.analyse(study(tmp_path, statuses=statuses, **fake))
+  report = compare.analyze(study(tmp_path, statuses=statuses, **fake))
   verdicts = {r["name"]: r["verdict"] for r in report["comparisons"]}
   assert verdicts["moe_10"] == verdicts["moe_55"] == "one seed"
   assert verdicts["moe_17"] == verdicts["moe_26"] == verdicts["moe_38"] == "MoE better"
@@ -75,28 +75,28 @@ def test_only_arms_that_were_repeated_get_a_verdict(tmp_path):
 
 def test_the_best_arm_is_scored_by_runs_that_did_not_pick_it(tmp_path):
   fake = {"telemetry": False, "seeds": (0, 1, 2), "seed_sd": 0.004}
-  report = compare.analyse(study(tmp_path, **fake))
+  report = compare.analyze(study(tmp_path, **fake))
   picked = report["picked"]
   low = min(report["comparisons"], key=lambda r: r["difference"])
   assert picked["name"] == low["name"] and picked["difference"] == low["difference"]
   assert picked["difference"] < picked["corrected"] < 0  # it leads by 0.05, and by luck
   assert f"the best arm stands at {picked['corrected']:+.4f}" in words(report)
-  one = compare.analyse(study(tmp_path / "one", telemetry=False))
+  one = compare.analyze(study(tmp_path / "one", telemetry=False))
   assert one["picked"] is None
 
 
 def test_what_a_seed_draws_is_said(tmp_path):
   folder = study(tmp_path, telemetry=False, seeds=(0, 1))
-  assert "initial weights only" in words(compare.analyse(folder))
+  assert "initial weights only" in words(compare.analyze(folder))
   for path in (folder / "runs").glob("*/plan.json"):
     edit(path, lambda plan: plan.update(data_seed=plan["seed"]))
-  told = words(compare.analyse(folder))
+  told = words(compare.analyze(folder))
   assert "weights, data order and the text that was drawn" in told
   assert "initial weights only" not in told
 
 
 def test_seeds_are_averaged_and_their_noise_is_reported(tmp_path):
-  report = compare.analyse(study(tmp_path, telemetry=False, seeds=(0, 1, 2), seed_sd=0.01))
+  report = compare.analyze(study(tmp_path, telemetry=False, seeds=(0, 1, 2), seed_sd=0.01))
   assert len(report["arms"]) == 21 and len(report["groups"]) == 7
   for group in report["groups"]:
     runs = [r["bpc"] for r in report["arms"] if r["name"] == group["name"]]
@@ -109,7 +109,7 @@ def test_seeds_are_averaged_and_their_noise_is_reported(tmp_path):
 
 
 def test_one_seed_proves_nothing_and_names_no_winner(tmp_path):
-  report = compare.analyse(study(tmp_path, telemetry=False))
+  report = compare.analyze(study(tmp_path, telemetry=False))
   assert report["verdict"]["headline"].startswith("One seed proves nothing")
   assert "One seed at this size proves nothing" in words(report)
   assert "not training noise" in words(report) and "0.0006" in words(report)
@@ -118,9 +118,9 @@ def test_one_seed_proves_nothing_and_names_no_winner(tmp_path):
 
 def test_with_seeds_certificate_and_all_runs_the_best_arm_wins(tmp_path):
   fake = {"telemetry": False, "seeds": (0, 1, 2), "seed_sd": 0.002}
-  report = compare.analyse(study(tmp_path, **fake))
+  report = compare.analyze(study(tmp_path, **fake))
   assert report["verdict"]["winner"] == "moe_26" and report["verdict"]["conclusive"]
-  dense = compare.analyse(study(tmp_path / "dense", dense_bpc=1.6, **fake))
+  dense = compare.analyze(study(tmp_path / "dense", dense_bpc=1.6, **fake))
   assert dense["verdict"]["winner"] == "dense"
   assert {r["verdict"] for r in dense["comparisons"]} == {"dense better"}
 
@@ -128,7 +128,7 @@ def test_with_seeds_certificate_and_all_runs_the_best_arm_wins(tmp_path):
 def test_a_failed_certificate_comes_first_and_refuses_a_winner(tmp_path):
   folder = study(tmp_path, telemetry=False, seeds=(0, 1, 2))
   edit(folder / "runs/moe_17-s1/certificate.json", lambda c: c.update(passed=False))
-  report = compare.analyse(folder)
+  report = compare.analyze(folder)
   assert report["certificate"]["passed"] is False
   assert "did not pass" in report["verdict"]["headline"]
   assert "moe_17 (seed 1)" in report["verdict"]["sentences"][0]
@@ -144,20 +144,20 @@ def test_a_failed_check_without_numbers_is_put_into_words(tmp_path):
   stream = {"name": "one token stream", "planned": 1, "measured": 2, "difference_pct": None,
             "passed": False, "how": "sha256"}  # fmt: skip
   edit(folder / "certificate.json", lambda c: c.update(passed=False, checks=[stream]))
-  (failure,) = compare.analyse(folder)["certificate"]["failures"]
+  (failure,) = compare.analyze(folder)["certificate"]["failures"]
   assert failure == "the study: one token stream planned 1, measured 2"
 
 
 def test_a_study_certificate_without_checks_is_missing_and_not_failed(tmp_path):
   folder = study(tmp_path, telemetry=False)
   edit(folder / "certificate.json", lambda c: c.update(passed=False, checks=[]))
-  assert compare.analyse(folder)["certificate"]["passed"] is None
+  assert compare.analyze(folder)["certificate"]["passed"] is None
 
 
 def test_a_missing_certificate_is_said_and_names_no_winner(tmp_path):
   folder = study(tmp_path, telemetry=False, seeds=(0, 1))
   (folder / "runs/dense-s0/certificate.json").unlink()
-  report = compare.analyse(folder)
+  report = compare.analyze(folder)
   assert report["certificate"]["passed"] is None
   assert report["certificate"]["missing"] == ["dense (seed 0)"]
   assert report["verdict"]["winner"] is None and "no certificate" in words(report)
@@ -165,7 +165,7 @@ def test_a_missing_certificate_is_said_and_names_no_winner(tmp_path):
 
 def test_runs_that_are_not_done_are_listed_with_their_error(tmp_path):
   statuses = {"moe_55": "failed", "moe_10": "running", "dense_2c": "pending"}
-  report = compare.analyse(study(tmp_path, statuses=statuses))
+  report = compare.analyze(study(tmp_path, statuses=statuses))
   assert {(r["name"], r["status"]) for r in report["not_done"]} == set(statuses.items())
   assert len(report["arms"]) == 7
   for name in statuses:
@@ -177,7 +177,7 @@ def test_a_planned_arm_that_study_json_does_not_list_is_pending(tmp_path):
   folder = study(tmp_path, telemetry=False)
   edit(folder / "study.json", lambda s: s["arms"].pop(3))
   shutil.rmtree(folder / "runs/moe_26-s0")
-  assert compare.analyse(folder)["not_done"] == [
+  assert compare.analyze(folder)["not_done"] == [
     {"name": "moe_26", "seed": 0, "status": "pending", "error": ""}
   ]
 
@@ -185,9 +185,9 @@ def test_a_planned_arm_that_study_json_does_not_list_is_pending(tmp_path):
 def test_result_json_outranks_the_status_in_study_json(tmp_path):
   folder = study(tmp_path, telemetry=False)
   edit(folder / "study.json", lambda s: s["arms"][1].update(status="running"))
-  assert compare.analyse(folder)["not_done"] == []
+  assert compare.analyze(folder)["not_done"] == []
   (folder / "runs/moe_17-s0/result.json").unlink()
-  assert compare.analyse(folder)["not_done"][0]["status"] == "missing"
+  assert compare.analyze(folder)["not_done"][0]["status"] == "missing"
 
 
 def test_an_arm_validated_on_other_documents_is_named_and_not_compared(tmp_path):
@@ -197,14 +197,14 @@ def test_an_arm_validated_on_other_documents_is_named_and_not_compared(tmp_path)
     result["validation"]["documents"][3]["num_chars"] += 1
 
   edit(folder / "runs/moe_38-s0/result.json", shorten)
-  report = compare.analyse(folder)
+  report = compare.analyze(folder)
   assert "moe_38" not in [r["name"] for r in report["comparisons"]]
   assert any("moe_38 (seed 0)" in w for w in report["warnings"])
 
 
 def test_the_reference_at_twice_the_compute_is_no_baseline_and_said_not_to_be_at_parity(tmp_path):
   fake = {"telemetry": False, "seeds": (0, 1), "seed_sd": 0.002}
-  report = compare.analyse(study(tmp_path, reference_bpc=1.5, **fake))
+  report = compare.analyze(study(tmp_path, reference_bpc=1.5, **fake))
   assert {r["baseline"] for r in report["comparisons"]} == {"dense"}
   assert {r["baseline"] for r in report["references"]} == {"dense_2c"}
   assert "2 times the compute and is not at parity: 0 of 5 MoE arms better" in words(report)
@@ -216,22 +216,22 @@ def test_the_best_of_several_dense_arms_is_the_baseline(tmp_path):
     if path == "plan.json":
       edit(folder / path, lambda p: p["arms"][-1].update(role="arm"))
   edit(folder / "runs/dense_2c-s0/plan.json", lambda p: p.update(role="arm"))
-  assert compare.analyse(folder)["baseline"] == "dense_2c"
+  assert compare.analyze(folder)["baseline"] == "dense_2c"
 
 
 def test_the_optimum_is_found_and_its_sentence_matches_the_numbers(tmp_path):
-  report = compare.analyse(study(tmp_path, telemetry=False, document_sd=0.002))
+  report = compare.analyze(study(tmp_path, telemetry=False, document_sd=0.002))
   minimum = report["curve"]["minimum"]
   low, high = minimum["interval"]
   assert minimum["bracketed"] and low < 0.25 < high
   assert f"r_a* = {100 * minimum['activation_rate']:.1f} %" in words(report)
-  edge = compare.analyse(study(tmp_path / "edge", telemetry=False, optimum=0.04))
+  edge = compare.analyze(study(tmp_path / "edge", telemetry=False, optimum=0.04))
   assert edge["curve"]["minimum"]["at_edge"] == "lower"
   assert "not bracketed; add arms with smaller r_a" in words(edge)
 
 
 def test_two_moe_arms_give_differences_but_no_curve(tmp_path):
-  report = compare.analyse(study(tmp_path, telemetry=False, rates=(0.2, 0.4)))
+  report = compare.analyze(study(tmp_path, telemetry=False, rates=(0.2, 0.4)))
   assert report["curve"] is None and len(report["comparisons"]) == 2
   assert "a curve takes three different rates" in words(report)
 
@@ -240,7 +240,7 @@ def test_without_documents_there_is_no_interval_and_that_is_said(tmp_path):
   folder = study(tmp_path, telemetry=False)
   for path in (folder / "runs").glob("*/result.json"):
     edit(path, lambda r: r["validation"].update(documents=[]))
-  report = compare.analyse(folder)
+  report = compare.analyze(folder)
   assert row(report, "moe_26")["interval"] is None
   assert row(report, "moe_26")["verdict"] == "one seed"
   assert any("holds no documents" in w for w in report["warnings"])
@@ -254,7 +254,7 @@ def test_a_domain_that_turns_the_order_round_is_named(tmp_path):
       d["nats"] *= 1.2 if d["domain"] == "math" else 0.98
 
   edit(folder / "runs/moe_26-s0/result.json", worse_on_math)
-  report = compare.analyse(folder)
+  report = compare.analyze(folder)
   assert "the order is reversed in math" in words(report)
 
 
@@ -281,14 +281,14 @@ def test_a_diverged_or_planless_run_is_named_and_not_compared(tmp_path):
 def test_nothing_done_yet_is_no_error(tmp_path):
   fake = fake_study.Fake()
   names = ["dense", "dense_2c"] + [f"moe_{100 * r:.0f}" for r in fake.rates]
-  report = compare.analyse(study(tmp_path, statuses=dict.fromkeys(names, "pending")))
+  report = compare.analyze(study(tmp_path, statuses=dict.fromkeys(names, "pending")))
   assert report["verdict"]["headline"].startswith("No verdict yet")
   assert len(report["not_done"]) == 7 and report["curve"] is None
 
 
 def test_a_single_run_folder_is_a_study_of_one(tmp_path):
   folder = study(tmp_path, telemetry=False) / "runs/moe_26-s0"
-  report = compare.analyse(folder)
+  report = compare.analyze(folder)
   assert [r["name"] for r in report["arms"]] == ["moe_26"]
   assert report["certificate"]["passed"] is True
   assert report["verdict"]["headline"].startswith("No verdict yet")
@@ -296,15 +296,15 @@ def test_a_single_run_folder_is_a_study_of_one(tmp_path):
 
 def test_a_folder_that_is_no_study_is_refused_with_a_way_out(tmp_path):
   with pytest.raises(UserError, match="study.json nor plan.json"):
-    compare.analyse(tmp_path)
+    compare.analyze(tmp_path)
   with pytest.raises(UserError, match="not a folder"):
-    compare.analyse(tmp_path / "nowhere")
+    compare.analyze(tmp_path / "nowhere")
 
 
 def test_a_damaged_file_is_named_and_the_rest_is_read(tmp_path):
   folder = study(tmp_path, telemetry=False)
   (folder / "runs/moe_17-s0/result.json").write_text('{"half": ')
-  report = compare.analyse(folder)
+  report = compare.analyze(folder)
   assert any("moe_17-s0/result.json is not JSON" in w for w in report["warnings"])
   assert len(report["comparisons"]) == 4
 

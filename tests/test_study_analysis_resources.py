@@ -83,7 +83,7 @@ def test_runs_of_earlier_versions_have_seconds_and_no_machine():
 
 
 def test_the_verdict_says_itself_what_the_convention_hides(tmp_path):
-  report = compare.analyse(fake_study.write_study(tmp_path / "study"))
+  report = compare.analyze(fake_study.write_study(tmp_path / "study"))
   hidden = report["resources"]["hidden"]
   assert hidden and set(hidden) <= set(report["verdict"]["sentences"])
   shown = tables.resources(report).markdown()

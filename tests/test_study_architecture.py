@@ -31,11 +31,11 @@ def config(**study):
 def run(folder, made, truth):
   study = fake_training.open_study(folder, made)
   arms = run_study(study, say=lambda line: None, trainer=fake_training.trainer(truth=truth))
-  return study.summarise(), arms
+  return study.summarize(), arms
 
 
 def separable(arm):
-  """Lowest for full+SE, normalised gates, K = 20, a dense d / L of 20 and d_ffn / d of 2."""
+  """Lowest for full+SE, normalized gates, K = 20, a dense d / L of 20 and d_ffn / d of 2."""
   shape = arm.architecture
   noise = 1e-5 * (hash((arm.name, arm.seed)) % 7)
   if arm.kind == "dense":
@@ -121,7 +121,7 @@ def test_a_diverged_option_loses_and_the_search_goes_on(tmp_path):
   study = fake_training.open_study(tmp_path, config(granularities=(), gates=False))
   arms = run_study(study, say=lambda line: None, trainer=dataclasses.replace(good, train=train))
   assert [arm.status for arm in arms if arm.name == "layout_full_se"] == ["failed"]
-  stage = next(s for s in study.summarise()["stages"] if s["name"] == "layout")
+  stage = next(s for s in study.summarize()["stages"] if s["name"] == "layout")
   verdicts = {o["label"]: o["verdict"] for o in stage["options"]}
   assert verdicts["full+SE"] == "diverged" and stage["chosen"] == "1dense+SE"
 

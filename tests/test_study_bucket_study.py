@@ -75,7 +75,7 @@ def test_stages_of_a_study_follow_results_that_another_worker_left(bucket, tmp_p
   assert seeds == {("dense", 1), ("moe_25", 1), ("moe_30", 1), ("moe_40", 1)}
   assert set(states.values()) == {("done", "")}
   assert not any(line.startswith(("dense:", "moe_20:", "moe_25:")) for line in lines)
-  second.summarise()
+  second.summarize()
   second.publish()
   there = storage.names(URL)
   assert {"activation_rate.json", "parts/fixed_data/certificate.json"} <= set(there)

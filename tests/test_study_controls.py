@@ -9,8 +9,8 @@ from tests.helpers.fake_study import Fake
 SEEDS = dict(seeds=(0, 1, 2), seed_sd=0.003, document_sd=0.004)
 
 
-def analyse(folder, **fields):
-  return compare.analyse(fake_study.write_study(folder, Fake(**(SEEDS | fields))))
+def analyze(folder, **fields):
+  return compare.analyze(fake_study.write_study(folder, Fake(**(SEEDS | fields))))
 
 
 def sentences_on_lead(report):
@@ -19,7 +19,7 @@ def sentences_on_lead(report):
 
 def test_a_lead_beyond_every_control_is_said_to_be_so(tmp_path):
   controls = {"dense_active": (300_000, 2.05), "dense_small_0p5": (600_000, 1.98)}
-  report = analyse(tmp_path, controls=controls, ablation_cost=0.2)
+  report = analyze(tmp_path, controls=controls, ablation_cost=0.2)
   found = report["controls"]
   assert found["best"] == "moe_26" and found["lead"] == pytest.approx(0.05, abs=0.01)
   small = found["controls"][1]
@@ -34,7 +34,7 @@ def test_a_lead_beyond_every_control_is_said_to_be_so(tmp_path):
 
 
 def test_a_control_that_beats_the_best_moe_stands_in_the_headline(tmp_path):
-  report = analyse(tmp_path, controls={"dense_active": (150_000, 1.85)}, ablation_cost=0.01)
+  report = analyze(tmp_path, controls={"dense_active": (150_000, 1.85)}, ablation_cost=0.01)
   assert report["controls"]["controls"][0]["to_dense"]["verdict"] == "control better"
   headline = report["verdict"]["headline"]
   assert "but dense_active, a dense model of 150,000 parameters" in headline
@@ -45,23 +45,23 @@ def test_a_control_that_beats_the_best_moe_stands_in_the_headline(tmp_path):
 
 
 def test_a_control_that_cannot_be_told_from_it_leaves_the_lead_open(tmp_path):
-  report = analyse(tmp_path, controls={"dense_active": (150_000, 1.9005)})
+  report = analyze(tmp_path, controls={"dense_active": (150_000, 1.9005)})
   assert "cannot be told from the best of them" in report["verdict"]["headline"]
   assert "not shown to be one of the experts" in " ".join(sentences_on_lead(report))
 
 
 def test_without_controls_the_verdict_says_that_none_stand_beside_it(tmp_path):
-  report = analyse(tmp_path)
+  report = analyze(tmp_path)
   assert report["controls"]["controls"] == [] and report["controls"]["ablations"] == {}
   assert "No dense control" in " ".join(sentences_on_lead(report))
 
 
 def test_controls_are_neither_arms_nor_baseline(tmp_path):
-  report = analyse(tmp_path, controls={"dense_active": (150_000, 1.5)})
+  report = analyze(tmp_path, controls={"dense_active": (150_000, 1.5)})
   assert report["baseline"] == "dense"
   assert "dense_active" not in {row["name"] for row in report["comparisons"]}
 
 
 def test_no_lead_needs_no_explanation(tmp_path):
-  report = analyse(tmp_path, dense_bpc=1.6, controls={"dense_active": (150_000, 1.9)})
+  report = analyze(tmp_path, dense_bpc=1.6, controls={"dense_active": (150_000, 1.9)})
   assert not any("lead" in s for s in sentences_on_lead(report))

@@ -65,7 +65,7 @@ def test_every_scheme_is_a_part_and_shared_runs_are_trained_once(tmp_path):
 
 def test_the_fitted_law_has_the_decay_the_runs_were_made_with(tmp_path):
   study, _ = run(tmp_path, config(), lambda arm: law(arm, 6.0))
-  fitted = study.summarise()["law"]
+  fitted = study.summarize()["law"]
   assert fitted["token_decay"] == pytest.approx(6.0, rel=0.1)
   assert fitted["interval"][0] <= 6.3 and fitted["interval"][1] >= 5.7
   assert fitted["rmse"] < fitted["rmse_published"] and fitted["num_runs"] == 15
@@ -80,7 +80,7 @@ def test_a_lead_lost_to_repetition_is_told_scheme_by_scheme(tmp_path):
     return wiggle + (2.0 if arm.kind == "dense" else 1.9 + 0.03 * arm.epochs)
 
   study, _ = run(tmp_path, config(seeds=(0, 1)), truth)
-  value = study.summarise()
+  value = study.summarize()
   verdicts = {s["part"]: {row["verdict"] for row in s["comparisons"]} for s in value["schemes"]}
   assert verdicts["unique"] == verdicts["loose"] == {"MoE better"}
   assert verdicts["epochs_4"] == verdicts["epochs_8"] == {"dense better"}
@@ -98,7 +98,7 @@ def test_a_lead_lost_to_repetition_is_told_scheme_by_scheme(tmp_path):
 
 def test_one_seed_is_said_to_prove_nothing(tmp_path):
   study, _ = run(tmp_path, config(), lambda arm: law(arm, 6.0))
-  value = study.summarise()
+  value = study.summarize()
   assert value["headline"].startswith("One seed proves nothing")
   verdicts = {row["verdict"] for s in value["schemes"] for row in s["comparisons"]}
   assert verdicts == {"one seed"} and not any("better" in s for s in value["sentences"])
@@ -154,7 +154,7 @@ def test_what_all_schemes_of_a_seed_share_is_no_noise_of_what_repetition_costs(t
     return 2.0 + 0.03 * arm.epochs + 0.2 * arm.seed + own
 
   study, _ = run(tmp_path, config(seeds=(0, 1)), truth)
-  value = study.summarise()
+  value = study.summarize()
   assert value["noise"]["sd"] < 0.01  # what a seed does to all arms is no noise of a comparison
   assert value["noise"]["df"] == 3  # four arms of two seeds, however many schemes they ran under
   for row in value["costs"]:

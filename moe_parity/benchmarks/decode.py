@@ -173,9 +173,9 @@ def _in_turn(steps: dict[str, Callable], seconds: int | float) -> dict[str, list
 
 def _row(name: str, batch: int, samples: dict, num_tokens: int) -> dict[str, Any]:
   """The fastest call counts: the steps are short and always the same, and what makes one slower is
-  what else runs on the machine. `speed_up_median` is of neighbouring calls."""
+  what else runs on the machine. `speed_up_median` is of neighboring calls."""
   seconds = min(samples[name])
-  neighbours = [a / b for a, b in zip(samples["dense"], samples[name], strict=True)]
+  neighbors = [a / b for a, b in zip(samples["dense"], samples[name], strict=True)]
   return {
     "arm": name,
     "batch": batch,
@@ -183,7 +183,7 @@ def _row(name: str, batch: int, samples: dict, num_tokens: int) -> dict[str, Any
     "num_calls": len(samples[name]),
     "tokens_per_s": num_tokens / seconds,
     "speed_up": min(samples["dense"]) / seconds,
-    "speed_up_median": statistics.median(neighbours),
+    "speed_up_median": statistics.median(neighbors),
   }
 
 

@@ -41,12 +41,12 @@ def figure(result: dict[str, Any]) -> style.Drawing:
 
 def _measured(axis: Any, result: dict[str, Any]) -> None:
   names = [name for name in result["arms"] if name != "dense"]
-  for name, (colour, marker) in zip(names, style.series(len(names)), strict=True):
+  for name, (color, marker) in zip(names, style.series(len(names)), strict=True):
     rows = [row for row in result["decode"] if row["arm"] == name]
     batches, rate = [row["batch"] for row in rows], result["arms"][name]["activation_rate"]
     label = f"$r_a$ = {100 * rate:.0f} %, measured"
-    axis.plot(batches, [row["speed_up"] for row in rows], marker, ls="-", color=colour, label=label)
-    axis.plot(batches, [row["roofline_speed_up"] for row in rows], ls="--", color=colour)
+    axis.plot(batches, [row["speed_up"] for row in rows], marker, ls="-", color=color, label=label)
+    axis.plot(batches, [row["roofline_speed_up"] for row in rows], ls="--", color=color)
   axis.set_title("Measured here; dashed: roofline")
 
 
@@ -54,16 +54,16 @@ def _computed(axis: Any, rows: list[dict[str, Any]]) -> None:
   name = "moe_20"
   lines = sorted({(row["context"], row["chip"]) for row in rows})
   contexts = sorted({context for context, _ in lines})
-  colours = dict(zip(contexts, style.SERIES[2:], strict=False))
+  colors = dict(zip(contexts, style.SERIES[2:], strict=False))
   for context, chip in lines:
     own = [
       row for row in rows if (row["arm"], row["context"], row["chip"]) == (name, context, chip)
     ]
-    colour, dots = colours[context], "-" if chip == lines[0][1] else ":"
+    color, dots = colors[context], "-" if chip == lines[0][1] else ":"
     batches, speed_ups = [row["batch"] for row in own], [row["speed_up"] for row in own]
     label = f"{chip}, {context:,} positions"
-    axis.plot(batches, speed_ups, color=colour, ls=dots, lw=1.4 if dots == "-" else 3, label=label)
-    for fits, face in ((True, colour), (False, "white")):
+    axis.plot(batches, speed_ups, color=color, ls=dots, lw=1.4 if dots == "-" else 3, label=label)
+    for fits, face in ((True, color), (False, "white")):
       at = [(row["batch"], row["speed_up"]) for row in own if row["fits"] == fits]
-      axis.plot(*zip(*at, strict=True) if at else ([], []), "o", color=colour, mfc=face, ms=4)
+      axis.plot(*zip(*at, strict=True) if at else ([], []), "o", color=color, mfc=face, ms=4)
   axis.set_title("Computed: paper's 7B, $r_a$ = 20 %")

@@ -1,4 +1,4 @@
-"""Times that stand up on a shared machine: competitors take turns, and ratios are of neighbours."""
+"""Times that stand up on a shared machine: competitors take turns, and ratios are of neighbors."""
 
 import statistics
 import time
@@ -27,7 +27,7 @@ def interleaved(
 
 
 def ratio(samples: dict[str, list[float]], over: str, under: str) -> dict[str, float]:
-  """Median, smallest and largest of samples[over] / samples[under], neighbour by neighbour."""
+  """Median, smallest and largest of samples[over] / samples[under], neighbor by neighbor."""
   ratios = [a / b for a, b in zip(samples[over], samples[under], strict=True)]
   return {"ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
 

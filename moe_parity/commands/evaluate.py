@@ -3,7 +3,7 @@
 import json
 
 from moe_parity.commands.common import json_argument, on_disk, place
-from moe_parity.commands.output import print_table
+from moe_parity.commands.output import print_lost_text, print_table
 from moe_parity.errors import UserError
 
 HELP = "score a trained run on held-out text"
@@ -47,11 +47,7 @@ def run(args) -> int:
       f"all: {result['bpc']:.4f} bits per character, {result['bpb']:.4f} per byte"
       f" ({result['mode']}, S = {result['seq_len']})"
     )
-    if lost := result.get("text_lost"):
-      print(
-        f"the tokenizer loses {100 * lost['share']:.2f} % of the characters, which count here and"
-        f" are never scored: these numbers are too low by about as much"
-      )
+    print_lost_text(result)
   return 0
 
 

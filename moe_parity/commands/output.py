@@ -29,6 +29,15 @@ def show(value) -> str:
   return f"{value:.4g}"
 
 
+def print_lost_text(validation: dict) -> None:
+  """A line below bits per character where the run's tokenizer does not give all text back."""
+  if lost := validation.get("text_lost"):
+    print(
+      f"the tokenizer loses {100 * lost['share']:.2f} % of the characters, which count here and are"
+      f" never scored: these numbers are too low by about as much"
+    )
+
+
 def print_verdict(analysis: dict, page: str | pathlib.Path, step: dict | None = None) -> None:
   """What a step of the paper found and the verdict, in words, then where the page is."""
   if step and step.get("headline"):

@@ -94,7 +94,7 @@ def dry_run(args, config, store, only) -> int:
 
 
 def run_and_judge(args, config, store, only) -> int:
-  """Trains what is not done, then certifies, analyses and writes the page."""
+  """Trains what is not done, then certifies, analyzes and writes the page."""
   from moe_parity.console import TrainingBars
   from moe_parity.report.page import write_report
   from moe_parity.sharding import multihost
@@ -133,7 +133,7 @@ def run_and_judge(args, config, store, only) -> int:
       trainer=leading(Trainer()),
     )
   dismiss()
-  step = study.summarise()
+  step = study.summarize()
   write_report(study.folder)
   analysis = json.loads((study.folder / "analysis.json").read_text())
   page = study.publish()

@@ -9,6 +9,7 @@ from moe_parity.commands.common import (
   processes,
   workdir_argument,
 )
+from moe_parity.commands.output import print_lost_text
 from moe_parity.errors import UserError
 
 HELP = "train one arm of a config"
@@ -54,4 +55,5 @@ def run(args) -> int:
     f"{arms[0].name}: {validation['bpc']:.4f} bits per character, {validation['bpb']:.4f} per"
     f" byte ({validation['mode']}); certificate {'passed' if passed else 'FAILED'}"
   )
+  print_lost_text(validation)
   return 0 if passed else 1

@@ -176,7 +176,7 @@ def _tokens_by(split: Split, ledger: Ledger, label: np.ndarray, names: list[str]
   """Seen and unique target tokens of each label, exact to the token where a window has several."""
   seq_len = ledger.seq_len
   end = ledger.counts.size * seq_len + 1
-  # Between two neighbouring cuts lie targets of one window and one document.
+  # Between two neighboring cuts lie targets of one window and one document.
   edges = np.arange(1, end + 1, seq_len)
   starts = split.document_starts
   cuts = np.unique(np.concatenate([edges, starts[(starts > 1) & (starts < end)]]))

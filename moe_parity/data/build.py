@@ -3,7 +3,7 @@
 Three readings of the corpus: `scan` (digests, duplicates, splits), the tokenizer's training text,
 and the tokens. Documents keep the order of the corpus: batches are shuffled by window and a budget
 of unique data is a seeded subset of windows, so nothing is gained by shuffling here, while
-neighbours in a window stay of one kind.
+neighbors in a window stay of one kind.
 """
 
 import itertools

@@ -19,7 +19,7 @@ from moe_parity.errors import UserError
 
 LONGEST_WORD = 40
 _WORD = re.compile(r"[^\W_]+")
-# Scripts without spaces between words: Thai, Lao, Tibetan, Myanmar, Khmer, Tai and neighbours,
+# Scripts without spaces between words: Thai, Lao, Tibetan, Myanmar, Khmer, Tai and neighbors,
 # kana and bopomofo, Han, Yi, Javanese, Cham, half-width kana.
 _UNSPACED = (
   "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u1b00-\u1b7f"

@@ -1,11 +1,11 @@
 """tiktoken as the encoder of our BPE: the same ids, about five times the speed.
 
-tiktoken joins any two neighbours whose bytes are a token, lowest id first; `tokenizers` joins only
+tiktoken joins any two neighbors whose bytes are a token, lowest id first; `tokenizers` joins only
 the pairs in its list, in the order of the list. The two agree on every text if
 
 - merge i makes id 272 + i, so that both orders are one, and no token is made twice, and
 - every token is what the merges make of its own bytes. The pieces inside a span develop as they do
-  alone, so two neighbours that spell a token are then always the pair in the list.
+  alone, so two neighbors that spell a token are then always the pair in the list.
 
 Both are checked here for the vocabulary at hand; the cutting pattern must be GPT-4's, because the
 two libraries bring different regular expression engines, which the tests compare on it.

@@ -77,7 +77,7 @@ class Mixture:
 
 
 class _Members:
-  """The windows of a group, kept as runs of neighbours."""
+  """The windows of a group, kept as runs of neighbors."""
 
   def __init__(self, mask: np.ndarray):
     edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))

@@ -73,7 +73,7 @@ def without_routed_experts(params: nnx.State) -> nnx.State:
 def with_shuffled_routers(params: nnx.State) -> nnx.State:
   """The parameters with the columns of every router permuted, layer by layer, by a fixed seed.
 
-  An expert then gets the tokens of another: loads are as before, relabelled.
+  An expert then gets the tokens of another: loads are as before, relabeled.
   """
 
   def shuffle(name: str, router_LDE: jax.Array) -> jax.Array:

@@ -51,10 +51,10 @@ ANOMALIES = (
   ),
   Anomaly(
     "A3",
-    "text, Table 6, poster; gate normalisation",
-    "The text leaves gates un-normalised, the poster recommends normalising for K > 1, and "
-    "Table 6 shows a slightly worse loss with better balance when normalised.",
-    "Not normalised by default; an option for K > 1.",
+    "text, Table 6, poster; gate normalization",
+    "The text leaves gates un-normalized, the poster recommends normalizing for K > 1, and "
+    "Table 6 shows a slightly worse loss with better balance when normalized.",
+    "Not normalized by default; an option for K > 1.",
   ),
   Anomaly(
     "A4",
@@ -143,7 +143,7 @@ ANOMALIES = (
   Anomaly(
     "A16",
     "Tables 7, 8, 10, 11, 14, 16; single cells",
-    "Copying and rounding errors: two rates swapped, tokens and sizes of a neighbouring row, "
+    "Copying and rounding errors: two rates swapped, tokens and sizes of a neighboring row, "
     "a size rounded to the nominal 2.15e9; sizes of Table 8 that its shapes do not have.",
     "Cells are listed one by one in CELL_ANOMALIES; iters x batch x S counts as the truth.",
   ),

@@ -161,9 +161,6 @@ class ArmSpec:
       raise UserError(f"arm {self.name!r}: seeds={self.seeds} are not whole numbers of at least 0")
     if len(set(self.seeds)) < len(self.seeds):
       raise UserError(f"arm {self.name!r}: seeds={self.seeds} name one seed twice; drop one")
-    for name in ("num_steps", "batch_sequences", "peak_learning_rate"):
-      if getattr(self, name) < 0:
-        raise UserError(f"arm {self.name!r}: {name}={getattr(self, name)} is below 0; 0 derives it")
 
   def _check_control(self) -> None:
     what = (

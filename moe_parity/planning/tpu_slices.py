@@ -33,7 +33,7 @@ class Generation:
     devices_per_chip: JAX devices on a chip, as libtpu describes slices to a compiler.
     peak_flops, hbm_bandwidth: of a chip, bf16 FLOP/s and bytes/s.
     hbm_bytes: of a device, what a program may use.
-    link_bandwidth: of one link to a neighbour in one direction, bytes/s.
+    link_bandwidth: of one link to a neighbor in one direction, bytes/s.
     cycles_per_second: of the clock that the compiler's estimated cycles are in.
     grids: chips along each axis of the slices Google names, smallest first.
     largest: chips of the largest slice.

@@ -23,7 +23,7 @@ from moe_parity.report.table import (
 
 TITLES = {
   "layout": "Layer arrangement (the paper's Table 5)",
-  "gates": "Gate normalisation (the paper's Table 6)",
+  "gates": "Gate normalization (the paper's Table 6)",
   "granularity": "Experts per token at constant K x D_e (the paper's Table 7)",
   "shape": "Shape ratios (the paper's Table 8)",
   "dense_aspect": "Dense baseline: width over depth",
@@ -103,7 +103,7 @@ def backbones(step: dict) -> Table:
 
 
 def shape_scatter(step: dict) -> style.Drawing | None:
-  """Shapes by zeta and mu, coloured by loss over the best: this search, and the paper's Table 8."""
+  """Shapes by zeta and mu, colored by loss over the best: this search, and the paper's Table 8."""
   stage = next((s for s in step.get("stages", []) if s["name"] == "shape"), None)
   own = [
     (o["aspect_ratio"], o["total_ffn_ratio"], o["loss"], o["label"])

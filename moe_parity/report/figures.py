@@ -1,6 +1,6 @@
 """The figures of a study: BPC over activation rate, and loss over what was spent.
 
-Each function takes what `study.analysis.compare.analyse` gave and the study's runs, and returns a
+Each function takes what `study.analysis.compare.analyze` gave and the study's runs, and returns a
 `Drawing` or None where there is nothing to draw. Nothing is computed here that analysis.json does
 not hold.
 """
@@ -127,21 +127,21 @@ def _difference_panel(axis: Any, report: dict) -> None:
       label="fit minus dense (95 %)",
     )
   axis.axhline(0, color=style.DENSE, linewidth=1.3)
-  colours = {"MoE better": style.BETTER, "dense better": style.WORSE}
+  colors = {"MoE better": style.BETTER, "dense better": style.WORSE}
   for row in rows:
-    colour = colours.get(row["verdict"], style.REFERENCE)
+    color = colors.get(row["verdict"], style.REFERENCE)
     rate, difference = row["activation_rate"], row["difference"]
     bars = style.bars(difference, row["simultaneous"])
-    face = "white" if row["verdict"] == "one seed" else colour
+    face = "white" if row["verdict"] == "one seed" else color
     axis.errorbar(
-      rate, difference, bars, fmt="o", color=colour, markerfacecolor=face, capsize=3.5,
+      rate, difference, bars, fmt="o", color=color, markerfacecolor=face, capsize=3.5,
       markersize=5.5, elinewidth=1.4
     )  # fmt: skip
   for verdict in ("MoE better", "not distinguishable", "dense better", "one seed", "no verdict"):
     if any(row["verdict"] == verdict for row in rows):
-      colour = colours.get(verdict, style.REFERENCE)
-      face = "white" if verdict == "one seed" else colour
-      axis.plot([], [], "o", color=colour, markerfacecolor=face, label=verdict)
+      color = colors.get(verdict, style.REFERENCE)
+      face = "white" if verdict == "one seed" else color
+      axis.plot([], [], "o", color=color, markerfacecolor=face, label=verdict)
   axis.set_ylabel("MoE $-$ dense (BPC)")
 
 
@@ -159,12 +159,12 @@ def loss_curves(study: reading.Study) -> style.Drawing | None:
     narrow = width < 5
     shape = {"nrows": 2, "ncols": 1} if narrow else {"nrows": 1, "ncols": 2}
     figure, axes = style.new_figure(width, 6.2 if narrow else 3.7, sharey=True, **shape)
-    colours = style.run_colours({run.name: run.plan["activation_rate"] for run, _ in lines})
+    colors = style.run_colors({run.name: run.plan["activation_rate"] for run, _ in lines})
     seen: set[str] = set()
     floor, top, first = np.inf, -np.inf, np.inf
     for run, train in lines:
       tokens, loss = _smooth(train)
-      look = _look(run, colours[run.name])
+      look = _look(run, colors[run.name])
       label = "" if run.name in seen else run.name
       seen.add(run.name)
       axes[0].plot(tokens, loss, label=label, **look)
@@ -188,15 +188,15 @@ def loss_curves(study: reading.Study) -> style.Drawing | None:
     "Training loss over tokens and over compute",
     "Cross-entropy on training batches, a running mean of 2 % of the run or, in short runs, five "
     "logged steps. MoE arms from dark (small r_a) "
-    "to light, or a colour each where they share r_a; dense black, further dense arms grey; "
+    "to light, or a color each where they share r_a; dense black, further dense arms gray; "
     "references dashed. At equal C all arms end at the same FLOPs and, the smaller r_a, at the "
     "more tokens. Horizontal axes are logarithmic; the steep start is cut off.",
     draw,
   )
 
 
-def _look(run: reading.Run, colour: Any) -> dict[str, Any]:
-  look: dict[str, Any] = {"linewidth": 1.2, "color": colour}
+def _look(run: reading.Run, color: Any) -> dict[str, Any]:
+  look: dict[str, Any] = {"linewidth": 1.2, "color": color}
   if run.plan["kind"] == "dense" and run.plan["role"] != "arm":
     look["color"] = style.REFERENCE
   if run.plan["role"] != "arm":

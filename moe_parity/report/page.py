@@ -32,7 +32,7 @@ from moe_parity.study.analysis import compare
 
 
 def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
-  """Analyses a study and its parts, or a single run, and writes analysis.json and report/; returns
+  """Analyzes a study and its parts, or a single run, and writes analysis.json and report/; returns
   index.html.
 
   report/ then holds index.html, figures as PNG and SVG, tables as Markdown, CSV and LaTeX.

@@ -11,7 +11,7 @@ from moe_parity.paper import tables
 from moe_parity.report import style
 from moe_parity.study import reading
 
-COLOURS = ("#c98a00", "#8e4585")
+COLORS = ("#c98a00", "#8e4585")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +71,13 @@ def excess_over_dense(report: dict) -> style.Drawing | None:
     sweeps = published_sweeps()
     figure, axis = style.new_figure(width, 4.6 if width < 5 else 3.9)
     axis.axhline(0, color=style.DENSE, linewidth=1.3, label="dense at the same C")
-    for sweep, colour in zip(sweeps, COLOURS, strict=True):
+    for sweep, color in zip(sweeps, COLORS, strict=True):
       axis.plot(
-        sweep.rates, sweep.excess_pct, "o-", color=colour, markersize=3.5, linewidth=1,
+        sweep.rates, sweep.excess_pct, "o-", color=color, markersize=3.5, linewidth=1,
         label=sweep.label
       )  # fmt: skip
       axis.axhline(
-        sweep.reference_pct, color=colour, linestyle=(0, (2, 2)), linewidth=1,
+        sweep.reference_pct, color=color, linestyle=(0, (2, 2)), linewidth=1,
         label=f"dense at {sweep.reference_multiple:.2f} C, {sweep.label.split(' (')[0]}"
       )  # fmt: skip
     rates = [r["activation_rate"] for r in rows]
@@ -122,9 +122,9 @@ def compute_ratio(study: reading.Study) -> style.Drawing | None:
   def draw(width: int | float) -> Any:
     sweeps = published_sweeps()
     figure, axis = style.new_figure(width, 4.2 if width < 5 else 3.6)
-    for sweep, colour in zip(sweeps, COLOURS, strict=True):
+    for sweep, color in zip(sweeps, COLORS, strict=True):
       axis.plot(
-        sweep.rates, sweep.compute_ratio, "o", color=colour, markersize=4, label=sweep.label
+        sweep.rates, sweep.compute_ratio, "o", color=color, markersize=4, label=sweep.label
       )
     rates = [arm["activation_rate"] for arm in moe]
     cost = dense["train_flops_per_token"]
@@ -169,18 +169,18 @@ def loss_over_data(study: reading.Study) -> style.Drawing | None:
     narrow = width < 5
     shape = {"nrows": 2} if narrow else {"ncols": 2}
     figure, (own, other) = style.new_figure(width, 6.4 if narrow else 3.6, **shape)
-    colours = style.run_colours({name: rate for name, (rate, _) in runs.items()})
+    colors = style.run_colors({name: rate for name, (rate, _) in runs.items()})
     for name, (_, lines) in runs.items():
       tokens, bpc = [line["num_tokens"] for line in lines], [line["bpc"] for line in lines]
-      colour = colours[name]
-      own.plot(tokens, bpc, color=colour, linewidth=1.2)
-      own.plot(tokens[-1], bpc[-1], "o", color=colour, markersize=3.5, label=name)
+      color = colors[name]
+      own.plot(tokens, bpc, color=color, linewidth=1.2)
+      own.plot(tokens[-1], bpc[-1], "o", color=color, markersize=3.5, label=name)
     rows = tables.table("table09")
     printed = sorted({row["ra_pct"] for row in rows})
     for rate in printed:
       line = [(row["D_tokens"], row["bpc"]) for row in rows if row["ra_pct"] == rate]
-      colour = style.rate_colour(rate, printed[0], printed[-1])
-      other.plot(*zip(*line, strict=True), "o-", color=colour, markersize=3.5, linewidth=1)
+      color = style.rate_color(rate, printed[0], printed[-1])
+      other.plot(*zip(*line, strict=True), "o-", color=color, markersize=3.5, linewidth=1)
       other.annotate(f"{rate:.3g} %", line[-1], xytext=(4, 0), textcoords="offset points",
                      fontsize=7.5, color=style.MUTED, va="center")  # fmt: skip
     seen = [line["num_tokens"] for _, lines in runs.values() for line in lines]
@@ -201,7 +201,7 @@ def loss_over_data(study: reading.Study) -> style.Drawing | None:
     "Loss over data for each activation rate",
     "Left: bits per character of a sample of held-out text while each arm trains (packed windows, "
     "so not the reported scores); one seed an arm, the dot is its last check. Right: separate runs "
-    "of the paper, each trained to its end, labelled with r_a. A line within a run is not a line "
+    "of the paper, each trained to its end, labeled with r_a. A line within a run is not a line "
     "over runs: the learning rate has not yet decayed.",
     draw,
   )

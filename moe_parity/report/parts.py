@@ -30,7 +30,7 @@ class Part:
 
 
 def read(study_folder: pathlib.Path) -> list[Part]:
-  """Every part of a study, analysed anew, epochs_8 before epochs_16; [] if it has none."""
+  """Every part of a study, analyzed anew, epochs_8 before epochs_16; [] if it has none."""
   found = []
   plans = (pathlib.Path(study_folder) / "parts").glob("*/plan.json")
   for path in sorted(plans, key=lambda path: _by_number(path.parent.name)):

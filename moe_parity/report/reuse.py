@@ -91,25 +91,25 @@ def by_scheme(step: dict) -> style.Drawing | None:
     own, other = axes
     every = []
     looks = style.series(len(lines))
-    for i, ((scheme, arms), (colour, marker)) in enumerate(zip(lines, looks, strict=True)):
+    for i, ((scheme, arms), (color, marker)) in enumerate(zip(lines, looks, strict=True)):
       dense = scheme["baseline"]["bpc"]
       every += [arm["activation_rate"] for arm in arms]
       beside = BESIDE ** (i - (len(lines) - 1) / 2)
       rates = [beside * arm["activation_rate"] for arm in arms]
       errors = {row["name"]: row for row in scheme["comparisons"]}
       values = [100 * (arm["bpc"] / dense - 1) for arm in arms]
-      own.plot(rates, values, "-", color=colour, linewidth=1)
+      own.plot(rates, values, "-", color=color, linewidth=1)
       for arm, rate, value in zip(arms, rates, values, strict=True):
         ends = (errors.get(arm["name"]) or {}).get("simultaneous")
         bars = style.bars(value, ends and [100 * end / dense for end in ends])
-        own.errorbar(rate, value, bars, fmt=marker, color=colour, capsize=2.5, markersize=4.5)
+        own.errorbar(rate, value, bars, fmt=marker, color=color, capsize=2.5, markersize=4.5)
       epochs = [arm["epochs"] for arm in arms]
       ends = dict.fromkeys(f"{epoch:.2g}" for epoch in (min(epochs), max(epochs)))
       passes = " to ".join(ends)
-      own.plot([], [], marker + "-", color=colour, label=scheme_label(scheme, passes))
+      own.plot([], [], marker + "-", color=color, label=scheme_label(scheme, passes))
     published = []
-    for sweep, colour in zip(paper.published_sweeps(), paper.COLOURS, strict=True):
-      other.plot(sweep.rates, sweep.excess_pct, "o-", color=colour, markersize=3.5, linewidth=1,
+    for sweep, color in zip(paper.published_sweeps(), paper.COLORS, strict=True):
+      other.plot(sweep.rates, sweep.excess_pct, "o-", color=color, markersize=3.5, linewidth=1,
                  label=f"{sweep.label}, {sweep.reuse}")  # fmt: skip
       published += sweep.rates
     for axis, rates, title in ((own, every, "this study"), (other, published, "the paper")):
@@ -155,12 +155,12 @@ def decay(step: dict) -> style.Drawing | None:
     moe = [rate for rate in rates if rate < 1] or [1.0]
 
     def look(rate):
-      return style.DENSE if rate == 1 else style.rate_colour(rate, min(moe), max(moe))
+      return style.DENSE if rate == 1 else style.rate_color(rate, min(moe), max(moe))
 
     for curve in law["curves"]:
-      colour = look(curve["activation_rate"])
-      axis.plot(curve["epochs"], curve["cross_entropy"], color=colour, linewidth=1.3)
-      axis.plot(curve["epochs"], curve["cross_entropy_published"], color=colour, linewidth=1,
+      color = look(curve["activation_rate"])
+      axis.plot(curve["epochs"], curve["cross_entropy"], color=color, linewidth=1.3)
+      axis.plot(curve["epochs"], curve["cross_entropy_published"], color=color, linewidth=1,
                 linestyle=(0, (2, 2)))  # fmt: skip
     for point in law["points"]:
       rate = point["activation_rate"]

@@ -8,7 +8,7 @@ from moe_parity.report import style
 from moe_parity.study import reading
 
 MAX_STEPS = 100
-LOG_SPAN = 3  # colours reach from an eighth of the even load to eight times it
+LOG_SPAN = 3  # colors reach from an eighth of the even load to eight times it
 
 
 def health(study: reading.Study) -> style.Drawing | None:
@@ -33,7 +33,7 @@ def health(study: reading.Study) -> style.Drawing | None:
     figure, axes = style.new_figure(
       width, 8.6 if narrow else 4.7, nrows=4 if narrow else 2, ncols=1 if narrow else 2, sharex=True
     )
-    colours = style.run_colours({run.name: run.plan["activation_rate"] for run, _ in runs})
+    colors = style.run_colors({run.name: run.plan["activation_rate"] for run, _ in runs})
     seen: set[str] = set()
     for axis, (title, value) in zip(axes.flat, panels, strict=True):
       for run, train in runs:
@@ -43,7 +43,7 @@ def health(study: reading.Study) -> style.Drawing | None:
         seen.add(run.name)
         axis.plot(
           share, [value(line, experts) for line in train], linewidth=1.2, label=label,
-          color=colours[run.name]
+          color=colors[run.name]
         )  # fmt: skip
       axis.set_title(title)
     for axis in np.atleast_2d(axes)[-1] if not narrow else axes[-1:]:
@@ -115,7 +115,7 @@ def loads(runs: list[reading.Run]) -> style.Drawing | None:
     "expert_loads",
     "Expert loads",
     "Load is an expert's share of the assignments times the number of experts: 1 is even, 0 is "
-    "unused; the colours are logarithmic. Left: experts of each layer, ordered by load, mean over "
+    "unused; the colors are logarithmic. Left: experts of each layer, ordered by load, mean over "
     "the last 5 % of the logged steps. Right: the fullest expert of each layer over training.",
     draw,
   )

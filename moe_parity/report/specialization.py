@@ -10,7 +10,7 @@ from moe_parity.report import style
 from moe_parity.report.table import Column, Table, fixed
 from moe_parity.study import reading
 
-SPAN = 2  # colours reach from a quarter to four times
+SPAN = 2  # colors reach from a quarter to four times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +64,15 @@ def by_layer(counted: list[Counted]) -> style.Drawing | None:
 
   def draw(width: int | float) -> Any:
     figure, axis = style.new_figure(width, 4.2 if width < 5 else 3.3)
-    colours = style.run_colours({c.run.name: c.run.plan["activation_rate"] for c in shown})
+    colors = style.run_colors({c.run.name: c.run.plan["activation_rate"] for c in shown})
     for c in shown:
-      colour = colours[c.run.name]
+      color = colors[c.run.name]
       layers = [row["layer"] for row in c.layers]
       shares = [100 * row["share"] for row in c.layers]
-      axis.plot(layers, shares, color=colour, linewidth=1.1, label=c.run.name)
+      axis.plot(layers, shares, color=color, linewidth=1.1, label=c.run.name)
       for row, share in zip(c.layers, shares, strict=True):
-        face = colour if row["p_value"] < 0.05 else "white"
-        axis.plot(row["layer"], share, "o", color=colour, markerfacecolor=face, markersize=5)
+        face = color if row["p_value"] < 0.05 else "white"
+        axis.plot(row["layer"], share, "o", color=color, markerfacecolor=face, markersize=5)
     axis.axhline(0, color=style.REFERENCE, linewidth=1)
     most = max(len(c.layers) for c in shown)
     axis.set_xticks(range(1, most + 1, max(1, most // 8)))
@@ -149,7 +149,7 @@ def experts(counted: list[Counted]) -> style.Drawing | None:
     "experts",
     "What one layer's experts are used for",
     f"The layer with the most specialization{', above' if pairs else ''}: an expert's share of a "
-    f"domain's assignments over its mean share over domains. {together if pairs else ''}Colours "
+    f"domain's assignments over its mean share over domains. {together if pairs else ''}Colors "
     "are logarithmic; finite counts scatter, see the table for what stands out from chance.",
     draw,
   )

@@ -1,4 +1,4 @@
-"""How figures look: one size for a desk, one for a phone; colours that survive print and colour
+"""How figures look: one size for a desk, one for a phone; colors that survive print and color
 blindness. matplotlib is imported where a figure is made, so that planning and tables need none."""
 
 import contextlib
@@ -15,7 +15,7 @@ INK, MUTED, GRID = "#1b1f24", "#5b6470", "#dde1e6"
 DENSE, REFERENCE, FIT = "#1b1f24", "#7a828c", "#0b6e99"
 BETTER, WORSE, ACCENT = "#1a7f4b", "#b3362b", "#c4501b"
 SERIES = ("#0b6e99", "#c98a00", "#8e4585", "#1a7f4b", "#c4501b", "#5b6470", "#d6277c", "#86a81b")
-MARKERS = "osD^vPX"  # one fewer than colours: 56 lines before a look comes again
+MARKERS = "osD^vPX"  # one fewer than colors: 56 lines before a look comes again
 SAME_RATE = 1.05  # arms of a search differ by less in what whole numbers make of one rate
 ROUND_RATES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1.0)
 SETTINGS = {
@@ -114,10 +114,10 @@ def new_figure(width: int | float, height: int | float, **grid: Any) -> tuple[An
   return figure, figure.subplots(**grid)
 
 
-def rate_colour(
+def rate_color(
   rate: int | float, low: int | float, high: int | float
 ) -> tuple[float, float, float, float]:
-  """A colour for an activation rate, from dark violet (few experts) to green (many)."""
+  """A color for an activation rate, from dark violet (few experts) to green (many)."""
   import math
 
   from matplotlib import colormaps
@@ -126,29 +126,29 @@ def rate_colour(
   return colormaps["viridis"](0.05 + 0.78 * position)
 
 
-def run_colours(rates: Mapping[str, int | float]) -> dict[str, Any]:
-  """A colour for each arm: black for dense, greys for further dense arms, others by activation
-  rate; where the MoE arms of a search share one rate, a colour each.
+def run_colors(rates: Mapping[str, int | float]) -> dict[str, Any]:
+  """A color for each arm: black for dense, grays for further dense arms, others by activation
+  rate; where the MoE arms of a search share one rate, a color each.
 
   Args:
     rates: activation rate by arm, 1 for dense.
   """
   moe = {name: rate for name, rate in rates.items() if rate < 1}
-  looks = dict(zip((name for name in rates if name not in moe), _greys(), strict=False))
+  looks = dict(zip((name for name in rates if name not in moe), _grays(), strict=False))
   if len(moe) > 1 and max(moe.values()) < SAME_RATE * min(moe.values()):
     return looks | dict(zip(moe, _distinct(len(moe)), strict=True))
   ends = (min(moe.values(), default=1), max(moe.values(), default=1))
-  return looks | {name: rate_colour(rate, *ends) for name, rate in moe.items()}
+  return looks | {name: rate_color(rate, *ends) for name, rate in moe.items()}
 
 
-def _greys() -> Iterator[str]:
+def _grays() -> Iterator[str]:
   """DENSE, then ever lighter ones."""
   yield from (DENSE, "#6b737d", "#a3abb5")
   yield from itertools.repeat("#c3c9d0")
 
 
 def _distinct(count: int) -> list[Any]:
-  """So many colours, no two alike."""
+  """So many colors, no two alike."""
   from matplotlib import colormaps
 
   if count <= len(SERIES):
@@ -157,7 +157,7 @@ def _distinct(count: int) -> list[Any]:
 
 
 def rate_axis(axis: Any, rates: list[float], round_ticks: bool = False) -> None:
-  """A logarithmic x axis of activation rates in percent, labelled at the arms or at round rates."""
+  """A logarithmic x axis of activation rates in percent, labeled at the arms or at round rates."""
   from matplotlib import ticker
 
   axis.set_xscale("log")
@@ -173,7 +173,7 @@ def rate_axis(axis: Any, rates: list[float], round_ticks: bool = False) -> None:
 
 
 def percent_ticks(axis: Any) -> None:
-  """A logarithmic y axis of shares, labelled in percent at round values."""
+  """A logarithmic y axis of shares, labeled in percent at round values."""
   from matplotlib import ticker
 
   axis.set_yscale("log")
@@ -183,7 +183,7 @@ def percent_ticks(axis: Any) -> None:
 
 
 def series(count: int) -> list[tuple[str, str]]:
-  """A colour and a marker for each of `count` lines."""
+  """A color and a marker for each of `count` lines."""
   return [(SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]) for i in range(count)]
 
 

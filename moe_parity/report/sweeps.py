@@ -5,7 +5,7 @@ from typing import Any
 
 from moe_parity.paper import tables as published
 from moe_parity.report import style
-from moe_parity.report.paper import COLOURS
+from moe_parity.report.paper import COLORS
 from moe_parity.report.table import (
   Column,
   Table,
@@ -96,16 +96,16 @@ def fixed_data(step: dict) -> style.Drawing | None:
   def draw(width: int | float) -> Any:
     figure, axis = style.new_figure(width, 4.4 if width < 5 else 3.8)
     every, heights = [], []
-    for (label, rates, ratios), colour in zip(published_fixed_data(), COLOURS, strict=True):
-      axis.plot(rates, ratios, "o-", color=colour, markersize=3.5, linewidth=1, label=label)
+    for (label, rates, ratios), color in zip(published_fixed_data(), COLORS, strict=True):
+      axis.plot(rates, ratios, "o-", color=color, markersize=3.5, linewidth=1, label=label)
       every += rates
       heights += ratios
-    for (sweep, dense), (colour, marker) in zip(own, style.series(len(own)), strict=True):
+    for (sweep, dense), (color, marker) in zip(own, style.series(len(own)), strict=True):
       arms = _scored(sweep)
       rates, ratios = [a["activation_rate"] for a in arms], [a["bpc"] / dense for a in arms]
       check = sweep.get("log_log")
       slope = f", slope {check['slope']:+.3f}" if check else ""
-      axis.plot(rates, ratios, marker, color=colour, markersize=6,
+      axis.plot(rates, ratios, marker, color=color, markersize=6,
                 label=f"this study, {sweep_name(sweep)}{slope}")  # fmt: skip
       every += rates
       heights += ratios
@@ -157,9 +157,9 @@ def transfer(step: dict) -> style.Drawing | None:
       axis.plot([], [], "x", color=style.FIT, label="this study, not bracketed")
     sizes = [o["num_params"] for o in optima]
     shown = [rate for o in optima for rate in (o["activation_rate"], *(o.get("interval") or ()))]
-    for (size, name), colour in zip(PUBLISHED_OPTIMA, COLOURS, strict=True):
+    for (size, name), color in zip(PUBLISHED_OPTIMA, COLORS, strict=True):
       best = min(published.table(name), key=lambda row: row["bpc"])
-      axis.plot(best["N_params"], best["ra_pct"] / 100, "D", color=colour, markersize=5,
+      axis.plot(best["N_params"], best["ra_pct"] / 100, "D", color=color, markersize=5,
                 label=f"paper {size}, best run of Table {int(name[-2:])}")  # fmt: skip
       sizes.append(best["N_params"])
       shown.append(best["ra_pct"] / 100)

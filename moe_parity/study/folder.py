@@ -180,7 +180,7 @@ class Study:
     """When it failed."""
 
   def publish(self) -> str:
-    """When all is analysed; returns where the page is."""
+    """When all is analyzed; returns where the page is."""
     return str(self.folder / "report" / "index.html")
 
   def write(self) -> list[Arm]:
@@ -201,13 +201,13 @@ class Study:
       for task in tasks_of(self.parts)
     ]
 
-  def summarise(self) -> dict | None:
+  def summarize(self) -> dict | None:
     """Writes what the method makes of its parts, `<method>.json`; None for plain arms."""
     method = method_of(self.config)
     if method is None:
       return None
     results = Results(self.folder, self.claims)
-    value = method.summarise(self.config, self.folder, self.parts, results)
+    value = method.summarize(self.config, self.folder, self.parts, results)
     files.write_json(self.folder / f"{self.config.study.method}.json", value)
     return value
 

@@ -19,16 +19,16 @@ from moe_parity.study.analysis.uncertainty import LEVEL, NUM_DRAWS
 def write_analysis(study_folder: str | pathlib.Path) -> pathlib.Path:
   """Writes analysis.json into the study folder (atomically) and returns its path."""
   path = pathlib.Path(study_folder) / "analysis.json"
-  files.write_json(path, analyse(study_folder), indent=1, allow_nan=False)
+  files.write_json(path, analyze(study_folder), indent=1, allow_nan=False)
   return path
 
 
-def analyse(study_folder: str | pathlib.Path) -> dict:
-  """Everything that analysis.json holds; see `analyse_with_curve`."""
-  return analyse_with_curve(study_folder)[0]
+def analyze(study_folder: str | pathlib.Path) -> dict:
+  """Everything that analysis.json holds; see `analyze_with_curve`."""
+  return analyze_with_curve(study_folder)[0]
 
 
-def analyse_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, rate_curve.Curve | None]:
+def analyze_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, rate_curve.Curve | None]:
   """Everything that analysis.json holds, and the fitted curve with its draws; the same folder
   gives the same numbers.
 

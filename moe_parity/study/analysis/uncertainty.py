@@ -86,8 +86,8 @@ def draws(
   values, vectors = np.linalg.eigh(covariance)
   root = vectors * np.sqrt(np.maximum(values, 0))
   deviations = rng.standard_normal((num_draws, num_arms)) @ root.T
-  centred = np.eye(num_arms) - (1 / num_arms if num_arms > 1 else 0)
-  variance, df = total(centred, sources) if sources else (0.0, 1.0)
+  centered = np.eye(num_arms) - (1 / num_arms if num_arms > 1 else 0)
+  variance, df = total(centered, sources) if sources else (0.0, 1.0)
   if variance:
     deviations *= np.sqrt(df / rng.chisquare(df, num_draws))[:, None]
   return deviations

@@ -4,8 +4,8 @@ Derived from the templates `config.arms.dense` and `config.arms.moe`, in stages:
 
 1. MoE arms at each of `study.activation_rates`, dense at C and at multiples of it, all with
    `study.seeds`; dense at C also with `study.more_seeds`;
-2. the best rate and its neighbours with `study.more_seeds`, so that seeds go where the answer is;
-   if more seeds make another rate the best, its neighbours too;
+2. the best rate and its neighbors with `study.more_seeds`, so that seeds go where the answer is;
+   if more seeds make another rate the best, its neighbors too;
 3. the best MoE arm and dense with other learning rates and batches (`study.learning_rates`,
    `study.batches`), in equal number: is the answer one of tuning?
 
@@ -68,7 +68,7 @@ def still_to_come(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
     if waiting:
       runs = 3 * len(study.more_seeds) * waiting
       notes.append(f"then {runs} runs more: {len(study.more_seeds)} seeds of the best activation"
-                   " rate and its two neighbours")  # fmt: skip
+                   " rate and its two neighbors")  # fmt: skip
   tried = len(study.learning_rates) + len(study.batches)
   if tried and not any(arm.role == "check" for arm in parts[0].plan.arms):
     notes.append(
@@ -77,13 +77,13 @@ def still_to_come(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
   return notes
 
 
-def summarise(
+def summarize(
   config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
 ) -> dict:
   """activation_rate.json; see `sweep`."""
   from moe_parity.study.methods import activation_rate_summary
 
-  return activation_rate_summary.summarise(folder, parts)
+  return activation_rate_summary.summarize(folder, parts)
 
 
 def name_of(rate: int | float) -> str:
@@ -91,8 +91,8 @@ def name_of(rate: int | float) -> str:
   return f"moe_{100 * rate:.6g}".replace(".", "p")
 
 
-def neighbourhood(values: Sequence[int | float]) -> range:
-  """Indices of the smallest value and of its neighbours on either side."""
+def neighborhood(values: Sequence[int | float]) -> range:
+  """Indices of the smallest value and of its neighbors on either side."""
   best = min(range(len(values)), key=values.__getitem__)
   return range(max(best - 1, 0), min(best + 2, len(values)))
 
@@ -158,7 +158,7 @@ def _swept(config: ConfigDict, results: Results, part: str) -> ConfigDict:
 def _replicated_rates(
   config: ConfigDict, results: Results, part: str, values: Sequence[float | None]
 ) -> list[float]:
-  """The rates that get more seeds by what is known: always the best so far and its neighbours.
+  """The rates that get more seeds by what is known: always the best so far and its neighbors.
 
   Args:
     values: mean BPC of each rate over the first seeds.
@@ -166,7 +166,7 @@ def _replicated_rates(
   study = config.study
   seeds, found = (*study.seeds, *study.more_seeds), set()
   while study.more_seeds and None not in values:
-    wanted = found | set(neighbourhood(values))
+    wanted = found | set(neighborhood(values))
     if wanted == found:
       break
     found = wanted

@@ -21,15 +21,15 @@ from moe_parity.study.parts import Part
 LEVEL = uncertainty.LEVEL
 
 
-def summarise(folder: pathlib.Path, parts: Sequence[Part]) -> dict:
+def summarize(folder: pathlib.Path, parts: Sequence[Part]) -> dict:
   """Everything that activation_rate.json holds; the same folder gives the same numbers."""
   sweeps, curves = [], {}
   for part in parts:
-    report, fitted = compare.analyse_with_curve(folder / part.folder)
+    report, fitted = compare.analyze_with_curve(folder / part.folder)
     sweeps.append(_sweep(part, report))
     if part.plan.budget["shared"] == "compute":
       curves[part.plan.budget["num_params"]] = (report, fitted)
-  main = compare.analyse(folder)
+  main = compare.analyze(folder)
   tuning = _tuning(reading.read_study(folder), main)
   value = {
     "method": "activation_rate",

@@ -139,13 +139,13 @@ def still_to_come(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
   ]
 
 
-def summarise(
+def summarize(
   config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
 ) -> dict:
   """architecture.json; see `search_report`."""
   from moe_parity.study.methods import architecture_summary
 
-  return architecture_summary.summarise(config, folder, parts, results)
+  return architecture_summary.summarize(config, folder, parts, results)
 
 
 def _side(config: ConfigDict, results: Results, kind: str, fields: dict) -> Iterator[Stage]:

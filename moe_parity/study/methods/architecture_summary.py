@@ -34,7 +34,7 @@ _SHAPE = (
 ).split()
 
 
-def summarise(
+def summarize(
   config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
 ) -> dict:
   """Everything that architecture.json holds; the same folder gives the same numbers."""

@@ -66,10 +66,10 @@ def still_to_come(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
   return []
 
 
-def summarise(
+def summarize(
   config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
 ) -> dict:
   """data_reuse.json; see `reuse_report`."""
   from moe_parity.study.methods import data_reuse_summary
 
-  return data_reuse_summary.summarise(folder, parts)
+  return data_reuse_summary.summarize(folder, parts)

@@ -16,7 +16,7 @@ from moe_parity.study.parts import Part
 UNIQUE = "unique"  # the part in which nothing is read twice
 
 
-def summarise(folder: pathlib.Path, parts: Sequence[Part]) -> dict:
+def summarize(folder: pathlib.Path, parts: Sequence[Part]) -> dict:
   """Everything that data_reuse.json holds; the same folder gives the same numbers."""
   studies = {part.name: reading.read_study(folder / part.folder) for part in parts}
   runs = {name: _by_arm(study) for name, study in studies.items()}

@@ -105,11 +105,11 @@ class Surrogate:
     spread = np.maximum(spread, self._parameter_variance(arms, base))
     unseen = self._unseen_group(arms)
     half = np.maximum(self.quantile * np.sqrt(spread), np.maximum(unseen, unseen[base]))
-    centre = np.exp(values) - np.exp(values[base])
+    center = np.exp(values) - np.exp(values[base])
     half = half * np.exp(values[base])
     return [
       {"difference": float(c), "interval": [float(c - h), float(c + h)]} if i != base else {}
-      for i, (c, h) in enumerate(zip(centre, half, strict=True))
+      for i, (c, h) in enumerate(zip(center, half, strict=True))
     ]
 
   @property

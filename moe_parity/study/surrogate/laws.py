@@ -21,8 +21,8 @@ from moe_parity.errors import UserError
 NOISE = 0.002  # relative; the paper's one repeated run differs by 0.0006 of 0.4667
 RIDGE = 0.1
 PARAMETERS = ("E", "A", "a", "G", "g", "B", "b", "R", "z", "h")  # all but z and h in logarithms
-SHARES = {"E": 0.7, "A": 0.1, "G": 0.03, "B": 0.1}  # prior centres, of the lowest BPC
-CENTRES = {"a": 0.3, "g": 0.7, "b": 0.3, "R": 15.4}  # R as Muennighoff et al. measured it
+SHARES = {"E": 0.7, "A": 0.1, "G": 0.03, "B": 0.1}  # prior centers, of the lowest BPC
+CENTERS = {"a": 0.3, "g": 0.7, "b": 0.3, "R": 15.4}  # R as Muennighoff et al. measured it
 SPREADS = {"E": 1.0, "A": 2.0, "G": 2.0, "B": 2.0, "a": 0.7, "g": 0.7, "b": 0.7, "R": 0.7}
 SPREADS |= {"z": 0.3, "h": 0.3}
 SHAPE = ("a", "g", "b", "R", "z", "h")  # what another text or tokenizer may share
@@ -96,11 +96,11 @@ class Ridge:
   description: str = f"ridge regression, quadratic in ln N, ln r_a, ln D, penalty {RIDGE}"
 
   def fit(self, rows: ArmFeatures, bpc: np.ndarray, start=None) -> np.ndarray:
-    centre = np.array([np.log(rows.num_params).mean(), np.log(rows.num_tokens).mean()])
-    X = self._columns(rows, centre)
+    center = np.array([np.log(rows.num_params).mean(), np.log(rows.num_tokens).mean()])
+    X = self._columns(rows, center)
     penalty = RIDGE * np.eye(X.shape[1])
     penalty[0, 0] = 0
-    return np.concatenate([centre, np.linalg.solve(X.T @ X + penalty, X.T @ np.log(bpc))])
+    return np.concatenate([center, np.linalg.solve(X.T @ X + penalty, X.T @ np.log(bpc))])
 
   def log_bpc(self, theta: np.ndarray, rows: ArmFeatures) -> np.ndarray:
     return self._columns(rows, theta[:2]) @ theta[2:]
@@ -108,8 +108,8 @@ class Ridge:
   def uncertain(self, theta, rows, bpc, arms) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((len(arms), 1)), np.zeros((1, 1))
 
-  def _columns(self, rows: ArmFeatures, centre: np.ndarray) -> np.ndarray:
-    n, d = np.log(rows.num_params) - centre[0], np.log(rows.num_tokens) - centre[1]
+  def _columns(self, rows: ArmFeatures, center: np.ndarray) -> np.ndarray:
+    n, d = np.log(rows.num_params) - center[0], np.log(rows.num_tokens) - center[1]
     r, e = np.log(rows.activation_rate), np.log(rows.epochs)
     columns = [np.ones_like(n), n, r, d, e, rows.dense, r * r, r * d, d * d, n * r, n * d]
     return np.stack(columns, axis=1)
@@ -121,7 +121,7 @@ class Law:
 
   Attributes:
     absent: terms left out: "A" (G r^-g alone), "z", "h".
-    prior: parameter -> (centre, spread), in logarithms but for z and h; over the defaults.
+    prior: parameter -> (center, spread), in logarithms but for z and h; over the defaults.
   """
 
   name: str
@@ -130,11 +130,11 @@ class Law:
   prior: tuple[tuple[str, tuple[float, float]], ...] = ()
 
   def fit(self, rows: ArmFeatures, bpc: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
-    """Penalised least squares. Returns ln N0, ln D0 and the parameters in the order above."""
+    """Penalized least squares. Returns ln N0, ln D0 and the parameters in the order above."""
     from scipy.optimize import least_squares
 
     origin = np.array([np.log(rows.num_params).mean(), np.log(rows.num_tokens).mean()])
-    centre, spread = self._prior(float(bpc.min()))
+    center, spread = self._prior(float(bpc.min()))
     free = np.array([name not in self.absent for name in PARAMETERS])
     target = np.log(bpc)
 
@@ -145,13 +145,13 @@ class Law:
 
     def residuals(free_values: np.ndarray) -> np.ndarray:
       misfit = (self.log_bpc(full(free_values), rows) - target) / NOISE
-      return np.concatenate([misfit, (free_values - centre[free]) / spread[free]])
+      return np.concatenate([misfit, (free_values - center[free]) / spread[free]])
 
     def jacobian(free_values: np.ndarray) -> np.ndarray:
       slopes = _slopes(full(free_values), rows)[:, free] / NOISE
       return np.concatenate([slopes, np.diag(1 / spread[free])])
 
-    begin = centre if start is None else start[2:]
+    begin = center if start is None else start[2:]
     solved = least_squares(residuals, begin[free], jac=jacobian, method="lm", max_nfev=400)
     return full(solved.x)
 
@@ -174,12 +174,12 @@ class Law:
     return tuple((name, (found[name], spread)) for name in SHAPE if name not in self.absent)
 
   def _prior(self, lowest: float) -> tuple[np.ndarray, np.ndarray]:
-    centres = {name: np.log(share * lowest) for name, share in SHARES.items()}
-    centres |= {name: np.log(value) for name, value in CENTRES.items()} | {"z": 0.0, "h": 0.0}
+    centers = {name: np.log(share * lowest) for name, share in SHARES.items()}
+    centers |= {name: np.log(value) for name, value in CENTERS.items()} | {"z": 0.0, "h": 0.0}
     spreads = dict(SPREADS)
-    for name, (centre, spread) in self.prior:
-      centres[name], spreads[name] = centre, spread
-    return tuple(np.array([of[name] for name in PARAMETERS]) for of in (centres, spreads))
+    for name, (center, spread) in self.prior:
+      centers[name], spreads[name] = center, spread
+    return tuple(np.array([of[name] for name in PARAMETERS]) for of in (centers, spreads))
 
 
 ADDITIVE = Law(

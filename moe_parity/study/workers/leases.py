@@ -9,7 +9,7 @@ host's clock; then another worker may take its run over, and says so. A worker t
 finds its record changed, and stops before it writes a result.
 
 On Cloud Storage the same holds, because a write with a generation condition is atomic there. Disks
-must honour `rename` and `flock` between the workers' hosts: local disks and NFS 4 do, a mounted
+must honor `rename` and `flock` between the workers' hosts: local disks and NFS 4 do, a mounted
 bucket (gcsfuse) does not, so give such workers a `gs://` place for the claims, or the whole study
 (`remote_study`).
 """

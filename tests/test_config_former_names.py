@@ -1,0 +1,58 @@
+"""Former names of config fields and values: refused when given, translated when stored."""
+
+import json
+import pathlib
+
+import pytest
+
+from moe_parity import config
+from moe_parity.errors import UserError
+
+DEMO = f"{pathlib.Path(__file__).parents[1]}/configs/demo.py:tiny"
+STORED = pathlib.Path(__file__).parent / "golden" / "run_before_token_dispatch" / "config.json"
+
+
+@pytest.mark.parametrize(
+  ("override", "words"),
+  [
+    ("mesh.exchange=ragged", "mesh.exchange is now called mesh.token_dispatch"),
+    ("model.streams=2", "model.streams is now called model.num_batch_splits"),
+    ("mesh.token_dispatch=merged", "'merged' is now called 'ragged_all_to_all_dedup'"),
+    ("mesh.token_dispatch=padded", "'padded' is now called 'all_to_all'"),
+  ],
+)
+def test_a_former_name_is_refused_with_the_new_one(override, words):
+  with pytest.raises(UserError, match=words):
+    config.load(DEMO, [f"--config.{override}"])
+
+
+def test_a_config_file_that_sets_a_former_field_is_refused(tmp_path):
+  file = tmp_path / "configs" / "old.py"
+  file.parent.mkdir()
+  lines = (
+    "from moe_parity import defaults",
+    "def get_config(arg=None):",
+    "  config = defaults.base()",
+    "  config.mesh.exchange = 'ragged'",
+    "  return config",
+  )
+  file.write_text("\n".join(lines))
+  with pytest.raises(UserError, match=r"mesh\.exchange is now called mesh\.token_dispatch"):
+    config.load(str(file))
+
+
+def test_a_config_stored_before_has_the_new_names():
+  stored = json.loads(STORED.read_text())
+  assert stored["mesh"]["exchange"] == "ragged"
+  now = config.from_stored(stored)
+  assert now["mesh"] == {"data": 1, "fsdp": 2, "expert": 4, "token_dispatch": "ragged_all_to_all"}
+  assert {k: v for k, v in now.items() if k != "mesh"} == {
+    k: v for k, v in stored.items() if k != "mesh"
+  }
+  assert config.from_stored(now) == now
+
+
+def test_a_config_older_than_the_mesh_takes_the_platforms_own():
+  stored = json.loads(STORED.read_text())
+  del stored["mesh"]
+  assert config.from_stored(stored)["mesh"]["token_dispatch"] == ""
