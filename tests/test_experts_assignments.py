@@ -6,6 +6,7 @@ import pytest
 
 from moe_parity.experts import assignments
 from moe_parity.experts.assignments import sort_by_expert
+from moe_parity.kernels import common
 
 T, K, E = 290, 3, 24
 
@@ -14,11 +15,11 @@ T, K, E = 290, 3, 24
 def way(request, monkeypatch):
   if request.param == "argsort":  # as if E * T * K did not fit an int32
     monkeypatch.setattr(assignments, "INT32_MAX", 100)
-  if request.param == "counting":  # as on a TPU
-    monkeypatch.setattr(assignments, "_by_sorting", assignments._by_counting)
+  with common.simulate("tpu" if request.param == "counting" else "cpu"):
+    yield
 
 
-def test_assignments_come_by_expert_then_by_token_and_nobody_last(way):
+def test_assignments_are_sorted_by_expert_then_by_token(way):
   expert = np.random.default_rng(0).integers(E + 1, size=(T, K)).astype(np.int32)
   by_expert = sort_by_expert(jnp.asarray(expert), E)
   expected = [a for e in range(E + 1) for a in range(T * K) if expert.reshape(-1)[a] == e]

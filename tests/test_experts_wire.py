@@ -10,6 +10,7 @@ import pytest
 
 from moe_parity.aot import hlo
 from moe_parity.experts.assignments import sort_by_expert
+from moe_parity.kernels import common
 from moe_parity.planning.expert_parallel import ExpertParallelShape, tile_padded_rows
 from moe_parity.planning.wire_bytes import wire_bytes
 from tests.helpers.routed import D_EXPERT, D, tpu_mesh
@@ -127,10 +128,9 @@ def test_a_tpu_program_sorts_nothing_and_takes_its_buffers_as_they_are():
   assert text.count('kernel_name = "uninitialized"') == buffers
 
 
-def test_cpu_and_gpu_group_by_a_sort():
+def test_cpu_and_gpu_sort_where_a_tpu_counts():
   shape = jax.ShapeDtypeStruct((T, K), jnp.int32)
-  for platform, sorts in (("cpu", True), ("cuda", True), ("tpu", False)):
-    lowered = jax.jit(sort_by_expert, static_argnums=1).trace(shape, E).lower(
-      lowering_platforms=(platform,)
-    )  # fmt: skip
+  for platform, sorts in (("cpu", True), ("gpu", True), ("tpu", False)):
+    with common.simulate(platform):
+      lowered = jax.jit(lambda expert: sort_by_expert(expert, E)).lower(shape)
     assert ("stablehlo.sort" in lowered.as_text()) == sorts

@@ -1,14 +1,12 @@
 """A segment on a mesh: how the batch is cut for it, and that cutting changes no number."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from moe_parity.kernels import residual_stacks
+from moe_parity.kernels import common, residual_stacks
 from moe_parity.model.layer_stack import LayerStack
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
@@ -18,30 +16,31 @@ from moe_parity.sharding import mesh as meshes
 from tests.helpers import small_model
 
 BATCH = 32
-ON_TPU = ModelOptions(platform="tpu")
 
 
 @pytest.mark.parametrize(
-  "options, pattern, sizes, batch, num_batch_splits",
+  "program, pattern, sizes, batch, num_batch_splits",
   [
-    (ON_TPU, (True,), MeshSizes(1, 2, 4), 16, 2),
-    (ON_TPU, (False, True), MeshSizes(1, 2, 4), 32, 2),
-    (dataclasses.replace(ON_TPU, platform="gpu"), (True,), MeshSizes(1, 2, 4), 16, 2),
-    (dataclasses.replace(ON_TPU, platform="cpu"), (True,), MeshSizes(1, 2, 4), 16, 1),
-    (dataclasses.replace(ON_TPU, num_batch_splits=1), (True,), MeshSizes(1, 2, 4), 16, 1),
-    (dataclasses.replace(ON_TPU, num_batch_splits=4), (True,), MeshSizes(1, 2, 4), 32, 4),
-    (ON_TPU, (True,), MeshSizes(1, 2, 4), 24, 1),  # three sequences a device
-    (ON_TPU, (False,), MeshSizes(1, 2, 4), 16, 1),
-    (ON_TPU, (True,), MeshSizes(2, 4, 1), 16, 1),
-    (dataclasses.replace(ON_TPU, capacity_factor=1.25), (True,), MeshSizes(1, 2, 4), 16, 1),
-    (ON_TPU, (True,), None, 16, 1),
+    (("tpu", {}), (True,), MeshSizes(1, 2, 4), 16, 2),
+    (("tpu", {}), (False, True), MeshSizes(1, 2, 4), 32, 2),
+    (("gpu", {}), (True,), MeshSizes(1, 2, 4), 16, 2),
+    (("cpu", {}), (True,), MeshSizes(1, 2, 4), 16, 1),
+    (("tpu", {"num_batch_splits": 1}), (True,), MeshSizes(1, 2, 4), 16, 1),
+    (("tpu", {"num_batch_splits": 4}), (True,), MeshSizes(1, 2, 4), 32, 4),
+    (("tpu", {}), (True,), MeshSizes(1, 2, 4), 24, 1),  # three sequences a device
+    (("tpu", {}), (False,), MeshSizes(1, 2, 4), 16, 1),
+    (("tpu", {}), (True,), MeshSizes(2, 4, 1), 16, 1),
+    (("tpu", {"capacity_factor": 1.25}), (True,), MeshSizes(1, 2, 4), 16, 1),
+    (("tpu", {}), (True,), None, 16, 1),
   ],
 )
 def test_the_batch_is_split_where_dispatch_can_be_overlapped(
-  options, pattern, sizes, batch, num_batch_splits
+  program, pattern, sizes, batch, num_batch_splits
 ):
+  platform, fields = program
+  options = ModelOptions(**fields)
   stack = nnx.eval_shape(lambda: LayerStack(small_model.moe(), options, pattern, 2))
-  with meshes.use_mesh(sizes and meshes.make_mesh(sizes)):
+  with common.simulate(platform), meshes.use_mesh(sizes and meshes.make_mesh(sizes)):
     assert stack.num_batch_splits(batch) == num_batch_splits
 
 
@@ -76,7 +75,7 @@ ON_A_MESH = {
   ),
   "a TPU's program, its kernels step by step": (
     128,
-    dict(platform="tpu", token_dispatch="ragged_all_to_all"),
+    dict(simulated="tpu", token_dispatch="ragged_all_to_all"),
   ),
 }
 
@@ -93,7 +92,7 @@ def test_splits_and_a_mesh_change_no_number(case, monkeypatch):
   model = small_model.build(architecture, 1)
   weights = nnx.split(model, nnx.Param, ...)[1:]
 
-  def run(mesh, **options):
+  def run(mesh, simulated="", **options):
     graph, _, _ = abstract_model(architecture, ModelOptions(**options))
 
     def of(params, rest):
@@ -102,7 +101,7 @@ def test_splits_and_a_mesh_change_no_number(case, monkeypatch):
         balance = jnp.sum(stats.probability_E * jnp.arange(6.0)[None])
         return jnp.mean(jnp.sin(hidden_TD)) + balance, (hidden_TD, stats)
 
-      with meshes.use_mesh(mesh):
+      with common.simulate(simulated), meshes.use_mesh(mesh):
         return jax.grad(scored, has_aux=True)(params)
 
     whole = mesh and jax.NamedSharding(mesh, meshes.P())
@@ -126,7 +125,7 @@ def test_a_tpu_s_kernels_keep_in_place_what_nothing_makes_again(
   monkeypatch.setattr(
     residual_stacks, "scan", lambda *operands: used.append(True) or scan(*operands)
   )
-  options = ModelOptions(platform=platform, remat=remat)
+  options = ModelOptions(remat=remat)
   stack = nnx.eval_shape(lambda: LayerStack(small_model.moe(), options, (True,), 2))
   layers, x_TD = nnx.state(stack), jax.ShapeDtypeStruct((4, 12), jnp.float32)
 
@@ -134,5 +133,6 @@ def test_a_tpu_s_kernels_keep_in_place_what_nothing_makes_again(
     through = lambda layers, x_TD, batch, _: (x_TD + layers[0].attention_norm(x_TD), ())  # noqa: E731
     return nnx.merge(nnx.graphdef(stack), layers).scan_layers(through, x_TD, 2)[0]
 
-  jax.eval_shape(run, layers, x_TD)
+  with common.simulate(platform):
+    jax.eval_shape(run, layers, x_TD)
   assert bool(used) == is_kept

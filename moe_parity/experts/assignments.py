@@ -9,8 +9,9 @@ import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Int
+
+from moe_parity.kernels.common import platform
 
 INT32_MAX = 2**31 - 1
 MAX_COUNTING_ELEMENTS = 2**26  # one-hot elements up to which assignments are sorted by counting
@@ -39,11 +40,9 @@ def sort_by_expert(expert_TK: Int[Array, "T K"], num_experts: int) -> SortedAssi
   By a sort on CPU and GPU, by counting on TPU: there a sort takes XLA seconds to compile, and a
   layer has several.
   """
-  group = functools.partial(_by_sorting, num_experts=num_experts)
-  count = functools.partial(_by_counting, num_experts=num_experts)
-  if expert_TK.size * (num_experts + 1) > MAX_COUNTING_ELEMENTS:
-    count = group
-  return lax.platform_dependent(expert_TK, tpu=count, default=group)
+  fits = expert_TK.size * (num_experts + 1) <= MAX_COUNTING_ELEMENTS
+  sort = _by_counting if platform() == "tpu" and fits else _by_sorting
+  return sort(expert_TK, num_experts)
 
 
 def _by_sorting(expert_TK, num_experts: int) -> SortedAssignments:

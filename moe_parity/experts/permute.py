@@ -31,7 +31,8 @@ def to_lane_tiles(a_ND: Float[Array, "N D"]) -> Float[Array, " N *D"]:
 
 def take_rows(x_TD: Float[Array, "T D"], source: Int[Array, "*N"]) -> Float[Array, "*N D"]:
   """The rows numbered by `source`, an array of any shape."""
-  return lax.platform_dependent(x_TD, source, tpu=_take_lane_tiles, default=_take_matrix_rows)
+  take = _take_lane_tiles if platform() == "tpu" else _take_matrix_rows
+  return take(x_TD, source)
 
 
 def _take_matrix_rows(x_TD, source):

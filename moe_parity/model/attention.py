@@ -13,6 +13,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from moe_parity.kernels.common import platform
+from moe_parity.kernels.flash_attention import flash_attention
 from moe_parity.model.init import param
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.accounting import query_block
@@ -262,10 +264,8 @@ class Attention(nnx.Module):
     slopes = alibi_slopes(self.num_heads) if self.options.position == "alibi" else None
     if past is not None:
       y = cached_attention(q, by_head(k, v), past, slopes)
-    elif self.options.uses_kernel(S, jax.default_backend()):
+    elif self.options.uses_kernel(S, platform()):
       # Imported here because only TPUs need it and Pallas is slow to import.
-      from moe_parity.kernels.flash_attention import flash_attention
-
       y = flash_attention(q, k, v, slopes, document_BS)
     else:
       block = query_block(S, self.options.attention_block)

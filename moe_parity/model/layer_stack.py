@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moe_parity.kernels import residual_stacks
+from moe_parity.kernels.common import platform
 from moe_parity.model.attention import Attention, KeyValues, Past, by_head
 from moe_parity.model.feedforward import FeedForward
 from moe_parity.model.moe import MoE, RoutingStats, StackedExperts
@@ -230,8 +231,7 @@ class LayerStack(nnx.Module):
 
     scan_body = rematerialize(scan_body, self.options.remat)
     x_splits, extra_splits = _split(x_TD, num_splits), _split(extra, num_splits)
-    platform = self.options.platform or jax.default_backend()
-    if self.options.remat == "none" and platform == "tpu":
+    if self.options.remat == "none" and platform() == "tpu":
       x_splits, aux = residual_stacks.scan(scan_body, x_splits, extra_splits, (stacked, per_repeat))
     else:
       repeats = jax.tree.leaves(stacked)[0].shape[0]
@@ -239,7 +239,7 @@ class LayerStack(nnx.Module):
         lambda x_splits, of_repeat: scan_body(x_splits, extra_splits, of_repeat),
         x_splits,
         (stacked, per_repeat),
-        unroll=repeats if platform == "cpu" and repeats <= MAX_UNROLLED else 1,
+        unroll=repeats if platform() == "cpu" and repeats <= MAX_UNROLLED else 1,
       )
     return x_splits[0] if num_splits == 1 else jnp.concatenate(x_splits), aux
 
@@ -255,7 +255,7 @@ class LayerStack(nnx.Module):
       return 1
     if options.capacity_factor:
       return 1
-    can_overlap = (options.platform or jax.default_backend()) in ("gpu", "tpu")
+    can_overlap = platform() in ("gpu", "tpu")
     num_splits = options.num_batch_splits or (2 if can_overlap else 1)
     return num_splits if batch % (num_splits * current.size) == 0 else 1
 

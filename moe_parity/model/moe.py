@@ -16,6 +16,7 @@ from moe_parity.experts.assignments import drop_beyond_capacity
 from moe_parity.experts.expert_ffn import expert_ffn, implementation_for
 from moe_parity.experts.expert_parallel import expert_parallel_ffn
 from moe_parity.experts.looped_ffn import FEW_ASSIGNMENTS, looped_ffn
+from moe_parity.kernels.common import platform
 from moe_parity.model.feedforward import FeedForward
 from moe_parity.model.init import param
 from moe_parity.model.options import ModelOptions
@@ -203,8 +204,7 @@ class MoE(nnx.Module):
     """The gate-weighted sum of the chosen experts' outputs plus the shared expert's; and how many
     assignments were dropped."""
     options, (num_tokens, chosen) = self.options, expert_TK.shape
-    platform = options.platform or jax.default_backend()
-    implementation = implementation_for(platform)
+    implementation = implementation_for(platform())
     if options.is_decoding and expert_TK.size <= FEW_ASSIGNMENTS * w_in_L2ID.shape[0]:
       implementation = "looped"  # on a mesh as many assignments reach a device as leave it
     if mesh.current_mesh() is None:
@@ -217,7 +217,7 @@ class MoE(nnx.Module):
       )
       return y_TD if self.shared is None else y_TD + self.shared(x_TD), num_dropped
     token_dispatch = options.token_dispatch or default_token_dispatch(
-      platform,
+      platform(),
       num_experts=num_experts,
       experts_per_token=chosen,
       num_devices=jax.lax.axis_size("expert"),

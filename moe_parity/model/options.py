@@ -42,7 +42,6 @@ class ModelOptions:
     num_batch_splits: parts a device's sequences are split into, so that one part's dispatch and
       combine overlap with the computation of another (two-batch overlap); 0 is the platform's own
       number (`model/layer_stack.py`).
-    platform: what the program is compiled for ("cpu", "gpu", "tpu"); "" is what it runs on.
     is_probing: expert layers also report the norms of what they add (`evaluation/ablations.py`).
     is_decoding: the program has few tokens and takes no gradient: expert layers then read only the
       chosen experts' weights, where that is faster (`experts/looped_ffn.py`).
@@ -59,7 +58,6 @@ class ModelOptions:
   token_dispatch: str = ""
   capacity_factor: float | int = 0.0
   num_batch_splits: int = 0
-  platform: str = ""
   is_decoding: bool = False
   is_probing: bool = False
 
@@ -84,12 +82,11 @@ class ModelOptions:
         f"model.attention_block={self.attention_block} must be at least 1; 512 is a good choice"
       )
 
-  def uses_kernel(self, seq_len: int, default_platform: str) -> bool:
+  def uses_kernel(self, seq_len: int, platform: str) -> bool:
     """Whether attention is the TPU kernel.
 
     Args:
-      default_platform: what the program is compiled for where `platform` does not say.
+      platform: what the program is compiled for.
     """
-    on_tpu = (self.platform or default_platform) == "tpu"
     fits = seq_len % KERNEL_MULTIPLE == 0 and seq_len <= KERNEL_LONGEST
-    return on_tpu and self.attention == "" and fits
+    return platform == "tpu" and self.attention == "" and fits

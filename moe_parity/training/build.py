@@ -117,8 +117,7 @@ def abstract_step(
     mesh: of this machine's devices, or of another's: nothing is run or allocated.
   """
   config = config_of_arm(config, plan)
-  platform = mesh.devices.flat[0].platform
-  model = dataclasses.replace(model_options(config), platform=platform)
+  model = model_options(config)
   optimizer = optimizer_options(config, plan)
   step = make_train_step(plan.architecture, model, optimizer, step_options(config, plan), mesh)
   shape = (plan.batch_sequences, plan.seq_len)
