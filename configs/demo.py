@@ -5,13 +5,16 @@
   moe-parity study --config=configs/demo.py --workdir=runs/demo
   moe-parity plan --config=configs/demo.py:tiny            # a few seconds of work, for tests
 
-One dense arm and five MoE arms of equal parameters, training FLOPs and unique text (strict reuse:
-the text the dense arm reads once is all that any arm sees), byte tokenizer, built-in corpus."""
+One dense arm and four MoE arms of equal parameters, executed training FLOPs and unique text (strict
+reuse: the text the dense arm reads once is all that any arm sees), and two dense controls: one of a
+quarter of the parameters, one of the size that the sparsest MoE arm activates. Two seeds each,
+which draw weights, text and its order. Byte tokenizer, built-in corpus."""
 
 from moe_parity.config import parse_arg
 from moe_parity.defaults import base, dense_arm, moe_arm
 
-RATES = (0.12, 0.2, 0.3, 0.45, 0.6)
+RATES = (0.12, 0.2, 0.3, 0.5)
+SEEDS = (0, 1)
 
 
 def get_config(arg=None):
@@ -19,7 +22,7 @@ def get_config(arg=None):
   config = base()
   config.name = "demo"
   config.budget.num_params = 100_000 if arg.tiny else 802_816
-  config.budget.dense_tokens = 20_000 if arg.tiny else 150_000
+  config.budget.dense_tokens = 20_000 if arg.tiny else 100_000
   config.budget.seq_len = 64 if arg.tiny else 128
   config.budget.reuse = "strict"
   config.budget.convention = "executed"  # equal compute counts router, head and attention as it is
@@ -31,5 +34,12 @@ def get_config(arg=None):
     backbone, rates = dict(num_layers=3, d_model=64, d_head=32), RATES
   for rate in rates:
     config.arms[f"moe_{round(100 * rate)}"] = moe_arm(rate, **backbone)
-  config.evaluation.max_tokens = 5_000 if arg.tiny else 60_000
+  if not arg.tiny:
+    # Controls: is a lead one of the experts, or of a smaller model that reads more text?
+    config.arms.dense_active = dense_arm(active_of="moe_12")
+    config.arms.dense_small = dense_arm(params_multiple=0.25, d_head=32)
+    config.data.draw_per_seed = True
+    for name in config.arms:
+      config.arms[name].seeds = SEEDS
+  config.evaluation.max_tokens = 5_000 if arg.tiny else 30_000
   return config

@@ -44,7 +44,7 @@ def test_a_plan_says_what_a_device_of_the_mesh_holds_if_it_knows_the_mesh(capsys
 def test_plan_prints_a_row_an_arm(capsys):
   assert cli.main(["plan", f"--config={ROOT}/configs/demo.py"]) == 0
   out = capsys.readouterr().out
-  for name in ("dense", "moe_12", "moe_20", "moe_30", "moe_45", "moe_60"):
+  for name in ("dense", "moe_12", "moe_20", "moe_30", "moe_50", "dense_active", "dense_small"):
     assert name in out
 
 
@@ -68,7 +68,7 @@ def test_a_plan_shows_what_the_papers_convention_hides(capsys):
   ratio = {arm["name"]: arm["costs"]["relative"]["executed_flops"] for arm in plan["arms"]}
   assert ratio["moe_12"] == pytest.approx(1.15, abs=0.01) and ratio["dense"] == 1
   (note,) = [note for note in plan["notes"] if "every matrix product" in note]
-  assert "moe_12 1.15" in note and "moe_60" not in note
+  assert "moe_12 1.15" in note and "moe_50" not in note
   assert cli.main(command) == 0
   assert "executed x dense" in capsys.readouterr().out
 

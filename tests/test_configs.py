@@ -37,7 +37,7 @@ def test_a_config_loads_and_its_arms_are_at_parity(path, arg, monkeypatch):
   planned = plan_parts(config, Results(None))
   known = set()
   for budget, arm in ((part.config.budget, arm) for part in planned for arm in part.plan.arms):
-    if arm.role != "reference":
+    if arm.role not in ("reference", "control"):
       assert abs(arm.num_params / budget.num_params - 1) <= budget.params_tolerance
       assert abs(arm.residual_flops_pct) <= 100 * budget.flops_tolerance
     if arm.architecture in known:
