@@ -183,6 +183,8 @@ def test_an_unknown_implementation_is_refused():
   *arguments, _ = (jnp.asarray(a) for a in draw(np.random.default_rng(0), "fair", T, E, K))
   with pytest.raises(UserError, match="implementation='dense' .* padded, grouped"):
     expert_ffn(*arguments, implementation="dense")
+  with pytest.raises(UserError, match="'slotted' is now called 'padded'"):
+    expert_ffn(*arguments, implementation="slotted")
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)
