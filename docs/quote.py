@@ -129,6 +129,20 @@ def compiled() -> str:
   return "\n".join(markdown(names, rows))
 
 
+def coverage() -> str:
+  """How often nominal 95 % intervals held the truth, by interval and kind of noise."""
+  measured: dict[str, dict[str, list[float]]] = {}
+  for row in json.loads((RESULTS / "coverage.json").read_text())["coverage"]:
+    if row["nominal"] == 0.95:
+      measured.setdefault(row["what"], {}).setdefault(row["noise"], []).append(row["measured"])
+  noises = list(next(iter(measured.values())))
+  rows = [
+    [what, *(f"{100 * min(cell[n]):.0f} to {100 * max(cell[n]):.0f} %" for n in noises)]
+    for what, cell in measured.items()
+  ]
+  return "\n".join(markdown(["interval of", *noises], rows)[1:])
+
+
 def log() -> str:
   """The index of the log, newest first: number, date, question with its result, summary."""
   rows = []
@@ -153,6 +167,7 @@ BLOCKS = {
   "decode_measured": quote_decode.measured,
   "decode_prefill": quote_decode.prefill,
   "decode_computed": quote_decode.computed,
+  "coverage": coverage,
   "log": log,
 }
 

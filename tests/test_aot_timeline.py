@@ -60,7 +60,7 @@ def test_flops_of_products_and_of_kernels_in_loops_are_counted(simulated):
   assert simulated.flops == 2 * 64 * 256 * 512 + 5 * 459e6
 
 
-def test_a_collective_over_fusions_is_exposed_only_beyond_the_work_between(simulated):
+def test_a_collective_is_exposed_only_beyond_the_work_between(simulated):
   gather = op(simulated, "start")
   wire = 256 * 512 * 2 / 2
   assert gather.asynchronous and gather.collective.kind == "all-gather"
@@ -153,9 +153,7 @@ def test_an_all_reduce_travels_twice():
 
 
 @pytest.mark.parametrize(("from_rows", "into_rows"), [(100, 200), (200, 100)])
-def test_a_ragged_exchange_is_priced_by_the_rows_there_are_not_by_the_room_for_them(
-  from_rows, into_rows
-):
+def test_a_ragged_all_to_all_costs_its_rows_not_its_buffer(from_rows, into_rows):
   """There rows go into a larger room, on the way back they come from it; in two halves the result
   holds both."""
   shapes = {"x": f"bf16[{from_rows},2,8]{{2,1,0}}", "memory": f"bf16[{into_rows},2,8]{{2,1,0}}"}
@@ -178,7 +176,7 @@ def test_cores_of_one_chip_talk_for_nothing_and_share_its_links():
   assert everybody.seconds == pytest.approx(2 * 2 * 4000 * 3 / 4 / 100e9)
 
 
-def test_a_batch_dimension_written_as_a_window_counts_its_diagonal():
+def test_a_batch_dimension_as_a_window_counts_its_diagonal():
   shapes = {"x": "bf16[16,64,32]{2,1,0}", "w": "bf16[16,32,48]{2,1,0}"}
   product = hlo.Instruction(
     "c", "bf16[16,64,48]{2,1,0}", "convolution", ("x", "w"), "%x, %w",
@@ -207,9 +205,7 @@ ENTRY %main (stack.1: bf16[9,64,128], at.1: s32[]) -> bf16[9,64,128] {{
 @pytest.mark.parametrize(
   ("flops", "num_bytes", "seconds"), [(459e12, 2765e6, 1.0), (459e9, 2765e9, 1.0), (0, 0, 0.0)]
 )
-def test_a_kernel_costs_what_it_notes_also_where_its_result_goes_straight_into_a_stack(
-  flops, num_bytes, seconds
-):
+def test_a_kernel_fused_into_a_stack_costs_its_estimate(flops, num_bytes, seconds):
   note = {"flops": str(int(flops)), "bytes_accessed": str(int(num_bytes)), "transcendentals": "0"}
   config = json.dumps({"custom_call_config": {"cost_estimate": note}})
   module = hlo.parse(KERNEL.format(config=f"backend_config={config}"))
@@ -247,7 +243,7 @@ ENTRY %main (x.2: bf16[4096,64], i.2: s32[512]) -> bf16[512,64] {
 """  # noqa: E501
 
 
-def test_a_sparsecores_gather_is_priced_and_begins_when_its_operands_are_there():
+def test_a_sparsecore_gather_starts_when_its_operands_exist():
   """Half of the HBM's rate, for the rows it reads and writes and not the array it reads from."""
   simulated = timeline.simulate(hlo.parse(SPARSECORE), PLACE)
   call = op(simulated, "start")

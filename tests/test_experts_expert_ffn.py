@@ -82,7 +82,7 @@ def test_tight_slots_make_the_overflow_loop_take_several_steps():
   assert num_overflow_steps(expert, TIGHT) >= 1
 
 
-def test_the_overflow_loop_takes_no_step_when_every_assignment_has_a_slot():
+def test_the_overflow_loop_takes_no_step_when_all_have_slots():
   _, expert, *_ = draw(np.random.default_rng(0), "fair", T, E, K)
   largest = np.bincount(expert.reshape(-1)).max()
   assert num_overflow_steps(expert, int(largest)) == 0
@@ -113,7 +113,7 @@ def test_bfloat16_rows_and_weights_give_bfloat16_near_the_loop(implementation, n
   assert_equals_reference(actual, arguments, error=4 * 2**-8)
 
 
-def test_a_scan_over_checkpointed_layers_has_the_gradients_of_layers_one_by_one():
+def test_a_scan_of_remat_layers_has_the_gradients_of_a_loop():
   rng = np.random.default_rng(11)
   x, expert, gate, _, _, dy = (jnp.asarray(a) for a in draw(rng, "skewed", T, E, K))
   num_layers = 4
@@ -148,7 +148,7 @@ def test_loads_count_every_assignment_but_those_of_nobody():
   assert load.sum() + (expert == E).sum() == T * K
 
 
-def test_fair_routing_overflows_few_experts_and_few_slots_are_padding():
+def test_balanced_routing_overflows_and_pads_little():
   rng = np.random.default_rng(0)
   t, e, k = 4096, 64, 6
   num_slots = slots_per_expert(t, k, e)
@@ -179,10 +179,12 @@ def test_only_a_tpu_takes_the_kernels(platform, num_kernels):
   assert text.count("tpu_custom_call") == num_kernels
 
 
-def test_an_unknown_implementation_is_refused_with_the_known_ones():
+def test_an_unknown_implementation_is_refused():
   *arguments, _ = (jnp.asarray(a) for a in draw(np.random.default_rng(0), "fair", T, E, K))
   with pytest.raises(UserError, match="implementation='dense' .* padded, grouped"):
     expert_ffn(*arguments, implementation="dense")
+  with pytest.raises(UserError, match="'slotted' is now called 'padded'"):
+    expert_ffn(*arguments, implementation="slotted")
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)

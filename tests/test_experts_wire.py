@@ -61,7 +61,7 @@ def compiled(token_dispatch):
   return traced(token_dispatch).lower().compile().as_text()
 
 
-def test_a_program_priced_on_paper_leaves_out_the_loops_that_skewed_routing_needs():
+def test_estimates_leave_out_loops_over_overflow_rounds():
   module = hlo.parse(compiled("all_to_all"))
   loops = [i for body in module.computations.values() for i in body if i.opcode == "while"]
   assert len(loops) >= 4  # further rounds and overflowing slots, each forward and backward
@@ -92,7 +92,7 @@ def ragged_for_tpu():
   return program.lower(lowering_platforms=("tpu",)).as_text()
 
 
-def test_for_a_tpu_the_ragged_exchange_sends_vectors_and_gathers_the_rest():
+def test_ragged_dispatch_sends_vectors_and_gathers_weights():
   operands = re.findall(r"ragged_all_to_all.*?: \(tensor<\d+x(\d+)x(\w+)>", ragged_for_tpu())
   # There and back, and their gradients. A further round does all of it, and in its backward pass
   # sends vectors there once more.
@@ -105,7 +105,7 @@ def test_for_a_tpu_the_ragged_exchange_sends_vectors_and_gathers_the_rest():
   assert sorted(operands) == sorted([experts, *[weights] * (1 + 1 + 1), *rows])
 
 
-def test_for_a_tpu_the_merged_exchange_sends_vectors_of_rows_and_tags_of_slots():
+def test_dedup_dispatch_sends_vectors_and_metadata_of_slots():
   program = traced("ragged_all_to_all_dedup", "grouped", tpu_mesh(1, G))
   text = program.lower(lowering_platforms=("tpu",)).as_text()
   slots = [G * rows for rows in (MERGED.first_rows, MERGED.overflow_rows)]
@@ -119,7 +119,7 @@ def test_for_a_tpu_the_merged_exchange_sends_vectors_of_rows_and_tags_of_slots()
   assert sorted(tags) == sorted([*there, there[1], *back])
 
 
-def test_a_tpu_program_sorts_nothing_and_takes_its_buffers_as_they_are():
+def test_a_tpu_program_sorts_nothing_and_fills_no_buffers():
   text = ragged_for_tpu()
   assert "stablehlo.sort" not in text and "call @empty" not in text
   sums = 2  # of further rounds: of tokens' results and, together, of all gradients

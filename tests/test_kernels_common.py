@@ -4,9 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractDevice,
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 
 from moe_parity.aot.topology import slice_mesh
+from moe_parity.errors import UserError
 from moe_parity.kernels import common, residual_stacks
 from moe_parity.kernels import grouped_swiglu as kernels
 from moe_parity.kernels.tile_layout import tile_map
@@ -67,3 +75,17 @@ def test_gradients_of_wide_experts_fit_a_chip():
 def test_choices_of_any_number_of_tokens_fit_a_chip(topology):
   rows, is_there = ((6, 4003, 16, 128), jnp.bfloat16), ((6, 4003), np.bool_)
   assert compiles(topk_sum, rows, is_there, mesh=a_chip_of(topology))
+
+
+def test_a_tpu_kernel_is_refused_on_a_gpu():
+  device = AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+  mesh = AbstractMesh((1,), ("one",), (AxisType.Auto,), abstract_device=device)
+  with jax.sharding.use_abstract_mesh(mesh), pytest.raises(UserError, match="'padded'"):
+    jax.eval_shape(topk_sum, jnp.ones((2, 8, 128)), jnp.ones((2, 8), bool))
+
+
+def test_a_simulated_platform_ends_with_its_context():
+  with common.simulate("tpu"):
+    assert (common.platform(), common.device_platform()) == ("tpu", "cpu")
+    assert common.interpret()
+  assert common.platform() == "cpu"

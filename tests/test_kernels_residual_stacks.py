@@ -79,7 +79,7 @@ def in_rounds_within_rounds(x_RD, offset_R, w):
 
 
 @pytest.mark.parametrize("layer", [once, twice_and_in_rounds, in_rounds_within_rounds])
-def test_values_and_gradients_are_those_of_a_scan_that_stacks_what_is_kept(layer):
+def test_values_and_gradients_are_those_of_lax_scan(layer):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(ROWS, WIDTH)).astype(np.float32)
   weights = {name: rng.normal(size=(LAYERS, WIDTH)).astype(np.float32) for name in "ab"}
@@ -116,7 +116,7 @@ def test_what_kernels_keep_is_neither_stacked_nor_sliced():
   assert kept_shapes.count((LAYERS, 64, WIDTH)) == 1, kept_shapes
 
 
-def test_a_step_without_kernels_lowers_for_a_tpu_without_any_memory_for_them():
+def test_a_step_without_kernels_allocates_no_stacks():
   def total(x, w):
     step = lambda x, _, w: (jnp.sin(x * w[None, :]), None)  # noqa: E731
     return jnp.sum(residual_stacks.scan(step, x, (), w)[0])

@@ -55,7 +55,7 @@ def test_activations_of_each_policy_are_those_counted_by_hand():
   assert saved_channels(wide, True, "none", 16, rows=3) == rest + 3 * (2 * 384 + 2048)
 
 
-def test_behind_an_exchange_each_of_two_streams_has_a_buffer_of_its_own():
+def test_each_of_two_batch_splits_has_its_own_buffer():
   """12 tokens of one sequence choose 30 rows with slack, and 60 of two: either would fit the tiles
   that three experts have one each of, in whole pairs."""
   options = dict(dtype="float32", remat="none", kernels=True)
@@ -113,9 +113,7 @@ def test_micro_batches_trade_activations_for_a_second_gradient():
   expert=st.integers(1, 5),
   remat=st.sampled_from(["none", "dots", "layer"]),
 )
-def test_more_devices_never_need_more_each_and_keeping_less_never_costs_weights(
-  data, fsdp, expert, remat
-):
+def test_more_devices_never_need_more_memory_each(data, fsdp, expert, remat):
   batch = 4 * 3 * 5 * 4 * 2
   if batch % (data * fsdp * expert):
     return
@@ -129,7 +127,7 @@ def test_more_devices_never_need_more_each_and_keeping_less_never_costs_weights(
   assert less.parameters == many.parameters and less.activations <= many.activations
 
 
-def test_the_papers_seven_billion_moe_fits_64_chips_of_95_gigabytes_and_not_one():
+def test_the_papers_7b_moe_fits_64_chips_and_not_one():
   shape = dataclasses.replace(tables.row("table11", 4).architecture, vocab_size=65536)
   options = dict(remat="layer", kernels=True, max_logits=2**26)
   assert device_memory(shape, 2048, 256, {"fsdp": 8, "expert": 8}, **options).total < 95e9 / 4

@@ -79,5 +79,5 @@ def test_a_width_that_fsdp_does_not_divide_is_refused():
     plan("--config.mesh.fsdp=7")
 
 
-def test_sizes_still_open_are_not_checked_before_the_devices_are_known():
+def test_unresolved_sizes_are_not_checked():
   assert plan("--config.mesh.data=-1").to_dict() == plan().to_dict()

@@ -14,7 +14,7 @@ from moe_parity.sharding import fsdp_gather
 
 @pytest.mark.parametrize("num", [2, 4])
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_collected_parts_and_their_gradients_are_those_of_an_all_gather(axis, num):
+def test_values_and_gradients_are_those_of_an_all_gather(axis, num):
   """Values bit for bit. What was summed in another order may differ by a rounding."""
   mesh = Mesh(np.array(jax.devices()).reshape(-1, num), ("other", "cut"))
   rng = np.random.default_rng(axis)

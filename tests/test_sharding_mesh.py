@@ -49,7 +49,7 @@ def test_two_letters_on_one_mesh_axis_are_refused():
     ),
   ],
 )
-def test_a_mesh_that_this_machine_cannot_run_is_refused_before_any_compile(overrides, told):
+def test_a_mesh_this_machine_cannot_run_is_refused(overrides, told):
   batch = [] if "batch" in told else ["--config.budget.batch_multiple=8"]
   loose = ["--config.budget.flops_tolerance=0.05", "--config.budget.dense_tokens=12288"]
   loaded = config.load(f"{DEMO}:tiny", [*batch, *loose])
@@ -58,7 +58,7 @@ def test_a_mesh_that_this_machine_cannot_run_is_refused_before_any_compile(overr
     make_run_mesh(config.load(f"{DEMO}:tiny", [*overrides, *loose]), arms["moe_40"])
 
 
-def test_a_dense_arm_of_a_study_with_experts_trains_on_an_expert_axis():
+def test_a_dense_arm_trains_on_a_mesh_with_an_expert_axis():
   loaded = config.load(f"{DEMO}:tiny", ["--config.mesh.expert=8"])
   plan = next(arm for arm in make_plan(config.load(f"{DEMO}:tiny"), vocab_size=272).arms
               if arm.kind == "dense")  # fmt: skip

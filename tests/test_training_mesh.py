@@ -81,8 +81,10 @@ def test_a_run_on_a_mesh_is_the_run_on_one_device(name):
     assert many["load_LE"].shape == (2, NUM_EXPERTS)
     np.testing.assert_allclose(many["load_LE"], one["load_LE"], atol=choices / (8 * BATCH * 3))
     for scalar in set(one) - {"load_LE"}:
+      # A tipped choice exchanges gates that are as far apart as two biases, here under 0.02.
+      atol = choices * 0.02 / (8 * BATCH) if tipped and scalar == "gate_sum_L" else 1e-6
       np.testing.assert_allclose(
-        many[scalar], one[scalar], rtol=2e-3 if tipped else 2e-5, atol=1e-6,
+        many[scalar], one[scalar], rtol=2e-3 if tipped else 2e-5, atol=atol,
         err_msg=f"{scalar} of step {step}",
       )  # fmt: skip
   assert tipped <= STEPS // 4

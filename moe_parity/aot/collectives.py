@@ -1,4 +1,4 @@
-"""What the collectives of a compiled program carry, over which mesh axes, and what that costs.
+"""Estimates bytes, seconds and mesh axes of the collectives of a compiled program.
 
 Wire bytes are what one device sends, with b the bytes of its operand or result (the larger) and n
 the devices of a group:
@@ -8,11 +8,11 @@ the devices of a group:
   all-reduce                               2 b (n-1)/n, a reduce-scatter and an all-gather
   collective-permute                       b
 
-Seconds are wire bytes over links, no latency, every group at once. A ring along a torus axis has
-two links to send on, a line one; a group on several axes uses them all. In an all-to-all a row
-travels on: along an axis of k chips in a ring the busiest link carries k/8 of what a device sends,
-in a line k/4 (half the slice sends to the other half over the links in the middle). Devices that
-share a chip share its links, and what they tell each other is free.
+Seconds are wire bytes over link bandwidth, with no latency and all groups at once. A ring along a
+torus axis has two links to send on, a line one; a group on several axes uses them all. In an
+all-to-all rows are forwarded: along an axis of k chips in a ring the busiest link carries k/8 of
+what a device sends, in a line k/4 (half the slice sends to the other half over the links in the
+middle). Devices on one chip share its links, and communicate with each other for free.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all
 
 @dataclasses.dataclass(frozen=True)
 class DevicePlacement:
-  """A slice and how a mesh lies on it.
+  """A slice, and the chip of every device of a mesh on it.
 
   Attributes:
     axes: mesh axis -> size, in order.
@@ -62,7 +62,7 @@ def kind_of(instruction: hlo.Instruction) -> str:
 def estimate(
   instruction: hlo.Instruction, shapes: dict[str, str], placement: DevicePlacement
 ) -> Collective:
-  """What a collective instruction costs.
+  """Estimates the bytes and seconds of a collective instruction.
 
   Args:
     shapes: of the operands, by name.
@@ -93,12 +93,12 @@ def estimate(
 
 
 def replica_groups(attributes: str, num_devices: int) -> list[list[int]]:
-  """Devices that talk to each other, in any of the notations of HLO; all of them if none is said.
+  """Reads the groups of devices that communicate; all devices if there is no such attribute.
 
-  `{{0,1},{2,3}}`; `[4,2]<=[2,4]T(1,0)`, an iota cut up; `mesh['a'=4,'b'=2] {'b'}`, axes by name.
+  Notations: `{{0,1},{2,3}}`; `[4,2]<=[2,4]T(1,0)`, a reshaped iota; `mesh['a'=4,'b'=2] {'b'}`.
 
   Raises:
-    ValueError: a notation not known.
+    ValueError: another notation.
   """
   if match := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
     if "(" in match[1] or ":" in match[2]:
@@ -138,7 +138,7 @@ def axes_of(kind: str, groups: list[list[int]], axes: dict[str, int]) -> tuple[s
 def _seconds(
   kind: str, payload: int, wire: float, group: list[int], placement: DevicePlacement
 ) -> float:
-  """Of one group: what its busiest link carries over what a link can carry."""
+  """Seconds of one group: bytes on its busiest link over the bandwidth of a link."""
   generation = placement.slice.generation
   spread = [sorted(set(column)) for column in placement.coordinates[group].T.tolist()]
   axes = [(axis, len(places)) for axis, places in enumerate(spread) if len(places) > 1]

@@ -1,6 +1,6 @@
-"""An arm's train step compiled for a TPU slice that is not here, and what the compiler says of it.
+"""Compiles an arm's train step for a TPU slice that is not attached, and reports memory and time.
 
-Every number is compiler-estimated: nothing has run. Time comes from XLA's own timeline and cost
+Every number is compiler-estimated: nothing has run. Time comes from XLA's own schedule and cost
 notes (`aot/timeline.py`), memory from its buffer assignment.
 """
 
@@ -43,7 +43,7 @@ def compile_arm(
   that need a finished program are left out.
 
   Args:
-    text_file: where the compiled program's text is kept, for a closer look.
+    text_file: where to write the compiled program's text.
   Raises:
     UserError: the mesh cannot train the arm; libtpu is not installed.
   """

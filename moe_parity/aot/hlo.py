@@ -1,8 +1,8 @@
-"""Reads the text of a compiled, scheduled HLO module: instructions in the order they run.
+"""Parses the text of a compiled, scheduled HLO module: instructions in execution order.
 
-Text and not a protocol buffer, because text is what every version of JAX gives away
-(`compiled.as_text()`). Strings in it may hold anything, line ends and braces included (the program
-of a Pallas kernel does), so an instruction ends where its brackets and quotes close.
+Text and not a protocol buffer, because every version of JAX provides text (`compiled.as_text()`).
+Strings in it may contain line ends and braces (the program of a Pallas kernel does), so an
+instruction ends where its brackets and quotes close.
 """
 
 import functools
@@ -89,7 +89,7 @@ def parse(text: str) -> Module:
 
 
 def _read_instruction(line: str, lines: Iterator[str]) -> str:
-  """A line and those after it, up to where quotes and brackets are closed."""
+  """Joins a line with those after it, up to where quotes and brackets are closed."""
   while True:
     bare = _STRING.sub("", line)
     opened = sum(map(bare.count, "([{")) - sum(map(bare.count, ")]}"))
@@ -141,7 +141,7 @@ def num_bytes(shape: str, space: int | None = None) -> int:
 
 
 def backend_config(instruction: Instruction) -> dict:
-  """What the compiler noted about an instruction; {} where it noted nothing."""
+  """The `backend_config` of an instruction; {} where it has none."""
   start = instruction.rest.find("backend_config={")
   if start < 0:
     return {}
@@ -153,10 +153,10 @@ def backend_config(instruction: Instruction) -> dict:
 
 def trip_count(module: Module, loop: Instruction) -> int:
   """How often the body of a `while` runs, from its condition: counters start at 0 and go up by 1.
-  Loops that only skewed routing needs (`planning.expert_parallel.OVERFLOW_SCOPE`) do not run.
+  Loops over overflow rounds (`planning.expert_parallel.OVERFLOW_SCOPE`) count as 0.
 
   Raises:
-    ValueError: neither a note of the compiler nor a constant bound says it.
+    ValueError: neither a note of the compiler nor a constant bound gives it.
   """
   if re.search(rf"\b{OVERFLOW_SCOPE}\b", loop.op_name):  # bare, or in transpose(jvp(...))
     return 0
@@ -173,7 +173,9 @@ def trip_count(module: Module, loop: Instruction) -> int:
             if i.opcode == "constant" and i.arguments.lstrip("-").isdigit()]  # fmt: skip
   if len(bounds) == 1:
     return bounds[0]
-  raise ValueError(f"the trip count of %{loop.name} is not known: its condition has no one bound")
+  raise ValueError(
+    f"the trip count of %{loop.name} cannot be read: its condition has no single bound"
+  )
 
 
 def called(instruction: Instruction) -> list[str]:
@@ -186,7 +188,7 @@ def called(instruction: Instruction) -> list[str]:
 
 
 def descendants(module: Module, instruction: Instruction) -> Iterator[tuple[str, Instruction]]:
-  """(computation, instruction) of everything a fusion or call holds, however deep."""
+  """(computation, instruction) of everything a fusion or call contains, at any depth."""
   for name in called(instruction):
     for inner in module.computations.get(name, []):
       yield name, inner

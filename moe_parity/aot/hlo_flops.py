@@ -38,8 +38,8 @@ def instruction_flops(module: hlo.Module, instruction: hlo.Instruction, shapes) 
 
 
 def pallas_cost_estimate(module: hlo.Module, instruction: hlo.Instruction) -> dict | None:
-  """What a Pallas kernel notes of its FLOPs and bytes; XLA may have fused the kernel with where its
-  results go. None for what is no kernel."""
+  """The cost estimate that a Pallas kernel states, also where XLA has fused the kernel with its
+  results' buffer. None if the instruction is no kernel."""
   inner = [inner for _, inner in hlo.descendants(module, instruction)]
   for call in (instruction, *inner):
     if call.opcode == "custom-call":
@@ -104,7 +104,7 @@ def _window(attributes: str) -> list:
 
 
 def _positions(base: int, window: int, out: int, stride: int, low: int, dilate: int, spread: int):
-  """Pairs of (result, window) places of one dimension that lie on data and not on padding."""
+  """Pairs of (result, window) positions of one dimension that are on data, not on padding."""
   if stride == dilate == spread == 1 and low == 0 and out == base - window + 1:
     return out * window
   places = np.arange(out)[None, :] * stride + np.arange(window)[:, None] * spread - low

@@ -1,4 +1,4 @@
-"""The TPU compiler: whether it is here, and how it keeps quiet where there is no TPU."""
+"""libtpu, the TPU compiler: whether it is installed, and how to silence it without a TPU."""
 
 import glob
 import importlib.util
@@ -8,8 +8,8 @@ from moe_parity.errors import UserError
 
 
 def silence_probe() -> None:
-  """On a machine without a TPU: tells libtpu what it would otherwise look for on a TPU host and,
-  finding nothing, complain about at length. Any names do; JAX goes on to the next platform.
+  """On a machine without a TPU, states what libtpu would look up on a TPU host and, failing,
+  report at length. Any values do; JAX goes on to the next platform.
 
   Call before JAX looks for devices.
   """

@@ -1,19 +1,20 @@
-"""How long a compiled program takes, by the compiler's own schedule. Estimates, never measurements.
+"""Simulates a compiled program on the compiler's own schedule: step time, exposed communication.
 
-Instructions run in the order of the module's text; loop bodies as often as their conditions say.
-What one takes is known on one of four grounds, and every table says which:
+All numbers are estimates, never measurements. Instructions run in the order of the module's text,
+loop bodies as often as their conditions say. The time of each has one of four bases, which every
+table names:
 
   compiler    the cycles XLA:TPU noted for a fusion, copy or reduction, over the clock
-  kernel      a Pallas kernel: its FLOPs over the peak or its bytes over the HBM's, the slower; of
-              experts' products those of a fair draw's rows (`grouped_ffn.py`), as of exchanges
-  bytes       no note: the HBM bytes it touches over the HBM's bytes/s. A lower bound; sorts,
-              gathers and what runs on a SparseCore are of this sort (there over the share of the
-              HBM's rate that the compiler notes, 0.8)
+  kernel      a Pallas kernel: its FLOPs over the peak or its bytes over the HBM bandwidth, the
+              slower; of experts' products those of balanced routing (`kernels/grouped_swiglu.py`)
+  bytes       no note: the HBM bytes it reads and writes over the HBM bandwidth. A lower bound;
+              sorts, gathers and what runs on a SparseCore are of this kind (there over the share of
+              the bandwidth that the compiler notes)
   collective  bytes over links (`collectives.py`), no latency
 
-An asynchronous one (a collective or copy in two halves) begins when its start is reached and the
-link, copy engine or SparseCore is free; at its done the program waits for what is left of it. That
-wait is *exposed*, the rest was overlapped. Transfers of one sort run one after another.
+An asynchronous collective or copy starts at its start instruction, once the link, copy engine or
+SparseCore is free; at its done instruction the program waits for the rest of it. That wait is
+*exposed* communication, the remainder was overlapped. Transfers of one kind run one after another.
 """
 
 import dataclasses
@@ -37,10 +38,10 @@ class Op:
   Attributes:
     times: executions a step.
     seconds: of one execution. For an asynchronous one, of the transfer.
-    exposed: of one execution, how long the program waits for it.
+    exposed: of one execution, the time the program waits for it.
     basis: "compiler", "kernel", "bytes" or "collective".
     flops, hbm_bytes: of one execution.
-    asynchronous: whether it has two halves with room for work in between.
+    asynchronous: whether it has a start and a done, with work in between.
   """
 
   name: str
@@ -87,7 +88,7 @@ class _Transfer(NamedTuple):
 
 
 class _Clock:
-  """Where the program stands, and when links and engines are free again."""
+  """The current time of the program, and when links and engines are free again."""
 
   def __init__(self):
     self.now = 0.0
@@ -97,7 +98,7 @@ class _Clock:
 
 
 def simulate(module: hlo.Module, placement: DevicePlacement) -> Timeline:
-  """Prices a module and lets it run once, on paper."""
+  """The timeline of one execution of a module."""
   ops: list[Op] = []
   seconds = _run(module, module.entry, placement, 1, ops)
   return Timeline(tuple(ops), seconds)
@@ -131,7 +132,7 @@ def _run(
 
 
 def _step(module, instruction, shapes, placement, times, ops, clock) -> None:
-  """One instruction that is no control flow: the clock moves on by what it takes or waits for."""
+  """Advances the clock by an instruction that is no control flow: its time, or the wait for it."""
   half, key = _half(module, instruction)
   if half == "middle":
     if key in clock.pending_sparsecore:
@@ -161,7 +162,7 @@ def _step(module, instruction, shapes, placement, times, ops, clock) -> None:
 
 
 def _begin(op: Op, key: str, ops: list[Op], clock: _Clock) -> None:
-  """An asynchronous operation gets under way as soon as what carries it out is free."""
+  """Starts an asynchronous operation as soon as its engine is free."""
   engine = "link" if op.collective else "sparsecore" if "call" in op.opcode else "copy"
   begins = max(clock.now, clock.free.get(engine, 0.0))
   clock.free[engine] = begins + op.seconds

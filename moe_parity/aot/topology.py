@@ -1,5 +1,4 @@
-"""The devices of a TPU slice that is not here: enough to compile for it with libtpu on any Linux
-machine, nothing to run on."""
+"""Meshes of a TPU slice that is not attached: enough to compile for it with libtpu on Linux."""
 
 import jax
 import numpy as np
@@ -22,7 +21,7 @@ def slice_mesh(slice_: Slice, sizes: MeshSizes) -> Mesh:
   """
   libtpu.require()
   libtpu.silence_probe()
-  # A v4's two cores are one device where JAX runs on it, but not to libtpu unless it is told so.
+  # A v4's two cores are one device where JAX runs on it, but to libtpu only by this name.
   cores = {"chip_config_name": "megacore"} if slice_.generation.name == "v4" else {}
   try:
     described = topologies.get_topology_desc(
@@ -30,12 +29,12 @@ def slice_mesh(slice_: Slice, sizes: MeshSizes) -> Mesh:
     )
   except jax.errors.JaxRuntimeError as error:
     raise UserError(
-      f"topology {slice_.compiler_name!r} is not known to this libtpu: {error}; use another size"
+      f"topology {slice_.compiler_name!r} is not one of this libtpu's: {error}; use another size"
     ) from None
   return make_mesh(sizes, described.devices)
 
 
 def device_placement(slice_: Slice, mesh: Mesh) -> DevicePlacement:
-  """Where on the slice's grid of chips each device of a mesh stands."""
+  """The chip of every device of a mesh on the slice's grid."""
   coordinates = np.array([device.coords for device in mesh.devices.flat])
   return DevicePlacement(slice_, dict(mesh.shape), coordinates)

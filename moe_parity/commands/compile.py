@@ -10,7 +10,7 @@ from moe_parity.commands.common import config_argument, json_argument, load_conf
 from moe_parity.commands.output import print_table
 from moe_parity.errors import UserError
 
-HELP = "compile an arm's step for a TPU slice that is not here: does it fit, what would it take"
+HELP = "compile an arm's step for a TPU slice you do not have: does it fit, how long would it take"
 GIB = 2**30
 
 
@@ -24,11 +24,11 @@ def arguments(parser) -> None:
     "--mesh",
     default="",
     metavar="AXIS=N,AXIS=N",
-    help="sizes of data, fsdp and expert; default: the config's, or the best planned",
+    help="sizes of data, fsdp and expert; default: the config's, or the best estimated",
   )
   parser.add_argument(
     "--search", nargs="?", type=int, const=3, default=None, metavar="N",
-    help="price every mesh on paper, compile the N best that fit (3) and report the fastest;"
+    help="estimate every mesh's step time, compile the N best that fit (3) and report the fastest;"
     " 0 compiles none",
   )  # fmt: skip
   parser.add_argument(
@@ -46,16 +46,18 @@ def run(args) -> int:
   arm = select_arm(make_plan(config).arms, args.arm)
   meshes = choose_meshes(args, config, arm, slice_)
   if args.search is not None:
-    priced = [priced_row(candidate) for candidate in meshes]
+    rows = [candidate_row(candidate) for candidate in meshes]
     if not args.json or args.search == 0:
-      print(json.dumps(priced, indent=2)) if args.json else print_table(priced)
+      print(json.dumps(rows, indent=2)) if args.json else print_table(rows)
     meshes = [c.sizes for c in meshes if c.fits][: args.search]
     if not meshes:
-      if any(row["fits"] == "yes" for row in priced):
+      if any(row["fits"] == "yes" for row in rows):
         return 0
-      print("no mesh is planned to fit", file=sys.stderr)
+      print("no mesh is estimated to fit", file=sys.stderr)
       return 1
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs, so nothing else is looked for
+  os.environ.setdefault(
+    "JAX_PLATFORMS", "cpu"
+  )  # nothing runs, so JAX need not look for accelerators
   from moe_parity.aot.compile_step import compile_arm
 
   reports = []
@@ -68,8 +70,8 @@ def run(args) -> int:
       print(f"{report.get('compile_seconds', 0):.0f} s", file=sys.stderr, flush=True)
   best = min(reports, key=lambda r: (not r["fits"], r.get("seconds", {}).get("step", 0)))
   if args.json:
-    found = best if len(reports) == 1 else best | {"searched": [summary(r) for r in reports]}
-    print(json.dumps(found, indent=2))
+    report = best if len(reports) == 1 else best | {"searched": [summary(r) for r in reports]}
+    print(json.dumps(report, indent=2))
   else:
     if len(reports) > 1:
       print_table([summary(report) for report in reports])
@@ -91,13 +93,13 @@ def select_arm(arms, name: str):
   return fit[0]
 
 
-def priced_row(candidate) -> dict:
+def candidate_row(candidate) -> dict:
   """One line of what a search considers."""
   return dataclasses.asdict(candidate.sizes) | {
     "fits": "yes" if candidate.fits else "no",
     "planned_GiB": round(candidate.memory.total / GIB, 2),
     "wire_GB": round(candidate.wire_bytes / 1e9, 2),
-    "priced_s": round(candidate.seconds, 3),
+    "estimated_s": round(candidate.seconds, 3),
   }
 
 
@@ -165,10 +167,20 @@ def print_report(report: dict) -> None:
         f"{report['devices']} devices, mesh {mesh}")  # fmt: skip
   print(f"{report['batch_sequences']} sequences a step, {report['tokens_per_device']:,} tokens a "
         f"device; all figures compiler-estimated, nothing ran\n")  # fmt: skip
+  _print_memory(report)
+  if "seconds" not in report:
+    return
+  print()
+  _print_seconds(report)
+  _print_collectives(report["collectives"])
+  print()
+  _print_operations(report["operations"])
+
+
+def _print_memory(report: dict) -> None:
   memory = dict(report["memory"])
   planned, hbm = memory.pop("planned"), memory.pop("hbm")
-  held = ("parameters", "optimizer", "total")
-  expected = {name: planned[name] for name in held}
+  expected = {name: planned[name] for name in ("parameters", "optimizer", "total")}
   expected["temporaries"] = planned["total"] - planned["parameters"] - planned["optimizer"]
   print_table(
     [
@@ -180,25 +192,27 @@ def print_report(report: dict) -> None:
   print(f"of {hbm / GIB:.2f} GiB: {fits}")
   if not report["fits"]:
     print(report.get("compiler", ""))
-  if "seconds" not in report:
-    return
+
+
+def _print_seconds(report: dict) -> None:
   seconds, flops = report["seconds"], report["flops"]
-  print()
-  print_table(
-    [
-      {"of a step, s": "by the compiler's cycles", "value": seconds["compiler"]},
-      {"of a step, s": "kernels, FLOPs over peak", "value": seconds["kernel"]},
-      {"of a step, s": "bytes over HBM rate", "value": seconds["bytes"]},
-      {"of a step, s": "collectives not overlapped", "value": seconds["collective"]},
-      {"of a step, s": "step", "value": seconds["step"]},
-      {"of a step, s": "roofline of the plan's FLOPs", "value": seconds["roofline"]},
-    ]
-  )
+  rows = {
+    "by the compiler's cycles": "compiler",
+    "kernels, FLOPs over peak": "kernel",
+    "bytes over HBM bandwidth": "bytes",
+    "exposed communication": "collective",
+    "step": "step",
+    "roofline of the plan's FLOPs": "roofline",
+  }
+  print_table([{"of a step, s": name, "value": seconds[key]} for name, key in rows.items()])
   print(
     f"{100 * report['share_of_peak']:.1f} % of peak; {report['days']:.1f} days for the run; "
     f"FLOPs {flops['compiled']:.4g} a device, {flops['compiled'] / flops['plan']:.2f} x the plan's;"
     f" {report['hbm_bytes'] / GIB:.1f} GiB of HBM read and written\n"
   )
+
+
+def _print_collectives(rows: list[dict]) -> None:
   print_table(
     [
       {
@@ -208,12 +222,14 @@ def print_report(report: dict) -> None:
         "of_them_async": row["asynchronous"],
         "sent_MiB": row["wire_bytes"] / 2**20,
         "ms": 1e3 * row["seconds"],
-        "not_overlapped_ms": 1e3 * row["exposed_seconds"],
+        "exposed_ms": 1e3 * row["exposed_seconds"],
       }
-      for row in report["collectives"]
+      for row in rows
     ]
   )
-  print()
+
+
+def _print_operations(rows: list[dict]) -> None:
   print_table(
     [
       {
@@ -224,6 +240,6 @@ def print_report(report: dict) -> None:
         "shape": row["shape"][:40],
         "from": row["from"][-60:],
       }
-      for row in report["operations"]
+      for row in rows
     ]
   )

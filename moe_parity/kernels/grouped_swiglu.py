@@ -312,7 +312,7 @@ def _wgrad_kernel(
 ) -> tuple[WeightsIn, WeightsDown]:
   """Gradients of the experts' weights: part of a chunk at a time, summed over an expert's tiles in
   VMEM."""
-  tiling, row_tile = SwigluTiling.of(w_in_L2ID), tpu_slices.ROW_TILE
+  tiling = SwigluTiling.of(w_in_L2ID)
   num_tiles, dtype = tiles.expert_N.size, dy_RD.dtype
   chunk, num_chunks = tiling.chunk // tiling.wgrad_splits, tiling.num_chunks * tiling.wgrad_splits
 
@@ -338,32 +338,12 @@ def _wgrad_kernel(
         dw_in[0] = total[:2].astype(dtype)
         dw_down[0] = total[2].astype(dtype)
 
-  def tile(step, tiles):
-    return jnp.minimum(step, tiles[2][0] - 1)
-
-  def rows(shape):
-    rest = (0,) * (len(shape) - 1)
-    return pl.BlockSpec(
-      (row_tile, *shape[1:]), lambda chunk, step, *tiles: (tile(step, tiles), *rest)
-    )  # fmt: skip
-
-  hidden = pl.BlockSpec(
-    (row_tile, chunk), lambda chunk, step, *tiles: (tile(step, tiles), chunk)
-  )  # fmt: skip
+  rows, hidden, out_specs = _wgrad_specs(tiling, dy_RD.shape, chunk)
   num_experts, d_model, width = tiling.num_experts, tiling.d_model, chunk * num_chunks
   run = _call(
     kernel, tiles, buffers.layer, (num_chunks, num_tiles), ("parallel", "arbitrary"),
-    in_specs=[layer_spec(rows(dy_RD.shape)), rows(dy_RD.shape), *[hidden] * 3],
-    out_specs=[
-      pl.BlockSpec(
-        (1, 2, chunk, d_model),
-        lambda chunk, step, *tiles: (tiles[0][tile(step, tiles)], 0, chunk, 0),
-      ),
-      pl.BlockSpec(
-        (1, chunk, d_model),
-        lambda chunk, step, *tiles: (tiles[0][tile(step, tiles)], chunk, 0),
-      ),
-    ],
+    in_specs=[layer_spec(rows), rows, *[hidden] * 3],
+    out_specs=out_specs,
     out_shape=[jax.ShapeDtypeStruct((num_experts, 2, width, d_model), dtype),
                jax.ShapeDtypeStruct((num_experts, width, d_model), dtype)],
     scratch=[pltpu.VMEM((3, chunk, d_model), F32)],
@@ -371,3 +351,25 @@ def _wgrad_kernel(
   )  # fmt: skip
   dw_in_L2ID, dw_down_LID = run(buffers.stacks[0], dy_RD, dgate_RI, dup_RI, hidden_RI)
   return dw_in_L2ID[:, :, : tiling.d_expert], dw_down_LID[:, : tiling.d_expert]
+
+
+def _wgrad_specs(tiling: SwigluTiling, shape_RD: tuple[int, ...], chunk: int):
+  """Blocks of `_wgrad_kernel`, whose grid is (chunk, step): rows, hidden layer, two results."""
+
+  def tile(step, tiles):
+    return jnp.minimum(step, tiles[2][0] - 1)
+
+  row_tile, rest = tpu_slices.ROW_TILE, (0,) * (len(shape_RD) - 1)
+  rows = pl.BlockSpec(
+    (row_tile, *shape_RD[1:]), lambda chunk, step, *tiles: (tile(step, tiles), *rest)
+  )
+  hidden = pl.BlockSpec((row_tile, chunk), lambda chunk, step, *tiles: (tile(step, tiles), chunk))
+  dw_in = pl.BlockSpec(
+    (1, 2, chunk, tiling.d_model),
+    lambda chunk, step, *tiles: (tiles[0][tile(step, tiles)], 0, chunk, 0),
+  )
+  dw_down = pl.BlockSpec(
+    (1, chunk, tiling.d_model),
+    lambda chunk, step, *tiles: (tiles[0][tile(step, tiles)], chunk, 0),
+  )
+  return rows, hidden, [dw_in, dw_down]

@@ -18,7 +18,7 @@ the busiest link carries k/8 of what a device sends (`aot/collectives.py` estima
 the devices' coordinates are known; here k is the axis, at most the slice's longest side).
 
 A mesh that does not fit comes after all that do. The estimate orders candidates and nothing more:
-how good a mesh is is known after compiling for it.
+compile for a mesh to see how good it is.
 """
 
 import dataclasses

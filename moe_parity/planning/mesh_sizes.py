@@ -128,7 +128,7 @@ def check_arm(sizes: MeshSizes, arm: Any, micro: int = 0) -> None:
 
 
 def check_shape(sizes: MeshSizes, name: str, architecture: Architecture) -> None:
-  """Refuses a model that cannot lie on a mesh.
+  """Refuses a model that cannot be sharded over a mesh.
 
   Raises:
     UserError: an expert axis larger than its E, or a width that `fsdp` does not divide.

@@ -123,19 +123,18 @@ def set_up(
     for warning in restored.warnings if multihost.is_primary() else ():
       warn(f"{plan.name}: {warning}; resuming from step {restored.step}")
     first_step = restored.step
-    placed = abstract_state(plan.architecture, model, optimizer, mesh)
-    state = from_checkpoint(restored.state, placed)
+    state = from_checkpoint(
+      restored.state, abstract_state(plan.architecture, model, optimizer, mesh)
+    )
     ledger.restore(restored.ledger)
   else:
     first_step, state = 0, init_state(plan.architecture, model, optimizer, plan.seed, mesh)
   train_step, compile_seconds = _compile(
     make_train_step(plan.architecture, model, optimizer, options, mesh), state, plan
   )
-  telemetry = NullTelemetry()
-  if multihost.is_primary():
-    telemetry = Telemetry(folder, from_step=first_step)
+  is_primary = multihost.is_primary()
+  telemetry = Telemetry(folder, from_step=first_step) if is_primary else NullTelemetry()
   exit_stack.callback(telemetry.close)
-  num_devices = 1 if mesh is None else mesh.size
   run = ArmRun(
     config=config,
     plan=plan,
@@ -151,13 +150,7 @@ def set_up(
     checkpoints=checkpoints,
     checkpoint_layout=layout,
     telemetry=telemetry,
-    timer=TrainingTimer(
-      plan.batch_sequences * plan.seq_len,
-      plan.train_flops_per_token,
-      measure_peak_flops(config.model.dtype) * num_devices,
-      first_step=first_step,
-      seconds_before=_logged_seconds(folder) if first_step else 0.0,
-    ),
+    timer=_timer(config, plan, folder, mesh, first_step),
   )
   return run, state
 
@@ -177,8 +170,18 @@ def _loader(plan: ArmPlan, store: TokenStore, start_row: int = 0) -> Loader:
   )
 
 
-def _logged_seconds(folder: pathlib.Path) -> float:
-  return max((line["seconds"] for line in read_metrics(folder)), default=0.0)
+def _timer(config, plan, folder, mesh, first_step: int) -> TrainingTimer:
+  """A timer that continues from the seconds that the run has logged."""
+  seconds_before = 0.0
+  if first_step:
+    seconds_before = max((line["seconds"] for line in read_metrics(folder)), default=0.0)
+  return TrainingTimer(
+    plan.batch_sequences * plan.seq_len,
+    plan.train_flops_per_token,
+    measure_peak_flops(config.model.dtype) * (1 if mesh is None else mesh.size),
+    first_step=first_step,
+    seconds_before=seconds_before,
+  )
 
 
 def _compile(train_step: Callable, state: TrainState, plan: ArmPlan) -> tuple[Callable, float]:

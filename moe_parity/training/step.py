@@ -89,32 +89,10 @@ def make_train_step(
   """
   graph, _, _ = abstract_model(architecture, model_options)
   optimizer, schedule = make_optimizer(optimizer_options), learning_rate(optimizer_options)
-
-  documents = options.documents
-
-  def loss_of(params, buffers, inputs, targets, load_LE, num_scored):
-    model = nnx.merge(graph, params, buffers)
-    return objective(model, inputs, targets, options, load_LE, num_scored)
-
-  def load_of(state, inputs):
-    model = nnx.merge(graph, state.params, state.buffers)
-    return model.final_hidden(inputs, documents and documents.document_ids(inputs))[1].load_E
+  gradients = _make_gradients(graph, options, architecture.is_moe)
 
   def train_step(state: TrainState, inputs_BS, targets_BS):
-    gradient = jax.value_and_grad(loss_of, has_aux=True)
-    num_scored = documents and jnp.sum(documents.loss_mask(targets_BS)) / options.accumulation
-    if options.accumulation == 1:
-      (loss, (cross_entropy, stats)), grads = gradient(
-        state.params, state.buffers, inputs_BS, targets_BS, None, num_scored
-      )
-    else:
-      micro = tuple(micro_batches(x, options.accumulation) for x in (inputs_BS, targets_BS))
-      load_LE = None
-      if architecture.is_moe and options.balance_weight:
-        load_LE = _mean_over(lambda batch: load_of(state, batch[0]), micro)
-      (loss, (cross_entropy, stats)), grads = _mean_over(
-        lambda batch: gradient(state.params, state.buffers, *batch, load_LE, num_scored), micro
-      )
+    (loss, (cross_entropy, stats)), grads = gradients(state, inputs_BS, targets_BS)
     updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
     scalars = {
       "loss": loss,
@@ -142,6 +120,35 @@ def make_train_step(
   return jax.jit(
     on_mesh, donate_argnums=0, in_shardings=(state, batch, batch), out_shardings=(state, whole)
   )
+
+
+def _make_gradients(graph: nnx.GraphDef, options: StepOptions, is_moe: bool) -> Callable:
+  """(state, inputs_BS, targets_BS) -> (`objective`'s results, gradients by the parameters)."""
+  documents = options.documents
+
+  def loss_of(params, buffers, inputs, targets, load_LE, num_scored):
+    model = nnx.merge(graph, params, buffers)
+    return objective(model, inputs, targets, options, load_LE, num_scored)
+
+  def load_of(state, inputs):
+    model = nnx.merge(graph, state.params, state.buffers)
+    return model.final_hidden(inputs, documents and documents.document_ids(inputs))[1].load_E
+
+  gradient = jax.value_and_grad(loss_of, has_aux=True)
+
+  def gradients(state: TrainState, inputs_BS, targets_BS):
+    num_scored = documents and jnp.sum(documents.loss_mask(targets_BS)) / options.accumulation
+    if options.accumulation == 1:
+      return gradient(state.params, state.buffers, inputs_BS, targets_BS, None, num_scored)
+    micro = tuple(micro_batches(x, options.accumulation) for x in (inputs_BS, targets_BS))
+    load_LE = None
+    if is_moe and options.balance_weight:
+      load_LE = _mean_over(lambda batch: load_of(state, batch[0]), micro)
+    return _mean_over(
+      lambda batch: gradient(state.params, state.buffers, *batch, load_LE, num_scored), micro
+    )
+
+  return gradients
 
 
 def micro_batches(x_BS, number: int):
