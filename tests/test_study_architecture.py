@@ -165,5 +165,5 @@ def test_a_search_that_cannot_be_is_refused(change, words):
 
 def test_what_may_still_come_is_said_before_it_is_known():
   made = config(dense_aspect_ratios=(12.0, 30.0))
-  (line,) = architecture.still_to_come(made, plan_parts(made, Results(None)))
+  (line,) = architecture.pending_notes(made, plan_parts(made, Results(None)))
   assert "at most 9 MoE and 3 dense runs" in line

@@ -66,7 +66,7 @@ def test_two_workers_of_a_bucket_give_the_study_of_one_disk(bucket, tmp_path):
 
 
 def test_stages_of_a_study_follow_results_that_another_worker_left(bucket, tmp_path):
-  made = test_study_activation_rate.config(more_seeds=(1,), fixed_data=True)
+  made = test_study_activation_rate.config(more_seeds=(1,), fixed_data=True, controls=False)
   first = open_study(tmp_path, made)
   run(first, only=["dense", "moe_20", "moe_25"])
   second = open_study(tmp_path, made)

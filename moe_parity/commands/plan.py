@@ -14,7 +14,8 @@ def arguments(parser) -> None:
 
 
 def run(args) -> int:
-  from moe_parity.study.parts import Results, method_of, plan_parts
+  from moe_parity.study.methods.method import method_of
+  from moe_parity.study.parts import Results, plan_parts
 
   config = load_config(args)
   parts = plan_parts(config, Results(None), **store_inputs(config))
@@ -39,7 +40,7 @@ def run(args) -> int:
     for note in part.plan.notes:
       print(f"note: {note}")
   if method := method_of(config):
-    for note in method.still_to_come(config, parts):
+    for note in method.pending_notes(config, parts):
       print(f"note: {note}")
   return 0
 

@@ -72,7 +72,7 @@ def dry_run(args, config, store, only) -> int:
   from moe_parity.console import duration
   from moe_parity.startup import start_jax
   from moe_parity.study.folder import tasks_of
-  from moe_parity.study.parts import method_of
+  from moe_parity.study.methods.method import method_of
   from moe_parity.study.workers.queue import queue
   from moe_parity.training.peak_flops import measure_peak_flops
 
@@ -82,7 +82,7 @@ def dry_run(args, config, store, only) -> int:
   peak_flops = lambda: measure_peak_flops(config.model.dtype)  # noqa: E731
   rows, notes = queue(study, tasks_of(study.parts, only), peak_flops)
   if method := method_of(config):
-    notes += method.still_to_come(config, study.parts)
+    notes += method.pending_notes(config, study.parts)
   if args.json:
     print(json.dumps(rows, indent=2))
     return 0

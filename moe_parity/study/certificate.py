@@ -250,9 +250,9 @@ def _data_checks(budget: dict, runs: Sequence[tuple]) -> list[dict]:
   for arm, measured, certificate in runs:
     if measured["num_unique_tokens"] != arm["num_unique_tokens"]:
       continue  # a last epoch that is not full leaves windows out, which its own line shows
-    seed = certificate["ledger"]["order"].get("seed")
+    seed = certificate["ledger"].get("order", {}).get("seed")
     windows = by_seed.setdefault(seed, {})
-    windows[f"{arm['name']} (seed {arm['seed']})"] = certificate["unique_windows_sha256"]
+    windows[f"{arm['name']} (seed {arm['seed']})"] = certificate.get("unique_windows_sha256", "")
   for seed, windows in by_seed.items():
     number = len(set(windows.values()))
     checks.append(

@@ -14,7 +14,8 @@ from moe_parity.data.mixture import planner_inputs
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ArmPlan, Plan, with_later_fields
-from moe_parity.study.parts import Part, Results, from_part, method_of, plan_parts
+from moe_parity.study.methods.method import method_of
+from moe_parity.study.parts import Part, Results, from_part, plan_parts
 from moe_parity.study.workers.leases import FAILED, RUNNING, Claims
 from moe_parity.training import run_folder
 from moe_parity.training.versions import versions

@@ -10,7 +10,6 @@ Further parts (another N, fixed data, another reuse scheme) have study folders o
 """
 
 import dataclasses
-import importlib
 import json
 import math
 import os
@@ -23,9 +22,9 @@ from ml_collections import ConfigDict
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ArmPlan, Plan
 from moe_parity.planning.plan import make_plan
+from moe_parity.study.methods.method import method_of
 from moe_parity.study.workers.leases import FAILED, Claims
 
-METHODS = ("arms", "activation_rate", "architecture", "data_reuse")
 RESULT = "result.json"
 # Of a plan, all that decides what a run computes; the rest is its name and how it is compared.
 _IDENTITY = (
@@ -88,18 +87,6 @@ class Results:
 def run_folder_of(name: str, seed: int, part: str = "") -> str:
   """Run folder of an arm, relative to the study folder."""
   return f"{f'parts/{part}/' if part else ''}runs/{name}-s{seed}"
-
-
-def method_of(config: Any):
-  """The module of a config's method, None for plain arms.
-
-  Raises:
-    UserError: no such method.
-  """
-  method = config.study.method
-  if method not in METHODS:
-    raise UserError(f"study.method={method!r} is not known; use {', '.join(METHODS)}")
-  return None if method == "arms" else importlib.import_module(f"moe_parity.study.methods.{method}")
 
 
 def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:

@@ -16,7 +16,6 @@ Tables 9 and 11), and one for each further N of `study.sizes`, at the same token
 from __future__ import annotations
 
 import math
-import pathlib
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -58,7 +57,7 @@ def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
   return parts
 
 
-def still_to_come(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
+def pending_notes(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
   """What later stages will add, in words, for a queue that is printed before they are known."""
   notes = []
   study = config.study
@@ -75,15 +74,6 @@ def still_to_come(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
       f"then {2 * tried} runs more: learning rates and batches of the best MoE and dense"
     )
   return notes
-
-
-def summarize(
-  config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
-) -> dict:
-  """activation_rate.json; see `sweep`."""
-  from moe_parity.study.methods import activation_rate_summary
-
-  return activation_rate_summary.summarize(folder, parts)
 
 
 def name_of(rate: int | float) -> str:

@@ -11,17 +11,20 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from moe_parity.study import reading
 from moe_parity.study.analysis import compare, rate_curve, uncertainty
 from moe_parity.study.analysis.arms import average
 from moe_parity.study.analysis.statistics import scores_of
-from moe_parity.study.parts import Part
+from moe_parity.study.parts import Part, Results
 
 LEVEL = uncertainty.LEVEL
 
 
-def summarize(folder: pathlib.Path, parts: Sequence[Part]) -> dict:
+def summarize(
+  config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
+) -> dict:
   """Everything that activation_rate.json holds; the same folder gives the same numbers."""
   sweeps, curves = [], {}
   for part in parts:

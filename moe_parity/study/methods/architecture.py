@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -123,7 +122,7 @@ def with_text(config: ConfigDict) -> ConfigDict:
   return with_arms(config, dict(config.arms), unique_tokens=min(fewest))
 
 
-def still_to_come(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
+def pending_notes(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
   """What later stages may add, in words."""
   study = config.study
   most = {
@@ -137,15 +136,6 @@ def still_to_come(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
     f"stages follow each other: at most {runs['moe']} MoE and {runs['dense']} dense runs in all,"
     f" each of {parts[0].plan.budget['train_flops']:.4g} FLOPs"
   ]
-
-
-def summarize(
-  config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
-) -> dict:
-  """architecture.json; see `search_report`."""
-  from moe_parity.study.methods import architecture_summary
-
-  return architecture_summary.summarize(config, folder, parts, results)
 
 
 def _side(config: ConfigDict, results: Results, kind: str, fields: dict) -> Iterator[Stage]:

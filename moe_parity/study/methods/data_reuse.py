@@ -13,7 +13,6 @@ once; so is an MoE arm that two schemes give the same text (loose and two epochs
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -61,15 +60,6 @@ def part_name(epochs: int | float) -> str:
   return f"epochs_{epochs:g}".replace(".", "p")
 
 
-def still_to_come(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
+def pending_notes(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
   """Nothing: all arms are known from the start."""
   return []
-
-
-def summarize(
-  config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
-) -> dict:
-  """data_reuse.json; see `reuse_report`."""
-  from moe_parity.study.methods import data_reuse_summary
-
-  return data_reuse_summary.summarize(folder, parts)

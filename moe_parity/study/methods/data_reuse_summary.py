@@ -5,18 +5,21 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from moe_parity.study import reading
 from moe_parity.study.analysis.arms import ONE_SEED, Arms, average, differences
 from moe_parity.study.analysis.statistics import scores_of
 from moe_parity.study.analysis.uncertainty import LEVEL
 from moe_parity.study.methods.reuse_law import Noise, Point, fit
-from moe_parity.study.parts import Part
+from moe_parity.study.parts import Part, Results
 
 UNIQUE = "unique"  # the part in which nothing is read twice
 
 
-def summarize(folder: pathlib.Path, parts: Sequence[Part]) -> dict:
+def summarize(
+  config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
+) -> dict:
   """Everything that data_reuse.json holds; the same folder gives the same numbers."""
   studies = {part.name: reading.read_study(folder / part.folder) for part in parts}
   runs = {name: _by_arm(study) for name, study in studies.items()}

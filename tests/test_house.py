@@ -1,0 +1,104 @@
+"""The rooms of the package import one way, without circles, and planning needs no array library."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "moe_parity"
+# Every room may import those before it. Rooms of one line know nothing of each other.
+ORDER = (
+  ("errors",),
+  ("escapes", "console", "files", "launch"),
+  ("defaults", "config"),
+  ("planning",),
+  ("paper", "data", "kernels"),
+  ("sharding",),
+  ("experts",),
+  ("model",),
+  ("evaluation", "inference"),
+  ("training",),
+  ("finetuning", "downstream", "interchange", "aot"),
+  ("startup",),
+  ("study",),
+  ("report",),
+  ("benchmarks",),
+  ("api",),
+  ("commands",),
+  ("cli",),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
+ALONE = {"kernels": {"planning", "errors"}, "launch": {"errors"}}  # rooms that may import these of ours only
+
+
+def module_of(path):
+  return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imports(path):
+  """Modules of the package that a file imports anywhere."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "moe_parity":
+      for name in node.names:
+        full = f"{node.module}.{name.name}"
+        found.add(full if full in MODULES else node.module)
+    elif isinstance(node, ast.Import):
+      found |= {name.name for name in node.names if name.name.split(".")[0] == "moe_parity"}
+  return found & MODULES.keys()
+
+
+def room_of(module):
+  return module.split(".")[1] if "." in module else ""
+
+
+EDGES = {module: imports(path) for module, path in MODULES.items()}
+
+
+def test_every_room_has_its_place_in_the_order():
+  assert {room_of(module) for module in MODULES} - {""} <= FLOOR.keys()
+  assert len(MODULES) > 150
+
+
+@pytest.mark.parametrize("room", sorted({room_of(module) for module in MODULES} - {""}))
+def test_a_room_imports_only_rooms_before_it(room):
+  for module, found in EDGES.items():
+    for other in {room_of(name) for name in found} - {room, ""}:
+      if room_of(module) == room:
+        assert FLOOR[other] < FLOOR[room], f"{module} imports {other}"
+        assert other in ALONE.get(room, {other}), f"{module} imports {other}"
+
+
+def test_no_files_import_each_other_in_a_circle():
+  state: dict[str, str] = {}
+
+  def visit(module, path):
+    if state.get(module) == "done":
+      return
+    assert state.get(module) != "open", " -> ".join([*path[path.index(module) :], module])
+    state[module] = "open"
+    for other in sorted(EDGES[module]):
+      visit(other, [*path, module])
+    state[module] = "done"
+
+  for module in sorted(MODULES):
+    if room_of(module):  # the package itself only offers names
+      visit(module, [])
+
+
+@pytest.mark.parametrize("room", ["planning", "paper", "launch"])
+def test_planning_loads_no_array_library(room):
+  code = f"""import importlib, pkgutil, sys
+import moe_parity.{room} as room
+for file in pkgutil.iter_modules(room.__path__, room.__name__ + "."):
+  if not file.name.endswith("__main__"):
+    importlib.import_module(file.name)
+print(sorted({{"jax", "numpy", "flax"}} & set(sys.modules)))"""
+  result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert result.stdout.strip() == "[]"
