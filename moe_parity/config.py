@@ -7,6 +7,7 @@ import json
 import pathlib
 import runpy
 import sys
+import sysconfig
 from collections.abc import Sequence
 
 from absl import flags
@@ -59,17 +60,33 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
   return result
 
 
+def shipped(name: str) -> pathlib.Path:
+  """A config that comes with the package, by its path in the checkout (`configs/demo.py`).
+
+  Returns:
+    where it is: in the checkout, or where a wheel installed it; `name` itself if in neither.
+  """
+  installed = pathlib.Path(sysconfig.get_path("data")) / "share" / "moe_parity"
+  for root in (pathlib.Path(__file__).resolve().parents[1], installed):
+    if (root / name).is_file():
+      return root / name
+  return pathlib.Path(name)
+
+
 def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
   """Loads a config file and applies overrides; the result is locked.
 
   Args:
-    config: `path/to/file.py` or `path/to/file.py:arg`.
+    config: `path/to/file.py` or `path/to/file.py:arg`; a file that is not there may be one that
+      comes with the package (`shipped`).
     overrides: `--config.field=value` arguments.
   Raises:
     UserError: no such file, an unknown key (the nearest is suggested), a value of another type.
   """
   name, _, arg = config.partition(":")
   path = pathlib.Path(name)
+  if not path.is_file():
+    path = shipped(name)
   if not path.is_file():
     hint = suggest(str(path), map(str, path.parent.glob("*.py")))
     raise UserError(f"--config={path}: no such file{hint}")

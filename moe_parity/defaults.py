@@ -104,7 +104,8 @@ def _model() -> ConfigDict:
   model.routed_scale = ""  # times the routed sum: a number | E/K | learned; "" is 1
   model.remat = "none"  # none | dots | layer: what the backward pass recomputes
   model.dtype = "float32"  # arithmetic of matrix products: float32 | bfloat16
-  model.attention = ""  # blocks: plain products everywhere; "": a kernel on TPUs
+  # blocks | cudnn | flash | splash; "": the platform's (planning/attention_choice.py)
+  model.attention = ""
   model.attention_block = 512  # queries at a time; a block skips the keys after its end
   model.embedding_std = 0.02
   # 0 drops nothing; else assignments beyond this times the mean load of an expert are dropped.

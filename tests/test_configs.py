@@ -93,3 +93,15 @@ def test_what_changed_between_two_configs_is_named():
   assert configs.differences(old, new) == [
     "b.d: 3 -> 4", "gone: only in the old one", "new: only in the new one",
   ]  # fmt: skip
+
+
+def test_configs_that_come_along_are_found_from_anywhere(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert configs.load("configs/demo.py:tiny").name == "demo"
+  monkeypatch.setattr(configs, "__file__", str(tmp_path / "site" / "moe_parity" / "config.py"))
+  (tmp_path / "data" / "share" / "moe_parity").mkdir(parents=True)
+  (tmp_path / "data" / "share" / "moe_parity" / "configs").symlink_to(ROOT / "configs")
+  monkeypatch.setattr(configs.sysconfig, "get_path", lambda name: str(tmp_path / name))
+  assert configs.load("configs/demo.py:tiny").name == "demo"  # as a wheel installs them
+  with pytest.raises(UserError, match="no such file"):
+    configs.load("configs/dem.py")

@@ -5,8 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_parity.errors import UserError
+from moe_parity.kernels import common
+from moe_parity.kernels.cudnn_attention import cudnn_attention
+from moe_parity.model import attention
 from moe_parity.model.attention import alibi_slopes, attend, causal_attention, rotate
-from tests.helpers import reference_transformer
+from moe_parity.model.options import ModelOptions
+from tests.helpers import reference_transformer, small_model
 
 B, S, H, N, Q = 2, 12, 6, 3, 5
 
@@ -61,6 +66,47 @@ def test_attention_within_documents_equals_a_plain_mask(size):
   np.testing.assert_allclose(value, expected_value, rtol=1e-5)
   for a, b in zip(got, expected, strict=True):
     np.testing.assert_allclose(a, b, atol=2e-6)  # float32, sums of at most 12 terms
+
+
+@pytest.mark.parametrize(
+  "named, reason",
+  [("cudnn", "an NVIDIA GPU"), ("flash", "step by step"), ("splash", "step by step")],
+)
+def test_a_model_refuses_attention_that_cannot_run_here(named, reason):
+  model = small_model.build(small_model.dense(), attention=named)
+  with pytest.raises(UserError, match=reason):
+    jax.eval_shape(lambda rows: model.final_hidden(rows)[0], small_model.tokens()[0])
+
+
+def test_a_gpu_takes_cudnn_with_slopes_and_documents(monkeypatch):
+  """Which function a GPU's program calls and with what; it is computed here by XLA."""
+  calls = []
+
+  def fused(*operands):
+    calls.append([getattr(x, "shape", None) for x in operands])
+    return cudnn_attention(*operands, implementation="xla")
+
+  monkeypatch.setattr(attention, "cudnn_attention", fused)
+  monkeypatch.setattr(common, "compute_capability", lambda: 8.0)
+  architecture = small_model.dense(num_heads=4, num_kv_heads=2, num_layers=1)
+  layer = attention.Attention(architecture, ModelOptions(dtype="bfloat16"))
+  x, document = jnp.ones((24, 12), jnp.bfloat16), jnp.zeros((2, 12), jnp.int32)
+  with common.simulate("gpu"):
+    jax.eval_shape(lambda x: layer(x, 2, document)[0], x)
+  assert calls == [[(2, 12, 4, 6), (2, 12, 2, 6), (2, 12, 2, 6), (4,), (2, 12)]]
+
+
+def test_a_model_by_splash_is_the_model_by_blocks():
+  """One layer whose program is a TPU's, with its kernel run step by step; ALiBi and shared keys."""
+  architecture = small_model.dense(num_heads=4, num_kv_heads=2, num_layers=1)
+  rows = small_model.tokens(2, 128)[0]
+
+  def hidden(platform, attention):
+    with common.simulate(platform):
+      model = small_model.build(architecture, attention=attention)
+      return jax.jit(lambda rows: model.final_hidden(rows)[0])(rows)
+
+  np.testing.assert_allclose(hidden("tpu", "splash"), hidden("cpu", "blocks"), atol=2e-5)
 
 
 def test_scores_far_from_zero_stay_finite():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe_parity.report import figures, routing, style
+from moe_parity.report import figure_style, figures, routing
 from moe_parity.study import reading
 from moe_parity.study.analysis import compare
 from tests.helpers import fake_study
@@ -20,8 +20,8 @@ def report(folder):
   return compare.analyze(folder)
 
 
-def draw(drawing, width=style.DESK):
-  with style.settings():
+def draw(drawing, width=figure_style.DESK):
+  with figure_style.settings():
     return drawing.draw(width)
 
 
@@ -106,15 +106,15 @@ def test_routing_health_leaves_out_dense_runs(folder):
 
 def test_phone_and_desk_show_the_same_lines_at_their_own_width(report):
   drawing = figures.activation_rate(report)
-  for width in (style.PHONE, style.DESK):
+  for width in (figure_style.PHONE, figure_style.DESK):
     figure = draw(drawing, width)
     assert figure.get_figwidth() == width
     assert len(figure.axes[0].lines) == len(draw(drawing).axes[0].lines)
 
 
 def test_no_two_of_many_lines_look_alike():
-  assert len(set(style.series(20))) == 20
-  assert len({color for color, _ in style.series(8)}) == 8
+  assert len(set(figure_style.series(20))) == 20
+  assert len({color for color, _ in figure_style.series(8)}) == 8
 
 
 def test_the_same_study_gives_the_same_svg(report):

@@ -148,7 +148,7 @@ def test_figures_and_tables_also_lie_as_plain_files(whole):
     "loss_curves",
     "routing_health",
     "expert_loads",
-    "beside_paper",
+    "versus_paper",
   ):
     assert {f"{figure}.png", f"{figure}.svg"} <= names
   for table in ("arms", "domains", "comparisons", "shapes", "plan", "certificate", "paper_columns"):

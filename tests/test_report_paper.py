@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_parity.report import paper, style, tables
+from moe_parity.report import figure_style, paper_figures, tables
 from moe_parity.study import reading
 from moe_parity.study.analysis import compare
 from tests.helpers import fake_study
@@ -15,12 +15,12 @@ def folder(tmp_path_factory):
 
 
 def draw(drawing):
-  with style.settings():
-    return drawing.draw(style.DESK)
+  with figure_style.settings():
+    return drawing.draw(figure_style.DESK)
 
 
 def test_published_sweeps_hold_the_digits_of_tables_10_14_and_16():
-  two, three = paper.published_sweeps()
+  two, three = paper_figures.published_sweeps()
   # Table 10 row 7: 0.4857 at 19.94 %, dense 2B 0.4921; M 3.13e9 against 1.44e10
   assert two.rates[6] == pytest.approx(0.1994)
   assert two.excess_pct[6] == pytest.approx(100 * (0.4857 / 0.4921 - 1))
@@ -34,7 +34,7 @@ def test_published_sweeps_hold_the_digits_of_tables_10_14_and_16():
 
 def test_a_study_stands_beside_the_paper_in_percent_of_its_own_dense_arm(folder):
   report = compare.analyze(folder)
-  (axis,) = draw(paper.excess_over_dense(report)).axes
+  (axis,) = draw(paper_figures.excess_over_dense(report)).axes
   bars = axis.containers
   bits = {g["name"]: g["bpc"] for g in report["groups"]}
   expected = [100 * (bits[n] / bits["dense"] - 1) for n in ("moe_10", "moe_25", "moe_50")]
@@ -42,17 +42,17 @@ def test_a_study_stands_beside_the_paper_in_percent_of_its_own_dense_arm(folder)
   low, high = report["comparisons"][0]["simultaneous"]
   ends = bars[0].lines[2][0].get_segments()[0][:, 1]
   assert ends == pytest.approx([100 * low / bits["dense"], 100 * high / bits["dense"]])
-  assert paper.excess_over_dense({**report, "comparisons": []}) is None
+  assert paper_figures.excess_over_dense({**report, "comparisons": []}) is None
 
 
 def test_the_cost_of_a_token_is_a_ratio_to_the_dense_arm_of_the_same_plan(folder):
   study = reading.read_study(folder)
-  (axis,) = draw(paper.compute_ratio(study)).axes
+  (axis,) = draw(paper_figures.compute_ratio(study)).axes
   own = next(line for line in axis.lines if line.get_label() == "this study")
   assert list(own.get_ydata()) == pytest.approx([0.1, 0.25, 0.5])  # fake arms cost 6 r_a N 1.2
   without = [arm for arm in study.plan["arms"] if arm["kind"] == "moe"]
   bare = fake_study.dataclasses.replace(study, plan={"arms": without})
-  assert paper.compute_ratio(bare) is None
+  assert paper_figures.compute_ratio(bare) is None
 
 
 def test_the_paper_s_columns_join_plan_and_score(folder):

@@ -5,7 +5,7 @@ import pytest
 
 from moe_parity import cli
 from moe_parity.evaluation import specialization as statistics
-from moe_parity.report import specialization, style
+from moe_parity.report import figure_style, specialization
 from moe_parity.study import reading
 from tests.helpers import fake_study
 
@@ -26,8 +26,8 @@ def folder(tmp_path_factory):
 
 
 def draw(drawing):
-  with style.settings():
-    return drawing.draw(style.DESK)
+  with figure_style.settings():
+    return drawing.draw(figure_style.DESK)
 
 
 def test_the_layer_split_by_domain_is_shown_as_all_there_can_be(folder):

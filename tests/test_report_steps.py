@@ -12,7 +12,16 @@ import pytest
 
 from moe_parity.errors import UserError
 from moe_parity.paper import tables as published
-from moe_parity.report import architecture, figures, page, reuse, sections, steps, style, sweeps
+from moe_parity.report import (
+  architecture,
+  data_reuse,
+  figure_style,
+  figures,
+  page,
+  sections,
+  sweeps,
+)
+from moe_parity.study import reading
 from tests.helpers import fake_steps, fake_study
 from tests.test_report_page import read
 
@@ -27,8 +36,8 @@ def folder(tmp_path_factory):
 
 
 def draw(drawing):
-  with style.settings():
-    return drawing.draw(style.DESK)
+  with figure_style.settings():
+    return drawing.draw(figure_style.DESK)
 
 
 def test_the_page_holds_the_sentences_tables_and_figures_of_every_step(folder):
@@ -50,16 +59,16 @@ def test_the_page_holds_the_sentences_tables_and_figures_of_every_step(folder):
 def test_without_a_step_s_file_there_is_no_figure_of_it():
   for drawn in (architecture.shape_scatter, sweeps.panels, sweeps.fixed_data, sweeps.transfer):
     assert drawn({}) is None
-  assert reuse.by_scheme({}) is None and reuse.decay({}) is None
+  assert data_reuse.by_scheme({}) is None and data_reuse.decay({}) is None
 
 
 def test_a_damaged_step_file_is_named(tmp_path):
   (tmp_path / "data_reuse.json").write_text("{")
   with pytest.raises(UserError, match="data_reuse.json is not JSON"):
-    steps.read_steps(tmp_path)
+    reading.read_steps(tmp_path)
   (tmp_path / "data_reuse.json").write_text("[]")
   with pytest.raises(UserError, match="no JSON object"):
-    steps.read_steps(tmp_path)
+    reading.read_steps(tmp_path)
 
 
 def test_stage_tables_have_the_paper_s_columns_and_full_precision_in_csv(folder):
@@ -116,11 +125,13 @@ def test_an_interval_that_misses_its_point_is_drawn_to_the_point(folder):
   arm = step["sweeps"][0]["arms"][1]
   arm["interval"] = [arm["bpc"] + 1e-6, arm["bpc"] + 0.01]
   assert len(draw(sweeps.panels(step)).axes) == 4  # three sweeps in a grid of two by two
-  assert style.bars(2.0, [2.5, 3.0]) == [[0.0], [1.0]] and style.bars(2.0, None) is None
+  assert (
+    figure_style.bars(2.0, [2.5, 3.0]) == [[0.0], [1.0]] and figure_style.bars(2.0, None) is None
+  )
 
 
 def test_reuse_is_in_percent_of_the_dense_arm_of_its_own_scheme(folder):
-  own, other = draw(reuse.by_scheme(fake_steps.data_reuse())).axes
+  own, other = draw(data_reuse.by_scheme(fake_steps.data_reuse())).axes
   strict = own.lines[0]
   expected = [100 * ((1.9 + 0.05 * math.log(r / 0.25) ** 2) / 1.95 - 1) for r in fake_steps.RATES]
   assert list(strict.get_ydata()) == pytest.approx(expected)
@@ -131,7 +142,7 @@ def test_far_larger_differences_than_the_paper_s_get_an_axis_of_their_own():
   step = fake_steps.data_reuse()
   for scheme in step["schemes"]:
     scheme["baseline"]["bpc"] = 2.6
-  own, other = draw(reuse.by_scheme(step)).axes
+  own, other = draw(data_reuse.by_scheme(step)).axes
   assert own.get_ylim() != other.get_ylim() and own.get_ylim()[0] < -20 < other.get_ylim()[0]
   labels = [text.get_text() for text in own.figure.legends[0].get_texts()]
   assert labels[:3] == ["strict (1.8 to 10 epochs)", "unique (1.8 to 10 epochs)", "4 epochs"]
@@ -180,7 +191,7 @@ def test_arms_of_one_activation_rate_are_not_drawn_over_it(folder):
     if group["kind"] == "moe":
       group["activation_rate"] = 0.3
   assert figures.activation_rate(report) is None
-  none = dict.fromkeys(steps.STEPS, {})
+  none = dict.fromkeys(reading.STEPS, {})
   (section,) = sections.main_sweep({}, report, none)
   assert "MoE arms of different activation rates" in section.body
   assert sections.main_sweep({}, report, none | {"architecture": {"stages": []}}) == []
@@ -190,9 +201,9 @@ def test_arms_of_one_activation_rate_are_not_drawn_over_it(folder):
   "values, low, high", [((1, 8), 4, 8), ((1.9, 1.95), 3, 7), ((2e3, 3e7), 3, 6), ((3, 40), 3, 6)]
 )
 def test_a_logarithmic_axis_has_a_few_labels_inside_its_range(values, low, high):
-  with style.settings():
-    _, axis = style.new_figure(5, 3)
-    style.log_ticks(axis.xaxis, values)
+  with figure_style.settings():
+    _, axis = figure_style.new_figure(5, 3)
+    figure_style.log_ticks(axis.xaxis, values)
     ticks = axis.get_xticks()
   assert low <= len(ticks) <= high
   assert values[0] / 1.2 <= ticks[0] and ticks[-1] <= values[1] * 2.3

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from moe_parity.report import table, tables
+from moe_parity.report import table_formats, tables
 
 REPORT = {
   "arms": [
@@ -79,7 +79,7 @@ def test_seeds_of_an_arm_share_one_row_of_shapes_and_have_their_own_of_the_plan(
   [(999, "999"), (120_000, "120,000"), (3.472e6, "3.472M"), (2.15e9, "2.15B"), (1.3e12, "1.3T")],
 )
 def test_counts_keep_four_digits(value, shown):
-  assert table.count(value) == shown
+  assert table_formats.count(value) == shown
 
 
 def test_a_failed_check_is_loud():

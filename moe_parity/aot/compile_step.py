@@ -20,6 +20,7 @@ from moe_parity.aot.timeline import Timeline, simulate
 from moe_parity.aot.topology import device_placement, slice_mesh
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ArmPlan
+from moe_parity.planning.attention_choice import FUSED, Device
 from moe_parity.planning.expert_parallel import RAGGED
 from moe_parity.planning.memory import MAX_LOGITS_IN_MEMORY, device_memory
 from moe_parity.planning.mesh_sizes import MeshSizes, check_arms
@@ -126,6 +127,8 @@ def _state_bytes(arguments: tuple[Any, ...]) -> dict[str, int]:
 def _planned(config, plan: ArmPlan, sizes: MeshSizes) -> dict[str, int]:
   """What `planning/memory.py` expected."""
   micro = config.train.micro_batch_sequences or plan.batch_sequences
+  options, d_head = model_options(config), plan.architecture.d_head
+  attention = options.attention_choice(Device("tpu"), plan.seq_len, d_head).implementation
   return device_memory(
     plan.architecture,
     plan.seq_len,
@@ -134,7 +137,7 @@ def _planned(config, plan: ArmPlan, sizes: MeshSizes) -> dict[str, int]:
     dtype=config.model.dtype,
     remat=config.model.remat,
     micro_batches=plan.batch_sequences // micro,
-    kernels=model_options(config).uses_kernel(plan.seq_len, "tpu"),
+    kernels=attention in FUSED,
     max_logits=MAX_LOGITS_IN_MEMORY,
   ).to_dict()
 

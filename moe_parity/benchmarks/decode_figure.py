@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from moe_parity.report import style
+from moe_parity.report import figure_style
 
 
-def figure(result: dict[str, Any]) -> style.Drawing:
+def figure(result: dict[str, Any]) -> figure_style.Drawing:
   """Left what was measured, with the roofline of the same device; right what published peaks allow
   the paper's 7B, computed.
 
@@ -22,26 +22,28 @@ def figure(result: dict[str, Any]) -> style.Drawing:
   def draw(width: int | float) -> Any:
     narrow = width < 5
     grid = dict(nrows=2) if narrow else dict(ncols=2, sharey=True)
-    fig, (left, right) = style.new_figure(width, 5.8 if narrow else 3.5, **grid)
+    fig, (left, right) = figure_style.new_figure(width, 5.8 if narrow else 3.5, **grid)
     _measured(left, result)
     _computed(right, result["computed"])
     batches = [row["batch"] for row in result["decode"]]
-    style.log_ticks(left.xaxis, batches, "{:.0f}".format)
-    style.log_ticks(right.xaxis, [row["batch"] for row in result["computed"]], "{:.0f}".format)
+    figure_style.log_ticks(left.xaxis, batches, "{:.0f}".format)
+    figure_style.log_ticks(
+      right.xaxis, [row["batch"] for row in result["computed"]], "{:.0f}".format
+    )
     for axis in (left, right):
-      axis.axhline(1, color=style.DENSE, linewidth=0.8)
+      axis.axhline(1, color=figure_style.DENSE, linewidth=0.8)
       axis.set_xlabel("sequences decoded together")
       axis.set_ylim(bottom=0)
     left.set_ylabel("speed-up over dense of equal N")
     fig.legend(loc="outside lower center", ncols=2 if narrow else 3)
     return fig
 
-  return style.Drawing("decode", "Decode speed-up at equal N", caption, draw)
+  return figure_style.Drawing("decode", "Decode speed-up at equal N", caption, draw)
 
 
 def _measured(axis: Any, result: dict[str, Any]) -> None:
   names = [name for name in result["arms"] if name != "dense"]
-  for name, (color, marker) in zip(names, style.series(len(names)), strict=True):
+  for name, (color, marker) in zip(names, figure_style.series(len(names)), strict=True):
     rows = [row for row in result["decode"] if row["arm"] == name]
     batches, rate = [row["batch"] for row in rows], result["arms"][name]["activation_rate"]
     label = f"$r_a$ = {100 * rate:.0f} %, measured"
@@ -54,7 +56,7 @@ def _computed(axis: Any, rows: list[dict[str, Any]]) -> None:
   name = "moe_20"
   lines = sorted({(row["context"], row["chip"]) for row in rows})
   contexts = sorted({context for context, _ in lines})
-  colors = dict(zip(contexts, style.SERIES[2:], strict=False))
+  colors = dict(zip(contexts, figure_style.SERIES[2:], strict=False))
   for context, chip in lines:
     own = [
       row for row in rows if (row["arm"], row["context"], row["chip"]) == (name, context, chip)

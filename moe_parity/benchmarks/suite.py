@@ -54,7 +54,7 @@ def decode(results: pathlib.Path | None) -> list[dict]:
   from moe_parity.benchmarks import decode as measure
   from moe_parity.benchmarks.decode_figure import figure
   from moe_parity.files import write_bytes, write_json
-  from moe_parity.report.style import DESK
+  from moe_parity.report.figure_style import DESK
 
   result = measure.run()
   if results is not None:

@@ -109,6 +109,7 @@ def choose_meshes(args, config, arm, slice_) -> list:
   Raises:
     UserError: sizes that are no mesh of the slice; a slice on which no mesh trains the arm.
   """
+  from moe_parity.planning.attention_choice import FUSED, Device
   from moe_parity.planning.mesh_search import candidates
   from moe_parity.planning.mesh_sizes import MeshSizes, read_mesh, resolve
   from moe_parity.training.build import model_options
@@ -120,13 +121,16 @@ def choose_meshes(args, config, arm, slice_) -> list:
     if args.search is not None:
       raise UserError(f"--search looks for a mesh and mesh {given} is given; leave one out")
     return [resolve(given, slice_.num_devices)]
+  options = model_options(config)
+  choice = options.attention_choice(Device("tpu"), arm.seq_len, arm.architecture.d_head)
+  is_fused = choice.implementation in FUSED
   ordered = candidates(
     arm,
     slice_,
     micro_batch_sequences=config.train.micro_batch_sequences,
     dtype=config.model.dtype,
     remat=config.model.remat,
-    kernels=model_options(config).uses_kernel(arm.seq_len, "tpu"),
+    kernels=is_fused,
   )
   return ordered if args.search is not None else [ordered[0].sizes]
 

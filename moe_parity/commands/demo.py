@@ -3,16 +3,17 @@
 import argparse
 import pathlib
 
-from moe_parity.commands.common import ROOT, planned
+from moe_parity.commands.common import planned
 from moe_parity.commands.output import print_table
 from moe_parity.commands.study import run_and_judge
+from moe_parity.config import shipped
 
 HELP = "the whole question in a few minutes on a CPU"
 
 
 def arguments(parser) -> None:
   parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/demo"))
-  parser.add_argument("--config", default=str(ROOT / "configs" / "demo.py"), help=argparse.SUPPRESS)
+  parser.add_argument("--config", default=str(shipped("configs/demo.py")), help=argparse.SUPPRESS)
   parser.set_defaults(json=False)
 
 

@@ -37,12 +37,35 @@ def run(args) -> int:
     if part.plan.mixture_rows():
       print()
       print_table(part.plan.mixture_rows())
-    for note in part.plan.notes:
+    for note in [*part.plan.notes, *attention_notes(config, part.plan)]:
       print(f"note: {note}")
   if method := method_of(config):
     for note in method.pending_notes(config, parts):
       print(f"note: {note}")
   return 0
+
+
+def attention_notes(config, plan) -> list[str]:
+  """Which implementation computes attention on which device; one sentence, or one for each width
+  of heads where arms differ."""
+  from moe_parity.planning.attention_choice import attention_rows
+
+  model, notes = config.model, {}
+  for arm in plan.arms:
+    width = arm.architecture.d_head
+    rows = attention_rows(model.attention, model.dtype, arm.seq_len, width, model.position)
+    devices = {}
+    for row in rows:
+      devices.setdefault((row["attention"], row["reason"]), []).append(row["device"])
+    taken = (
+      f"{implementation} on {', '.join(names)}" + (f" ({reason})" if reason else "")
+      for (implementation, reason), names in devices.items()
+    )
+    notes.setdefault("; ".join(taken), []).append(width)
+  return [
+    f"attention of heads of {', '.join(map(str, sorted(set(widths))))} channels: {taken}"
+    for taken, widths in notes.items()
+  ]
 
 
 def memory_of(config, plan) -> list[dict | None]:
@@ -58,14 +81,21 @@ def memory_of(config, plan) -> list[dict | None]:
 
 
 def with_costs(config, plan) -> dict:
-  """The plan ready for JSON, each arm with its `device_memory_bytes` and its `costs` (executed
-  FLOPs, parameters with vocabulary, bytes of weights, all relative to dense too)."""
+  """The plan ready for JSON, each arm with its `device_memory_bytes`, its `costs` (executed FLOPs,
+  parameters with vocabulary, bytes of weights, all relative to dense too) and `attention`, the
+  implementation that known devices take."""
   from moe_parity.planning.arm_costs import arm_costs
+  from moe_parity.planning.attention_choice import attention_rows
 
+  model = config.model
   values = plan.to_dict()
   costs = {cost.name: cost.to_dict() for cost in arm_costs(values["arms"])}
   for arm, memory in zip(values["arms"], memory_of(config, plan), strict=True):
     arm |= {"device_memory_bytes": memory, "costs": costs[arm["name"]]}
+    width = arm["architecture"]["d_head"]
+    arm["attention"] = attention_rows(
+      model.attention, model.dtype, arm["seq_len"], width, model.position
+    )
   return values
 
 

@@ -16,8 +16,8 @@ def arguments(parser) -> None:
 def run(args) -> int:
   on_disk(args.folder, "report writes beside a study on this machine")
   from moe_parity.report.page import write_report
-  from moe_parity.report.steps import read_steps
   from moe_parity.study.certificate import recheck_study
+  from moe_parity.study.reading import read_steps
 
   parts = sorted(path.parent for path in args.folder.glob("parts/*/plan.json"))
   for folder in [args.folder, *parts]:

@@ -1,6 +1,5 @@
 """The routed experts of one device: one function with an implementation for each platform."""
 
-import math
 from typing import NamedTuple
 
 from jaxtyping import Array, Float, Int
@@ -10,6 +9,7 @@ from moe_parity.experts.assignments import expert_loads
 from moe_parity.experts.grouped_ffn import grouped_ffn
 from moe_parity.experts.looped_ffn import looped_ffn
 from moe_parity.experts.padded_ffn import padded_ffn
+from moe_parity.experts.padded_sizes import padded_sizes
 from moe_parity.kernels.common import platform
 
 __all__ = ["Operands", "expert_ffn", "expert_loads", "implementation_for"]
@@ -86,12 +86,5 @@ def expert_ffn(
 
 
 def slots_per_expert(num_tokens: int, experts_per_token: int, num_experts: int) -> int:
-  """Mean load and 1.75 standard deviations of balanced routing, in whole 16s.
-
-  Fewer slots would make the overflow loop work on balanced routing, more are padding for all
-  experts; skewed routing is cheaper in the loop than in slots.
-  """
-  share = experts_per_token / num_experts
-  mean = num_tokens * share
-  slots = math.ceil(mean + 1.75 * math.sqrt(mean * (1 - min(share, 1))))
-  return min(16 * math.ceil(slots / 16), num_tokens * experts_per_token)
+  """Slots of an expert on the platform that the program is traced for (`padded_sizes.py`)."""
+  return padded_sizes().slots(num_tokens, experts_per_token, num_experts)

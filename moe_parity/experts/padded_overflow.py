@@ -14,9 +14,8 @@ from jaxtyping import Array, Bool, Int
 from moe_parity.experts import padded_swiglu
 from moe_parity.experts.assignments import IN_BOUNDS, SortedAssignments
 from moe_parity.experts.overflow_rounds import overflow_loop
+from moe_parity.experts.padded_sizes import padded_sizes
 from moe_parity.experts.permute import barrier
-
-ROWS_PER_STEP = 256
 
 
 class OverflowTiles(NamedTuple):
@@ -35,29 +34,23 @@ class OverflowPlan(NamedTuple):
   num_steps: Int[Array, ""]
 
 
-def tile_size(num_slots: int) -> int:
-  """Assignments per tile: about a quarter of an expert's slots, in [16, 256].
-
-  Larger tiles carry more padding, smaller ones more copies of weights for the work they do.
-  """
-  return min(max(16 * (num_slots // 64), 16), 256)
-
-
-def tiles_per_step(num_slots: int) -> int:
-  """Tiles of one step: enough rows to occupy the cores, few enough that the last step's padding
-  stays small."""
-  return min(max(ROWS_PER_STEP // tile_size(num_slots), 2), 8)
-
-
 def plan_overflow(by_expert: SortedAssignments, num_slots: int) -> OverflowPlan:
   """The tiles of what overflows `num_slots` slots per expert."""
-  tiles_E = -(-jnp.maximum(by_expert.count_E - num_slots, 0) // tile_size(num_slots))
+  size, num_tiles = _tile_sizes(by_expert, num_slots)
+  tiles_E = -(-jnp.maximum(by_expert.count_E - num_slots, 0) // size)
   end_E = jnp.cumsum(tiles_E, dtype=jnp.int32)
-  return OverflowPlan(tiles_E, end_E, -(-end_E[-1] // tiles_per_step(num_slots)))
+  return OverflowPlan(tiles_E, end_E, -(-end_E[-1] // num_tiles))
+
+
+def _tile_sizes(by_expert: SortedAssignments, num_slots: int) -> tuple[int, int]:
+  """Assignments of a tile, and tiles of a step."""
+  sizes = padded_sizes()
+  num_tiles = sizes.tiles_per_step(num_slots, by_expert.sort_index_A.size)
+  return sizes.tile(num_slots), num_tiles
 
 
 def _tiles(step, plan: OverflowPlan, by_expert: SortedAssignments, num_slots: int) -> OverflowTiles:
-  size, num_tiles, num_experts = tile_size(num_slots), tiles_per_step(num_slots), plan.end_E.size
+  (size, num_tiles), num_experts = _tile_sizes(by_expert, num_slots), plan.end_E.size
   index_G = step * num_tiles + jnp.arange(num_tiles, dtype=jnp.int32)
   # The last step may run past the last tile: the last expert's, beyond all it has, so not real.
   expert_G = (plan.end_E[None, :] <= index_G[:, None]).sum(1, dtype=jnp.int32)

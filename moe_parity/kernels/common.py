@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import importlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from moe_parity.errors import UserError
+from moe_parity.planning.attention_choice import Device
 from moe_parity.planning.tpu_slices import LANES
 
 INTERPRET_VMEM_BYTES = 64 * 2**20  # a v5p's, where kernels are interpreted
@@ -51,6 +53,19 @@ def device_platform() -> str:
   return jax.default_backend() if device is None else device.platform
 
 
+def attention_device() -> Device:
+  """The device of the program being traced, as the choice of attention sees it."""
+  return Device(platform(), compute_capability() if platform() == "gpu" else 0.0)
+
+
+def compute_capability() -> float:
+  """Of this machine's NVIDIA GPU, such as 9.0; 0 without one (another maker's has none)."""
+  if device_platform() != "gpu":
+    return 0.0
+  capability = getattr(jax.local_devices()[0], "compute_capability", "")
+  return float(capability) if re.fullmatch(r"\d+\.\d+", str(capability)) else 0.0
+
+
 @contextlib.contextmanager
 def simulate(name: str) -> Iterator[None]:
   """Programs traced inside take the formulations of another platform, with TPU kernels interpreted:
@@ -72,7 +87,7 @@ def interpret() -> bool:
   if name == "gpu":
     raise UserError(
       "a TPU kernel cannot run on a GPU, where it would be interpreted step by step; use the "
-      "'padded' implementation of experts and attention='blocks', which a GPU takes by default"
+      "'padded' implementation of experts and model.attention='', which a GPU takes by default"
     )
   return name != "tpu"
 

@@ -13,8 +13,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_parity.kernels.common import platform
+from moe_parity.kernels.common import attention_device
+from moe_parity.kernels.cudnn_attention import cudnn_attention
 from moe_parity.kernels.flash_attention import flash_attention
+from moe_parity.kernels.splash_attention import splash_attention
 from moe_parity.model.init import param
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.accounting import query_block
@@ -223,7 +225,7 @@ def cached_attention(
 
 
 class Attention(nnx.Module):
-  """Four projections around `causal_attention` (on a TPU, its kernel). No biases (paper, 3)."""
+  """Four projections around `causal_attention` or a fused form of it. No biases (paper, 3)."""
 
   def __init__(self, architecture: Architecture, options: ModelOptions):
     d, q = architecture.d_model, architecture.d_head
@@ -264,13 +266,18 @@ class Attention(nnx.Module):
     slopes = alibi_slopes(self.num_heads) if self.options.position == "alibi" else None
     if past is not None:
       y = cached_attention(q, by_head(k, v), past, slopes)
-    elif self.options.uses_kernel(S, platform()):
-      # Imported here because only TPUs need it and Pallas is slow to import.
-      y = flash_attention(q, k, v, slopes, document_BS)
     else:
-      block = query_block(S, self.options.attention_block)
-      y = causal_attention(q, k, v, slopes, block, document_BS)
+      choice = self.options.attention_choice(attention_device(), S, q.shape[3])
+      y = self._attend(choice.implementation, q, k, v, slopes, document_BS)
     return y.reshape(T, -1) @ self.out.astype(x_TD.dtype), (k, v)
+
+  def _attend(self, implementation, q, k, v, slopes, document_BS):
+    """Causal attention by an implementation of `planning/attention_choice.py`."""
+    if implementation == "blocks":
+      block = query_block(q.shape[1], self.options.attention_block)
+      return causal_attention(q, k, v, slopes, block, document_BS)
+    fused = {"cudnn": cudnn_attention, "flash": flash_attention, "splash": splash_attention}
+    return fused[implementation](q, k, v, slopes, document_BS)
 
 
 def _rotate_at(x_BSHQ, position_BS):

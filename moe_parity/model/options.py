@@ -3,14 +3,18 @@
 import dataclasses
 
 from moe_parity.errors import UserError, check_choice
+from moe_parity.planning.attention_choice import (
+  IMPLEMENTATIONS,
+  AttentionChoice,
+  Device,
+  choose_attention,
+)
 from moe_parity.planning.routed_scale import check_routed_scale
 
 POSITIONS = ("alibi", "rope", "none")
 REMAT_POLICIES = ("none", "dots", "layer")
 DTYPES = ("float32", "bfloat16")
-ATTENTIONS = ("", "blocks")
-KERNEL_MULTIPLE = 128  # positions; what the kernel needs a sequence to be a multiple of
-KERNEL_LONGEST = 16_384  # positions whose keys and queries of a head fit on the chip
+ATTENTIONS = ("", *IMPLEMENTATIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +31,9 @@ class ModelOptions:
     remat: what the backward pass recomputes. "none" keeps every activation; "dots" keeps the
       results of matrix products; "layer" keeps only what enters a layer.
     dtype: arithmetic of the matrix products. Router, softmax, norms and loss are float32 always.
-    attention: "" takes the platform's: on a TPU a kernel that never stores scores, for sequences
-      of up to 16,384 positions that are a multiple of 128; elsewhere, and with "blocks", plain
-      products of query blocks.
+    attention: "blocks" (plain products of query blocks), "cudnn" (NVIDIA GPUs), "flash" or
+      "splash" (TPUs); "" takes the platform's fused one where it can serve, else blocks
+      (`planning/attention_choice.py`). A named one that cannot run is refused.
     attention_block: queries computed at a time, each block against the keys up to its end: with n
       blocks a causal mask costs (n+1)/2n of the full product. A sequence it does not divide is one
       block. Blocks are unrolled, so many of them cost compile time.
@@ -82,11 +86,10 @@ class ModelOptions:
         f"model.attention_block={self.attention_block} must be at least 1; 512 is a good choice"
       )
 
-  def uses_kernel(self, seq_len: int, platform: str) -> bool:
-    """Whether attention is the TPU kernel.
+  def attention_choice(self, device: Device, seq_len: int, d_head: int) -> AttentionChoice:
+    """Which implementation computes attention on a device.
 
-    Args:
-      platform: what the program is compiled for.
+    Raises:
+      UserError: the implementation these options name cannot run there.
     """
-    fits = seq_len % KERNEL_MULTIPLE == 0 and seq_len <= KERNEL_LONGEST
-    return platform == "tpu" and self.attention == "" and fits
+    return choose_attention(self.attention, device, self.dtype, seq_len, d_head, self.position)

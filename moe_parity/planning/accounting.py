@@ -21,7 +21,7 @@ fills up to 128 channels, both multiplied by zero; and everything that is no mat
 is the same on every platform, so attention is counted in blocks of `model.attention_block` queries.
 A TPU's kernel takes 512, 256 or 128 at a time, the first that divides S: with the default block the
 same count where 512 divides S and at an S of 128 or 256; at others, such as 640, it computes less
-than is counted.
+than is counted. So does cuDNN on a GPU, whose tiles are smaller (`attention_choice.py`).
 """
 
 from __future__ import annotations

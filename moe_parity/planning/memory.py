@@ -32,6 +32,7 @@ from typing import Any
 
 from moe_parity.errors import UserError
 from moe_parity.planning.architecture import Architecture
+from moe_parity.planning.attention_choice import FUSED
 from moe_parity.planning.expert_parallel import CAPACITY_HEADROOM, tile_padded_rows
 from moe_parity.planning.mesh_sizes import AXES
 from moe_parity.planning.tpu_slices import LANES
@@ -74,6 +75,7 @@ def device_memory(
   remat: str = "layer",
   micro_batches: int = 1,
   kernels: bool = False,
+  fused_attention: bool = False,
   max_logits: int = 0,
 ) -> Memory:
   """The peak memory of one device of `mesh` in a training step.
@@ -84,6 +86,7 @@ def device_memory(
     micro_batches: parts of the batch, computed one after another.
     kernels: whether attention and experts use a TPU's kernels. Then scores are never stored
       (otherwise their softmax is, S a head), and the sorted rows of experts are saved.
+    fused_attention: whether attention alone stores no scores (cuDNN's).
     max_logits: logits that exist at a time on a device; 0 is all of a micro-batch.
   Raises:
     UserError: an unknown axis, policy or dtype; a batch or an expert count the mesh cannot divide.
@@ -102,9 +105,8 @@ def device_memory(
   rows: int | float = 0
   if kernels and architecture.is_moe:
     rows = _kernel_rows(architecture, sizes["expert"], tokens, tokens // seq_len) / tokens
-  saved, workspace = _saved_and_workspace(
-    architecture, remat, 0 if kernels else seq_len, 4 // item, rows
-  )
+  scores = 0 if kernels or fused_attention else seq_len
+  saved, workspace = _saved_and_workspace(architecture, remat, scores, 4 // item, rows)
   layers = [_layer_params(architecture, is_moe, sizes) for is_moe in architecture.moe_layers]
   is_copied = remat == "none" and (item < 4 or sizes["fsdp"] > 1)
   return Memory(
@@ -149,8 +151,10 @@ def _kernel_rows(architecture: Architecture, expert_axis: int, tokens: int, sequ
 
 
 def planned_memory(config: Any, arm: Any) -> Memory | None:
-  """One device's memory when a config's arm (an `ArmPlan`) trains as the config says, with the
-  attention of platforms other than TPUs, whose kernel stores no scores.
+  """One device's memory when a config's arm (an `ArmPlan`) trains as the config says.
+
+  Attention is taken to store scores unless the config names a fused implementation: which one the
+  platform's own is, a plan cannot know.
 
   Returns:
     None where the config leaves the number of devices to the machine (a mesh axis of -1).
@@ -171,6 +175,7 @@ def planned_memory(config: Any, arm: Any) -> Memory | None:
     dtype=config.model.dtype,
     remat=config.model.remat,
     micro_batches=max(arm.batch_sequences // micro, 1),
+    fused_attention=config.model.attention in FUSED,
     max_logits=MAX_LOGITS_IN_MEMORY,
   )
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from moe_parity.paper import tables as published
-from moe_parity.report import style
-from moe_parity.report.table import (
+from moe_parity.report import figure_style
+from moe_parity.report.table_formats import (
   Column,
   Table,
   count,
@@ -102,7 +102,7 @@ def backbones(step: dict) -> Table:
   return Table("backbones", "The locked backbones", columns, rows)
 
 
-def shape_scatter(step: dict) -> style.Drawing | None:
+def shape_scatter(step: dict) -> figure_style.Drawing | None:
   """Shapes by zeta and mu, colored by loss over the best: this search, and the paper's Table 8."""
   stage = next((s for s in step.get("stages", []) if s["name"] == "shape"), None)
   own = [
@@ -120,22 +120,22 @@ def shape_scatter(step: dict) -> style.Drawing | None:
   def draw(width: int | float) -> Any:
     narrow = width < 5
     shape = {"nrows": 2} if narrow else {"ncols": 2}
-    figure, axes = style.new_figure(width, 6.4 if narrow else 3.6, **shape)
+    figure, axes = figure_style.new_figure(width, 6.4 if narrow else 3.6, **shape)
     panels = (("this search", own), ("paper, Table 8 (2B)", table8))
     excess = [_excess(points) for _, points in panels]
     top = max(float(values.max()) for values in excess)
     for axis, (title, points), values in zip(axes, panels, excess, strict=True):
       zeta, mu = (np.array([p[i] for p in points]) for i in (0, 1))
       drawn = axis.scatter(
-        zeta, mu, c=values, cmap="cividis_r", vmin=0, vmax=top, s=46, edgecolor=style.INK,
+        zeta, mu, c=values, cmap="cividis_r", vmin=0, vmax=top, s=46, edgecolor=figure_style.INK,
         linewidth=0.5, zorder=3,
       )  # fmt: skip
       best = int(values.argmin())
       axis.plot(zeta[best], mu[best], "o", markersize=12, markerfacecolor="none",
-                markeredgecolor=style.ACCENT, markeredgewidth=1.6, zorder=4)  # fmt: skip
+                markeredgecolor=figure_style.ACCENT, markeredgewidth=1.6, zorder=4)  # fmt: skip
       axis.set_title(title)
-      style.log_ticks(axis.xaxis, zeta)
-      style.log_ticks(axis.yaxis, mu)
+      figure_style.log_ticks(axis.xaxis, zeta)
+      figure_style.log_ticks(axis.yaxis, mu)
       axis.set_xlabel(r"$\zeta$ = d_model / layers")
       axis.set_ylabel(r"$\mu$ = all expert width / d_model")
     figure.colorbar(
@@ -143,7 +143,7 @@ def shape_scatter(step: dict) -> style.Drawing | None:
     )
     return figure
 
-  return style.Drawing(
+  return figure_style.Drawing(
     "shape_scatter",
     "Shape ratios and loss",
     "Each point is a shape at equal N, r_a and C, darker where its training cross-entropy is "

@@ -9,23 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from moe_parity.report import style
+from moe_parity.report import figure_style
 from moe_parity.study import reading
 
 MAX_POINTS = 160  # of a loss curve: more cannot be seen and make the page heavy
 
 
-def activation_rate(report: dict) -> style.Drawing | None:
+def activation_rate(report: dict) -> figure_style.Drawing | None:
   """BPC over r_a with the fit, dense lines and, below, the differences to dense with intervals."""
   moe = [g for g in report["groups"] if g["kind"] == "moe" and g["role"] == "arm"]
   rates = [g["activation_rate"] for g in moe]
-  if not moe or (len(moe) > 1 and max(rates) < style.SAME_RATE * min(rates)):
+  if not moe or (len(moe) > 1 and max(rates) < figure_style.SAME_RATE * min(rates)):
     return None
 
   def draw(width: int | float) -> Any:
     narrow = width < 5
     both = bool(report["comparisons"])
-    figure, axes = style.new_figure(
+    figure, axes = figure_style.new_figure(
       width,
       (5.6 if narrow else 5.2) if both else 3.3,
       nrows=2 if both else 1,
@@ -36,7 +36,7 @@ def activation_rate(report: dict) -> style.Drawing | None:
     _curve_panel(axes[0, 0], report, moe)
     if both:
       _difference_panel(axes[1, 0], report)
-    style.rate_axis(axes[-1, 0], rates)
+    figure_style.rate_axis(axes[-1, 0], rates)
     figure.legend(loc="outside lower center", ncols=2 if narrow else 3)
     return figure
 
@@ -55,7 +55,7 @@ def activation_rate(report: dict) -> style.Drawing | None:
       " Below: MoE minus dense, below zero MoE is better; intervals hold for all arms at once with"
       f" 95 % confidence ({covers}), and so does the band for the whole fitted curve{scatter}."
     )
-  return style.Drawing(
+  return figure_style.Drawing(
     "activation_rate",
     "BPC over activation rate at fixed N and C",
     ("Above: bits" if below else "Bits")
@@ -71,13 +71,13 @@ def _curve_panel(axis: Any, report: dict, moe: list[dict]) -> None:
   fitted = report["curve"]
   if fitted:
     grid = fitted["grid"]
-    axis.plot(grid, fitted["bpc"], color=style.FIT, label=f"fit ({fitted['form']})")
+    axis.plot(grid, fitted["bpc"], color=figure_style.FIT, label=f"fit ({fitted['form']})")
     minimum = fitted["minimum"]
     axis.plot(
       minimum["activation_rate"],
       minimum["bpc"],
       "v" if minimum["bracketed"] else "x",
-      color=style.FIT,
+      color=figure_style.FIT,
       markersize=7,
       zorder=6,
       label="minimum" + ("" if minimum["bracketed"] else " (not bracketed)"),
@@ -85,19 +85,25 @@ def _curve_panel(axis: Any, report: dict, moe: list[dict]) -> None:
   for g in moe:
     if g["num_seeds"] > 1:
       axis.plot(
-        [g["activation_rate"]] * g["num_seeds"], g["bpc_by_seed"], ".", color=style.MUTED,
+        [g["activation_rate"]] * g["num_seeds"], g["bpc_by_seed"], ".", color=figure_style.MUTED,
         markersize=3.5, zorder=4
       )  # fmt: skip
   axis.plot(
-    rates, [g["bpc"] for g in moe], "o", color=style.FIT, markeredgecolor="white", markersize=6.5,
-    zorder=5, label="MoE arm"
-  )  # fmt: skip
+    rates,
+    [g["bpc"] for g in moe],
+    "o",
+    color=figure_style.FIT,
+    markeredgecolor="white",
+    markersize=6.5,
+    zorder=5,
+    label="MoE arm",
+  )
   for g in report["groups"]:
     if g["kind"] == "dense" and g["role"] != "check":
       own = g["role"] == "arm"
       axis.axhline(
         g["bpc"],
-        color=style.DENSE if own else style.REFERENCE,
+        color=figure_style.DENSE if own else figure_style.REFERENCE,
         linestyle="-" if own else (0, (5, 3)),
         linewidth=1.3,
         label=_dense_label(g),
@@ -121,17 +127,17 @@ def _difference_panel(axis: Any, report: dict) -> None:
     axis.fill_between(
       fitted["grid"],
       *fitted["difference_band"],
-      color=style.FIT,
+      color=figure_style.FIT,
       alpha=0.12,
       linewidth=0,
       label="fit minus dense (95 %)",
     )
-  axis.axhline(0, color=style.DENSE, linewidth=1.3)
-  colors = {"MoE better": style.BETTER, "dense better": style.WORSE}
+  axis.axhline(0, color=figure_style.DENSE, linewidth=1.3)
+  colors = {"MoE better": figure_style.BETTER, "dense better": figure_style.WORSE}
   for row in rows:
-    color = colors.get(row["verdict"], style.REFERENCE)
+    color = colors.get(row["verdict"], figure_style.REFERENCE)
     rate, difference = row["activation_rate"], row["difference"]
-    bars = style.bars(difference, row["simultaneous"])
+    bars = figure_style.bars(difference, row["simultaneous"])
     face = "white" if row["verdict"] == "one seed" else color
     axis.errorbar(
       rate, difference, bars, fmt="o", color=color, markerfacecolor=face, capsize=3.5,
@@ -139,13 +145,13 @@ def _difference_panel(axis: Any, report: dict) -> None:
     )  # fmt: skip
   for verdict in ("MoE better", "not distinguishable", "dense better", "one seed", "no verdict"):
     if any(row["verdict"] == verdict for row in rows):
-      color = colors.get(verdict, style.REFERENCE)
+      color = colors.get(verdict, figure_style.REFERENCE)
       face = "white" if verdict == "one seed" else color
       axis.plot([], [], "o", color=color, markerfacecolor=face, label=verdict)
   axis.set_ylabel("MoE $-$ dense (BPC)")
 
 
-def loss_curves(study: reading.Study) -> style.Drawing | None:
+def loss_curves(study: reading.Study) -> figure_style.Drawing | None:
   """Training cross-entropy over tokens and over FLOPs, one line for each run."""
   lines = []
   for run in study.runs:
@@ -158,8 +164,8 @@ def loss_curves(study: reading.Study) -> style.Drawing | None:
   def draw(width: int | float) -> Any:
     narrow = width < 5
     shape = {"nrows": 2, "ncols": 1} if narrow else {"nrows": 1, "ncols": 2}
-    figure, axes = style.new_figure(width, 6.2 if narrow else 3.7, sharey=True, **shape)
-    colors = style.run_colors({run.name: run.plan["activation_rate"] for run, _ in lines})
+    figure, axes = figure_style.new_figure(width, 6.2 if narrow else 3.7, sharey=True, **shape)
+    colors = figure_style.run_colors({run.name: run.plan["activation_rate"] for run, _ in lines})
     seen: set[str] = set()
     floor, top, first = np.inf, -np.inf, np.inf
     for run, train in lines:
@@ -173,8 +179,8 @@ def loss_curves(study: reading.Study) -> style.Drawing | None:
       first = min(first, tokens[-1] / 30)
     last = max(run.plan["num_tokens"] for run, _ in lines)
     spent = [run.plan["train_flops"] for run, _ in lines]
-    style.log_ticks(axes[0].xaxis, (first, last), style.tokens)
-    style.log_ticks(axes[1].xaxis, (min(spent) / 30, max(spent)), style.power)
+    figure_style.log_ticks(axes[0].xaxis, (first, last), figure_style.tokens)
+    figure_style.log_ticks(axes[1].xaxis, (min(spent) / 30, max(spent)), figure_style.power)
     axes[0].set_ylim(floor - 0.04 * (top - floor), top + 0.04 * (top - floor))
     axes[0].set_xlabel("training tokens")
     axes[1].set_xlabel("training FLOPs")
@@ -183,7 +189,7 @@ def loss_curves(study: reading.Study) -> style.Drawing | None:
     figure.legend(loc="outside lower center", ncols=2 if narrow else 4)
     return figure
 
-  return style.Drawing(
+  return figure_style.Drawing(
     "loss_curves",
     "Training loss over tokens and over compute",
     "Cross-entropy on training batches, a running mean of 2 % of the run or, in short runs, five "
@@ -198,7 +204,7 @@ def loss_curves(study: reading.Study) -> style.Drawing | None:
 def _look(run: reading.Run, color: Any) -> dict[str, Any]:
   look: dict[str, Any] = {"linewidth": 1.2, "color": color}
   if run.plan["kind"] == "dense" and run.plan["role"] != "arm":
-    look["color"] = style.REFERENCE
+    look["color"] = figure_style.REFERENCE
   if run.plan["role"] != "arm":
     look["linestyle"] = (0, (5, 3))
   return look

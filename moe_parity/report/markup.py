@@ -6,8 +6,8 @@ import re
 import urllib.parse
 from collections.abc import Iterable
 
-from moe_parity.report import style
-from moe_parity.report.table import Table
+from moe_parity.report import figure_style
+from moe_parity.report.table_formats import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,18 +18,18 @@ class Section:
   body: str
 
 
-def figure(drawing: style.Drawing | None, missing: str = "") -> str:
+def figure(drawing: figure_style.Drawing | None, missing: str = "") -> str:
   """The drawing twice, for desk and phone, of which the stylesheet shows one.
 
   Args:
     missing: said where there is no drawing; "" says nothing.
   """
   if drawing is None:
-    return absent(missing) if missing else ""
+    return missing_note(missing) if missing else ""
   alt = html.escape(f"{drawing.title}. {drawing.caption}", quote=True)
   images = "\n".join(
     f'<img class="{name}" src="{data_uri(drawing.svg(width))}" alt="{alt}">'
-    for name, width in (("desk", style.DESK), ("phone", style.PHONE))
+    for name, width in (("desk", figure_style.DESK), ("phone", figure_style.PHONE))
   )
   return f"""<figure>
 {images}
@@ -47,17 +47,17 @@ def data_uri(svg: str) -> str:
 def table(content: Table, missing: str = "") -> str:
   """A table with its caption and the names of its files."""
   if not content.rows:
-    return absent(missing) if missing else ""
+    return missing_note(missing) if missing else ""
   files = html.escape(f"{content.name}.csv, .md, .tex")
   title = html.escape(content.title)
   return f'<p class="caption"><b>{title}</b> ({files})</p>\n{content.html()}\n'
 
 
-def absent(what: str) -> str:
+def missing_note(what: str) -> str:
   return f'<p class="absent">Not here: {html.escape(what)}.</p>\n'
 
 
-def fold(summary: str, body: str, on_paper: bool = True) -> str:
+def details(summary: str, body: str, on_paper: bool = True) -> str:
   """Shown when asked for; on paper always, or not at all."""
   kind = "" if on_paper else ' class="screen"'
   return f"<details{kind}><summary>{html.escape(summary)}</summary>\n{body}</details>\n"

@@ -12,23 +12,22 @@ from collections.abc import Sequence
 from moe_parity import files
 from moe_parity.report import (
   architecture,
+  comparisons,
+  data_reuse,
+  figure_style,
   figures,
-  paper,
-  reuse,
+  paper_figures,
   routing,
   sections,
   specialization,
-  style,
   sweeps,
   tables,
 )
-from moe_parity.report import parts as further
-from moe_parity.report.markup import Section, figure, fold, table
-from moe_parity.report.steps import read_steps
-from moe_parity.report.stylesheet import CSS
-from moe_parity.report.table import Table
+from moe_parity.report.markup import Section, details, figure, table
+from moe_parity.report.table_formats import Table
 from moe_parity.study import reading
 from moe_parity.study.analysis import compare
+from moe_parity.study.reading import read_steps
 
 
 def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
@@ -48,15 +47,15 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
   folder = pathlib.Path(study_folder) / "report"
   folder.mkdir(exist_ok=True)
   counted = specialization.read(study)
-  others = further.read(pathlib.Path(study_folder))
+  others = comparisons.read(pathlib.Path(study_folder))
   drawings = _drawings(study, report, steps, counted)
-  drawings |= {drawing.name: drawing for drawing in further.drawings(others)}
+  drawings |= {drawing.name: drawing for drawing in comparisons.drawings(others)}
   parts = _tables(study, report, steps, counted)
-  parts |= {made.name: made for made in further.each_tables(others)}
+  parts |= {made.name: made for made in comparisons.all_tables(others)}
   written = {"index.html"}
   for drawing in drawings.values():
-    files.write_bytes(folder / f"{drawing.name}.png", drawing.png(style.DESK))
-    files.write_bytes(folder / f"{drawing.name}.svg", drawing.svg(style.DESK).encode())
+    files.write_bytes(folder / f"{drawing.name}.png", drawing.png(figure_style.DESK))
+    files.write_bytes(folder / f"{drawing.name}.svg", drawing.svg(figure_style.DESK).encode())
     written |= {f"{drawing.name}.png", f"{drawing.name}.svg"}
   for part in parts.values():
     for ending, text in (("md", part.markdown()), ("csv", part.csv()), ("tex", part.latex())):
@@ -70,17 +69,24 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
   return folder / "index.html"
 
 
+def _own(name: str) -> str:
+  """The text of a file that stands beside this one."""
+  return (pathlib.Path(__file__).parent / name).read_text()
+
+
 def page(
   study: reading.Study,
   report: dict,
   steps: dict[str, dict],
-  drawings: dict[str, style.Drawing],
+  drawings: dict[str, figure_style.Drawing],
   parts: dict[str, Table],
-  others: Sequence[further.Part] = (),
+  others: Sequence[comparisons.Comparison] = (),
 ) -> str:
   """The whole HTML text."""
   domains = table(parts["domains"], "no arm is evaluated yet")
-  domains += fold("MoE minus dense in each domain", table(parts["domain_differences"], "none yet"))
+  domains += details(
+    "MoE minus dense in each domain", table(parts["domain_differences"], "none yet")
+  )
   plan = "".join(table(parts[n], "plan.json is not there") for n in ("shapes", "plan"))
   found = [
     *sections.architecture(steps["architecture"], drawings, parts),
@@ -89,14 +95,14 @@ def page(
     Section("MoE against dense", table(parts["comparisons"], "nothing to compare yet")),
     sections.resources(report, parts),
     *sections.activation_rate(steps["activation_rate"], drawings, parts),
-    *further.section(list(others), drawings, parts),
+    *comparisons.section(list(others), drawings, parts),
     Section("Arms", table(parts["arms"], "no arms are planned") + table(parts["effort"])),
     Section("Plan", plan),
     sections.certificate(study, report, parts),
     Section("Loss", figure(drawings.get("loss_curves"), "no run has logged a step yet")),
     sections.routing(drawings, parts, report),
     Section("Domains", domains),
-    sections.beside_paper(drawings, parts),
+    sections.versus_paper(drawings, parts),
     sections.method(report),
     sections.reproduce(study, parts),
   ]
@@ -113,7 +119,7 @@ def page(
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}: dense against MoE</title>
-<style>{CSS}</style>
+<style>{_own("page.css")}</style>
 </head>
 <body>
 <header>
@@ -131,7 +137,7 @@ def page(
 
 def _drawings(
   study: reading.Study, report: dict, steps: dict, counted: list[specialization.Counted]
-) -> dict[str, style.Drawing]:
+) -> dict[str, figure_style.Drawing]:
   """Every figure there is data for; expert loads for the first seed of each arm."""
   first = {run.name: run for run in reversed(study.runs) if reading.read_routing(run.folder)}
   found = [
@@ -140,12 +146,12 @@ def _drawings(
     sweeps.panels(steps["activation_rate"]),
     sweeps.fixed_data(steps["activation_rate"]),
     sweeps.transfer(steps["activation_rate"]),
-    reuse.by_scheme(steps["data_reuse"]),
-    reuse.decay(steps["data_reuse"]),
+    data_reuse.by_scheme(steps["data_reuse"]),
+    data_reuse.decay(steps["data_reuse"]),
     figures.loss_curves(study),
-    paper.excess_over_dense(report),
-    paper.compute_ratio(study),
-    paper.loss_over_data(study),
+    paper_figures.excess_over_dense(report),
+    paper_figures.compute_ratio(study),
+    paper_figures.loss_over_data(study),
     routing.health(study),
     routing.loads(list(reversed(first.values()))),
     specialization.by_layer(counted),
@@ -180,5 +186,5 @@ def _tables(
   if steps["activation_rate"]:
     every += [sweeps.table(steps["activation_rate"]), sweeps.tuning(steps["activation_rate"])]
   if steps["data_reuse"]:
-    every += [reuse.schemes(steps["data_reuse"]), reuse.costs(steps["data_reuse"])]
+    every += [data_reuse.schemes(steps["data_reuse"]), data_reuse.costs(steps["data_reuse"])]
   return {part.name: part for part in every}

@@ -4,14 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from moe_parity.report import style
+from moe_parity.report import figure_style
 from moe_parity.study import reading
 
 MAX_STEPS = 100
 LOG_SPAN = 3  # colors reach from an eighth of the even load to eight times it
 
 
-def health(study: reading.Study) -> style.Drawing | None:
+def health(study: reading.Study) -> figure_style.Drawing | None:
   """MaxVio, router entropy, dead experts and balance loss over training, one line for each run."""
   runs = []
   for run in study.runs:
@@ -30,10 +30,10 @@ def health(study: reading.Study) -> style.Drawing | None:
 
   def draw(width: int | float) -> Any:
     narrow = width < 5
-    figure, axes = style.new_figure(
+    figure, axes = figure_style.new_figure(
       width, 8.6 if narrow else 4.7, nrows=4 if narrow else 2, ncols=1 if narrow else 2, sharex=True
     )
-    colors = style.run_colors({run.name: run.plan["activation_rate"] for run, _ in runs})
+    colors = figure_style.run_colors({run.name: run.plan["activation_rate"] for run, _ in runs})
     seen: set[str] = set()
     for axis, (title, value) in zip(axes.flat, panels, strict=True):
       for run, train in runs:
@@ -51,7 +51,7 @@ def health(study: reading.Study) -> style.Drawing | None:
     figure.legend(loc="outside lower center", ncols=2 if narrow else 5)
     return figure
 
-  return style.Drawing(
+  return figure_style.Drawing(
     "routing_health",
     "Routing health over training",
     "MaxVio: load of the fullest expert over the even load, minus 1; the worst layer. Router "
@@ -62,7 +62,7 @@ def health(study: reading.Study) -> style.Drawing | None:
   )
 
 
-def loads(runs: list[reading.Run]) -> style.Drawing | None:
+def loads(runs: list[reading.Run]) -> figure_style.Drawing | None:
   """Heat maps, a row for each run: its experts at the end, and the fullest expert over time."""
   maps = []
   for run in runs:
@@ -76,7 +76,7 @@ def loads(runs: list[reading.Run]) -> style.Drawing | None:
 
   def draw(width: int | float) -> Any:
     heights = [0.75 + 0.07 * len(final) for _, _, final, _ in maps]
-    figure, axes = style.new_figure(
+    figure, axes = figure_style.new_figure(
       width, sum(heights) + 0.7, nrows=len(maps), ncols=2, squeeze=False, height_ratios=heights
     )
     for (left, right), (label, steps, final, fullest) in zip(axes, maps, strict=True):
@@ -111,7 +111,7 @@ def loads(runs: list[reading.Run]) -> style.Drawing | None:
     )
     return figure
 
-  return style.Drawing(
+  return figure_style.Drawing(
     "expert_loads",
     "Expert loads",
     "Load is an expert's share of the assignments times the number of experts: 1 is even, 0 is "

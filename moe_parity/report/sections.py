@@ -9,18 +9,18 @@ import html
 import json
 
 from moe_parity.report import sweeps
+from moe_parity.report.figure_style import Drawing
 from moe_parity.report.markup import (
   Section,
-  absent,
   bullets,
+  details,
   figure,
-  fold,
+  missing_note,
   paragraphs,
   table,
   words,
 )
-from moe_parity.report.style import Drawing
-from moe_parity.report.table import Table
+from moe_parity.report.table_formats import Table
 from moe_parity.study import reading
 
 MAX_CHECKS = 16  # a table longer than that hides what comes after it
@@ -96,7 +96,7 @@ def activation_rate(step: dict, drawings: Drawings, tables: Tables) -> list[Sect
     body += figure(drawings.get(name))
   tuning = table(tables["tuning"])
   body += (bullets(sweeps.tuning_words(step)) + tuning) if tuning else ""
-  body += fold("Every arm of every sweep", table(tables["activation_rate"]))
+  body += details("Every arm of every sweep", table(tables["activation_rate"]))
   return [Section("Activation rate over budgets", body)]
 
 
@@ -107,7 +107,7 @@ def data_reuse(step: dict, drawings: Drawings, tables: Tables) -> list[Section]:
   body = _sentences(step)
   body += figure(drawings.get("reuse_by_scheme")) + figure(drawings.get("reuse_decay"))
   body += table(tables["reuse_cost"])
-  body += fold("Every arm under every scheme", table(tables["data_reuse"]))
+  body += details("Every arm under every scheme", table(tables["data_reuse"]))
   return [Section("Data reuse", body)]
 
 
@@ -130,12 +130,12 @@ def certificate(study: reading.Study, report: dict, tables: Tables) -> Section:
   if found["passed"]:
     body = "<p>Passed: measured resources are equal within the stated tolerances.</p>\n"
   elif found["passed"] is None:
-    body = absent(f"a certificate for {', '.join(found['missing']) or 'this study'}")
+    body = missing_note(f"a certificate for {', '.join(found['missing']) or 'this study'}")
   else:
     body = f'<div class="verdict bad"><p>Did not pass:</p>{bullets(found["failures"])}</div>\n'
   body += checks(tables["certificate"])
   if tables["certificates"].rows:
-    body += fold("Checks of every run", table(tables["certificates"]))
+    body += details("Checks of every run", table(tables["certificates"]))
   return Section("Certificate", body)
 
 
@@ -152,7 +152,7 @@ def checks(content: Table) -> str:
   lines = [f"Largest distance of an arm from the budget: {largest}."] if off else []
   failed = [row for row in content.rows if row["passed"] != "yes"]
   shown = dataclasses.replace(content, rows=failed).html() if failed else ""
-  return paragraphs(lines) + shown + fold(f"All {len(content.rows)} checks", table(content))
+  return paragraphs(lines) + shown + details(f"All {len(content.rows)} checks", table(content))
 
 
 def routing(drawings: Drawings, tables: Tables, report: dict) -> Section:
@@ -165,28 +165,30 @@ def routing(drawings: Drawings, tables: Tables, report: dict) -> Section:
   special = tables["specialization"]
   body += figure(drawings.get("specialization")) + figure(drawings.get("experts"))
   if special.rows:
-    body += fold(special.title, table(special))
+    body += details(special.title, table(special))
   elif any(group["kind"] == "moe" for group in report["groups"]):
-    body += absent(
+    body += missing_note(
       "specialization of experts by domain, which a run counts when it ends (for runs without it: "
       "moe-parity evaluate STUDY --routing)"
     )
   return Section("Routing", body)
 
 
-def beside_paper(drawings: Drawings, tables: Tables) -> Section:
+def versus_paper(drawings: Drawings, tables: Tables) -> Section:
   missing = "a figure beside the paper's, which takes a dense arm and an MoE arm"
-  body = "".join(figure(drawings.get(name), missing) for name in ("beside_paper", "compute_ratio"))
+  body = "".join(figure(drawings.get(name), missing) for name in ("versus_paper", "compute_ratio"))
   body += figure(drawings.get("loss_over_data"))
   columns = tables["paper_columns"]
-  return Section("Beside the paper", body + fold(columns.title, table(columns, "plan.json")))
+  return Section(
+    "Compared with the paper", body + details(columns.title, table(columns, "plan.json"))
+  )
 
 
 def method(report: dict) -> Section:
   title = "How the intervals are made"
   documents = report["documents"]
   if not documents or not documents["num_documents"]:
-    return Section(title, absent("validation documents, and so intervals"))
+    return Section(title, missing_note("validation documents, and so intervals"))
   domains = ", ".join(f"{d} {n}" for d, n in documents["per_domain"].items())
   noise = report["noise"]
   drawn = "weights, data order and the text drawn" if noise.get("draws_data") else "weights"
@@ -226,7 +228,7 @@ def reproduce(study: reading.Study, tables: Tables) -> Section:
     )
     body += f"<pre>{html.escape(str(info['command']))}</pre>\n"
   else:
-    body = absent("the command, for study.json does not hold it")
+    body = missing_note("the command, for study.json does not hold it")
   source = info.get("config", {}).get("data", {}).get("source")
   text = "The text comes with the package." if source == "builtin" else (
     "The text is the user's own: these are the same runs only if the hashes below are the same;"
@@ -245,7 +247,7 @@ def reproduce(study: reading.Study, tables: Tables) -> Section:
   body += table(tables["data"], "data, for study.json does not hold it")
   if info.get("config"):
     text = json.dumps(info["config"], indent=1, ensure_ascii=False)
-    body += fold("Config, as resolved", f'<pre class="long">{html.escape(text)}</pre>')
+    body += details("Config, as resolved", f'<pre class="long">{html.escape(text)}</pre>')
   else:
-    body += absent("config, for study.json does not hold it")
+    body += missing_note("config, for study.json does not hold it")
   return Section("How to reproduce", body)

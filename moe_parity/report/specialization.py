@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from moe_parity.evaluation import specialization as statistics
-from moe_parity.report import style
-from moe_parity.report.table import Column, Table, fixed
+from moe_parity.report import figure_style
+from moe_parity.report.table_formats import Column, Table, fixed
 from moe_parity.study import reading
 
 SPAN = 2  # colors reach from a quarter to four times
@@ -56,15 +56,15 @@ def table(counted: list[Counted]) -> Table:
   )
 
 
-def by_layer(counted: list[Counted]) -> style.Drawing | None:
+def by_layer(counted: list[Counted]) -> figure_style.Drawing | None:
   """Mutual information between domain and expert over chance, layer by layer."""
   shown = [c for c in counted if c.layers[0]["share"] is not None]
   if not shown:
     return None
 
   def draw(width: int | float) -> Any:
-    figure, axis = style.new_figure(width, 4.2 if width < 5 else 3.3)
-    colors = style.run_colors({c.run.name: c.run.plan["activation_rate"] for c in shown})
+    figure, axis = figure_style.new_figure(width, 4.2 if width < 5 else 3.3)
+    colors = figure_style.run_colors({c.run.name: c.run.plan["activation_rate"] for c in shown})
     for c in shown:
       color = colors[c.run.name]
       layers = [row["layer"] for row in c.layers]
@@ -73,7 +73,7 @@ def by_layer(counted: list[Counted]) -> style.Drawing | None:
       for row, share in zip(c.layers, shares, strict=True):
         face = color if row["p_value"] < 0.05 else "white"
         axis.plot(row["layer"], share, "o", color=color, markerfacecolor=face, markersize=5)
-    axis.axhline(0, color=style.REFERENCE, linewidth=1)
+    axis.axhline(0, color=figure_style.REFERENCE, linewidth=1)
     most = max(len(c.layers) for c in shown)
     axis.set_xticks(range(1, most + 1, max(1, most // 8)))
     axis.set_xlim(0.5, most + 0.5)
@@ -83,7 +83,7 @@ def by_layer(counted: list[Counted]) -> style.Drawing | None:
     return figure
 
   seen = shown[0].choices.tokens_N
-  return style.Drawing(
+  return figure_style.Drawing(
     "specialization",
     "Specialization of experts by domain",
     f"From {int(seen.sum()):,} held-out tokens of {int((seen > 0).sum())} documents. "
@@ -95,7 +95,7 @@ def by_layer(counted: list[Counted]) -> style.Drawing | None:
   )
 
 
-def experts(counted: list[Counted]) -> style.Drawing | None:
+def experts(counted: list[Counted]) -> figure_style.Drawing | None:
   """Preference of experts for domains and for each other in one layer: the most special one."""
   able = [c for c in counted if c.layers[0]["excess"] is not None]
   if not able:
@@ -113,7 +113,7 @@ def experts(counted: list[Counted]) -> style.Drawing | None:
   def draw(width: int | float) -> Any:
     size = width * 0.72 if width < 5 else 3.6
     heights = [0.35 + 0.24 * len(names), *([size] if pairs else [])]
-    figure, axes = style.new_figure(
+    figure, axes = figure_style.new_figure(
       width, sum(heights) + 1.5, nrows=len(heights), squeeze=False, height_ratios=heights
     )
     axes = axes[:, 0]
@@ -145,7 +145,7 @@ def experts(counted: list[Counted]) -> style.Drawing | None:
     "Below: tokens that chose both experts over what independent choices with the same loads would "
     "give (white on the diagonal). "
   )
-  return style.Drawing(
+  return figure_style.Drawing(
     "experts",
     "What one layer's experts are used for",
     f"The layer with the most specialization{', above' if pairs else ''}: an expert's share of a "

@@ -4,9 +4,9 @@ activation_rate.json."""
 from typing import Any
 
 from moe_parity.paper import tables as published
-from moe_parity.report import style
-from moe_parity.report.paper import COLORS
-from moe_parity.report.table import (
+from moe_parity.report import figure_style
+from moe_parity.report.paper_figures import COLORS
+from moe_parity.report.table_formats import (
   Column,
   Table,
   count,
@@ -23,7 +23,7 @@ PUBLISHED_OPTIMA = (("2B", "table10"), ("3B", "table16"))
 FIXED_DATA = (("2B", "table09", 1.14e11, 2), ("7B", "table11", 1.30e11, 6))
 
 
-def panels(step: dict) -> style.Drawing | None:
+def panels(step: dict) -> figure_style.Drawing | None:
   """BPC against r_a with dense lines, a panel a sweep; None for a single sweep (it has its own)."""
   sweeps = [s for s in step.get("sweeps", []) if _scored(s)][:MAX_PANELS]
   if len(sweeps) < 2:
@@ -32,7 +32,7 @@ def panels(step: dict) -> style.Drawing | None:
   def draw(width: int | float) -> Any:
     columns = 1 if width < 5 else 2
     rows = -(-len(sweeps) // columns)
-    figure, axes = style.new_figure(
+    figure, axes = figure_style.new_figure(
       width, 0.7 + 2.6 * rows, nrows=rows, ncols=columns, squeeze=False
     )
     for axis in list(axes.flat)[len(sweeps) :]:
@@ -48,7 +48,7 @@ def panels(step: dict) -> style.Drawing | None:
                   ncols=2 if columns == 1 else 4)  # fmt: skip
     return figure
 
-  return style.Drawing(
+  return figure_style.Drawing(
     "sweeps",
     "BPC over activation rate, budget by budget",
     "Each panel holds one budget. Points are MoE arms (mean over seeds) with their own 95 % "
@@ -61,29 +61,44 @@ def panels(step: dict) -> style.Drawing | None:
 def _panel(axis: Any, sweep: dict) -> None:
   moe = _scored(sweep)
   for arm in moe:
-    bars = style.bars(arm["bpc"], arm.get("interval"))
-    axis.errorbar(arm["activation_rate"], arm["bpc"], bars, fmt="o", color=style.FIT, capsize=2.5,
-                  markersize=4.5, elinewidth=1.1)  # fmt: skip
-  axis.plot([], [], "o", color=style.FIT, label="MoE arm")
+    bars = figure_style.bars(arm["bpc"], arm.get("interval"))
+    axis.errorbar(
+      arm["activation_rate"],
+      arm["bpc"],
+      bars,
+      fmt="o",
+      color=figure_style.FIT,
+      capsize=2.5,
+      markersize=4.5,
+      elinewidth=1.1,
+    )
+  axis.plot([], [], "o", color=figure_style.FIT, label="MoE arm")
   for arm in sweep["arms"]:
     if arm["kind"] == "dense" and arm["role"] != "check" and arm["bpc"] is not None:
       own = arm["role"] == "arm"
       axis.axhline(
-        arm["bpc"], color=style.DENSE if own else style.REFERENCE, linewidth=1.2,
+        arm["bpc"], color=figure_style.DENSE if own else figure_style.REFERENCE, linewidth=1.2,
         linestyle="-" if own else (0, (5, 3)),
         label="dense" if own else f"dense at {arm['compute_multiple']:g} C",
       )  # fmt: skip
   best = sweep.get("optimum")
   if best and best.get("bpc") is not None:
-    axis.plot(best["activation_rate"], best["bpc"], "v" if best["bracketed"] else "x",
-              color=style.ACCENT, markersize=7, zorder=6, label="fitted minimum")  # fmt: skip
+    axis.plot(
+      best["activation_rate"],
+      best["bpc"],
+      "v" if best["bracketed"] else "x",
+      color=figure_style.ACCENT,
+      markersize=7,
+      zorder=6,
+      label="fitted minimum",
+    )
   for low, high in _surely(sweep):
-    axis.axvspan(low, high, color=style.BETTER, alpha=0.12, linewidth=0)
-  style.rate_axis(axis, [arm["activation_rate"] for arm in moe])
+    axis.axvspan(low, high, color=figure_style.BETTER, alpha=0.12, linewidth=0)
+  figure_style.rate_axis(axis, [arm["activation_rate"] for arm in moe])
   axis.set_title(sweep_name(sweep))
 
 
-def fixed_data(step: dict) -> style.Drawing | None:
+def fixed_data(step: dict) -> figure_style.Drawing | None:
   """BPC over dense at the same tokens against r_a, log-log (Fig. 3), with the published sweeps."""
   own = []
   for sweep in step.get("sweeps", []):
@@ -94,13 +109,13 @@ def fixed_data(step: dict) -> style.Drawing | None:
     return None
 
   def draw(width: int | float) -> Any:
-    figure, axis = style.new_figure(width, 4.4 if width < 5 else 3.8)
+    figure, axis = figure_style.new_figure(width, 4.4 if width < 5 else 3.8)
     every, heights = [], []
     for (label, rates, ratios), color in zip(published_fixed_data(), COLORS, strict=True):
       axis.plot(rates, ratios, "o-", color=color, markersize=3.5, linewidth=1, label=label)
       every += rates
       heights += ratios
-    for (sweep, dense), (color, marker) in zip(own, style.series(len(own)), strict=True):
+    for (sweep, dense), (color, marker) in zip(own, figure_style.series(len(own)), strict=True):
       arms = _scored(sweep)
       rates, ratios = [a["activation_rate"] for a in arms], [a["bpc"] / dense for a in arms]
       check = sweep.get("log_log")
@@ -109,14 +124,14 @@ def fixed_data(step: dict) -> style.Drawing | None:
                 label=f"this study, {sweep_name(sweep)}{slope}")  # fmt: skip
       every += rates
       heights += ratios
-    axis.axhline(1, color=style.DENSE, linewidth=1.3, label="dense at the same tokens")
-    style.rate_axis(axis, every, round_ticks=True)
-    style.log_ticks(axis.yaxis, [*heights, 1.0])
+    axis.axhline(1, color=figure_style.DENSE, linewidth=1.3, label="dense at the same tokens")
+    figure_style.rate_axis(axis, every, round_ticks=True)
+    figure_style.log_ticks(axis.yaxis, [*heights, 1.0])
     axis.set_ylabel("BPC / dense at the same tokens")
     figure.legend(loc="outside lower center", ncols=1 if width < 5 else 2)
     return figure
 
-  return style.Drawing(
+  return figure_style.Drawing(
     "fixed_data",
     "Activation rate at fixed data",
     "BPC over that of dense at the same N and the same tokens, both axes logarithmic; nothing is "
@@ -139,7 +154,7 @@ def published_fixed_data() -> list[tuple[str, list[float], list[float]]]:
   return found
 
 
-def transfer(step: dict) -> style.Drawing | None:
+def transfer(step: dict) -> figure_style.Drawing | None:
   """The best activation rate against N, with the published ones."""
   optima = (step.get("transfer") or {}).get("optima", [])
   optima = [o for o in optima if o.get("activation_rate")]
@@ -147,14 +162,14 @@ def transfer(step: dict) -> style.Drawing | None:
     return None
 
   def draw(width: int | float) -> Any:
-    figure, axis = style.new_figure(width, 3.8 if width < 5 else 3.2)
+    figure, axis = figure_style.new_figure(width, 3.8 if width < 5 else 3.2)
     for o in optima:
-      bars = style.bars(o["activation_rate"], o.get("interval"))
+      bars = figure_style.bars(o["activation_rate"], o.get("interval"))
       axis.errorbar(o["num_params"], o["activation_rate"], bars, fmt="o" if o["bracketed"] else "x",
-                    color=style.FIT, capsize=3, markersize=6)  # fmt: skip
-    axis.plot([], [], "o", color=style.FIT, label="this study, minimum of the fit")
+                    color=figure_style.FIT, capsize=3, markersize=6)  # fmt: skip
+    axis.plot([], [], "o", color=figure_style.FIT, label="this study, minimum of the fit")
     if not all(o["bracketed"] for o in optima):
-      axis.plot([], [], "x", color=style.FIT, label="this study, not bracketed")
+      axis.plot([], [], "x", color=figure_style.FIT, label="this study, not bracketed")
     sizes = [o["num_params"] for o in optima]
     shown = [rate for o in optima for rate in (o["activation_rate"], *(o.get("interval") or ()))]
     for (size, name), color in zip(PUBLISHED_OPTIMA, COLORS, strict=True):
@@ -163,14 +178,14 @@ def transfer(step: dict) -> style.Drawing | None:
                 label=f"paper {size}, best run of Table {int(name[-2:])}")  # fmt: skip
       sizes.append(best["N_params"])
       shown.append(best["ra_pct"] / 100)
-    style.log_ticks(axis.xaxis, sizes, style.tokens)
-    style.log_ticks(axis.yaxis, shown, lambda rate: f"{100 * rate:.3g}")
+    figure_style.log_ticks(axis.xaxis, sizes, figure_style.tokens)
+    figure_style.log_ticks(axis.yaxis, shown, lambda rate: f"{100 * rate:.3g}")
     axis.set_xlabel("total parameters N, without vocabulary")
     axis.set_ylabel("best activation rate (%)")
     figure.legend(loc="outside lower center", ncols=1 if width < 5 else 2)
     return figure
 
-  return style.Drawing(
+  return figure_style.Drawing(
     "transfer",
     "The best activation rate at each size",
     "The minimum of each size's fitted curve with its 95 % interval; the paper's points are its "

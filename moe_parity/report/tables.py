@@ -1,7 +1,7 @@
 """The tables every study has: arms, plan, scores, comparisons, certificates."""
 
 from moe_parity.console import duration
-from moe_parity.report.table import (
+from moe_parity.report.table_formats import (
   Column,
   Table,
   count,

@@ -13,6 +13,7 @@ import numpy as np
 from moe_parity.errors import UserError
 
 STATUSES = ("done", "running", "pending", "failed", "missing")
+STEPS = ("architecture", "activation_rate", "data_reuse")  # of the paper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +101,27 @@ def read_everything(folder: str | pathlib.Path) -> list[tuple[str, Run]]:
     for run in read_study(part).runs:
       found.setdefault(run.folder.resolve(), (prefix + run.label, run))
   return list(found.values())
+
+
+def read_steps(study_folder: str | pathlib.Path) -> dict[str, dict]:
+  """Step -> what <step>.json holds, for every one of STEPS; {} where a step was not run.
+
+  Raises:
+    UserError: a file that is not a JSON object.
+  """
+  found: dict[str, dict] = {}
+  for step in STEPS:
+    path = pathlib.Path(study_folder) / f"{step}.json"
+    found[step] = {}
+    if not path.is_file():
+      continue
+    try:
+      found[step] = json.loads(path.read_text())
+    except ValueError as error:
+      raise UserError(f"{path} is not JSON ({error}); run the study again to write it") from None
+    if not isinstance(found[step], dict):
+      raise UserError(f"{path} holds no JSON object; run the study again to write it")
+  return found
 
 
 def read_metrics(run_folder: pathlib.Path) -> tuple[list[dict], list[dict], str]:

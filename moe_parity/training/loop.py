@@ -28,7 +28,7 @@ from moe_parity.training.metrics import (
   train_line,
   validation_line,
 )
-from moe_parity.training.setup import ArmRun, set_up
+from moe_parity.training.setup import ArmRun, choose_run_attention, set_up
 from moe_parity.training.state import TrainState
 
 
@@ -172,6 +172,7 @@ def finish(run: ArmRun, state: TrainState) -> dict:
     "compile_seconds": run.compile_seconds,
     "step_seconds": steady_step_seconds(run.folder, plan.batch_sequences * plan.seq_len),
     "machine": machine(1 if run.mesh is None else run.mesh.size),
+    "attention": choose_run_attention(run.config, plan).implementation,
     "train_cross_entropy": final_cross_entropy(run.folder, plan.num_steps),
     "validation": validation,
     **taken_apart,

@@ -18,7 +18,9 @@ from moe_parity.data.loader import Loader, prefetch
 from moe_parity.data.token_store import TokenStore
 from moe_parity.evaluation import bits_per_character
 from moe_parity.evaluation.model_scorer import make_scorer
+from moe_parity.kernels.common import attention_device
 from moe_parity.planning.arm_plan import ArmPlan
+from moe_parity.planning.attention_choice import AttentionChoice
 from moe_parity.sharding import multihost
 from moe_parity.sharding.mesh import put_batch
 from moe_parity.training.build import model_options, optimizer_options
@@ -108,12 +110,17 @@ def set_up(
   """Everything that a claimed run folder needs before its next step, and the state to start from.
 
   Args:
-    warn: called, in the first process, with a line about each damaged checkpoint passed over.
+    warn: called, in the first process, with a line about each damaged checkpoint passed over, and
+      with one about attention where it is fused or could have been.
     exit_stack: closes the checkpoints and the telemetry.
   Raises:
-    UserError: the data cannot feed the plan, or no checkpoint of the folder can be read.
+    UserError: the data cannot feed the plan, no checkpoint of the folder can be read, or the
+      attention that the config names cannot run here.
   """
   model, optimizer = model_options(config), optimizer_options(config, plan)
+  attention = choose_run_attention(config, plan)
+  if multihost.is_primary() and (attention.reason or attention.implementation != "blocks"):
+    warn(f"{plan.name}: attention by {attention.implementation}" + _because(attention.reason))
   loader = functools.partial(_loader, plan, store)
   ledger = Ledger.for_loader(loader())  # refuses a budget larger than the corpus, before compiling
   layout = checkpoint_state(plan.architecture, model, optimizer, mesh)
@@ -153,6 +160,17 @@ def set_up(
     timer=_timer(config, plan, folder, mesh, first_step),
   )
   return run, state
+
+
+def choose_run_attention(config: ConfigDict, plan: ArmPlan) -> AttentionChoice:
+  """The implementation of attention of a run on this machine's devices; refuses before anything
+  compiles."""
+  choose = model_options(config).attention_choice
+  return choose(attention_device(), plan.seq_len, plan.architecture.d_head)
+
+
+def _because(reason: str) -> str:
+  return f" ({reason})" if reason else ""
 
 
 def _loader(plan: ArmPlan, store: TokenStore, start_row: int = 0) -> Loader:

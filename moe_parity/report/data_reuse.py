@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from moe_parity.report import paper, style
-from moe_parity.report.table import Column, Table, count, fixed, interval, percent, signed
+from moe_parity.report import figure_style, paper_figures
+from moe_parity.report.table_formats import Column, Table, count, fixed, interval, percent, signed
 
 BESIDE = 1.012  # schemes of one activation rate are drawn apart by this factor, or bars hide bars
 
@@ -69,7 +69,7 @@ def scheme_label(scheme: dict, passes: str) -> str:
   return name if "epochs" in name else f"{name} ({passes} epoch{'s' * (passes != '1')})"
 
 
-def by_scheme(step: dict) -> style.Drawing | None:
+def by_scheme(step: dict) -> figure_style.Drawing | None:
   """Excess over dense against r_a, a line a scheme, with the published sweeps beside them."""
   lines = []
   for scheme in step.get("schemes", []):
@@ -81,7 +81,7 @@ def by_scheme(step: dict) -> style.Drawing | None:
 
   def draw(width: int | float) -> Any:
     narrow = width < 5
-    figure, axes = style.new_figure(
+    figure, axes = figure_style.new_figure(
       width,
       6.8 if narrow else 3.9,
       nrows=2 if narrow else 1,
@@ -90,7 +90,7 @@ def by_scheme(step: dict) -> style.Drawing | None:
     )
     own, other = axes
     every = []
-    looks = style.series(len(lines))
+    looks = figure_style.series(len(lines))
     for i, ((scheme, arms), (color, marker)) in enumerate(zip(lines, looks, strict=True)):
       dense = scheme["baseline"]["bpc"]
       every += [arm["activation_rate"] for arm in arms]
@@ -101,20 +101,20 @@ def by_scheme(step: dict) -> style.Drawing | None:
       own.plot(rates, values, "-", color=color, linewidth=1)
       for arm, rate, value in zip(arms, rates, values, strict=True):
         ends = (errors.get(arm["name"]) or {}).get("simultaneous")
-        bars = style.bars(value, ends and [100 * end / dense for end in ends])
+        bars = figure_style.bars(value, ends and [100 * end / dense for end in ends])
         own.errorbar(rate, value, bars, fmt=marker, color=color, capsize=2.5, markersize=4.5)
       epochs = [arm["epochs"] for arm in arms]
       ends = dict.fromkeys(f"{epoch:.2g}" for epoch in (min(epochs), max(epochs)))
       passes = " to ".join(ends)
       own.plot([], [], marker + "-", color=color, label=scheme_label(scheme, passes))
     published = []
-    for sweep, color in zip(paper.published_sweeps(), paper.COLORS, strict=True):
+    for sweep, color in zip(paper_figures.published_sweeps(), paper_figures.COLORS, strict=True):
       other.plot(sweep.rates, sweep.excess_pct, "o-", color=color, markersize=3.5, linewidth=1,
                  label=f"{sweep.label}, {sweep.reuse}")  # fmt: skip
       published += sweep.rates
     for axis, rates, title in ((own, every, "this study"), (other, published, "the paper")):
-      axis.axhline(0, color=style.DENSE, linewidth=1.3)
-      style.rate_axis(axis, rates, round_ticks=True)
+      axis.axhline(0, color=figure_style.DENSE, linewidth=1.3)
+      figure_style.rate_axis(axis, rates, round_ticks=True)
       axis.set_title(title)
     own.set_ylabel("BPC over dense at the same C (%)")
     if narrow:
@@ -122,7 +122,7 @@ def by_scheme(step: dict) -> style.Drawing | None:
     figure.legend(loc="outside lower center", ncols=1 if narrow else 2)
     return figure
 
-  return style.Drawing(
+  return figure_style.Drawing(
     "reuse_by_scheme",
     "Data reuse: excess over dense",
     "BPC over that of the dense arm of the same scheme, in percent; below zero MoE is better. "
@@ -137,11 +137,11 @@ def by_scheme(step: dict) -> style.Drawing | None:
 def _comparable(lines: list[tuple[dict, list[dict]]]) -> bool:
   """Whether the study's points fill enough of the paper's range to share its vertical axis."""
   own = [abs(a["bpc"] / scheme["baseline"]["bpc"] - 1) for scheme, arms in lines for a in arms]
-  printed = [abs(x) for sweep in paper.published_sweeps() for x in sweep.excess_pct]
+  printed = [abs(x) for sweep in paper_figures.published_sweeps() for x in sweep.excess_pct]
   return 100 * max(own) < 3 * max(printed)
 
 
-def decay(step: dict) -> style.Drawing | None:
+def decay(step: dict) -> figure_style.Drawing | None:
   """Cross-entropy over epochs with Muennighoff's law, fitted here and as published (Fig. 7)."""
   law = step.get("law")
   if not law or not law.get("points"):
@@ -149,13 +149,13 @@ def decay(step: dict) -> style.Drawing | None:
 
   def draw(width: int | float) -> Any:
     narrow = width < 5
-    figure, axis = style.new_figure(width, 4.6 if narrow else 3.8)
+    figure, axis = figure_style.new_figure(width, 4.6 if narrow else 3.8)
     rates = [point["activation_rate"] for point in law["points"]]
     shown = set()
     moe = [rate for rate in rates if rate < 1] or [1.0]
 
     def look(rate):
-      return style.DENSE if rate == 1 else style.rate_color(rate, min(moe), max(moe))
+      return figure_style.DENSE if rate == 1 else figure_style.rate_color(rate, min(moe), max(moe))
 
     for curve in law["curves"]:
       color = look(curve["activation_rate"])
@@ -168,10 +168,10 @@ def decay(step: dict) -> style.Drawing | None:
       shown.add(rate)
       axis.plot(point["epochs"], point["cross_entropy"], "o", markersize=5.5, label=label,
                 color=look(rate))  # fmt: skip
-    axis.plot([], [], color=style.INK, label=f"R* = {law['token_decay']:.4g}, fitted here")
-    axis.plot([], [], color=style.INK, linestyle=(0, (2, 2)),
+    axis.plot([], [], color=figure_style.INK, label=f"R* = {law['token_decay']:.4g}, fitted here")
+    axis.plot([], [], color=figure_style.INK, linestyle=(0, (2, 2)),
               label=f"R* = {law['token_decay_published']:.4g}, published")  # fmt: skip
-    style.log_ticks(axis.xaxis, [point["epochs"] for point in law["points"]])
+    figure_style.log_ticks(axis.xaxis, [point["epochs"] for point in law["points"]])
     axis.set_xlabel("epochs over the unique tokens, logarithmic")
     axis.set_ylabel("cross-entropy (nats per token)")
     figure.legend(loc="outside lower center", ncols=2 if narrow else 4)
@@ -179,7 +179,7 @@ def decay(step: dict) -> style.Drawing | None:
 
   ends = law.get("interval")
   sure = f" (95 % interval {ends[0]:.4g} to {ends[1]:.4g})" if ends else ""
-  return style.Drawing(
+  return figure_style.Drawing(
     "reuse_decay",
     "What a repeated token is worth",
     f"Points are runs. Lines: the law of Muennighoff et al. (2305.16264), in which D tokens of U "

@@ -1,6 +1,6 @@
-"""Times MaxText and moe_parity on the same work, step about, and writes `maxtext.json`:
+"""Times MaxText and moe_parity on the same work in alternating steps; writes `maxtext.json`:
 
-  python results/against_maxtext.py --maxtext=/path/of/an/environment/bin/python
+  python -m moe_parity.benchmarks.against_maxtext --maxtext=/path/of/an/environment/bin/python
 
 That environment holds MaxText, installed by the list its wheel carries for use without a cloud
 (`dependencies/requirements/generated_requirements/decoupled-requirements.txt`). Four processes are
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 
-HERE = pathlib.Path(__file__).resolve().parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]  # of the checkout
 WARM_UP = 3
 # The common work: 2,048 tokens a step, float32, AdamW with decay 0.1 and clip 1.
 TOKENS = 8 * 256
@@ -114,7 +114,7 @@ class Worker:
 
   def __init__(self, python: str, *arguments: str, log: pathlib.Path):
     command = [python, str(pathlib.Path(__file__).resolve()), *arguments]
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     self.log = log
     self.process = subprocess.Popen(
       command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("w"), text=True,
@@ -183,7 +183,7 @@ def main() -> None:
   parser.add_argument("--maxtext", metavar="PYTHON", help="interpreter that can import MaxText")
   parser.add_argument("--rounds", type=int, default=15)
   parser.add_argument("--worker", nargs=3, metavar=("SIDE", "WORK", "FOLDER"))
-  parser.add_argument("--out", type=pathlib.Path, default=HERE / "maxtext.json")
+  parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / "maxtext.json")
   args = parser.parse_args()
   if args.worker:
     side, work, folder = args.worker

@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any
 
 from moe_parity.paper import tables
-from moe_parity.report import style
+from moe_parity.report import figure_style
 from moe_parity.study import reading
 
 COLORS = ("#c98a00", "#8e4585")
@@ -60,7 +60,7 @@ def published_sweeps() -> list[Sweep]:
   return sweeps
 
 
-def excess_over_dense(report: dict) -> style.Drawing | None:
+def excess_over_dense(report: dict) -> figure_style.Drawing | None:
   """Figures 4 to 6 of the paper: excess over dense against r_a, this study and the published."""
   rows = report["comparisons"]
   if not rows:
@@ -69,8 +69,8 @@ def excess_over_dense(report: dict) -> style.Drawing | None:
 
   def draw(width: int | float) -> Any:
     sweeps = published_sweeps()
-    figure, axis = style.new_figure(width, 4.6 if width < 5 else 3.9)
-    axis.axhline(0, color=style.DENSE, linewidth=1.3, label="dense at the same C")
+    figure, axis = figure_style.new_figure(width, 4.6 if width < 5 else 3.9)
+    axis.axhline(0, color=figure_style.DENSE, linewidth=1.3, label="dense at the same C")
     for sweep, color in zip(sweeps, COLORS, strict=True):
       axis.plot(
         sweep.rates, sweep.excess_pct, "o-", color=color, markersize=3.5, linewidth=1,
@@ -85,24 +85,31 @@ def excess_over_dense(report: dict) -> style.Drawing | None:
     for place, (row, rate, value) in enumerate(zip(rows, rates, values, strict=True)):
       ends = row["simultaneous"] and [100 * end / dense for end in row["simultaneous"]]
       axis.errorbar(
-        rate, value, style.bars(value, ends), fmt="o", color=style.FIT, capsize=3, markersize=6,
-        label="" if place else "this study", zorder=5,
-      )  # fmt: skip
+        rate,
+        value,
+        figure_style.bars(value, ends),
+        fmt="o",
+        color=figure_style.FIT,
+        capsize=3,
+        markersize=6,
+        label="" if place else "this study",
+        zorder=5,
+      )
     for group in report["groups"]:
       if group["kind"] == "dense" and group["role"] == "reference":
         axis.axhline(
-          _excess(group["bpc"], dense), color=style.FIT, linestyle=(0, (5, 3)), linewidth=1,
+          _excess(group["bpc"], dense), color=figure_style.FIT, linestyle=(0, (5, 3)), linewidth=1,
           label=f"dense at {group['compute_multiple']:g} C, this study"
         )  # fmt: skip
     every = rates + [rate for sweep in sweeps for rate in sweep.rates]
-    style.rate_axis(axis, every, round_ticks=True)
+    figure_style.rate_axis(axis, every, round_ticks=True)
     axis.set_ylabel("BPC over dense at the same C (%)")
     figure.legend(loc="outside lower center", ncols=1 if width < 5 else 2)
     return figure
 
-  return style.Drawing(
-    "beside_paper",
-    "Beside the paper: excess over dense",
+  return figure_style.Drawing(
+    "versus_paper",
+    "Compared with the paper: excess over dense",
     "BPC minus that of the dense arm at the same compute, in percent of it; below zero, MoE is "
     "better. Published points have one seed, no intervals, and more unique text than their dense "
     "run: Table 10 never repeats a token, Table 16 has 114B unique tokens against 62.6B of dense "
@@ -111,7 +118,7 @@ def excess_over_dense(report: dict) -> style.Drawing | None:
   )
 
 
-def compute_ratio(study: reading.Study) -> style.Drawing | None:
+def compute_ratio(study: reading.Study) -> figure_style.Drawing | None:
   """Figure 2 of the paper: what a token costs against r_a, as a ratio to the dense arm."""
   plans = {arm["name"]: arm for arm in study.plan.get("arms", []) if arm["role"] == "arm"}.values()
   dense = next((arm for arm in plans if arm["kind"] == "dense"), None)
@@ -121,31 +128,31 @@ def compute_ratio(study: reading.Study) -> style.Drawing | None:
 
   def draw(width: int | float) -> Any:
     sweeps = published_sweeps()
-    figure, axis = style.new_figure(width, 4.2 if width < 5 else 3.6)
+    figure, axis = figure_style.new_figure(width, 4.2 if width < 5 else 3.6)
     for sweep, color in zip(sweeps, COLORS, strict=True):
-      axis.plot(
-        sweep.rates, sweep.compute_ratio, "o", color=color, markersize=4, label=sweep.label
-      )
+      axis.plot(sweep.rates, sweep.compute_ratio, "o", color=color, markersize=4, label=sweep.label)
     rates = [arm["activation_rate"] for arm in moe]
     cost = dense["train_flops_per_token"]
     axis.plot(
       rates,
       [arm["train_flops_per_token"] / cost for arm in moe],
       "o",
-      color=style.FIT,
+      color=figure_style.FIT,
       markersize=6,
       label="this study",
     )
     every = rates + [rate for sweep in sweeps for rate in sweep.rates]
     ends = [min(every), max(every)]
-    axis.plot(ends, ends, color=style.MUTED, linewidth=1, label="$r_a$ alone, no attention scores")
-    style.rate_axis(axis, every, round_ticks=True)
-    style.percent_ticks(axis)
+    axis.plot(
+      ends, ends, color=figure_style.MUTED, linewidth=1, label="$r_a$ alone, no attention scores"
+    )
+    figure_style.rate_axis(axis, every, round_ticks=True)
+    figure_style.percent_ticks(axis)
     axis.set_ylabel("FLOPs per token, MoE / dense (%)")
     figure.legend(loc="outside lower center", ncols=1 if width < 5 else 2)
     return figure
 
-  return style.Drawing(
+  return figure_style.Drawing(
     "compute_ratio",
     "What a token costs",
     "Training FLOPs a token over those of the dense arm (R_c), both axes logarithmic. An arm above "
@@ -155,7 +162,7 @@ def compute_ratio(study: reading.Study) -> style.Drawing | None:
   )
 
 
-def loss_over_data(study: reading.Study) -> style.Drawing | None:
+def loss_over_data(study: reading.Study) -> figure_style.Drawing | None:
   """Figure 3 of the paper: loss over tokens for each activation rate, this study and Table 9."""
   runs: dict[str, tuple[float, list[dict]]] = {}
   for run in study.runs:
@@ -168,8 +175,8 @@ def loss_over_data(study: reading.Study) -> style.Drawing | None:
   def draw(width: int | float) -> Any:
     narrow = width < 5
     shape = {"nrows": 2} if narrow else {"ncols": 2}
-    figure, (own, other) = style.new_figure(width, 6.4 if narrow else 3.6, **shape)
-    colors = style.run_colors({name: rate for name, (rate, _) in runs.items()})
+    figure, (own, other) = figure_style.new_figure(width, 6.4 if narrow else 3.6, **shape)
+    colors = figure_style.run_colors({name: rate for name, (rate, _) in runs.items()})
     for name, (_, lines) in runs.items():
       tokens, bpc = [line["num_tokens"] for line in lines], [line["bpc"] for line in lines]
       color = colors[name]
@@ -179,16 +186,16 @@ def loss_over_data(study: reading.Study) -> style.Drawing | None:
     printed = sorted({row["ra_pct"] for row in rows})
     for rate in printed:
       line = [(row["D_tokens"], row["bpc"]) for row in rows if row["ra_pct"] == rate]
-      color = style.rate_color(rate, printed[0], printed[-1])
+      color = figure_style.rate_color(rate, printed[0], printed[-1])
       other.plot(*zip(*line, strict=True), "o-", color=color, markersize=3.5, linewidth=1)
       other.annotate(f"{rate:.3g} %", line[-1], xytext=(4, 0), textcoords="offset points",
-                     fontsize=7.5, color=style.MUTED, va="center")  # fmt: skip
+                     fontsize=7.5, color=figure_style.MUTED, va="center")  # fmt: skip
     seen = [line["num_tokens"] for _, lines in runs.values() for line in lines]
     for axis, title, ends in (
       (own, "this study", (min(seen), max(seen))),
       (other, "paper 2B (Table 9)", (1e11, 7e11)),
     ):
-      style.log_ticks(axis.xaxis, ends, style.tokens)
+      figure_style.log_ticks(axis.xaxis, ends, figure_style.tokens)
       axis.set_title(title)
       axis.set_xlabel("training tokens D, logarithmic")
     own.set_ylabel("validation BPC during training")
@@ -196,7 +203,7 @@ def loss_over_data(study: reading.Study) -> style.Drawing | None:
     figure.legend(loc="outside lower center", ncols=2 if narrow else 4)
     return figure
 
-  return style.Drawing(
+  return figure_style.Drawing(
     "loss_over_data",
     "Loss over data for each activation rate",
     "Left: bits per character of a sample of held-out text while each arm trains (packed windows, "

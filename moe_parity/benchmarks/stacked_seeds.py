@@ -1,7 +1,7 @@
 """Times one train step of several seeds stacked with vmap against one step of each, in turns, and
 writes `stacked_seeds.json`:
 
-  taskset -c 0 python results/stacked_seeds.py
+  taskset -c 0 python -m moe_parity.benchmarks.stacked_seeds
 
 Seeds of an arm read the same batches, so only the state is stacked. Each round does a few steps
 both ways; a ratio is of one round, of CPU and of wall seconds, and above 1 stacking is faster."""
@@ -15,7 +15,7 @@ import platform
 import statistics
 import time
 
-HERE = pathlib.Path(__file__).resolve().parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]  # of the checkout
 ARMS = {"mixture_small": ("dense", "moe_20"), "demo": ("dense", "moe_20")}
 STEPS = 2  # of every seed, in a round
 
@@ -40,7 +40,7 @@ def compare(config_name: str, arm_name: str, seeds: int, rounds: int) -> dict:
   from moe_parity.training.state import init_state
   from moe_parity.training.step import make_train_step
 
-  config = configs.load(str(HERE.parent / "configs" / f"{config_name}.py"))
+  config = configs.load(str(ROOT / "configs" / f"{config_name}.py"))
   if config.study.method != "arms":
     with config.unlocked():
       config.arms = sweep_arms(config)
@@ -100,7 +100,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--rounds", type=int, default=7)
-  parser.add_argument("--out", type=pathlib.Path, default=HERE / "stacked_seeds.json")
+  parser.add_argument("--out", type=pathlib.Path, default=ROOT / "results" / "stacked_seeds.json")
   args = parser.parse_args()
   import jax
 

@@ -9,15 +9,23 @@ import json
 import pathlib
 import re
 
-from moe_parity.report import figures, style, tables
-from moe_parity.report.markup import Section, absent, bullets, figure, fold, paragraphs, table
-from moe_parity.report.table import Table, count, scientific
+from moe_parity.report import figure_style, figures, tables
+from moe_parity.report.markup import (
+  Section,
+  bullets,
+  details,
+  figure,
+  missing_note,
+  paragraphs,
+  table,
+)
+from moe_parity.report.table_formats import Table, count, scientific
 from moe_parity.study import reading
 from moe_parity.study.analysis import compare
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Comparison:
   """A part's folder as it was read, and what analysis.json holds of it."""
 
   name: str
@@ -29,13 +37,13 @@ class Part:
     return any(arm["kind"] == "dense" for arm in self.study.plan.get("arms", []))
 
 
-def read(study_folder: pathlib.Path) -> list[Part]:
+def read(study_folder: pathlib.Path) -> list[Comparison]:
   """Every part of a study, analyzed anew, epochs_8 before epochs_16; [] if it has none."""
   found = []
   plans = (pathlib.Path(study_folder) / "parts").glob("*/plan.json")
   for path in sorted(plans, key=lambda path: _by_number(path.parent.name)):
     report = json.loads(compare.write_analysis(path.parent).read_text())
-    found.append(Part(path.parent.name, reading.read_study(path.parent), report))
+    found.append(Comparison(path.parent.name, reading.read_study(path.parent), report))
   return found
 
 
@@ -44,7 +52,7 @@ def _by_number(name: str) -> list:
   return [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)]
 
 
-def what(part: Part) -> str:
+def what(part: Comparison) -> str:
   """What all arms of a part share, in words."""
   budget = part.study.plan["budget"]
   shared = f"C = {scientific(budget['train_flops'])} FLOPs"
@@ -56,7 +64,7 @@ def what(part: Part) -> str:
   return f"Every arm has N = {count(budget['num_params'])} and {shared}; reuse: {reuse}."
 
 
-def drawings(parts: list[Part]) -> list[style.Drawing]:
+def drawings(parts: list[Comparison]) -> list[figure_style.Drawing]:
   """BPC over activation rate of each part that has it."""
   found = [(part, figures.activation_rate(part.report)) for part in parts]
   return [
@@ -68,12 +76,12 @@ def drawings(parts: list[Part]) -> list[style.Drawing]:
   ]
 
 
-def _of(part: Part, title: str) -> str:
+def _of(part: Comparison, title: str) -> str:
   at_tokens = part.study.plan["budget"].get("shared") == "tokens"
   return title.replace("fixed N and C", "fixed N and D") if at_tokens else title
 
 
-def each_tables(parts: list[Part]) -> list[Table]:
+def all_tables(parts: list[Comparison]) -> list[Table]:
   """Differences to dense, certificate and the paper's columns, named after the part."""
   found = []
   for part in parts:
@@ -93,7 +101,7 @@ def each_tables(parts: list[Part]) -> list[Table]:
 
 
 def section(
-  parts: list[Part], drawn: dict[str, style.Drawing], made: dict[str, Table]
+  parts: list[Comparison], drawn: dict[str, figure_style.Drawing], made: dict[str, Table]
 ) -> list[Section]:
   """One section for all parts; nothing for a study that has none."""
   if not parts:
@@ -109,18 +117,18 @@ def section(
     body += table(made[f"{part.name}_comparisons"])
     body += _certificate(part, made)
     columns = made[f"{part.name}_paper_columns"]
-    body += fold(columns.title, table(columns))
+    body += details(columns.title, table(columns))
   return [Section("Parts of this study", body)]
 
 
-def _certificate(part: Part, made: dict[str, Table]) -> str:
+def _certificate(part: Comparison, made: dict[str, Table]) -> str:
   found = part.report["certificate"]
   if found["passed"] is None:
-    return absent(f"a certificate for {', '.join(found['missing']) or part.name}")
+    return missing_note(f"a certificate for {', '.join(found['missing']) or part.name}")
   said = "passed" if found["passed"] else "did NOT pass: " + "; ".join(found["failures"])
   checks = table(made[f"{part.name}_certificate"]) + table(made[f"{part.name}_certificates"])
   where = f"every check: {part.name}_certificate.csv and {part.name}_certificates.csv"
   # Hundreds of rows a part: on paper their files are named instead.
-  return paragraphs([f"Certificate: {said} ({where})."]) + fold(
+  return paragraphs([f"Certificate: {said} ({where})."]) + details(
     f"{part.name}: every check", checks, on_paper=False
   )
