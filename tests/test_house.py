@@ -31,7 +31,8 @@ ORDER = (
   ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
-ALONE = {"kernels": {"planning", "errors"}, "launch": {"errors"}}  # rooms that may import these of ours only
+# Rooms that may import these of ours only.
+ALONE = {"kernels": {"planning", "errors"}, "launch": {"errors"}}
 
 
 def module_of(path):
