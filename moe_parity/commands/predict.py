@@ -1,6 +1,5 @@
 """`moe-parity predict`."""
 
-import itertools
 import json
 import pathlib
 
@@ -35,29 +34,9 @@ def arguments(parser) -> None:
 
 
 def run(args) -> int:
-  from moe_parity.study.surrogate import fit
-  from moe_parity.study.surrogate.rows import published_rows, study_rows
+  from moe_parity.study.surrogate.answer import answer as answer_to
 
-  names, arms, base = _arms(args)
-  published = published_rows()
-  rows = study_rows(args.runs) if args.runs else published
-  lender = published if args.runs else None
-  fitted = fit.fit(rows, lender)
-  predictions = fitted.predict(arms, names)
-  if base is not None:
-    for prediction, versus in zip(predictions, fitted.differences(arms, base), strict=True):
-      prediction["minus_dense"] = versus or None
-  answer = {
-    "fitted_on": rows.source,
-    "num_rows": len(rows),
-    "form": fitted.form.name,
-    "level": fit.LEVEL,
-    "arms": predictions,
-    "errors": [vars(error) for error in fitted.errors],
-  }
-  if args.check:
-    answer["leave_one_size_out"] = fit.leave_one_size_out(rows, lender)
-    answer["leave_one_reuse_out"] = fit.leave_one_reuse_out(rows, lender)
+  answer = answer_to(_question(args), args.runs, args.check)
   if args.json:
     print(json.dumps(answer, indent=2))
   else:
@@ -65,9 +44,9 @@ def run(args) -> int:
   return 0
 
 
-def _arms(args):
-  """Names, inputs, and the row of the dense arm at parity (None without one)."""
-  from moe_parity.study.surrogate.laws import ArmFeatures
+def _question(args):
+  """The arms of the config, or every combination of the numbers given."""
+  from moe_parity.study.surrogate import answer
 
   given = [name for name in POINT if getattr(args, name)]
   if args.config and given:
@@ -77,20 +56,8 @@ def _arms(args):
   if args.config:
     from moe_parity.planning.plan import make_plan
 
-    plan = make_plan(load_config(args))
-    once = list({arm.name: arm for arm in plan.arms}.values())
-    rows = [
-      (a.num_params, 1.0 if a.kind == "dense" else a.activation_rate, a.num_tokens, a.epochs)
-      for a in once
-    ]
-    dense = (i for i, a in enumerate(once) if a.kind == "dense" and a.role == "arm")
-    base = next(dense, None)
-    names = [arm.name for arm in once]
-  else:
-    lists = [_numbers(args, name) for name in POINT]
-    rows = list(itertools.product(*lists))
-    names, base = [""] * len(rows), None
-  return names, ArmFeatures(*zip(*rows, strict=True)), base
+    return answer.of_plan(make_plan(load_config(args)).arms)
+  return answer.of_numbers(*(_numbers(args, name) for name in POINT))
 
 
 def _numbers(args, name: str) -> list[float]:

@@ -151,11 +151,7 @@ class MoE(nnx.Module):
         tokens, without a gradient.
     """
     dtype = x_TD.dtype
-    logit_TE = router_logits(x_TD, self.router[...])
-    expert_TK, gate_TK, probability_TE = route(
-      logit_TE, self.selection_bias[...], self.experts_per_token, self.options.normalize_gates
-    )
-    gate_TK = self.scaled(gate_TK)
+    logit_TE, expert_TK, gate_TK, probability_TE = self.choices(x_TD)
     if stacked is not None:
       chosen_TK = expert_TK + stacked.first
       y_TD = looped_ffn(x_TD, chosen_TK, gate_TK, stacked.w_in, stacked.w_down)
@@ -169,6 +165,16 @@ class MoE(nnx.Module):
     if self.options.is_probing:
       stats = stats._replace(mean_squares_3=self.mean_squares(x_TD, y_TD))
     return y_TD, stats, expert_TK
+
+  def choices(
+    self, x_TD: Float[Array, "T D"]
+  ) -> tuple[Float[Array, "T E"], Int[Array, "T K"], Float[Array, "T K"], Float[Array, "T E"]]:
+    """Router logits, chosen experts, their gates as they weigh the sum, and all probabilities."""
+    logit_TE = router_logits(x_TD, self.router[...])
+    expert_TK, gate_TK, probability_TE = route(
+      logit_TE, self.selection_bias[...], self.experts_per_token, self.options.normalize_gates
+    )
+    return logit_TE, expert_TK, self.scaled(gate_TK), probability_TE
 
   def scaled(self, gate_TK: Float[Array, "T K"]) -> Float[Array, "T K"]:
     """The gates times `ModelOptions.routed_scale`."""

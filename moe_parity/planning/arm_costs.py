@@ -74,6 +74,25 @@ def arm_costs(arms: Iterable[Mapping[str, Any]], baseline: str = "") -> list[Arm
   ]
 
 
+def cost_rows(arms: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """`arm_costs`, one flat dictionary an arm, for a printed table; `x dense` is the number before it
+  over the dense arm's (None without one)."""
+  return [
+    {
+      "arm": cost.name,
+      "C": float(cost.train_flops),
+      "C x dense": cost.relative.get("train_flops"),
+      "executed FLOPs": float(cost.executed_flops),
+      "executed x dense": cost.relative.get("executed_flops"),
+      "N with vocabulary": cost.num_params_with_vocabulary,
+      "N with v. x dense": cost.relative.get("num_params_with_vocabulary"),
+      "MiB of weights": cost.weight_bytes / 2**20,
+      "bytes x dense": cost.relative.get("weight_bytes"),
+    }
+    for cost in arm_costs(arms)
+  ]
+
+
 def executed_flops(arm: Mapping[str, Any]) -> int:
   """FLOPs of every matrix product of a run, from its plan."""
   return _executed(arm).train_flops(arm["num_tokens"])

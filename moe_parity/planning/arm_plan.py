@@ -7,7 +7,7 @@ from typing import Any
 
 from moe_parity.planning.accounting import ATTENTION_BLOCK
 from moe_parity.planning.architecture import Architecture
-from moe_parity.planning.arm_costs import arm_costs
+from moe_parity.planning.arm_costs import cost_rows
 
 LATER_FIELDS = ("attention_block", "routed_scale")  # fields that plans on disk may lack
 
@@ -129,22 +129,8 @@ class Plan:
     return rows
 
   def cost_rows(self) -> list[dict[str, Any]]:
-    """What every arm costs in all, one flat dictionary an arm, for a printed table; `x dense` is
-    the number before it over the dense arm's (None without one)."""
-    return [
-      {
-        "arm": cost.name,
-        "C": float(cost.train_flops),
-        "C x dense": cost.relative.get("train_flops"),
-        "executed FLOPs": float(cost.executed_flops),
-        "executed x dense": cost.relative.get("executed_flops"),
-        "N with vocabulary": cost.num_params_with_vocabulary,
-        "N with v. x dense": cost.relative.get("num_params_with_vocabulary"),
-        "MiB of weights": cost.weight_bytes / 2**20,
-        "bytes x dense": cost.relative.get("weight_bytes"),
-      }
-      for cost in arm_costs(arm.to_dict() for arm in self.arms)
-    ]
+    """What every arm costs in all, for a printed table; see `arm_costs.cost_rows`."""
+    return cost_rows(arm.to_dict() for arm in self.arms)
 
   def mixture_rows(self) -> list[dict[str, Any]]:
     """One flat dictionary an arm and domain, for a printed table; none without data.weights."""

@@ -70,6 +70,10 @@ class Drawing:
     with settings():
       return _save(self._figure(width), "png", dpi=dpi)
 
+  def _repr_svg_(self) -> str:
+    """What a notebook shows."""
+    return self.svg(DESK)
+
   @functools.cache  # noqa: B019
   def _figure(self, width: int | float) -> Any:
     """The figure with its layout solved: that is the slow part, and the same for every format."""

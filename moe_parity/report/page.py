@@ -48,7 +48,7 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
   folder.mkdir(exist_ok=True)
   counted = specialization.read(study)
   others = comparisons.read(pathlib.Path(study_folder))
-  drawings = _drawings(study, report, steps, counted)
+  drawings = every_drawing(study_folder, report)
   drawings |= {drawing.name: drawing for drawing in comparisons.drawings(others)}
   parts = _tables(study, report, steps, counted)
   parts |= {made.name: made for made in comparisons.all_tables(others)}
@@ -135,10 +135,17 @@ def page(
 """
 
 
-def _drawings(
-  study: reading.Study, report: dict, steps: dict, counted: list[specialization.Counted]
+def every_drawing(
+  study_folder: str | pathlib.Path, report: dict
 ) -> dict[str, figure_style.Drawing]:
-  """Every figure there is data for; expert loads for the first seed of each arm."""
+  """Every figure of a study without its parts there is data for, by name; expert loads for the
+  first seed of each arm.
+
+  Args:
+    report: what `compare.analyze` gives for the folder.
+  """
+  study, steps = reading.read_study(study_folder), read_steps(study_folder)
+  counted = specialization.read(study)
   first = {run.name: run for run in reversed(study.runs) if reading.read_routing(run.folder)}
   found = [
     figures.activation_rate(report),

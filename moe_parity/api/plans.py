@@ -1,0 +1,163 @@
+"""`mp.plan`: a config to what every arm costs. Loads no JAX."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from moe_parity import config as configs
+from moe_parity.api.tables import as_table
+from moe_parity.data.mixture import planner_inputs
+from moe_parity.data.token_store import is_store, open_store
+from moe_parity.errors import UserError, suggest
+from moe_parity.planning.arm_plan import ArmPlan
+from moe_parity.planning.plan_costs import memory_of, rows_with_memory, with_costs
+from moe_parity.report import cards
+from moe_parity.report.table_formats import count, scientific
+from moe_parity.study.parts import Part, Results, plan_parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a config comes to.
+
+  Attributes:
+    config: complete, after overrides.
+    parts: the comparisons it consists of, one for most configs; a study method adds further ones.
+  """
+
+  config: ConfigDict
+  parts: tuple[Part, ...]
+
+  @property
+  def name(self) -> str:
+    return self.parts[0].plan.name
+
+  @property
+  def budget(self) -> dict[str, Any]:
+    """The shared resources: num_params, train_flops, num_unique_tokens, dense_tokens, ..."""
+    return self.parts[0].plan.budget
+
+  @property
+  def arms(self) -> list[ArmPlan]:
+    """Every run of every part, with its shape, tokens, batch, steps and learning rate."""
+    return [arm for part in self.parts for arm in part.plan.arms]
+
+  @property
+  def notes(self) -> list[str]:
+    """What to know before training."""
+    return [note for part in self.parts for note in part.plan.notes]
+
+  def table(self) -> Any:
+    """One row an arm: shape, N, r_a, FLOPs, tokens, epochs, batch, steps, learning rate, GiB."""
+    return as_table(self._rows())
+
+  def costs(self) -> Any:
+    """One row an arm: C, executed FLOPs, parameters with vocabulary, bytes, each over dense."""
+    return as_table(row for part in self.parts for row in part.plan.cost_rows())
+
+  def memory(self) -> Any:
+    """One row an arm: planned bytes of a device by what they hold; an arm whose mesh is open has
+    None in each."""
+    rows = []
+    for part in self.parts:
+      for arm, bytes_ in zip(part.plan.arms, memory_of(part.config, part.plan), strict=True):
+        rows.append({"arm": arm.name, "seed": arm.seed} | (bytes_ or {}))
+    return as_table(rows)
+
+  def to_dict(self) -> dict[str, Any]:
+    """What `moe-parity plan --json` prints: the plan with memory and costs; for several parts one
+    such a part, by name."""
+    plans = {part.name: with_costs(part.config, part.plan) for part in self.parts}
+    return plans[""] if len(plans) == 1 else plans
+
+  def _rows(self) -> list[dict[str, Any]]:
+    rows = []
+    for part in self.parts:
+      name = {"part": part.name} if len(self.parts) > 1 else {}
+      rows += [name | row for row in rows_with_memory(part.config, part.plan)]
+    return rows
+
+  def _repr_html_(self) -> str:
+    budget = self.budget
+    facts = (
+      f"N = {count(budget['num_params'])}",
+      f"C = {scientific(budget['train_flops'])} FLOPs ({budget['convention']})",
+      f"unique tokens {count(budget['num_unique_tokens'])}",
+      f"reuse: {budget['reuse']}",
+    )
+    return cards.card(
+      f"Plan {self.name}", facts, cards.table(self._rows()), cards.items(self.notes)
+    )
+
+
+def plan(config: str | pathlib.Path | ConfigDict, **fields: Any) -> Plan:
+  """Derives every arm of a budget, or refuses: shapes, tokens, batches, learning rates, costs.
+
+      mp.plan("configs/demo.py:tiny", budget={"dense_tokens": 40_000})
+      mp.plan("configs/demo.py", **{"budget.reuse": "loose", "arms.moe_20.experts_per_token": 4})
+
+  Args:
+    config: `path/to/file.py`, `path/to/file.py:arg`, or a config as `defaults.base()` makes one.
+    fields: fields to change, by their dotted name or a dictionary a section.
+  Raises:
+    UserError: no such file or field, a value of another type, a shape that cannot be found, arms
+      that are not at parity, a corpus that is too small.
+  """
+  made = config if isinstance(config, ConfigDict) else configs.load(str(config))
+  return planned(changed(made, fields) if fields else made)
+
+
+def planned(config: ConfigDict) -> Plan:
+  """`plan` of a config that is complete."""
+  return Plan(config, plan_config(config))
+
+
+def plan_config(config: ConfigDict) -> tuple[Part, ...]:
+  """The parts of a config by what is known before anything is trained."""
+  return tuple(plan_parts(config, Results(None), **_store_inputs(config)))
+
+
+def changed(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
+  """A locked copy of a config with some fields set; see `plan`.
+
+  Raises:
+    UserError: an unknown field (the nearest is suggested) or a value of another type.
+  """
+  copy = ConfigDict(config.to_dict())
+  for name, value in _flat(fields).items():
+    *sections, last = name.split(".")
+    target: Any = copy
+    for i, section in enumerate([*sections, last]):
+      if not isinstance(target, ConfigDict) or section not in target:
+        known = list(target) if isinstance(target, ConfigDict) else []
+        where = ".".join(sections[:i]) or "a config"
+        raise UserError(f"field {name!r}: {where} has no {section!r}{suggest(section, known)}")
+      if i < len(sections):
+        target = target[section]
+    try:
+      target[last] = value
+    except TypeError as error:
+      raise UserError(f"field {name}={value!r}: {' '.join(str(error).split())}") from None
+  return copy.lock()
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat: dict[str, Any] = {}
+  for name, value in fields.items():
+    if isinstance(value, Mapping):
+      flat |= _flat(value, f"{prefix}{name}.")
+    else:
+      flat[f"{prefix}{name}"] = value
+  return flat
+
+
+def _store_inputs(config: ConfigDict) -> dict[str, Any]:
+  """What a finished token store on this machine tells the planner; nothing where the config's
+  source is text, or elsewhere."""
+  source = config.data.source
+  if "," in source or "://" in source or source == "builtin":
+    return {}
+  return planner_inputs(open_store(source), config) if is_store(source) else {}
