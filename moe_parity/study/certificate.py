@@ -19,6 +19,8 @@ from moe_parity.study.evidence import guarded, line
 from moe_parity.training import run_folder
 
 CERTIFICATE = "certificate.json"
+# Fields of a run's plan that say how it stands to the budget and the other arms of one part.
+_RELATIVE = ("compute_ratio", "residual_params_pct", "residual_flops_pct", "residual_unique_pct")
 
 
 def check(name: str, planned, measured, tolerance: int | float, how: str) -> dict:
@@ -205,8 +207,11 @@ def certify_study(folder: pathlib.Path) -> dict:
 
 def _plan_checks(label: str, arm: dict, folder: pathlib.Path) -> list[dict]:
   """Whether a run's own plan is the study's."""
-  own = run_folder.read_json(folder / run_folder.PLAN)
-  changed = configs.differences(arm, with_later_fields(own, arm))
+  own = with_later_fields(run_folder.read_json(folder / run_folder.PLAN), arm)
+  # A run that two parts share stands in one of them, with what that part compares it by.
+  ignored = _RELATIVE + (("name", "role") if ".." in folder.parts else ())
+  planned, own = ({k: v for k, v in plan.items() if k not in ignored} for plan in (arm, own))
+  changed = configs.differences(planned, own)
   words = "; ".join(changed[:3]) or "the same"
   how = f"plan.json of the study and of {folder.name}"
   return [line(f"{label}: plan", "the study's", words, not changed, how)]
