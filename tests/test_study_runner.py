@@ -94,7 +94,7 @@ def test_a_worker_of_a_study_in_stages_waits_for_others(tmp_path, monkeypatch):
   made = fake_training.config(rates=()).unlock()
   made.arms.moe = moe_arm(num_layers=2, d_model=32, d_head=16, multiple_of=4)
   made.study.update(method="activation_rate", activation_rates=(0.2, 0.3, 0.4, 0.5))
-  made.study.update(more_seeds=(1,), compute_multiples=())
+  made.study.update(more_seeds=(1,), compute_multiples=(), controls=False)
 
   def finish_at_second_wait(seen, task, study, lease, actions):
     if len(seen) == 2:
