@@ -23,7 +23,7 @@ def config(**study):
   made.arms.dense = dense_arm(d_head=16)
   made.arms.moe = moe_arm(num_layers=2, d_model=32, d_head=16, multiple_of=4)
   made.study.method = "activation_rate"
-  made.study.activation_rates, made.study.controls = RATES, False
+  made.study.activation_rates = RATES
   for name, value in study.items():
     made.study[name] = value
   return made.lock()

@@ -218,7 +218,7 @@ class Study:
     if method is None:
       return None
     results = Results(self.folder, self.leases)
-    value = method.summarise(self.config, self.folder, self.parts, results)
+    value = method.summarize(self.config, self.folder, self.parts, results)
     files.write_json(self.folder / f"{self.config.study.method}.json", value)
     return value
 
