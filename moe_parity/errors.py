@@ -12,6 +12,13 @@ class UserError(ValueError):
   """
 
 
+class Stopped(KeyboardInterrupt):
+  """A signal asked this process to stop, and it did so between two steps.
+
+  No `Exception`, so that no library takes it for an error of its own.
+  """
+
+
 def disk_is_full(error: BaseException | None) -> bool:
   """Whether a full disk is what lies behind an error, however deeply a library wrapped it."""
   while error is not None:

@@ -31,8 +31,8 @@ def config(**study):
 
 def run(folder, made, **kwargs):
   study = fake_training.open_study(folder, made)
-  kwargs.setdefault("trainer", fake_training.trainer())
-  arms = run_study(study, say=lambda line: None, **kwargs)
+  kwargs.setdefault("actions", fake_training.actions())
+  arms = run_study(study, log=lambda line: None, **kwargs)
   return study, arms
 
 
@@ -84,18 +84,18 @@ def test_a_study_stopped_after_any_arm_and_resumed_trains_the_same_arms_once(tmp
 
   for stop in range(1, len(ran(tmp_path / "whole"))):
     folder = tmp_path / f"stopped_{stop}"
-    trainer = fake_training.trainer()
+    actions = fake_training.actions()
 
-    def train(*args, left=[stop], trainer=trainer):  # noqa: B006 - counts down
+    def train(*args, left=[stop], actions=actions):  # noqa: B006 - counts down
       if not left[0]:
         raise Stop
       left[0] -= 1
-      trainer.train(*args)
+      actions.train(*args)
 
     if stop % 3:  # every third suffices, and the machine has other work
       continue
     with pytest.raises(Stop):
-      run(folder, made, trainer=dataclasses.replace(trainer, train=train))
+      run(folder, made, actions=dataclasses.replace(actions, train=train))
     run(folder, made)
     assert sorted(ran(folder)) == sorted(ran(tmp_path / "whole"))
     assert (folder / "plan.json").read_text() == (tmp_path / "whole/plan.json").read_text()
@@ -107,7 +107,7 @@ def test_both_sides_get_as_many_checks_and_they_stay_out_of_the_comparison(tmp_p
     return fake_training.bpc_of(arm) - better
 
   made = config(learning_rates=(0.5, 2.0))
-  study, arms = run(tmp_path, made, trainer=fake_training.trainer(truth=truth))
+  study, arms = run(tmp_path, made, actions=fake_training.actions(truth=truth))
   checks = [a for a in study.parts[0].plan.arms if a.role == "check"]
   names = ["dense_lr0p5", "dense_lr2", "moe_30_lr0p5", "moe_30_lr2"]
   assert [a.name for a in checks] == names
@@ -131,7 +131,7 @@ def test_fixed_data_shares_tokens_and_the_loss_falls_as_a_power_of_the_rate(tmp_
     return 3.0 * arm.activation_rate**-0.05
 
   made = config(fixed_data=True)
-  study, _ = run(tmp_path, made, trainer=fake_training.trainer(truth=truth))
+  study, _ = run(tmp_path, made, actions=fake_training.actions(truth=truth))
   part = study.parts[1]
   assert part.name == "fixed_data" and part.plan.budget["shared"] == "tokens"
   tokens = [arm.num_tokens for arm in part.plan.arms]
@@ -159,7 +159,7 @@ def test_two_sizes_with_one_optimum_transfer_and_two_with_different_ones_differ(
       return 2 + 0.5 * math.log(arm.activation_rate / optimum) ** 2 + wiggle
 
     made = config(sizes=(200_000,), compute_multiples=())
-    study, _ = run(folder, made, trainer=fake_training.trainer(truth=truth))
+    study, _ = run(folder, made, actions=fake_training.actions(truth=truth))
     return study.summarize()["transfer"]
 
   same = run_with(tmp_path / "same", (0.28, 0.28))

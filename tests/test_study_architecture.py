@@ -30,7 +30,7 @@ def config(**study):
 
 def run(folder, made, truth):
   study = fake_training.open_study(folder, made)
-  arms = run_study(study, say=lambda line: None, trainer=fake_training.trainer(truth=truth))
+  arms = run_study(study, log=lambda line: None, actions=fake_training.actions(truth=truth))
   return study.summarize(), arms
 
 
@@ -111,7 +111,7 @@ def test_inside_the_noise_the_one_in_place_stays_and_the_tie_is_said(tmp_path):
 def test_a_diverged_option_loses_and_the_search_goes_on(tmp_path):
   from moe_parity.training.loop import NotFiniteError
 
-  good = fake_training.trainer(truth=separable)
+  good = fake_training.actions(truth=separable)
 
   def train(config_, arm, *args):
     if arm.name == "layout_full_se":
@@ -119,7 +119,7 @@ def test_a_diverged_option_loses_and_the_search_goes_on(tmp_path):
     good.train(config_, arm, *args)
 
   study = fake_training.open_study(tmp_path, config(granularities=(), gates=False))
-  arms = run_study(study, say=lambda line: None, trainer=dataclasses.replace(good, train=train))
+  arms = run_study(study, log=lambda line: None, actions=dataclasses.replace(good, train=train))
   assert [arm.status for arm in arms if arm.name == "layout_full_se"] == ["failed"]
   stage = next(s for s in study.summarize()["stages"] if s["name"] == "layout")
   verdicts = {o["label"]: o["verdict"] for o in stage["options"]}

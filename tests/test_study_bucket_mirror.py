@@ -7,7 +7,7 @@ import pytest
 
 from moe_parity.data import storage
 from moe_parity.errors import UserError
-from moe_parity.study.workers.bucket_mirror import Mirror
+from moe_parity.study.workers.bucket_mirror import BucketMirror
 from tests.helpers.bucket import Bucket, install
 
 RUN, URL = "runs/moe_20-s0", "gs://mine/studies/a"
@@ -45,10 +45,10 @@ def files(folder) -> dict[str, str]:
   return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
 
 
-def copy(mirror: Mirror) -> list[str]:
+def copy(mirror: BucketMirror) -> list[str]:
   """Keeps the newest checkpoint and waits for it; what was said of a failure."""
   said = []
-  mirror.keep(RUN, free, said.append)
+  mirror.upload_checkpoint(RUN, free, said.append)
   if mirror._writing is not None:
     mirror._writing.exception()  # waits
     mirror._collect(RUN, said.append)
@@ -79,14 +79,14 @@ def test_a_snapshot_broken_off_anywhere_leaves_the_one_before_it(
   number, bucket, tmp_path, monkeypatch
 ):
   """6 objects: metrics, plan, three of the checkpoint, latest.json."""
-  first = Mirror(URL, tmp_path / "first")
+  first = BucketMirror(URL, tmp_path / "first")
   train(tmp_path / "first" / RUN, 10)
   assert copy(first) == []
   train(tmp_path / "first" / RUN, 20)
   with monkeypatch.context() as patch:
     fail_at(patch, number)
     assert "connection lost" in copy(first)[0]
-  second = Mirror(URL, tmp_path / "second")
+  second = BucketMirror(URL, tmp_path / "second")
   second.fetch(RUN)
   found = files(tmp_path / "second" / RUN)
   assert found["checkpoints/10/model/d/shard"] == "model/d/shard of 10 " * 5
@@ -97,7 +97,7 @@ def test_a_snapshot_broken_off_anywhere_leaves_the_one_before_it(
 def test_what_is_left_of_a_broken_snapshot_goes_with_the_next_whole_one(
   bucket, tmp_path, monkeypatch
 ):
-  mirror = Mirror(URL, tmp_path / "first")
+  mirror = BucketMirror(URL, tmp_path / "first")
   train(tmp_path / "first" / RUN, 10)
   with monkeypatch.context() as patch:
     fail_at(patch, 3)
@@ -111,29 +111,29 @@ def test_what_is_left_of_a_broken_snapshot_goes_with_the_next_whole_one(
 
 
 def test_a_worker_that_lost_its_run_does_not_write_latest(bucket, tmp_path):
-  mirror = Mirror(URL, tmp_path)
+  mirror = BucketMirror(URL, tmp_path)
   train(tmp_path / RUN, 10)
 
   def lost():
     raise UserError("another worker took this run over")
 
-  mirror.keep(RUN, lost, print)
+  mirror.upload_checkpoint(RUN, lost, print)
   assert isinstance(mirror._writing.exception(), UserError)
   assert "latest.json" not in storage.names(f"{URL}/{RUN}")
   finish(tmp_path / RUN)
   with pytest.raises(UserError, match="took this run over"):
-    mirror.deliver(RUN, lost, print)
-  assert Mirror(URL, tmp_path / "other").pull() == set()
+    mirror.upload_run(RUN, lost, print)
+  assert BucketMirror(URL, tmp_path / "other").pull() == set()
 
 
 def test_a_damaged_snapshot_is_refused_and_named(bucket, tmp_path):
-  mirror = Mirror(URL, tmp_path / "first")
+  mirror = BucketMirror(URL, tmp_path / "first")
   train(tmp_path / "first" / RUN, 10)
   copy(mirror)
   (shard,) = [name for name in storage.names(f"{URL}/{RUN}") if name.endswith("shard")]
   storage.write_bytes(f"{URL}/{RUN}/{shard}", b"model/d/shard of 99 " * 5)
   with pytest.raises(UserError, match="snapshot of step 10 is damaged .*shard is not what was"):
-    Mirror(URL, tmp_path / "second").fetch(RUN)
+    BucketMirror(URL, tmp_path / "second").fetch(RUN)
 
 
 @pytest.mark.parametrize("text, words", [
@@ -146,7 +146,7 @@ def test_a_hostile_latest_json_writes_nothing(bucket, tmp_path, text, words):
   storage.write_bytes(f"{URL}/{RUN}/latest.json", text.encode())
   storage.write_bytes(f"{URL}/{RUN}/x", b"x")
   with pytest.raises(UserError, match=words):
-    Mirror(URL, tmp_path / "deep" / "local").fetch(RUN)
+    BucketMirror(URL, tmp_path / "deep" / "local").fetch(RUN)
   assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -155,7 +155,7 @@ def test_a_finished_run_counts_when_its_result_is_there_and_not_before(
   number, bucket, tmp_path, monkeypatch
 ):
   """8 objects, result.json last; the 9th does not come."""
-  mirror = Mirror(URL, tmp_path / "first")
+  mirror = BucketMirror(URL, tmp_path / "first")
   train(tmp_path / "first" / RUN, 10)
   copy(mirror)
   finish(tmp_path / "first" / RUN)
@@ -163,8 +163,8 @@ def test_a_finished_run_counts_when_its_result_is_there_and_not_before(
     fail_at(patch, number)
     if number < 9:
       stack.enter_context(pytest.raises(UserError, match="connection lost"))
-    mirror.deliver(RUN, free, print)
-  second = Mirror(URL, tmp_path / "second")
+    mirror.upload_run(RUN, free, print)
+  second = BucketMirror(URL, tmp_path / "second")
   done = second.pull()
   if number < 9:
     assert done == set()
@@ -181,7 +181,7 @@ def test_a_finished_run_counts_when_its_result_is_there_and_not_before(
 
 
 def test_plans_are_fetched_again_and_the_small_files_of_parts_too(bucket, tmp_path):
-  mirror = Mirror(URL, tmp_path)
+  mirror = BucketMirror(URL, tmp_path)
   for name in ("plan.json", "parts/unique/plan.json", "parts/unique/runs/a-s0/result.json"):
     storage.write_bytes(f"{URL}/{name}", json.dumps({"of": name}).encode())
   assert mirror.pull() == {"parts/unique/runs/a-s0"}

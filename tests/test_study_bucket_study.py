@@ -1,5 +1,6 @@
 """A study on a bucket: workers that share nothing else give the study that one disk gives."""
 
+import fcntl
 import json
 import pathlib
 
@@ -9,7 +10,7 @@ from moe_parity import cli
 from moe_parity.data import storage
 from moe_parity.errors import UserError
 from moe_parity.report.page import write_report
-from moe_parity.study.workers.bucket_study import RemoteStudy
+from moe_parity.study.workers.bucket_study import BucketStudy
 from moe_parity.study.workers.runner import run_study
 from moe_parity.study.workers.shard import Shard
 from moe_parity.training import loop
@@ -28,15 +29,15 @@ def bucket(monkeypatch, tmp_path):
 
 
 def open_study(tmp_path, made=None, url=URL):
-  return RemoteStudy(
-    made or fake_training.config(), fake_training.store(), url, place=str(tmp_path / "claims")
+  return BucketStudy(
+    made or fake_training.config(), fake_training.store(), url, leases=str(tmp_path / "leases")
   )
 
 
-def run(study, trainer=None, **kwargs):
+def run(study, actions=None, **kwargs):
   lines = []
-  trainer = trainer or fake_training.trainer()
-  arms = run_study(study, say=lines.append, trainer=trainer, **kwargs)
+  actions = actions or fake_training.actions()
+  arms = run_study(study, log=lines.append, actions=actions, **kwargs)
   return {arm.name: (arm.status, arm.error) for arm in arms}, lines
 
 
@@ -84,7 +85,7 @@ def test_stages_of_a_study_follow_results_that_another_worker_left(bucket, tmp_p
 
 
 def test_an_arm_that_failed_leaves_its_trace_and_the_next_worker_tries_again(bucket, tmp_path):
-  states, _ = run(open_study(tmp_path), fake_training.trainer(failing=("moe_30",)))
+  states, _ = run(open_study(tmp_path), fake_training.actions(failing=("moe_30",)))
   assert states["moe_30"] == ("failed", "moe_30 broke")
   assert b"moe_30 broke" in storage.read_bytes(f"{URL}/runs/moe_30-s0/failed.txt")
   assert run(open_study(tmp_path))[0]["moe_30"] == ("done", "")
@@ -108,16 +109,18 @@ def test_what_a_study_cannot_lie_on_is_refused(bucket, tmp_path, capsys):
     assert "`study` alone works on a bucket" in capsys.readouterr().err
 
 
-def test_a_scratch_folder_goes_with_its_worker_and_after_it(bucket, tmp_path):
+def test_a_scratch_folder_goes_with_its_worker(bucket, tmp_path):
   study = open_study(tmp_path)
-  (place,) = (tmp_path / "cache" / "studies").iterdir()
-  assert study.folder == place
-  host, _, unique = place.name.rsplit(".", 2)
-  killed = place.with_name(f"{host}.4194999.{unique}")  # above any process id of Linux
-  killed.mkdir()
-  del study
-  open_study(tmp_path)
-  assert not place.exists() and not killed.exists()
+  place = study.folder
+  killed, other = place.with_name("killed-x"), place.with_name("other")
+  for folder in (killed, other):
+    folder.mkdir()
+    folder.with_name(f"{folder.name}.lock").write_text("")
+  with open(other.with_name("other.lock")) as lock:  # a worker that lives, of whatever container
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    del study
+    open_study(tmp_path)
+    assert other.exists() and not place.exists() and not killed.exists()
 
 
 def test_a_run_taken_over_on_another_disk_ends_as_one_never_interrupted(
@@ -132,28 +135,28 @@ def test_a_run_taken_over_on_another_disk_ends_as_one_never_interrupted(
       del loaded.arms[name]
   begun = []
 
-  def until_kept(made, plan, data, folder, tell, say):
+  def until_kept(made, plan, data, folder, on_log, log, control):
     def watch(progress):
-      tell(progress)
+      on_log(progress)
       begun.append(progress.step)
       if first.mirror._writing is not None:
         first.mirror._writing.result()
       if "latest.json" in storage.names(f"{URL}/runs/dense-s0"):
         raise KeyboardInterrupt
 
-    loop.train_arm(made, plan, data, folder, watch, say)
+    loop.train_arm(made, plan, data, folder, watch, log, control)
 
   def open_(folder_or_url):
-    return RemoteStudy(loaded, store, folder_or_url, place=str(tmp_path / "claims"))
+    return BucketStudy(loaded, store, folder_or_url, leases=str(tmp_path / "leases"))
 
   first = open_(URL)
-  real = fake_training.Trainer()
+  real = fake_training.RunActions()
   with pytest.raises(KeyboardInterrupt):
-    run_study(first, say=print, trainer=fake_training.Trainer(until_kept, real.certify))
+    run_study(first, log=print, actions=fake_training.RunActions(until_kept, real.certify))
   latest = json.loads(storage.read_bytes(f"{URL}/runs/dense-s0/latest.json"))
   second, steps = open_(URL), []
   report = lambda task, progress: steps.append(progress.step)  # noqa: E731
-  (done,) = run_study(second, say=print, report=report, trainer=real)
+  (done,) = run_study(second, log=print, on_log=report, actions=real)
   assert done.status == "done" and steps[0] == latest["step"] + 1 == 11
   whole = tmp_path / "whole"
   (plan,) = second.parts[0].plan.arms

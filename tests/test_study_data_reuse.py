@@ -41,7 +41,7 @@ def law(arm, decay):
 
 def run(folder, made, truth):
   study = fake_training.open_study(folder, made)
-  arms = run_study(study, say=lambda line: None, trainer=fake_training.trainer(truth=truth))
+  arms = run_study(study, log=lambda line: None, actions=fake_training.actions(truth=truth))
   return study, arms
 
 

@@ -23,8 +23,8 @@ ARMS = ["dense", "moe_20", "moe_30", "moe_40", "moe_50"]
 
 def work(folder, shard, seconds, hanging=()):
   study = fake_training.open_study(folder)
-  trainer = fake_training.trainer(seconds=seconds, hanging=hanging)
-  run_study(study, shard=Shard.parse(shard), say=lambda line: None, trainer=trainer)
+  actions = fake_training.actions(seconds=seconds, hanging=hanging)
+  run_study(study, shard=Shard.parse(shard), log=lambda line: None, actions=actions)
 
 
 def spawn(*args, **kwargs):
@@ -50,8 +50,8 @@ def final(folder):
 def run(folder, **kwargs):
   lines = []
   study = fake_training.open_study(folder, kwargs.pop("config", None))
-  kwargs.setdefault("trainer", fake_training.trainer())
-  arms = run_study(study, say=lines.append, **kwargs)
+  kwargs.setdefault("actions", fake_training.actions())
+  arms = run_study(study, log=lines.append, **kwargs)
   return {arm.name: (arm.status, arm.error) for arm in arms}, lines
 
 
@@ -66,33 +66,44 @@ def test_two_workers_train_every_arm_once_and_share_the_work(tmp_path):
   assert final(tmp_path / "s") == final(tmp_path / "alone")
 
 
-def with_another_worker(folder, made, monkeypatch):
-  """Runs a worker while another has moe_40; returns what each of its waits found trained."""
-  worker, other = (fake_training.open_study(folder, made) for _ in range(2))
+def with_another_worker(folder, made, monkeypatch, then, **kwargs):
+  """Runs a worker while another has moe_40. `then(seen, task, study, lease, actions)` is what
+  happens at each of its waits.
+
+  Returns:
+    what each of its waits found trained, the arms, what it logged.
+  """
+  other = fake_training.open_study(folder, made)
   task = next(task for task in tasks_of(other.derive()) if task.label == "moe_40")
-  claim, trainer, seen = other.claims.take(task.run), fake_training.trainer(), []
+  other.leases.process = dataclasses.replace(other.leases.process, boot="another")
+  lease, actions, seen = other.leases.acquire(task.run), fake_training.actions(), []
+  worker, lines = fake_training.open_study(folder, made, **kwargs), []
 
   def wait(seconds):
     seen.append([(name, seed) for _, name, seed in fake_training.started(folder)])
     assert len(seen) < 5, "waits with nothing to wait for"
-    if len(seen) == 2:
-      trainer.train(task.part.config, task.arm, other.store, folder / task.run, None, None)
-      trainer.certify(folder / task.run)
-      claim.release("done")
+    then(seen, task, worker, lease, actions)
 
   monkeypatch.setattr(runner, "time", types.SimpleNamespace(sleep=wait))
-  arms = run_study(worker, say=lambda line: None, trainer=trainer)
-  if not seen:
-    claim.release("stopped")
-  return seen, arms
+  arms = run_study(worker, log=lines.append, actions=actions)
+  lease.release("stopped")
+  return seen, arms, lines
 
 
-def test_a_worker_of_a_study_in_stages_waits_for_what_another_trains(tmp_path, monkeypatch):
+def test_a_worker_of_a_study_in_stages_waits_for_others(tmp_path, monkeypatch):
   made = fake_training.config(rates=()).unlock()
   made.arms.moe = moe_arm(num_layers=2, d_model=32, d_head=16, multiple_of=4)
   made.study.update(method="activation_rate", activation_rates=(0.2, 0.3, 0.4, 0.5))
-  made.study.update(more_seeds=(1,), compute_multiples=())
-  seen, arms = with_another_worker(tmp_path, made.lock(), monkeypatch)
+  made.study.update(more_seeds=(1,), compute_multiples=(), controls=False)
+
+  def finish_at_second_wait(seen, task, study, lease, actions):
+    if len(seen) == 2:
+      run = task.part.config, task.arm, study.store, study.folder / task.run
+      actions.train(*run, None, None, None)
+      actions.certify(study.folder / task.run)
+      lease.release("done")
+
+  seen, arms, _ = with_another_worker(tmp_path, made.lock(), monkeypatch, finish_at_second_wait)
   first = {("dense", 0), ("dense", 1), ("moe_20", 0), ("moe_30", 0), ("moe_50", 0)}
   assert len(seen) == 2 and seen[0] == seen[1] and set(seen[0]) == first
   assert {arm.status for arm in arms} == {"done"}
@@ -101,16 +112,90 @@ def test_a_worker_of_a_study_in_stages_waits_for_what_another_trains(tmp_path, m
   assert set(begun) - first == {("moe_40", 0), ("moe_20", 1), ("moe_30", 1), ("moe_40", 1)}
 
 
-def test_a_worker_of_listed_arms_ends_when_the_rest_is_with_another(tmp_path, monkeypatch):
-  seen, arms = with_another_worker(tmp_path, fake_training.config(), monkeypatch)
-  assert not seen
+def test_a_worker_leaves_a_run_to_another_that_lives(tmp_path, monkeypatch):
+  def beat_at_third_wait(seen, task, study, lease, actions):
+    if len(seen) == 3:
+      lease._renew({})
+
+  made = fake_training.config()
+  seen, arms, lines = with_another_worker(tmp_path, made, monkeypatch, beat_at_third_wait)
+  assert len(seen) == 3
   assert {arm.name for arm in arms if arm.status == "running"} == {"moe_40"}
   assert {arm.name for arm in arms if arm.status == "done"} == {*ARMS} - {"moe_40"}
+  assert lines[-1] == "moe_40: with another worker; waiting for a sign of life from it"
+
+
+def test_a_worker_takes_over_before_it_leaves_nobody(tmp_path, monkeypatch):
+  """At e810754 it left at once, with exit 0, and moe_40 was nobody's."""
+
+  def let_time_pass(seen, task, study, lease, actions):
+    now = study.leases.clock()
+    study.leases.clock = lambda: now + 150
+
+  made = fake_training.config()
+  seen, arms, lines = with_another_worker(tmp_path, made, monkeypatch, let_time_pass)
+  assert {arm.status for arm in arms} == {"done"}
+  assert any("gave no sign of life for 30" in line for line in lines)
+
+
+def test_a_worker_takes_its_former_lifes_run_back(tmp_path, monkeypatch):
+  first = fake_training.open_study(tmp_path, worker="w-1")
+  first.leases.process = dataclasses.replace(first.leases.process, boot="another", host="b")
+  run = next(task.run for task in tasks_of(first.derive()) if task.label == "moe_40")
+  first.leases.acquire(run)
+  states, lines = run_named(tmp_path, "w-1", monkeypatch)
+  assert set(states.values()) == {("done", "")}
+  assert "moe_40: worker w-1 was this worker's former life; taking its run over" in lines
+
+
+def run_named(folder, worker, monkeypatch):
+  """A worker of a name that never has to wait."""
+
+  def wait(seconds):
+    raise AssertionError("waits with nothing to wait for")
+
+  monkeypatch.setattr(runner, "time", types.SimpleNamespace(sleep=wait))
+  lines = []
+  study = fake_training.open_study(folder, worker=worker)
+  arms = run_study(study, log=lines.append, actions=fake_training.actions())
+  return {arm.name: (arm.status, arm.error) for arm in arms}, lines
+
+
+def test_a_run_lost_to_another_is_left_and_does_not_fail(tmp_path):
+  study = fake_training.open_study(tmp_path)
+  real, lost = fake_training.actions(), []
+
+  def train(config, arm, store, folder, on_log, log, control):
+    if arm.name == "moe_20" and not lost:
+      lost.append(key := folder.relative_to(tmp_path).as_posix())
+      thief = {"state": "stopped", "token": "another's"}
+      study.leases._write(key, thief, study.leases._read(key)[1])
+      control.check_owner()
+    real.train(config, arm, store, folder, on_log, log, control)
+
+  lines = []
+  arms = run_study(study, log=lines.append, actions=real.__class__(train, real.certify))
+  assert {arm.status for arm in arms} == {"done"}  # the thief stopped, so it is free again
+  assert [line for line in lines if "took this run over" in line] == [
+    "moe_20: runs/moe_20-s0: another worker took this run over; this one leaves it"
+  ]
+  assert not list(tmp_path.glob("runs/*/failed.txt"))
+
+
+def test_a_study_with_leases_in_an_old_folder_resumes(tmp_path):
+  run(tmp_path, only=["dense"])
+  (tmp_path / "leases").rename(tmp_path / "claims")
+  old = {"state": "running", "host": "b", "pid": 7, "since": 1.0, "beat": 1.0}
+  (tmp_path / "claims/runs/moe_20-s0").write_text(json.dumps(old))
+  study = fake_training.open_study(tmp_path)
+  study.derive()
+  assert {arm.name for arm in study.write() if arm.status == "running"} == {"moe_20"}
+  assert not (tmp_path / "leases").exists()
 
 
 def test_a_folder_that_another_worker_is_making_is_joined_and_anything_else_refused(tmp_path):
   being_made, other = tmp_path / "being_made", tmp_path / "other"
-  (being_made / "claims").mkdir(parents=True)
+  (being_made / "leases").mkdir(parents=True)
   (being_made / "plan.json.12ab34cd.tmp").write_text("{")
   fake_training.open_study(being_made, None)
   other.mkdir()
@@ -132,8 +217,8 @@ def test_a_killed_worker_costs_only_the_arm_it_was_at(tmp_path):
 
 
 def test_an_arm_that_fails_is_recorded_the_others_go_on_and_the_next_start_tries_again(tmp_path):
-  broken = fake_training.trainer(failing=("moe_20",))
-  states, lines = run(tmp_path, trainer=broken)
+  broken = fake_training.actions(failing=("moe_20",))
+  states, lines = run(tmp_path, actions=broken)
   assert states == dict.fromkeys(ARMS, ("done", "")) | {"moe_20": ("failed", "moe_20 broke")}
   assert any(line == "moe_20 failed: moe_20 broke" for line in lines)
   assert "RuntimeError" in (tmp_path / "runs/moe_20-s0/failed.txt").read_text()
@@ -146,9 +231,9 @@ def test_an_interrupted_arm_is_free_for_the_next_worker(tmp_path):
   def interrupt(*args):
     raise KeyboardInterrupt
 
-  trainer = fake_training.trainer()
+  actions = fake_training.actions()
   with pytest.raises(KeyboardInterrupt):
-    run(tmp_path, trainer=dataclasses.replace(trainer, train=interrupt))
+    run(tmp_path, actions=dataclasses.replace(actions, train=interrupt))
   states, lines = run(tmp_path)
   assert set(states.values()) == {("done", "")} and [line.split(":")[0] for line in lines] == list(
     ARMS
@@ -159,9 +244,9 @@ def test_output_that_nobody_reads_any_more_stops_the_worker_and_fails_no_arm(tmp
   def into_a_closed_pipe(*args):
     raise BrokenPipeError
 
-  trainer = fake_training.trainer()
+  actions = fake_training.actions()
   with pytest.raises(BrokenPipeError):
-    run(tmp_path, trainer=dataclasses.replace(trainer, train=into_a_closed_pipe))
+    run(tmp_path, actions=dataclasses.replace(actions, train=into_a_closed_pipe))
   study = fake_training.open_study(tmp_path)
   study.derive()
   assert {arm.status for arm in study.write()} == {"pending"}

@@ -2,6 +2,7 @@
 data."""
 
 import argparse
+import os
 import pathlib
 
 from moe_parity.errors import UserError
@@ -50,6 +51,17 @@ def process_arguments(parser: argparse.ArgumentParser) -> None:
   )  # fmt: skip
   group.add_argument("--num-processes", type=int, default=0, metavar="N")
   group.add_argument("--process-id", type=int, default=-1, metavar="I", help="from 0")
+
+
+def worker_argument(parser: argparse.ArgumentParser) -> None:
+  """`--worker`, for commands that hold leases; its default is what the engine calls this worker."""
+  from moe_parity.study.workers.identity import worker_name
+
+  parser.add_argument(
+    "--worker", default=worker_name(os.environ), metavar="NAME",
+    help="of this worker in all its lives: started again, it takes its own run back at once"
+    " (default: as Slurm arrays, JobSets, SkyPilot and Cloud TPUs name it)",
+  )  # fmt: skip
 
 
 def processes(args) -> dict:

@@ -10,6 +10,7 @@ from moe_parity.commands.common import (
   process_arguments,
   processes,
   workdir_argument,
+  worker_argument,
 )
 from moe_parity.commands.output import print_table, print_verdict
 from moe_parity.errors import UserError
@@ -27,12 +28,14 @@ def arguments(parser) -> None:
     "--shard", default="1/1", metavar="I/N", help="this is worker I of N on the same study folder"
   )
   parser.add_argument(
-    "--claims", default="", metavar="PLACE", help="where workers note what they train; gs:// too"
+    "--leases", "--claims", default="", metavar="PLACE",
+    help="where workers note what they train (in the study); gs:// too",
   )
   parser.add_argument(
     "--stale-after", type=float, default=300.0, metavar="SECONDS",
     help="a worker silent for so long is dead, and its arm is taken over (300)",
   )  # fmt: skip
+  worker_argument(parser)
   process_arguments(parser)
 
 
@@ -52,19 +55,20 @@ def open_study(args, config, store):
   defaults."""
   from moe_parity.study.folder import Study
 
-  given = {"place": getattr(args, "claims", ""), "command": args.command}
+  given = {"leases": getattr(args, "leases", ""), "command": args.command}
+  given["worker"] = getattr(args, "worker", "")
   if hasattr(args, "stale_after"):
     given["stale_seconds"] = args.stale_after
   if not isinstance(args.workdir, str):
     return Study(config, store, args.workdir, **given)
-  from moe_parity.study.workers.bucket_study import RemoteStudy
+  from moe_parity.study.workers.bucket_study import BucketStudy
 
   if getattr(args, "coordinator", "") or getattr(args, "num_processes", 0):
     raise UserError(
       f"--workdir={args.workdir}: several processes as one run write one folder that all see; give"
       " a network disk, or start workers of one process each"
     )
-  return RemoteStudy(config, store, args.workdir, **given)
+  return BucketStudy(config, store, args.workdir, **given)
 
 
 def dry_run(args, config, store, only) -> int:
@@ -73,14 +77,14 @@ def dry_run(args, config, store, only) -> int:
   from moe_parity.startup import start_jax
   from moe_parity.study.folder import tasks_of
   from moe_parity.study.methods.method import method_of
-  from moe_parity.study.workers.queue import queue
+  from moe_parity.study.workers.eta import remaining_runs
   from moe_parity.training.peak_flops import measure_peak_flops
 
   start_jax()
   study = open_study(args, config, store)
   study.derive(write=False)
   peak_flops = lambda: measure_peak_flops(config.model.dtype)  # noqa: E731
-  rows, notes = queue(study, tasks_of(study.parts, only), peak_flops)
+  rows, notes = remaining_runs(study, tasks_of(study.parts, only), peak_flops)
   if method := method_of(config):
     notes += method.pending_notes(config, study.parts)
   if args.json:
@@ -100,14 +104,19 @@ def run_and_judge(args, config, store, only) -> int:
   from moe_parity.sharding import multihost
   from moe_parity.startup import start_jax
   from moe_parity.study.folder import tasks_of
-  from moe_parity.study.workers.followers import dismiss, follow, leading
-  from moe_parity.study.workers.runner import Trainer, run_study
+  from moe_parity.study.workers.multi_process import (
+    broadcasting_actions,
+    run_follower,
+    stop_followers,
+  )
+  from moe_parity.study.workers.runner import RunActions, run_study
   from moe_parity.study.workers.shard import Shard
+  from moe_parity.training.control import StopRequests
 
   shard = getattr(args, "shard", Shard(1, 1))
   start_jax(**processes(args))
   if not multihost.is_primary():
-    follow(store)
+    run_follower(store, StopRequests())
     return 0
   study = open_study(args, config, store)
   tasks = tasks_of(study.derive(), only)
@@ -128,11 +137,11 @@ def run_and_judge(args, config, store, only) -> int:
       study,
       only=only,
       shard=shard,
-      report=show,
-      say=bars.print,
-      trainer=leading(Trainer()),
+      on_log=show,
+      log=bars.print,
+      actions=broadcasting_actions(RunActions()),
     )
-  dismiss()
+  stop_followers()
   step = study.summarize()
   write_report(study.folder)
   analysis = json.loads((study.folder / "analysis.json").read_text())

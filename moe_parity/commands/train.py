@@ -8,6 +8,7 @@ from moe_parity.commands.common import (
   process_arguments,
   processes,
   workdir_argument,
+  worker_argument,
 )
 from moe_parity.commands.output import print_lost_text
 from moe_parity.errors import UserError
@@ -20,6 +21,7 @@ def arguments(parser) -> None:
   workdir_argument(parser, "run folder")
   parser.add_argument("--arm", default="", help="which arm; may be left out where there is one")
   parser.add_argument("--seed", type=int, default=None, help="which of the arm's seeds")
+  worker_argument(parser)
   process_arguments(parser)
 
 
@@ -38,15 +40,17 @@ def run(args) -> int:
   from moe_parity.sharding import multihost
   from moe_parity.startup import start_jax
   from moe_parity.study.certificate import certify_run
+  from moe_parity.study.workers.run_lease import leased_everywhere
+  from moe_parity.training.control import RunControl
   from moe_parity.training.loop import train_arm
 
   start_jax(**processes(args))
-  with TrainingBars() as bars:
+  with TrainingBars() as bars, leased_everywhere(args.workdir, bars.print, args.worker) as check:
     if note := idle_devices(config):
       bars.print(note)
-    result = train_arm(
-      config, arms[0], store, args.workdir, lambda p: bars.update(arms[0].name, p), bars.print
-    )
+    on_log = lambda p: bars.update(arms[0].name, p)  # noqa: E731
+    control = RunControl(check)
+    result = train_arm(config, arms[0], store, args.workdir, on_log, bars.print, control)
   if not multihost.is_primary():
     return 0
   passed = certify_run(args.workdir)["passed"]

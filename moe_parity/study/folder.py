@@ -16,11 +16,12 @@ from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ArmPlan, Plan, with_later_fields
 from moe_parity.study.methods.method import method_of
 from moe_parity.study.parts import Part, Results, from_part, plan_parts
-from moe_parity.study.workers.leases import FAILED, RUNNING, Claims
+from moe_parity.study.workers.leases import FAILED, RUNNING, Leases
 from moe_parity.training import run_folder
 from moe_parity.training.versions import versions
 
-STUDY, PLAN, CLAIMS = "study.json", "plan.json", "claims"
+STUDY, PLAN, LEASES = "study.json", "plan.json", "leases"
+OLD_LEASES = "claims"  # their folder in studies that were begun by early versions
 
 
 class Task(NamedTuple):
@@ -90,20 +91,27 @@ class Study:
     folder: pathlib.Path,
     *,
     command: str = "",
-    place: str = "",
+    leases: str = "",
+    worker: str = "",
     stale_seconds: int | float = 300,
   ):
     """Args:
-    place: where claims are kept; "" is inside the study folder.
+    leases: where they are kept; "" is inside the study folder.
+    worker: this worker's name, the same in all its lives; "" if it has none.
     """
     self.config, self.store, self.folder, self.command = config, store, folder, command
     # Another worker may be making the folder at this moment: first what is there, then the plan.
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    strange = [name for name in names if name != CLAIMS and not name.startswith(f"{PLAN}.")]
+    expected = (LEASES, OLD_LEASES)
+    strange = [n for n in names if n not in expected and not n.startswith(f"{PLAN}.")]
     if strange and not (folder / PLAN).exists():
       raise UserError(f"{folder} is not empty and holds no study; use another --workdir")
-    stale = {"stale_seconds": stale_seconds, "beat_seconds": min(20, stale_seconds / 4)}
-    self.claims = Claims(place or folder / CLAIMS, **stale)
+    self.leases = Leases(
+      leases or leases_folder(folder),
+      worker=worker,
+      stale_seconds=stale_seconds,
+      heartbeat_seconds=min(20, stale_seconds / 4),
+    )
     self.parts: list[Part] = []
 
   @property
@@ -121,7 +129,7 @@ class Study:
     """
     self._check_settings()
     known = planner_inputs(self.store, self.config)
-    parts = plan_parts(self.config, Results(self.folder, self.claims), **known)
+    parts = plan_parts(self.config, Results(self.folder, self.leases), **known)
     for part in parts:
       path = self.folder / part.folder / PLAN
       grown = not path.exists() or _grown(path, part.plan, self.staged)
@@ -152,11 +160,11 @@ class Study:
       )
 
   def status(self, run: str) -> tuple[str, str]:
-    """(status, error) of a run by what its folder and its claim say."""
+    """(status, error) of a run by what its folder and its lease say."""
     if (self.folder / run / run_folder.RESULT).exists():
       return "done", ""
-    record = self.claims.look(run)
-    if record.get("state") == RUNNING and not self.claims.dead(record):
+    record = self.leases.get(run)
+    if record.get("state") == RUNNING and not self.leases.why_stale(run, record):
       return "running", ""
     if record.get("state") == FAILED:
       return "failed", record.get("error", "")
@@ -166,18 +174,20 @@ class Study:
     """Whether a run has its result, asked anew."""
     return (self.folder / run / run_folder.RESULT).exists()
 
-  # What a study on a bucket does besides (`remote_study`); here a run's folder is the study's own.
+  # What a study on a bucket does besides (`bucket_study`); here a run's folder is the study's own.
 
   def fetch(self, run: str) -> None:
     """Before a run is trained: makes its folder what was kept of it."""
 
-  def keep(self, run: str, check: Callable[[], None], say: Callable[[str], None]) -> None:
+  def upload_checkpoint(
+    self, run: str, check: Callable[[], None], log: Callable[[str], None]
+  ) -> None:
     """While it is trained: after every logged step."""
 
-  def deliver(self, run: str, check: Callable[[], None], say: Callable[[str], None]) -> None:
+  def upload_run(self, run: str, check: Callable[[], None], log: Callable[[str], None]) -> None:
     """When it is finished and certified."""
 
-  def failed(self, run: str) -> None:
+  def upload_failure(self, run: str) -> None:
     """When it failed."""
 
   def publish(self) -> str:
@@ -207,7 +217,7 @@ class Study:
     method = method_of(self.config)
     if method is None:
       return None
-    results = Results(self.folder, self.claims)
+    results = Results(self.folder, self.leases)
     value = method.summarize(self.config, self.folder, self.parts, results)
     files.write_json(self.folder / f"{self.config.study.method}.json", value)
     return value
@@ -239,6 +249,11 @@ class Study:
 def _scoring(config: dict) -> dict:
   """The fields of a config that decide which documents are scored, and how."""
   return {name: config["evaluation"].get(name) for name in ("mode", "stride", "max_tokens")}
+
+
+def leases_folder(folder: pathlib.Path) -> pathlib.Path:
+  """Where a study's leases are, unless its workers were given another place."""
+  return folder / (OLD_LEASES if (folder / OLD_LEASES).is_dir() else LEASES)
 
 
 def _grown(path: pathlib.Path, plan: Plan, staged: bool) -> bool:

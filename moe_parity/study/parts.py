@@ -23,7 +23,7 @@ from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ArmPlan, Plan
 from moe_parity.planning.plan import make_plan
 from moe_parity.study.methods.method import method_of
-from moe_parity.study.workers.leases import FAILED, Claims
+from moe_parity.study.workers.leases import FAILED, Leases
 
 RESULT = "result.json"
 # Of a plan, all that decides what a run computes; the rest is its name and how it is compared.
@@ -58,11 +58,11 @@ class Results:
 
   Args:
     folder: of the study, or None before there is one.
-    claims: tells which runs diverged.
+    leases: tells which runs diverged.
   """
 
-  def __init__(self, folder: pathlib.Path | None, claims: Claims | None = None):
-    self._folder, self._claims = folder, claims
+  def __init__(self, folder: pathlib.Path | None, leases: Leases | None = None):
+    self._folder, self._leases = folder, leases
 
   def get(self, name: str, seed: int, part: str = "") -> dict | None:
     """result.json of an arm that the part trained itself, None while it is not finished."""
@@ -77,8 +77,8 @@ class Results:
     if result is not None:
       value = result["validation"]["bpc"]
       return value if math.isfinite(value) else math.inf
-    if self._claims is not None:
-      record = self._claims.look(run_folder_of(name, seed, part))
+    if self._leases is not None:
+      record = self._leases.get(run_folder_of(name, seed, part))
       if record.get("state") == FAILED and record.get("kind") == "NotFiniteError":
         return math.inf
     return None

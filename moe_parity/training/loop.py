@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from moe_parity import config as configs
 from moe_parity import files
 from moe_parity.data.token_store import TokenStore
-from moe_parity.errors import UserError
+from moe_parity.errors import Stopped, UserError
 from moe_parity.evaluation import specialization
 from moe_parity.evaluation.ablations import ablated_scores, check_ablations, probe_layers
 from moe_parity.evaluation.routing_counts import count_routing, make_routing_counter
@@ -21,6 +21,7 @@ from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.sharding import multihost
 from moe_parity.training import run_folder
 from moe_parity.training.build import config_of_arm, make_run_mesh, model_options, step_options
+from moe_parity.training.control import RunControl
 from moe_parity.training.machine import machine
 from moe_parity.training.metrics import (
   read_metrics,
@@ -52,6 +53,7 @@ def train_arm(
   folder: pathlib.Path,
   report: Callable[[Progress], None] = lambda progress: None,
   warn: Callable[[str], None] = print,
+  control: RunControl | None = None,
 ) -> dict:
   """Trains, evaluates and returns what result.json holds. A finished run returns at once.
 
@@ -61,26 +63,35 @@ def train_arm(
     folder: the run folder; made if it does not exist, continued if it holds this very run.
     report: called for every logged step, in the first of several processes.
     warn: called there with a line about each damaged checkpoint that was passed over.
+    control: whether the run may write and must stop.
   Raises:
     UserError: the folder holds another run; the data cannot feed the plan.
     NotFiniteError: the loss became NaN or infinite.
+    Stopped: `control` asked for it; a checkpoint of the last step taken is on disk.
   """
   config = config_of_arm(config, plan)
   documents = document_separators(store.tokenizer, config.data.cross_documents)
   options = step_options(config, plan, documents)
   mesh = make_run_mesh(config, plan)
+  control = control or RunControl()
+  control.check_owner()
   identity = configs.to_json(config), plan.to_dict(), store.fingerprint()
   run_folder.claim(folder, *identity, write=multihost.is_primary())
   if (result := run_folder.read_result(folder)) is not None:
     return result
   with contextlib.ExitStack() as exit_stack:
-    run, state = set_up(config, plan, store, folder, options, mesh, warn, exit_stack)
-    state = train(run, state, report)
+    run, state = set_up(config, plan, store, folder, options, mesh, warn, control, exit_stack)
+    with control.stop.stepping():
+      state = train(run, state, report)
     return finish(run, state)
 
 
 def train(run: ArmRun, state: TrainState, report: Callable[[Progress], None]) -> TrainState:
-  """Takes the steps that are left and returns the state after the last."""
+  """Takes the steps that are left and returns the state after the last.
+
+  Raises:
+    Stopped: `run.control` asked for it; a checkpoint of this step is on disk.
+  """
   every, last = run.config.train, run.plan.num_steps
   batches, pending = run.batches(), None
   for step in range(run.first_step + 1, last + 1):
@@ -90,17 +101,22 @@ def train(run: ArmRun, state: TrainState, report: Callable[[Progress], None]) ->
     if pending is not None:
       log_step(run, step - 1, pending, report)  # the step before, while this one runs
     pending = scalars
+    is_stopping = run.control.stop.should_stop()
     is_saving, is_evaluating = (is_due(step, n, last) for n in (every.save_every, every.eval_every))
+    is_saving |= is_stopping
     # Both need this step's own loss to be finite; and a user waits for the first line.
     if is_saving or is_evaluating or step == run.first_step + 1:
       log_step(run, step, pending, report)
       pending = None
-      with run.timer.paused():
+      with run.timer.paused(), run.control.stop.pausing():
         if is_evaluating and step < last:
           validation = run.validate(state, "packed", every.eval_tokens)
-          run.telemetry.write(validation_line(step, run.timer, validation))
+          run.write_line(validation_line(step, run.timer, validation))
         if is_saving:
           run.save_checkpoint(step, state)
+        if is_stopping:
+          run.checkpoints.wait()
+          raise Stopped(f"stopped with a checkpoint of step {step} of {last}")
   return state
 
 
@@ -115,7 +131,7 @@ def log_step(run: ArmRun, step: int, scalars: dict, report: Callable[[Progress],
     raise _not_finite(run, step, float(scalars["loss"]))
   if is_due(step, run.config.train.log_every, run.plan.num_steps) or step == run.first_step + 1:
     line = train_line(step, scalars, run.timer)
-    run.telemetry.write(line)
+    run.write_line(line)
     if "load_LE" in scalars:
       run.telemetry.write_routing(step, line["num_tokens"], scalars["load_LE"])
     if multihost.is_primary():
@@ -159,6 +175,7 @@ def finish(run: ArmRun, state: TrainState) -> dict:
   if not multihost.is_primary():
     multihost.barrier(f"{plan.name}: finished")  # the first process writes the result meanwhile
     return run_folder.read_result(run.folder)
+  run.control.check_owner()
   if counts is not None:
     specialization.save(counts, run.folder)
   run.ledger.save(run.folder / "ledger.npz")
@@ -177,6 +194,7 @@ def finish(run: ArmRun, state: TrainState) -> dict:
     "validation": validation,
     **taken_apart,
   }
+  run.control.check_owner()
   files.write_json(run.folder / run_folder.RESULT, result)
   multihost.barrier(f"{plan.name}: finished")
   return result

@@ -25,6 +25,7 @@ from moe_parity.sharding import multihost
 from moe_parity.sharding.mesh import put_batch
 from moe_parity.training.build import model_options, optimizer_options
 from moe_parity.training.checkpoint import Checkpoints
+from moe_parity.training.control import RunControl
 from moe_parity.training.metrics import read_metrics
 from moe_parity.training.peak_flops import measure_peak_flops
 from moe_parity.training.state import (
@@ -66,6 +67,7 @@ class ArmRun:
   checkpoint_layout: TrainState
   telemetry: Telemetry | NullTelemetry
   timer: TrainingTimer
+  control: RunControl
 
   def batches(self) -> Iterator[dict]:
     """The batches of all steps after `first_step`, read ahead and already on their devices."""
@@ -90,8 +92,14 @@ class ArmRun:
       seed=self.config.data.seed,
     )
 
+  def write_line(self, line: dict) -> None:
+    """Appends a line to metrics.jsonl, if the run is still this worker's."""
+    self.control.check_owner()
+    self.telemetry.write(line)
+
   def save_checkpoint(self, step: int, state: TrainState) -> None:
     """Starts writing the state after `step`, the ledger up to it and the routing before it."""
+    self.control.check_owner()
     self.telemetry.save_routing()
     self.ledger.collect(multihost.all_gather)
     self.checkpoints.save(step, to_checkpoint(state, self.checkpoint_layout), self.ledger.state())
@@ -105,6 +113,7 @@ def set_up(
   options: StepOptions,
   mesh: Mesh | None,
   warn: Callable[[str], None],
+  control: RunControl,
   exit_stack: contextlib.ExitStack,
 ) -> tuple[ArmRun, TrainState]:
   """Everything that a claimed run folder needs before its next step, and the state to start from.
@@ -143,6 +152,7 @@ def set_up(
   telemetry = Telemetry(folder, from_step=first_step) if is_primary else NullTelemetry()
   exit_stack.callback(telemetry.close)
   run = ArmRun(
+    control=control,
     config=config,
     plan=plan,
     store=store,

@@ -18,7 +18,7 @@ import time
 from moe_parity import files
 from moe_parity.defaults import base, dense_arm, moe_arm
 from moe_parity.study.folder import Study
-from moe_parity.study.workers.runner import Trainer
+from moe_parity.study.workers.runner import RunActions
 from moe_parity.training import run_folder
 from tests.helpers import small_store
 
@@ -74,10 +74,10 @@ def result(arm, bpc: float, documents: int = 6) -> dict:
   }  # fmt: skip
 
 
-def trainer(*, seconds=0.0, truth=bpc_of, failing=(), hanging=()) -> Trainer:
+def actions(*, seconds=0.0, truth=bpc_of, failing=(), hanging=()) -> RunActions:
   """Trains by sleeping; logs who started what beside the study folder's runs."""
 
-  def train(config, arm, store, folder, report, warn):
+  def train(config, arm, store, folder, on_log, log, control):
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / "plan.json", arm.to_dict())
     files.write_json(folder / "config.json", json.loads(config.to_json()))
@@ -98,7 +98,7 @@ def trainer(*, seconds=0.0, truth=bpc_of, failing=(), hanging=()) -> Trainer:
     measured = {"measured": {name: plan[name] for name in names}}
     files.write_json(folder / "certificate.json", told | measured)
 
-  return Trainer(train, certify, lambda folder: None)
+  return RunActions(train, certify, lambda folder: None)
 
 
 def started(folder) -> list[tuple[int, str, int]]:

@@ -10,7 +10,7 @@ A snapshot counts once latest.json names it, which is one object, replaced whole
 so a snapshot half written by a worker that died is never picked up, and the one before it stays
 until then. A finished run's files lie under their own names, result.json written last.
 
-Workers exclude each other by claims. One that was thought dead and was only asleep finds out before
+Workers exclude each other by leases. One that was thought dead and was only asleep finds out before
 it writes latest.json; were it to sleep between the two, the run would go on from its older
 checkpoint, which is work done twice and no other result.
 """
@@ -35,7 +35,7 @@ RETRIES = 3
 _LATEST = {"step": int, "snapshot": str, "files": {str: [object]}}
 
 
-class Mirror:
+class BucketMirror:
   """One study folder on a bucket and this worker's local copy of it.
 
   Args:
@@ -47,7 +47,7 @@ class Mirror:
     self.url, self.local = url.rstrip("/"), local
     self._pool = concurrent.futures.ThreadPoolExecutor(1)
     self._writing: concurrent.futures.Future | None = None
-    self._kept: dict[str, int] = {}  # run -> step of its newest snapshot there
+    self._uploaded_step: dict[str, int] = {}  # run -> step of its newest snapshot there
 
   def pull(self) -> set[str]:
     """Fetches plans, and the small files of every run that has finished since.
@@ -96,12 +96,14 @@ class Mirror:
             f" {LATEST} there to train this run from its beginning"
           ) from None
         continue
-      self._kept[run] = latest["step"]
+      self._uploaded_step[run] = latest["step"]
       return
 
-  def keep(self, run: str, check: Callable[[], None], say: Callable[[str], None]) -> None:
+  def upload_checkpoint(
+    self, run: str, check: Callable[[], None], log: Callable[[str], None]
+  ) -> None:
     """Starts copying the newest whole checkpoint, if it is newer than what is there and nothing is
-    being copied. A copy that fails is told, and the next checkpoint tries again.
+    being copied. A copy that fails is logged, and the next checkpoint tries again.
 
     Args:
       check: raises where another worker has the run.
@@ -109,16 +111,16 @@ class Mirror:
     if self._writing is not None:
       if not self._writing.done():
         return
-      self._collect(run, say)
+      self._collect(run, log)
     step = newest_step(self.local / run)
-    if step > self._kept.get(run, 0):
+    if step > self._uploaded_step.get(run, 0):
       self._writing = self._pool.submit(self._write_snapshot, run, step, check)
 
-  def deliver(self, run: str, check: Callable[[], None], say: Callable[[str], None]) -> None:
+  def upload_run(self, run: str, check: Callable[[], None], log: Callable[[str], None]) -> None:
     """Copies a finished run: all its files with the newest checkpoint, result.json last."""
     if self._writing is not None:
       concurrent.futures.wait([self._writing])
-      self._collect(run, say)
+      self._collect(run, log)
     folder, step = self.local / run, newest_step(self.local / run)
     check()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -146,10 +148,10 @@ class Mirror:
     with files.replacing(target) as temporary:
       storage.get_file(f"{self.url}/{name}", temporary)
 
-  def _collect(self, run: str, say: Callable[[str], None]) -> None:
+  def _collect(self, run: str, log: Callable[[str], None]) -> None:
     error, self._writing = self._writing.exception(), None
     if error is not None:
-      say(f"{run}: a checkpoint could not be copied to {self.url} ({error}); the next one may")
+      log(f"{run}: a checkpoint could not be copied to {self.url} ({error}); the next one may")
 
   def _write_snapshot(self, run: str, step: int, check: Callable[[], None]) -> None:
     folder, name = self.local / run, f"{SNAPSHOTS}/{step}-{secrets.token_hex(4)}"
@@ -170,7 +172,7 @@ class Mirror:
     check()
     latest = {"step": step, "snapshot": name, "files": files}
     storage.write_bytes(f"{there}/{LATEST}", json.dumps(latest).encode())
-    self._kept[run] = step
+    self._uploaded_step[run] = step
     for old in before:
       storage.remove_below(f"{there}/{SNAPSHOTS}/{old}")
 

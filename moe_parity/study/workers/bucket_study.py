@@ -1,10 +1,11 @@
-"""A study whose folder is on a bucket: a `Study` in a scratch folder with a `Mirror` behind it.
+"""A study on a bucket: a `Study` in a scratch folder with a `BucketMirror` behind it.
 
 Workers share nothing but the bucket. Each trains in a scratch folder of its own, in the cache, that
 goes when the worker ends; those of workers of this host that were killed go when the next begins.
 """
 
-import os
+import contextlib
+import fcntl
 import pathlib
 import shutil
 import socket
@@ -16,19 +17,20 @@ from ml_collections import ConfigDict
 from moe_parity.data import storage
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
-from moe_parity.study.folder import CLAIMS, PLAN, STUDY, Arm, Study
+from moe_parity.study.folder import LEASES, OLD_LEASES, PLAN, STUDY, Arm, Study
 from moe_parity.study.parts import Part
-from moe_parity.study.workers import leases
-from moe_parity.study.workers.bucket_mirror import Mirror
+from moe_parity.study.workers.bucket_mirror import BucketMirror
 from moe_parity.study.workers.runner import TRACE
 
 SCHEME = "gs://"
 
 
-class RemoteStudy(Study):
+class BucketStudy(Study):
   """See `Study`; `folder` is the scratch folder, `url` the study's."""
 
-  def __init__(self, config: ConfigDict, store: TokenStore, url: str, *, place: str = "", **kwargs):
+  def __init__(
+    self, config: ConfigDict, store: TokenStore, url: str, *, leases: str = "", **kwargs
+  ):
     """Args:
       url: gs://bucket/prefix.
     Raises:
@@ -38,13 +40,18 @@ class RemoteStudy(Study):
       raise UserError(f"--workdir={url}: a study lies on a disk or under gs://bucket/name")
     self.url = url.rstrip("/")
     there = storage.names(self.url)
-    if there and PLAN not in there and any(not name.startswith(f"{CLAIMS}/") for name in there):
+    if (
+      there
+      and PLAN not in there
+      and any(name.split("/")[0] not in (LEASES, OLD_LEASES) for name in there)
+    ):
       raise UserError(f"{self.url} is not empty and holds no study; use another --workdir")
     self._scratch = scratch_folder()
-    self.mirror = Mirror(self.url, pathlib.Path(self._scratch.name))
+    self.mirror = BucketMirror(self.url, pathlib.Path(self._scratch.name))
     self.mirror.pull()
-    place = place or f"{self.url}/{CLAIMS}"
-    super().__init__(config, store, self.mirror.local, place=place, **kwargs)
+    is_old = any(name.startswith(f"{OLD_LEASES}/") for name in there)
+    leases = leases or f"{self.url}/{OLD_LEASES if is_old else LEASES}"
+    super().__init__(config, store, self.mirror.local, leases=leases, **kwargs)
 
   def derive(self, write: bool = True) -> list[Part]:
     self.mirror.pull()
@@ -61,13 +68,15 @@ class RemoteStudy(Study):
   def fetch(self, run: str) -> None:
     self.mirror.fetch(run)
 
-  def keep(self, run: str, check: Callable[[], None], say: Callable[[str], None]) -> None:
-    self.mirror.keep(run, check, say)
+  def upload_checkpoint(
+    self, run: str, check: Callable[[], None], log: Callable[[str], None]
+  ) -> None:
+    self.mirror.upload_checkpoint(run, check, log)
 
-  def deliver(self, run: str, check: Callable[[], None], say: Callable[[str], None]) -> None:
-    self.mirror.deliver(run, check, say)
+  def upload_run(self, run: str, check: Callable[[], None], log: Callable[[str], None]) -> None:
+    self.mirror.upload_run(run, check, log)
 
-  def failed(self, run: str) -> None:
+  def upload_failure(self, run: str) -> None:
     self.mirror.put(f"{run}/{TRACE}")
 
   def write(self) -> list[Arm]:
@@ -96,10 +105,19 @@ def _named(part: Part, name: str) -> str:
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory:
-  """A folder of this process that goes with it; those of dead processes of this host go now."""
-  place, host = storage.cache_folder() / "studies", socket.gethostname()
+  """A folder of this process that goes with it; those whose processes died go now.
+
+  A living process holds a lock beside its folder, which tells also where processes of several hosts
+  or containers share one cache.
+  """
+  place = storage.cache_folder() / "studies"
   place.mkdir(parents=True, exist_ok=True)
-  for path in place.glob(f"{host}.*.*"):
-    if not leases.alive(int(path.name.rsplit(".", 2)[1])):
-      shutil.rmtree(path, ignore_errors=True)
-  return tempfile.TemporaryDirectory(prefix=f"{host}.{os.getpid()}.", dir=place)
+  for path in place.glob("*.lock"):
+    with contextlib.suppress(BlockingIOError, FileNotFoundError), open(path) as file:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+      path.unlink()
+  folder = tempfile.TemporaryDirectory(prefix=f"{socket.gethostname()}-", dir=place)
+  folder.lock = open(f"{folder.name}.lock", "w")  # noqa: SIM115 - held as long as the folder
+  fcntl.flock(folder.lock, fcntl.LOCK_EX)
+  return folder

@@ -1,10 +1,12 @@
-"""Runs the arms of a study, on one worker or on several; goes on where they stopped.
+"""Runs the arms of a study, on one worker or on several; resumes where they stopped.
 
-A worker takes a run by a claim (`claims`), trains it, and asks again what there is to do, until
-nothing is left that it could take. Workers of `--shard=i/n` begin with their own share and then
-help with the rest, so none waits while there is work. An arm that fails is recorded with its error
-and the others go on; the next start tries it again. What is done is not touched. All a study is
-lies in its folder, so a worker may be killed at any moment and started anywhere.
+A worker acquires the lease of a run (`leases`), trains it, and asks again what there is to do,
+until nothing is left that it could get. Workers of `--shard=i/n` begin with their own share and
+then help with the rest, so none waits while there is work. Before it leaves, a worker watches the
+runs of others: it leaves those that show a sign of life and takes over those that show none. An arm
+that fails is recorded with its error and the others go on; the next start tries it again. What is
+done is not touched. All a study is lies in its folder, so a worker may be killed at any moment and
+started anywhere.
 """
 
 import dataclasses
@@ -17,9 +19,17 @@ from typing import Any
 from moe_parity.errors import UserError, disk_is_full
 from moe_parity.study import certificate
 from moe_parity.study.folder import Arm, Study, Task, tasks_of
-from moe_parity.study.workers.leases import DONE, FAILED, STOPPED
+from moe_parity.study.workers.leases import (
+  DONE,
+  FAILED,
+  STOPPED,
+  Lease,
+  LeaseLostError,
+  SameNameError,
+)
 from moe_parity.study.workers.shard import Shard
 from moe_parity.training import run_folder
+from moe_parity.training.control import RunControl, StopRequests
 from moe_parity.training.loop import Progress, train_arm
 
 TRACE = "failed.txt"
@@ -27,7 +37,7 @@ POLL_SECONDS = 5.0  # between looks at what other workers have finished
 
 
 @dataclasses.dataclass(frozen=True)
-class Trainer:
+class RunActions:
   """What is done with a run; tests put something quicker in its place."""
 
   train: Callable[..., Any] = train_arm
@@ -35,95 +45,148 @@ class Trainer:
   recheck: Callable[[pathlib.Path], None] = certificate.recheck_run
 
 
+class _Worker:
+  """One worker at one study: what `run_study` was given."""
+
+  def __init__(self, study, on_log, log, actions, stop):
+    self.study, self.on_log, self.log = study, on_log, log
+    self.actions, self.stop = actions, stop
+    self._watched: dict[str, dict] = {}  # run of another worker -> its record when first watched
+
+  def train_one(self, tasks: list[Task]) -> bool:
+    """Acquires and trains the first run that is to be had; False if there is none."""
+    for task in tasks:
+      if (self.study.folder / task.run / run_folder.RESULT).exists():
+        continue
+      lease = self.study.leases.acquire(task.run)
+      if lease is None:
+        continue
+      if self.study.finished(task.run):  # finished by another between the two looks
+        lease.release(DONE)
+        continue
+      if lease.took_over:
+        self.log(f"{task.label}: {lease.took_over}; taking its run over")
+      self.study.write()
+      self._train(task, lease)
+      self.study.write()
+      return True
+    return False
+
+  def _train(self, task: Task, lease: Lease) -> None:
+    state, failure = STOPPED, None
+    try:
+      self._train_and_certify(task, lease)
+      state = DONE
+    except SameNameError:
+      raise
+    except LeaseLostError as error:
+      self.log(f"{task.label}: {error}")
+      return
+    except Exception as error:
+      if disk_is_full(error) or isinstance(error, BrokenPipeError):
+        raise  # no arm's fault: every other would fail of the disk, or of a closed output, as well
+      state, failure = FAILED, error
+      self._record_failure(task, lease, error)
+    finally:
+      lease.release(state, failure)
+    if state == DONE:
+      validation = run_folder.read_result(self.study.folder / task.run)["validation"]
+      self.log(f"{task.label}: done, {validation['bpc']:.4f} bits per character")
+
+  def _train_and_certify(self, task: Task, lease: Lease) -> None:
+    folder = self.study.folder / task.run
+
+    def on_log(progress: Progress) -> None:
+      self.study.upload_checkpoint(task.run, lease.check, self.log)
+      self.on_log(task, progress)
+
+    self.study.fetch(task.run)
+    control = RunControl(lease.check, self.stop)
+    run = task.part.config, task.arm, self.study.store, folder
+    self.actions.train(*run, on_log, self.log, control)
+    lease.check()
+    certify_or_recheck(folder, self.actions)
+    self.study.upload_run(task.run, lease.check, self.log)
+
+  def _record_failure(self, task: Task, lease: Lease, error: Exception) -> None:
+    self.log(f"{task.label} failed: {error}")
+    try:
+      lease.check()
+    except LeaseLostError:
+      return  # the folder is another's now
+    if not isinstance(error, UserError):
+      folder = self.study.folder / task.run
+      folder.mkdir(parents=True, exist_ok=True)
+      (folder / TRACE).write_text("".join(traceback.format_exception(error)))
+      self.study.upload_failure(task.run)
+
+  def must_wait(self, tasks: list[Task]) -> bool:
+    """Whether a run of another worker is to be watched further before this one may leave.
+
+    A staged study's worker waits for every run, since results decide what comes next; a plain
+    one's until each run's worker has shown a sign of life.
+    """
+    running = [task for task in tasks if self.study.status(task.run)[0] == "running"]
+    if self.study.staged:
+      return bool(running)
+    unproven = []
+    for task in running:
+      record = self.study.leases.get(task.run)
+      if task.run not in self._watched:
+        self.log(f"{task.label}: with another worker; waiting for a sign of life from it")
+      if self._watched.setdefault(task.run, record) == record:
+        unproven.append(task)
+    return bool(unproven)
+
+
 def run_study(
   study: Study,
   *,
   only: Sequence[str] = (),
   shard: Shard = Shard(1, 1),  # noqa: B008 - an immutable tuple
-  report: Callable[[Task, Progress], None] = lambda task, progress: None,
-  say: Callable[[str], None] = print,
-  trainer: Trainer = Trainer(),  # noqa: B008 - frozen
+  on_log: Callable[[Task, Progress], None] = lambda task, progress: None,
+  log: Callable[[str], None] = print,
+  actions: RunActions = RunActions(),  # noqa: B008 - frozen
+  stop: StopRequests | None = None,
 ) -> list[Arm]:
   """Trains what this worker can get of the study, then certifies each finished run and the parts.
 
   A staged study's worker waits for arms that others train, since they decide what comes next; a
-  plain one's ends when the rest is with other workers.
+  plain one's leaves when the rest is with workers that are alive.
 
   Args:
-    report: called for every logged step. say: takes a line a run that ended, failed or was taken
-      over, and a line for each damaged checkpoint.
+    on_log: called for every logged step.
+    log: takes a line a run that ended, failed or was taken over, and a line for each damaged
+      checkpoint.
+    stop: tells when to stop.
   Returns:
     every arm of the study with its status; a failed one holds its error.
+  Raises:
+    SameNameError: another worker with this one's name is at work.
+    Stopped: as `stop` told.
   """
+  worker = _Worker(study, on_log, log, actions, stop or StopRequests())
   while True:
     study.derive()
     tasks = tasks_of(study.parts, only)
-    if _train_one(study, shard.order(tasks), report, say, trainer):
+    if worker.train_one(shard.order(tasks)):
       continue
-    running = [task.run for task in tasks if study.status(task.run)[0] == "running"]
-    if not (study.staged and running):
+    if not worker.must_wait(tasks):
       break
     time.sleep(POLL_SECONDS)
   for task in tasks:
     if study.status(task.run)[0] == "done":
-      _certify(study.folder / task.run, trainer)
+      certify_or_recheck(study.folder / task.run, actions)
   arms = study.write()
   for part in study.parts:
     certificate.certify_study(study.folder / part.folder)
   return arms
 
 
-def _train_one(study: Study, tasks: list[Task], report, say, trainer: Trainer) -> bool:
-  """Takes and trains the first run that is to be had; False if there is none."""
-  for task in tasks:
-    folder = study.folder / task.run
-    if (folder / run_folder.RESULT).exists():
-      continue
-    claim = study.claims.take(task.run)
-    if claim is None:
-      continue
-    if study.finished(task.run):  # finished by another between the two looks
-      claim.release(DONE)
-      continue
-    if claim.took_over:
-      say(f"{task.label}: {claim.took_over}; taking its run over")
-    study.write()
-
-    def tell(progress: Progress, claim=claim, task=task) -> None:
-      claim.check()
-      study.keep(task.run, claim.check, say)
-      report(task, progress)
-
-    state, failure = STOPPED, None
-    try:
-      study.fetch(task.run)
-      trainer.train(task.part.config, task.arm, study.store, folder, tell, say)
-      _certify(folder, trainer)
-      study.deliver(task.run, claim.check, say)
-      state = DONE
-    except Exception as error:
-      if disk_is_full(error) or isinstance(error, BrokenPipeError):
-        raise  # no arm's fault: every other would fail of the disk, or of a closed output, as well
-      state, failure = FAILED, error
-      if not isinstance(error, UserError):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / TRACE).write_text(traceback.format_exc())
-        study.failed(task.run)
-      say(f"{task.label} failed: {error}")
-    finally:
-      claim.release(state, failure)
-    if state == DONE:
-      validation = run_folder.read_result(folder)["validation"]
-      say(f"{task.label}: done, {validation['bpc']:.4f} bits per character")
-    study.write()
-    return True
-  return False
-
-
-def _certify(folder: pathlib.Path, trainer: Trainer) -> None:
+def certify_or_recheck(folder: pathlib.Path, actions: RunActions) -> None:
   """Recounts a run; one that was recounted since it finished is held against its hashes."""
-  told, result = folder / certificate.CERTIFICATE, folder / run_folder.RESULT
-  if not told.exists() or told.stat().st_mtime_ns < result.stat().st_mtime_ns:
-    trainer.certify(folder)
+  written, result = folder / certificate.CERTIFICATE, folder / run_folder.RESULT
+  if not written.exists() or written.stat().st_mtime_ns < result.stat().st_mtime_ns:
+    actions.certify(folder)
   else:
-    trainer.recheck(folder)
+    actions.recheck(folder)

@@ -28,7 +28,7 @@ def speeds(study: Study, tasks: Sequence[Task]) -> dict[str, float]:
   return {kind: flops / seconds for kind, (flops, seconds) in spent.items()}
 
 
-def queue(
+def remaining_runs(
   study: Study, tasks: Sequence[Task], peak: Callable[[], float]
 ) -> tuple[list[dict], list[str]]:
   """A row a run, and where the hours come from.
