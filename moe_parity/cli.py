@@ -22,7 +22,7 @@ data D (arXiv 2506.12119), which wins, and at which activation rate N_a / N?
   moe-parity demo                                            the whole question, small, on this CPU
   moe-parity plan    --config=configs/paper_7b.py            what every arm would cost, in a second
   moe-parity compile --config=configs/paper_7b.py:arms=moe_20 --topology=v5p-128    a pod's step
-  moe-parity study   --config=configs/demo.py --workdir=runs/mine      train, certify, judge
+  moe-parity study   --config=configs/demo.py --workdir=runs/mine      train, certify, compare
   moe-parity report runs/mine                                one HTML page
 
 Any field of a config can be set on the command line: --config.budget.dense_tokens=2000000
@@ -74,7 +74,10 @@ def _parser() -> argparse.ArgumentParser:
   subparsers = parser.add_subparsers(dest="subcommand", metavar="COMMAND")
   for name in COMMANDS:
     module = importlib.import_module(f"moe_parity.commands.{name}")
-    sub = subparsers.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
+    about = getattr(module, "ABOUT", module.HELP)
+    sub = subparsers.add_parser(
+      name, help=module.HELP, description=about, formatter_class=raw, allow_abbrev=False
+    )
     module.arguments(sub)
     sub.set_defaults(run=module.run)
   return parser

@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import pathlib
@@ -148,3 +149,15 @@ def test_numbers_in_tables_read_well():
   assert show(2_150_612_992) == "2.151e+09"
   assert show(0.000123456) == "0.0001235"
   assert show(True) == "True" and show(None) == ""
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_says_what_a_command_is_for_and_shows_one(name, capsys):
+  with pytest.raises(SystemExit):
+    cli.main([name, "--help"])
+  assert f"moe-parity {name} " in capsys.readouterr().out.replace("usage: moe-parity", "", 1)
+  about = getattr(importlib.import_module(f"moe_parity.commands.{name}"), "ABOUT", "")
+  for line in about.splitlines():
+    if line.startswith("  moe-parity "):
+      args, _ = cli._parser().parse_known_args(line.split()[1:])
+      assert args.subcommand == name

@@ -7,6 +7,14 @@ from moe_parity.commands.common import json_argument
 from moe_parity.commands.output import print_table
 
 HELP = "price any table of shapes, row by row"
+ABOUT = """\
+Counts parameters and FLOPs of every architecture in a CSV file under one convention, and flags
+printed values that disagree.
+
+  moe-parity account shapes.csv --convention=paper
+
+Prints a table (--json for machines); writes nothing.
+"""
 
 
 def arguments(parser) -> None:

@@ -7,6 +7,14 @@ from moe_parity.commands.common import json_argument
 from moe_parity.commands.output import print_table
 
 HELP = "measure this machine: ratios from one run"
+ABOUT = """\
+Measures this machine with this code: start-up, train step, MoE layer against dense, compile,
+loader. Ratios of one run are more reliable than rates.
+
+  moe-parity bench --json
+
+Prints tables, or JSON with --json.
+"""
 
 
 def arguments(parser) -> None:

@@ -11,6 +11,14 @@ from moe_parity.commands.output import print_table
 from moe_parity.errors import UserError
 
 HELP = "compile an arm's step for a TPU slice you do not have: does it fit, how long would it take"
+ABOUT = """\
+Compiles an arm's train step for a TPU slice that you do not have: does it fit in HBM, how long
+would a step take by the compiler's estimate, which communication is exposed.
+
+  moe-parity compile --config=configs/paper_7b.py:arms=moe_20 --topology=v5p-128
+
+Prints a report (--json for machines); nothing is executed.
+"""
 GIB = 2**30
 
 

@@ -9,6 +9,14 @@ from moe_parity.commands.study import run_and_judge
 from moe_parity.config import shipped
 
 HELP = "the whole question in a few minutes on a CPU"
+ABOUT = """\
+Answers the question at toy scale on a CPU: one dense arm, four MoE arms and two dense controls on
+a public-domain corpus that comes with the package. Run it again to resume.
+
+  moe-parity demo
+
+Writes runs/demo; open runs/demo/report/index.html.
+"""
 
 
 def arguments(parser) -> None:

@@ -7,6 +7,14 @@ from moe_parity.commands.output import print_lost_text, print_table
 from moe_parity.errors import UserError
 
 HELP = "score a trained run on held-out text"
+ABOUT = """\
+Scores a trained run on its held-out text in bits per character and byte; for an MoE also which
+experts each domain goes to (--routing).
+
+  moe-parity evaluate runs/mine/runs/moe_20-s0
+
+Prints the scores (--json for machines); --routing writes specialization.npz into the run.
+"""
 
 
 def arguments(parser) -> None:

@@ -6,6 +6,16 @@ from moe_parity.commands.common import config_argument, json_argument, load_conf
 from moe_parity.commands.output import print_table
 
 HELP = "derive every arm of a budget; refuse arms that are not at parity"
+ABOUT = """\
+Derives every arm of a config before anything runs: shape, N, N_a, FLOPs a token, tokens, unique
+tokens, epochs, batch, steps, learning rate and memory. Refuses arms that are not at parity, with
+what differs.
+
+  moe-parity plan --config=configs/paper_7b.py
+  moe-parity plan --config=configs/demo.py --config.budget.dense_tokens=400000
+
+Prints a table (--json for machines); writes nothing.
+"""
 
 
 def arguments(parser) -> None:

@@ -8,6 +8,14 @@ from moe_parity.commands.output import print_table
 from moe_parity.errors import UserError
 
 HELP = "expected bits per character of an arm before it is trained, with its uncertainty"
+ABOUT = """\
+Predicts the score of every arm of a config before it is trained, from the paper's tables or from
+your own runs, with a 95 % interval and whether the arm lies outside what the runs cover.
+
+  moe-parity predict --config=configs/paper_7b.py
+
+Prints a table (--json for machines); writes nothing.
+"""
 POINT = ("num_params", "activation_rate", "tokens", "epochs")
 
 

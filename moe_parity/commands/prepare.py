@@ -7,6 +7,12 @@ from moe_parity.commands.data.show import print_store
 from moe_parity.commands.output import print_table
 
 HELP = "turn text into a token store with a manifest"
+ABOUT = """\
+Turns text (files, folders, patterns, archives, Parquet, JSON lines; gs:// too) into a token store
+with a manifest: tokens, documents, domains, hashes.
+
+Writes the store; a config reads it by --config.data.source=stores/mine.
+"""
 EXAMPLE = r"""
 moe-parity prepare --source prose=books/ code=text:src/ 'web=crawl/*.jsonl.zst' \
                    --tokenizer bpe:65536 --held-out hash:0.01 --store stores/mine

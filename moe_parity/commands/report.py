@@ -6,6 +6,13 @@ from moe_parity.commands.common import json_argument, on_disk, place
 from moe_parity.commands.output import print_verdict
 
 HELP = "write a study's page, figures and tables again"
+ABOUT = """\
+Checks a study's files against their certificate and writes its page, figures and tables again.
+
+  moe-parity report runs/mine
+
+Writes analysis.json and report/index.html, one self-contained file.
+"""
 
 
 def arguments(parser) -> None:

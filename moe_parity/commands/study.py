@@ -15,7 +15,19 @@ from moe_parity.commands.common import (
 from moe_parity.commands.output import print_table, print_verdict
 from moe_parity.errors import UserError
 
-HELP = "train all arms, certify equal resources, judge"
+HELP = "train all arms, certify equal resources, compare"
+ABOUT = """\
+Trains every arm of a config, recounts N, C and D from what each run left, compares the arms and
+writes the page. Run the same command again to resume; start it several times on one folder to
+share the work.
+
+  moe-parity study --config=configs/demo.py --workdir=runs/mine
+  moe-parity study --config=configs/demo.py --workdir=runs/mine --dry-run
+
+Writes a study folder: runs/, plan.json, study.json, certificate.json, analysis.json, report/.
+Exit status: 0 the study is whole, 1 a run or the certificate failed, 2 mend the input, 75 start
+it again.
+"""
 
 
 def arguments(parser) -> None:
@@ -28,7 +40,10 @@ def arguments(parser) -> None:
     "--shard", default="1/1", metavar="I/N", help="this is worker I of N on the same study folder"
   )
   parser.add_argument(
-    "--leases", "--claims", default="", metavar="PLACE",
+    "--leases",
+    "--claims",
+    default="",
+    metavar="PLACE",
     help="where workers note what they train (in the study); gs:// too",
   )
   parser.add_argument(

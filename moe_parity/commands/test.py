@@ -7,6 +7,12 @@ import sys
 from moe_parity.commands.common import ROOT
 
 HELP = "run the tests; further arguments go to pytest"
+ABOUT = """\
+Runs the tests of a checkout; what follows goes to pytest.
+
+  moe-parity test
+  moe-parity test tests/test_planning_plan.py
+"""
 
 
 def arguments(parser) -> None:

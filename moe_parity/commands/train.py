@@ -14,6 +14,14 @@ from moe_parity.commands.output import print_lost_text
 from moe_parity.errors import UserError
 
 HELP = "train one arm of a config"
+ABOUT = """\
+Trains one arm of a config. Run the same command again to resume after an interruption.
+
+  moe-parity train --config=configs/demo.py --arm=moe_20 --seed=0 --workdir=runs/moe_20
+
+Writes a run folder: config, plan, metrics, checkpoints, ledger of the windows it read, scores
+(result.json) and its certificate.
+"""
 
 
 def arguments(parser) -> None:
