@@ -148,7 +148,7 @@ def _difference_panel(axis: Any, report: dict) -> None:
       color = colors.get(verdict, figure_style.REFERENCE)
       face = "white" if verdict == "one seed" else color
       axis.plot([], [], "o", color=color, markerfacecolor=face, label=verdict)
-  axis.set_ylabel("MoE $-$ dense (BPC)")
+  axis.set_ylabel("MoE \N{MINUS SIGN} dense (BPC)")
 
 
 def loss_curves(study: reading.Study) -> figure_style.Drawing | None:
