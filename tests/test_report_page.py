@@ -1,5 +1,7 @@
 """The report of whole, partial and single-run folders: self-contained, complete, escaped."""
 
+import base64
+import hashlib
 import html.parser
 import json
 import re
@@ -12,6 +14,7 @@ from moe_parity.report import page, tables
 from tests.helpers import fake_study
 
 VOID = {"meta", "img", "source", "br"}
+INLINE = {"abbr", "b", "a", "span", "title"}  # what they hold is part of the sentence about them
 
 
 class Reader(html.parser.HTMLParser):
@@ -23,6 +26,7 @@ class Reader(html.parser.HTMLParser):
 
   def handle_starttag(self, tag, attrs):
     self.tags.append(tag)
+    self.words += [] if tag in INLINE else [" "]
     self.attributes += attrs
     if tag not in VOID:
       self.open.append(tag)
@@ -30,9 +34,10 @@ class Reader(html.parser.HTMLParser):
   def handle_endtag(self, tag):
     assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
     self.open.pop()
+    self.words += [] if tag in INLINE else [" "]
 
   def handle_data(self, data):
-    if self.open and self.open[-1] != "style":
+    if self.open and self.open[-1] not in ("style", "script"):
       self.words.append(data)
 
 
@@ -41,7 +46,7 @@ def read(path):
   reader.feed(path.read_text())
   reader.close()
   assert reader.open == []
-  return reader, " ".join(" ".join(reader.words).split())
+  return reader, " ".join("".join(reader.words).split())
 
 
 @pytest.fixture(scope="module")
@@ -67,19 +72,28 @@ def partial(tmp_path_factory):
   return folder
 
 
-def test_the_page_needs_no_network_and_no_script(whole):
+def test_the_page_needs_no_network_and_runs_only_its_own_script(whole):
+  text = (whole / "report/index.html").read_text()
   reader, _ = read(whole / "report/index.html")
-  assert not {"script", "link", "iframe", "object"} & set(reader.tags)
+  assert not {"link", "iframe", "object"} & set(reader.tags) and "@import" not in text
   for name, value in reader.attributes:
+    assert not name.startswith("on")
     if name in ("src", "href", "srcset"):
-      assert value.startswith(("data:image/svg+xml,", "#"))
-  assert "@import" not in (whole / "report/index.html").read_text()
+      assert value.startswith(("data:image/svg+xml,", "#", "../runs/"))
+  (script,) = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+  digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+  assert f"default-src 'none'; script-src 'sha256-{digest}';" in text
+  assert "fetch" not in script and "innerHTML" not in script
 
 
 def test_the_verdict_comes_before_the_first_figure_and_every_section_is_linked(whole):
-  text = (whole / "report/index.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+  text = (whole / "report/index.html").read_text()
+  _, words = read(whole / "report/index.html")
   headline = json.loads((whole / "analysis.json").read_text())["verdict"]["headline"]
-  assert text.index(headline) < text.index("<figure>") < text.index("Certificate</h2>")
+  against = words.index("What stands against it")
+  assert words.index(headline) < words.index("Resources relative to dense") < against
+  places = ['"headline"', '"first"', '"bars"', '"against"', "<nav", "Certificate</h2>"]
+  assert sorted(places, key=text.index) == places
   for target in re.findall(r'href="#(\w+)"', text):
     assert f'id="{target}"' in text
 
@@ -106,9 +120,9 @@ def test_every_inline_figure_is_well_formed_and_comes_for_desk_and_phone(whole):
     if name == "src":
       root = ElementTree.fromstring(urllib.parse.unquote(value.split(",", 1)[1]))
       widths.append(float(root.get("width").removesuffix("pt")))
-  assert widths == [6.6 * 72, 3.75 * 72] * 7
+  assert widths == [6.6 * 72, 3.75 * 72] * 9
   alts = [value for name, value in reader.attributes if name == "alt"]
-  assert len(alts) == 14 and all(len(alt) > 40 for alt in alts)
+  assert len(alts) == 18 and all(len(alt) > 40 for alt in alts)
 
 
 def test_how_to_reproduce_holds_command_versions_hashes_and_config(whole):
@@ -144,6 +158,8 @@ def test_a_study_without_the_paper_s_steps_has_no_section_of_theirs(whole):
 def test_figures_and_tables_also_lie_as_plain_files(whole):
   names = {p.name for p in (whole / "report").iterdir()}
   for figure in (
+    "gate_sums",
+    "layer_norms",
     "activation_rate",
     "loss_curves",
     "routing_health",
@@ -151,7 +167,8 @@ def test_figures_and_tables_also_lie_as_plain_files(whole):
     "versus_paper",
   ):
     assert {f"{figure}.png", f"{figure}.svg"} <= names
-  for table in ("arms", "domains", "comparisons", "shapes", "plan", "certificate", "paper_columns"):
+  made = "layers controls arms domains comparisons shapes plan certificate paper_columns"
+  for table in made.split():
     assert {f"{table}.md", f"{table}.csv", f"{table}.tex"} <= names
   assert not [n for n in names if n.endswith(".tmp")]
 

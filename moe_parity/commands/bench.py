@@ -22,10 +22,13 @@ def arguments(parser) -> None:
     "--only",
     default="",
     metavar="NAME,NAME",
-    help="startup, step, layer, exchange, compile, loader, coverage, decode",
+    help="startup, step, layer, exchange, compile, loader, coverage, decode; gpu if named",
   )
   parser.add_argument(
-    "--results", type=pathlib.Path, metavar="FOLDER", help="decode.json and decode.png go there"
+    "--results",
+    type=pathlib.Path,
+    metavar="FOLDER",
+    help="decode.json, decode.png and gpu.json go there",
   )
   json_argument(parser)
 

@@ -1,6 +1,7 @@
 """`launch/gpu.sh`: JAX for the CUDA of this driver, and one worker a GPU.
 
-No XLA flag, optimization level or memory fraction is set here: none has been measured to help.
+No XLA flag or optimization level is set here: none has been measured to help. The fraction of a
+GPU's memory that JAX takes is set in `startup.py`.
 """
 
 import argparse

@@ -136,8 +136,8 @@ def shape_scatter(step: dict) -> figure_style.Drawing | None:
       axis.set_title(title)
       figure_style.log_ticks(axis.xaxis, zeta)
       figure_style.log_ticks(axis.yaxis, mu)
-      axis.set_xlabel(r"$\zeta$ = d_model / layers")
-      axis.set_ylabel(r"$\mu$ = all expert width / d_model")
+      axis.set_xlabel("aspect ratio: d_model / layers")
+      axis.set_ylabel("width of all experts / d_model")
     figure.colorbar(
       drawn, ax=list(axes), label="loss over the best (%)", location="bottom", aspect=40, shrink=0.7
     )

@@ -5,6 +5,7 @@ its certificate, its arms in the paper's columns and its figure.
 """
 
 import dataclasses
+import html
 import json
 import pathlib
 import re
@@ -108,7 +109,7 @@ def section(
     return []
   body = ""
   for part in parts:
-    body += f"<h3>{part.name}</h3>\n" + paragraphs([what(part)])
+    body += f"<h3>{html.escape(part.name)}</h3>\n" + paragraphs([what(part)])
     if part.has_dense:
       body += bullets([part.report["verdict"]["headline"]])
     else:

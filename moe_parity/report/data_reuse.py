@@ -164,7 +164,7 @@ def decay(step: dict) -> figure_style.Drawing | None:
                 linestyle=(0, (2, 2)))  # fmt: skip
     for point in law["points"]:
       rate = point["activation_rate"]
-      label = "" if rate in shown else ("dense" if rate == 1 else f"$r_a$ {100 * rate:.3g} %")
+      label = "" if rate in shown else ("dense" if rate == 1 else f"r_a {100 * rate:.3g} %")
       shown.add(rate)
       axis.plot(point["epochs"], point["cross_entropy"], "o", markersize=5.5, label=label,
                 color=look(rate))  # fmt: skip

@@ -41,6 +41,7 @@ SETTINGS = {
   "legend.fontsize": 8,
   "legend.frameon": False,
   "lines.linewidth": 1.4,
+  "text.parse_math": False,  # a dollar in a name is a dollar
   "svg.hashsalt": "moe_parity",
   "svg.fonttype": "none",
 }
@@ -173,7 +174,7 @@ def rate_axis(axis: Any, rates: list[float], round_ticks: bool = False) -> None:
   axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{100 * x:.3g}"))
   axis.xaxis.set_minor_locator(ticker.NullLocator())
   axis.set_xlim(min(rates) / 1.15, max(rates) * 1.15)
-  axis.set_xlabel("activation rate $r_a$ (%), logarithmic")
+  axis.set_xlabel("activation rate r_a (%), logarithmic")
 
 
 def percent_ticks(axis: Any) -> None:

@@ -116,7 +116,7 @@ def _dense_label(group: dict) -> str:
   if group["role"] == "reference":
     return f"{group['name']} ({group['compute_multiple']:g} C, not at parity)"
   if group["role"] == "control":
-    return f"{group['name']} ({group['num_params']:,} parameters, a control)"
+    return f"{group['name']} (control)"  # its size is in the tables: a longer name leaves the page
   return group["name"]
 
 
@@ -148,7 +148,7 @@ def _difference_panel(axis: Any, report: dict) -> None:
       color = colors.get(verdict, figure_style.REFERENCE)
       face = "white" if verdict == "one seed" else color
       axis.plot([], [], "o", color=color, markerfacecolor=face, label=verdict)
-  axis.set_ylabel("MoE $-$ dense (BPC)")
+  axis.set_ylabel("MoE \N{MINUS SIGN} dense (BPC)")
 
 
 def loss_curves(study: reading.Study) -> figure_style.Drawing | None:

@@ -6,7 +6,7 @@ import re
 import urllib.parse
 from collections.abc import Iterable
 
-from moe_parity.report import figure_style
+from moe_parity.report import figure_style, glossary
 from moe_parity.report.table_formats import Table
 
 
@@ -49,7 +49,7 @@ def table(content: Table, missing: str = "") -> str:
   if not content.rows:
     return missing_note(missing) if missing else ""
   files = html.escape(f"{content.name}.csv, .md, .tex")
-  title = html.escape(content.title)
+  title = words(content.title)
   return f'<p class="caption"><b>{title}</b> ({files})</p>\n{content.html()}\n'
 
 
@@ -64,8 +64,8 @@ def details(summary: str, body: str, on_paper: bool = True) -> str:
 
 
 def words(line: str) -> str:
-  """Escaped text in which a number does not part from its percent sign."""
-  return re.sub(r"(\d) %", "\\1\N{NO-BREAK SPACE}%", html.escape(line))
+  """Escaped text whose symbols explain themselves on hover; a number keeps its percent sign."""
+  return re.sub(r"(\d) %", "\\1\N{NO-BREAK SPACE}%", glossary.marked(line))
 
 
 def paragraphs(lines: Iterable[str]) -> str:

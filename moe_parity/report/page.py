@@ -1,9 +1,13 @@
 """The report of a study: one HTML file that needs nothing else, and the plain files beside it.
 
-Verdict first, then what it rests on. Figures are inline SVG images in two widths, desk and phone;
-no script, no network. What a study does not have (yet) is named where it would stand.
+First screen: the sentence, the figure, the three resources, what stands against the sentence. Then
+what it rests on. Figures are inline SVG in two widths, desk and phone. The page's own script shows
+hover texts and nothing else; its policy lets the browser run no other script and fetch nothing.
+What a study does not have (yet) is named where it would stand.
 """
 
+import base64
+import hashlib
 import html
 import json
 import pathlib
@@ -14,9 +18,13 @@ from moe_parity.report import (
   architecture,
   comparisons,
   data_reuse,
+  expert_share,
   figure_style,
   figures,
+  first_figure,
+  glossary,
   paper_figures,
+  resource_bars,
   routing,
   sections,
   specialization,
@@ -69,6 +77,15 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
   return folder / "index.html"
 
 
+def policy(script: str) -> str:
+  """The page's Content-Security-Policy: this one script, its own styles, inline pictures."""
+  digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+  return (
+    f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'"
+  )
+
+
 def _own(name: str) -> str:
   """The text of a file that stands beside this one."""
   return (pathlib.Path(__file__).parent / name).read_text()
@@ -93,6 +110,7 @@ def page(
     *sections.data_reuse(steps["data_reuse"], drawings, parts),
     *sections.main_sweep(drawings, report, steps),
     Section("MoE against dense", table(parts["comparisons"], "nothing to compare yet")),
+    sections.controls(report, drawings, parts),
     sections.resources(report, parts),
     *sections.activation_rate(steps["activation_rate"], drawings, parts),
     *comparisons.section(list(others), drawings, parts),
@@ -107,16 +125,27 @@ def page(
     sections.reproduce(study, parts),
   ]
   title = html.escape(study.name)
+  symbols = glossary.FirstUses()
+  top = [
+    sections.headline(report, steps),
+    first_figure.first_figure(study, report),
+    resource_bars.resource_bars(report),
+    sections.against(report),
+    sections.findings(steps),
+  ]
+  first = "".join(part + symbols.line(part) for part in top)
   body = "\n".join(
-    f'<section id="s{i}"><h2>{html.escape(s.title)}</h2>\n{s.body}</section>'
+    f'<section id="s{i}"><h2>{html.escape(s.title)}</h2>\n{symbols.line(s.body)}{s.body}</section>'
     for i, s in enumerate(found)
   )
   contents = " ".join(f'<a href="#s{i}">{html.escape(s.title)}</a>' for i, s in enumerate(found))
   created = html.escape(str(study.info.get("created", "")))
+  script = _own("page.js")
   return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy(script)}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}: dense against MoE</title>
 <style>{_own("page.css")}</style>
@@ -127,9 +156,11 @@ def page(
 <h1>{title}</h1>
 <p class="when">{created}</p>
 </header>
-{sections.finding(steps)}{sections.verdict(report)}
+<div class="top">
+{first}</div>
 <nav aria-label="Contents">{contents}</nav>
 {body}
+<script>{script}</script>
 </body>
 </html>
 """
@@ -159,6 +190,8 @@ def every_drawing(
     paper_figures.excess_over_dense(report),
     paper_figures.compute_ratio(study),
     paper_figures.loss_over_data(study),
+    expert_share.gate_sums(study),
+    expert_share.layer_norms(study),
     routing.health(study),
     routing.loads(list(reversed(first.values()))),
     specialization.by_layer(counted),
@@ -174,6 +207,9 @@ def _tables(
   every = [
     tables.arms(report),
     tables.resources(report),
+    expert_share.controls(report),
+    expert_share.ablations(report),
+    expert_share.layers(study),
     tables.domains(report),
     tables.comparisons(report),
     tables.domain_differences(report),

@@ -144,7 +144,7 @@ def compute_ratio(study: reading.Study) -> figure_style.Drawing | None:
     every = rates + [rate for sweep in sweeps for rate in sweep.rates]
     ends = [min(every), max(every)]
     axis.plot(
-      ends, ends, color=figure_style.MUTED, linewidth=1, label="$r_a$ alone, no attention scores"
+      ends, ends, color=figure_style.MUTED, linewidth=1, label="r_a alone, no attention scores"
     )
     figure_style.rate_axis(axis, every, round_ticks=True)
     figure_style.percent_ticks(axis)

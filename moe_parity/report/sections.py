@@ -28,27 +28,39 @@ Drawings = dict[str, Drawing]
 Tables = dict[str, Table]
 
 
-def verdict(report: dict) -> str:
-  found = report["verdict"]
-  failed = report["certificate"]["passed"] is False
-  tone = "bad" if failed else "good" if found["conclusive"] else "open"
-  warnings = bullets(report["warnings"])
-  notes = f'<div class="warn"><h2>Read with care</h2>{warnings}</div>' if warnings else ""
-  return f"""<section class="verdict {tone}">
-<p class="headline">{words(found["headline"])}</p>
-{bullets(found["sentences"])}</section>
-{notes}"""
+def _tone(report: dict) -> str:
+  if report["certificate"]["passed"] is False:
+    return "bad"
+  return "good" if report["verdict"]["conclusive"] else "open"
 
 
-def finding(steps: dict[str, dict]) -> str:
-  """The headline and the sentences of a step that answers another question than the verdict."""
-  return "".join(
-    f"""<section class="verdict">
-<p class="headline">{words(step["headline"])}</p>
-{bullets(step["sentences"])}</section>
+def headline(report: dict, steps: dict[str, dict]) -> str:
+  """The sentence of the page; a step that answers another question gives its own before it."""
+  own = [step["headline"] for step in steps.values() if step.get("headline")]
+  first = "".join(
+    f'<section class="verdict"><p class="headline">{words(line)}</p></section>\n' for line in own
+  )
+  return f"""{first}<section class="verdict {_tone(report)}">
+<p class="headline">{words(report["verdict"]["headline"])}</p></section>
 """
+
+
+def against(report: dict) -> str:
+  """What speaks against the sentence or limits it, and the warnings; then, folded, the rest."""
+  found = report["verdict"]
+  doubts = [*found["against"], *report["warnings"]]
+  body = bullets(doubts) or paragraphs(["Nothing that these runs can show."])
+  body = f'<section class="against"><h2>What stands against it</h2>\n{body}</section>\n'
+  rest = [line for line in found["sentences"] if line not in found["against"]]
+  return body + (details("All differences, and what they rest on", bullets(rest)) if rest else "")
+
+
+def findings(steps: dict[str, dict]) -> str:
+  """The sentences of the steps whose headlines stand above, folded."""
+  return "".join(
+    details("What this study found, in sentences", bullets(step["sentences"]))
     for step in steps.values()
-    if step.get("headline")
+    if step.get("headline") and step["sentences"]
   )
 
 
@@ -153,6 +165,24 @@ def checks(content: Table) -> str:
   failed = [row for row in content.rows if row["passed"] != "yes"]
   shown = dataclasses.replace(content, rows=failed).html() if failed else ""
   return paragraphs(lines) + shown + details(f"All {len(content.rows)} checks", table(content))
+
+
+def controls(report: dict, drawings: Drawings, tables: Tables) -> Section:
+  """Is the lead one of the experts: controls, ablations, gate sums and norms."""
+  ask = (
+    "Is a lead one of the experts? An MoE arm at small r_a reads more text than the dense arm of "
+    "equal N, for a token costs it less. A dense control that reads as much tells the two apart, "
+    "and so does what remains when the routed experts are taken out of the trained model."
+  )
+  body = paragraphs([ask])
+  body += table(tables["controls"], "a dense control that is done (study.controls asks for them)")
+  body += table(tables["ablations"], "ablations of the best MoE arm")
+  if any(group["kind"] == "moe" for group in report["groups"]):
+    body += figure(drawings.get("gate_sums"), "sums of gates, which these runs did not log")
+    body += figure(drawings.get("layer_norms"), "norms by layer, which these runs did not measure")
+  if tables["layers"].rows:
+    body += details(tables["layers"].title, table(tables["layers"]))
+  return Section("Controls and ablations", body)
 
 
 def routing(drawings: Drawings, tables: Tables, report: dict) -> Section:

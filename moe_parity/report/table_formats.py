@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from moe_parity.report import glossary
+
 
 @dataclasses.dataclass(frozen=True)
 class Column:
@@ -77,13 +79,17 @@ class Table:
   def html(self) -> str:
     looks = [" class=n" if c.number else " class=w" if c.wrap else "" for c in self.columns]
 
-    def row(tag: str, cells: list[str]) -> str:
+    def row(cells: list[str]) -> str:
       return "".join(
-        f"<{tag}{look}>{html.escape(cell)}</{tag}>" for look, cell in zip(looks, cells, strict=True)
+        f"<td{look}>{html.escape(cell)}</td>" for look, cell in zip(looks, cells, strict=True)
       )
 
-    head = f"<thead><tr>{row('th', [c.header for c in self.columns])}</tr></thead>"
-    body = "".join(f"<tr>{row('td', cells)}</tr>\n" for cells in self.cells())
+    heads = "".join(
+      f"<th{look}>{glossary.marked(c.header)}</th>"
+      for look, c in zip(looks, self.columns, strict=True)
+    )
+    head = f"<thead><tr>{heads}</tr></thead>"
+    body = "".join(f"<tr>{row(cells)}</tr>\n" for cells in self.cells())
     return f'<div class="scroll"><table>{head}<tbody>\n{body}</tbody></table></div>'
 
 

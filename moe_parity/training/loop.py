@@ -29,6 +29,7 @@ from moe_parity.training.metrics import (
   train_line,
   validation_line,
 )
+from moe_parity.training.out_of_memory import explained
 from moe_parity.training.setup import ArmRun, choose_run_attention, set_up
 from moe_parity.training.state import TrainState
 
@@ -65,7 +66,8 @@ def train_arm(
     warn: called there with a line about each damaged checkpoint that was passed over.
     control: whether the run may write and must stop.
   Raises:
-    UserError: the folder holds another run; the data cannot feed the plan.
+    UserError: the folder holds another run; the data cannot feed the plan; a device has too little
+      memory (`OutOfMemoryError`).
     NotFiniteError: the loss became NaN or infinite.
     Stopped: `control` asked for it; a checkpoint of the last step taken is on disk.
   """
@@ -79,7 +81,8 @@ def train_arm(
   run_folder.claim(folder, *identity, write=multihost.is_primary())
   if (result := run_folder.read_result(folder)) is not None:
     return result
-  with contextlib.ExitStack() as exit_stack:
+  num_devices = 1 if mesh is None else mesh.size
+  with explained(config, plan, num_devices), contextlib.ExitStack() as exit_stack:
     run, state = set_up(config, plan, store, folder, options, mesh, warn, control, exit_stack)
     with control.stop.stepping():
       state = train(run, state, report)

@@ -79,6 +79,8 @@ def write_study(folder: pathlib.Path, fake: Fake = Fake()) -> pathlib.Path:  # n
       if status != "done":
         continue
       write_result(path, plan, domains, chars, bpc + offset + hardness + noise)
+      if kind == "moe":
+        add_layers(path, plan["architecture"]["num_layers"] - 1)
       if kind == "moe" and fake.ablation_cost is not None:
         add_ablation(path, fake.ablation_cost)
       if fake.passed is not None:
@@ -169,6 +171,14 @@ def write_result(
   })  # fmt: skip
 
 
+def add_layers(path: pathlib.Path, moe_layers: int) -> None:
+  """What the probe of a finished run writes, another number for every layer and kind."""
+  result = json.loads((path / "result.json").read_text())
+  kinds = {"gate_sum": 0.1, "routed_rms": 0.04, "shared_rms": 0.2, "residual_rms": 1.5}
+  layers = {kind: [size * (1 + i) for i in range(moe_layers)] for kind, size in kinds.items()}
+  dump(path / "result.json", result | {"layers": layers})
+
+
 def add_ablation(path: pathlib.Path, cost: float) -> None:
   result = json.loads((path / "result.json").read_text())
   scores = {"bpc": result["validation"]["bpc"] + cost, "bpb": 0.0, "cross_entropy": 0.0}
@@ -197,6 +207,7 @@ def write_telemetry(
       "router_entropy": [math.log(24) * (1 - 0.3 * fade) - 0.2 * i for i in range(moe_layers)],
       "dead_experts": [int(6 * fade) for _ in range(moe_layers)],
       "drop_share": [0.0] * moe_layers,
+      "gate_sum": [0.1 + 0.02 * i + 0.3 * fade for i in range(moe_layers)],
     })  # fmt: skip
     if step % 30 == 1:
       lines.append({"kind": "validation", "step": step, "num_tokens": seen,

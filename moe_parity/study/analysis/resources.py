@@ -38,7 +38,7 @@ def resources(study: reading.Study, baseline: str) -> dict:
   return {
     "convention": convention,
     "rows": rows,
-    "hidden": [f"{line}." for line in hidden_differences(costs, convention)],
+    "hidden": [f"{line[:1].upper()}{line[1:]}." for line in hidden_differences(costs, convention)],
     "notes": _notes(measured),
   }
 

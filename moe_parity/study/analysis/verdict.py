@@ -13,7 +13,8 @@ PUBLISHED_NOISE = 0.0006
 
 
 def verdict(report: dict) -> dict:
-  """headline (one sentence), sentences (the reasons, in reading order), winner, conclusive.
+  """headline (one sentence), sentences (the reasons, in reading order), against (those of them
+  that speak against the headline or limit it), winner, conclusive.
 
   winner is an arm's name or None; conclusive says whether anything stood in the way of naming one.
   """
@@ -29,9 +30,26 @@ def verdict(report: dict) -> dict:
   return {
     "headline": headline,
     "sentences": sentences,
+    "against": _against(report, obstacles, sentences),
     "winner": ahead["winner"] if conclusive else None,
     "conclusive": conclusive,
   }
+
+
+def _against(report: dict, obstacles: list[str], sentences: list[str]) -> list[str]:
+  """The sentences that a reader who doubts the headline would point at."""
+  row = controls.best_control(report["controls"])
+  on_lead = controls.sentences(report["controls"])
+  if row and row["moe_to_control"]["verdict"] == "MoE better":
+    on_lead = []  # the controls speak for it
+  found = obstacles + on_lead + report["resources"]["hidden"] + _picked(report)
+  fixed_text = report["noise"]["df"] and not report["noise"]["draws_data"]
+  found += _noise(report) if fixed_text else []
+  turned = [line for line in _domains(report) if "reversed" in line]
+  curve = report["curve"]
+  found += _optimum(report)[:1] if curve and not curve["minimum"]["bracketed"] else []
+  found += [line for line in _optimum(report) if "stray from" in line] + turned
+  return [line for line in sentences if line in found]
 
 
 def _headline(report: dict, ahead: str) -> str:

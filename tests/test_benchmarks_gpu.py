@@ -1,0 +1,44 @@
+"""The GPU benchmark with small shapes on a CPU: all parts run, and what goes wrong is a row."""
+
+import json
+
+import numpy as np
+
+from moe_parity.benchmarks import gpu, gpu_layers
+
+
+def test_the_tiny_run_has_every_part_and_no_error(tmp_path):
+  rows = gpu.run(tmp_path / "gpu.json", seconds=10_000)
+  assert json.loads((tmp_path / "gpu.json").read_text())["rows"] == rows
+  assert [row for row in rows if "error" in row or "skipped" in row] == []
+  assert {row["part"] for row in rows} == set(gpu.UNTIL)
+  numerics = [row for row in rows if row["part"] == "numerics"]
+  assert len(numerics) == 8 and all(row["ok"] for row in numerics)
+  steps = [row for row in rows if row["part"] == "step"]
+  assert all(np.isfinite(row["loss"]) and row["share_of_peak"] > 0 for row in steps)
+  assert {row["attention"] for row in steps} == {"blocks"}
+  assert len(gpu.table(rows)) == len(rows)
+
+
+def test_a_figure_that_fails_or_comes_too_late_is_a_row(tmp_path):
+  recorder = gpu.Recorder(tmp_path / "gpu.json", seconds=100)
+  row = recorder.measure("step", "bad", lambda: 1 / 0)
+  assert row["error"] == "ZeroDivisionError: division by zero"
+  recorder._begin -= 30  # half a minute passes: over for the numerics, not for steps
+  assert "skipped" in recorder.measure("numerics", "late", lambda: {"x": 1})
+  assert recorder.measure("step", "good", lambda: {"x": 1})["x"] == 1
+  stored = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+  assert [row["name"] for row in stored] == ["bad", "late", "good"]
+
+
+def test_a_wrong_attention_is_not_ok():
+  """No mask at all, which is what a kernel silently without one would give."""
+
+  def unmasked(q, k, v, slope_H, document_BS):
+    k, v = (x.repeat(2, axis=2) for x in (k, v))
+    scores = np.float32(q.shape[3] ** -0.5) * (q[:, :, None] * k[:, None]).sum(-1)
+    weight = gpu_layers.jax.nn.softmax(scores, axis=2)
+    return (weight[..., None].astype(v.dtype) * v[:, None]).sum(2)
+
+  errors = gpu_layers.attention_errors(unmasked, (1, 16, 4, 2, 8), "none", 0)
+  assert not errors["ok"] and errors["y"] > 0.1
