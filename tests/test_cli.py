@@ -155,7 +155,7 @@ def test_numbers_in_tables_read_well():
 def test_help_says_what_a_command_is_for_and_shows_one(name, capsys):
   with pytest.raises(SystemExit):
     cli.main([name, "--help"])
-  assert f"moe-parity {name} " in capsys.readouterr().out.replace("usage: moe-parity", "", 1)
+  assert f"moe-parity {name}" in capsys.readouterr().out.replace("usage: moe-parity", "", 1)
   about = getattr(importlib.import_module(f"moe_parity.commands.{name}"), "ABOUT", "")
   for line in about.splitlines():
     if line.startswith("  moe-parity "):

@@ -10,6 +10,13 @@ from moe_parity.commands.common import json_argument, on_disk, place
 from moe_parity.errors import UserError
 
 HELP = "continue text with a trained run"
+ABOUT = """\
+Continues a prompt with a trained run, from any of its checkpoints, greedy or sampled.
+
+  moe-parity generate runs/mine/runs/moe_20-s0 --prompt "It was"
+
+Prints the text as it is written (--json for machines); writes nothing.
+"""
 
 
 def arguments(parser) -> None:

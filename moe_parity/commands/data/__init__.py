@@ -3,6 +3,14 @@
 import importlib
 
 HELP = "look at a token store, prove what data runs saw, search training text for held-out text"
+ABOUT = """\
+Looks at token stores and at what runs read of them: what a store holds (show), whether runs saw
+the same tokens equally often in the same order (audit), whether training text contains held-out
+text (contamination).
+
+  moe-parity data show stores/mine
+  moe-parity data audit runs/mine/runs/dense-s0 runs/mine/runs/moe_20-s0
+"""
 _VERBS = ("show", "audit", "contamination")
 
 
