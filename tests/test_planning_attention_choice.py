@@ -1,5 +1,7 @@
 import pytest
 
+from moe_parity.cli import main
+from moe_parity.commands.common import ROOT
 from moe_parity.errors import UserError
 from moe_parity.planning.attention_choice import Device, attention_rows, choose_attention
 
@@ -92,3 +94,9 @@ def test_a_plan_says_what_every_known_device_takes():
   }  # fmt: skip
   rows = attention_rows("", "bfloat16", 2048, 64, "alibi")
   assert [row["attention"] for row in rows] == ["blocks", "flash", "blocks", *["cudnn"] * 3]
+
+
+def test_the_plan_command_says_what_computes_attention(capsys):
+  main(["plan", f"--config={ROOT}/configs/paper_2b.py"])
+  (note,) = [line for line in capsys.readouterr().out.splitlines() if "attention of heads" in line]
+  assert "flash on TPU" in note and "cudnn on H100" in note and "take 136" in note
