@@ -58,9 +58,7 @@ def anchors(path):
   return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize(
-  "path", [*GUIDES, ROOT / "CHANGELOG.md", *LOG], ids=name_of
-)
+@pytest.mark.parametrize("path", [*GUIDES, ROOT / "CHANGELOG.md", *LOG], ids=name_of)
 def test_links_and_pictures_of_a_page_exist(path):
   for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
     if link.startswith(("https://", "http://", "mailto:")):
