@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from moe_parity.errors import UserError, disk_is_full
+from moe_parity.errors import Stopped, UserError, disk_is_full
 
 COMMANDS = (  # each a file of moe_parity/commands
   *("plan", "account", "train", "study", "report", "evaluate", "generate", "prepare", "data"),
@@ -30,7 +30,11 @@ Any field of a config can be set on the command line: --config.budget.dense_toke
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one command; the exit status. 0 done, 1 it ran and the answer is no, 2 mend the input."""
+  """Runs one command; the exit status.
+
+  0 done (of a study: what is left is with live workers), 1 it ran and the answer is no, 2 mend the
+  input, 75 stopped with a checkpoint: start it again, 130 stopped by Ctrl-C.
+  """
   # Imports and tracing make many objects and little garbage: looking for it at every 700th object,
   # as Python does, is a twentieth of the time to a first loss.
   gc.set_threshold(50_000)
@@ -54,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 141  # as a shell calls it
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
+  except Stopped as error:
+    print(f"\n{error}; the same command resumes", file=sys.stderr)
+    return error.code
   except KeyboardInterrupt:
     print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
     return 130

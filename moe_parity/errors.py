@@ -16,7 +16,12 @@ class Stopped(KeyboardInterrupt):
   """A signal asked this process to stop, and it did so between two steps.
 
   No `Exception`, so that no library takes it for an error of its own.
+
+  Attributes:
+    code: the exit code: 75 asks whoever started it to start it again, 130 is Ctrl-C's.
   """
+
+  code = 75
 
 
 def disk_is_full(error: BaseException | None) -> bool:

@@ -58,9 +58,7 @@ def anchors(path):
   return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize(
-  "path", [*GUIDES, ROOT / "CHANGELOG.md", *LOG], ids=name_of
-)
+@pytest.mark.parametrize("path", [*GUIDES, ROOT / "CHANGELOG.md", *LOG], ids=name_of)
 def test_links_and_pictures_of_a_page_exist(path):
   for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
     if link.startswith(("https://", "http://", "mailto:")):
@@ -153,15 +151,3 @@ def test_a_config_that_is_shown_plans_arms_at_parity(name, tmp_path, capsys):
   (tmp_path / name).write_text(shown_configs()[name])
   assert cli.main(["plan", f"--config={tmp_path / name}", "--json"]) == 0
   assert {arm["name"][:3] for arm in json.loads(capsys.readouterr().out)["arms"]} == {"den", "moe"}
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
-def test_a_notebook_has_no_outputs_and_runs_top_to_bottom(path, monkeypatch):
-  monkeypatch.setenv("MPLBACKEND", "Agg")
-  monkeypatch.chdir(path.parent)
-  names: dict = {}
-  for cell in json.loads(path.read_text())["cells"]:
-    if cell["cell_type"] == "code":
-      assert cell["outputs"] == [] and cell["execution_count"] is None
-      exec("".join(cell["source"]), names)  # noqa: S102 - our own notebook
-  assert names["moe"] and names["dense"]

@@ -41,6 +41,10 @@ class Run:
     self.plan, self.result, self.certificate = run.plan, run.result, run.certificate
 
   @property
+  def label(self) -> str:
+    return self._run.label
+
+  @property
   def bpc(self) -> float | None:
     """Bits per character on held-out text; None before the run is done."""
     return self.result.get("validation", {}).get("bpc")

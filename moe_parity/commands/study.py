@@ -14,6 +14,7 @@ from moe_parity.commands.common import (
 )
 from moe_parity.commands.output import print_table, print_verdict
 from moe_parity.errors import UserError
+from moe_parity.launch.exit_codes import FAILED, START_AGAIN, WHOLE
 
 HELP = "train all arms, certify equal resources, compare"
 ABOUT = """\
@@ -114,26 +115,58 @@ def dry_run(args, config, store, only) -> int:
 
 def run_and_judge(args, config, store, only) -> int:
   """Trains what is not done, then certifies, analyzes and writes the page."""
-  from moe_parity.console import TrainingBars
   from moe_parity.report.page import write_report
   from moe_parity.sharding import multihost
   from moe_parity.startup import start_jax
+  from moe_parity.study.workers.multi_process import run_follower, stop_followers
+  from moe_parity.study.workers.stop_signals import StopSignals
+
+  with StopSignals() as stop:
+    start_jax(**processes(args))
+    stop.join_processes()
+    if not multihost.is_primary():
+      run_follower(store, stop)
+      return 0
+    study = open_study(args, config, store)
+    stop.release = lambda: study.leases.release_all("stopped")
+    arms = _run(args, study, only, stop)
+    stop_followers()
+  step = study.summarize()
+  write_report(study.folder)
+  analysis = json.loads((study.folder / "analysis.json").read_text())
+  page = study.publish()
+  if args.json:
+    print(json.dumps(analysis, indent=2))
+  else:
+    print_verdict(analysis, page, step)
+  if running := [arm.name for arm in arms if arm.status == "running"]:
+    print(f"with other workers still: {', '.join(running)}; the report grows when they are done")
+  return exit_code(arms, only, analysis["certificate"]["passed"])
+
+
+def exit_code(arms, only, passed) -> int:
+  """What a worker tells its engine; see `launch.exit_codes`.
+
+  Args:
+    arms: of the study, with their status.
+    only: names of the arms asked for; empty for all.
+    passed: the study's certificate; None while it is not whole.
+  """
+  asked = [arm.status for arm in arms if not only or arm.name in only]
+  if "failed" in asked or passed is False:
+    return FAILED
+  return START_AGAIN if "pending" in asked else WHOLE
+
+
+def _run(args, study, only, stop) -> list:
+  """The study's arms, after this worker trained what it could."""
+  from moe_parity.console import TrainingBars
   from moe_parity.study.folder import tasks_of
-  from moe_parity.study.workers.multi_process import (
-    broadcasting_actions,
-    run_follower,
-    stop_followers,
-  )
+  from moe_parity.study.workers.multi_process import broadcasting_actions
   from moe_parity.study.workers.runner import RunActions, run_study
   from moe_parity.study.workers.shard import Shard
-  from moe_parity.training.control import StopRequests
 
   shard = getattr(args, "shard", Shard(1, 1))
-  start_jax(**processes(args))
-  if not multihost.is_primary():
-    run_follower(store, StopRequests())
-    return 0
-  study = open_study(args, config, store)
   tasks = tasks_of(study.derive(), only)
   before = {task.run for task in tasks if study.status(task.run)[0] == "done"}
   seen = set()
@@ -146,26 +179,14 @@ def run_and_judge(args, config, store, only) -> int:
         bars.plan({t.label: t.arm.train_flops for t in left})
       bars.update(task.label, progress)
 
-    if note := idle_devices(config):
+    if note := idle_devices(study.config):
       bars.print(note)
-    arms = run_study(
+    return run_study(
       study,
       only=only,
       shard=shard,
       on_log=show,
       log=bars.print,
       actions=broadcasting_actions(RunActions()),
+      stop=stop,
     )
-  stop_followers()
-  step = study.summarize()
-  write_report(study.folder)
-  analysis = json.loads((study.folder / "analysis.json").read_text())
-  page = study.publish()
-  if args.json:
-    print(json.dumps(analysis, indent=2))
-  else:
-    print_verdict(analysis, page, step)
-  if running := [arm.name for arm in arms if arm.status == "running"]:
-    print(f"with other workers still: {', '.join(running)}; the report grows when they are done")
-  failed = [arm for arm in arms if arm.status == "failed"]
-  return 1 if failed or analysis["certificate"]["passed"] is False else 0

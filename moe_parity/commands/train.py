@@ -44,21 +44,15 @@ def run(args) -> int:
   if len(arms) != 1:
     choices = ", ".join(f"--arm={arm.name} --seed={arm.seed}" for arm in plan.arms)
     raise UserError(f"train takes one arm and {len(arms)} fit; choose one of {choices}")
-  from moe_parity.console import TrainingBars
   from moe_parity.sharding import multihost
   from moe_parity.startup import start_jax
   from moe_parity.study.certificate import certify_run
-  from moe_parity.study.workers.run_lease import leased_everywhere
-  from moe_parity.training.control import RunControl
-  from moe_parity.training.loop import train_arm
+  from moe_parity.study.workers.stop_signals import StopSignals
 
-  start_jax(**processes(args))
-  with TrainingBars() as bars, leased_everywhere(args.workdir, bars.print, args.worker) as check:
-    if note := idle_devices(config):
-      bars.print(note)
-    on_log = lambda p: bars.update(arms[0].name, p)  # noqa: E731
-    control = RunControl(check)
-    result = train_arm(config, arms[0], store, args.workdir, on_log, bars.print, control)
+  with StopSignals() as stop:
+    start_jax(**processes(args))
+    stop.join_processes()
+    result = _train(args, config, arms[0], store, stop)
   if not multihost.is_primary():
     return 0
   passed = certify_run(args.workdir)["passed"]
@@ -69,3 +63,19 @@ def run(args) -> int:
   )
   print_lost_text(validation)
   return 0 if passed else 1
+
+
+def _train(args, config, arm, store, stop) -> dict:
+  from moe_parity.console import TrainingBars
+  from moe_parity.study.workers.run_lease import leased_everywhere
+  from moe_parity.training.control import RunControl
+  from moe_parity.training.loop import train_arm
+
+  with TrainingBars() as bars, leased_everywhere(args.workdir, bars.print, args.worker) as lease:
+    if lease is not None:
+      stop.release = lambda: lease.release("stopped")
+    if note := idle_devices(config):
+      bars.print(note)
+    on_log = lambda p: bars.update(arm.name, p)  # noqa: E731
+    control = RunControl(lease.check, stop) if lease else RunControl(stop=stop)
+    return train_arm(config, arm, store, args.workdir, on_log, bars.print, control)

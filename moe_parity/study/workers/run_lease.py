@@ -71,25 +71,25 @@ def leased(
 @contextlib.contextmanager
 def leased_everywhere(
   folder: pathlib.Path, log: Callable[[str], None], worker: str = ""
-) -> Iterator[Callable[[], None]]:
+) -> Iterator[Lease | None]:
   """`leased` by the first of several processes; what it refuses, all refuse.
 
   Yields:
-    what is called before each write.
+    the lease, in the first process.
   """
   from moe_parity.sharding import multihost
 
   with contextlib.ExitStack() as exit_stack:
-    check, refused = lambda: None, None
+    lease, refused = None, None
     if multihost.is_primary():
       try:
-        check = exit_stack.enter_context(leased(folder, log, worker)).check
+        lease = exit_stack.enter_context(leased(folder, log, worker))
       except UserError as error:
         refused = str(error).encode()
     refused = multihost.broadcast_bytes(refused)
     if refused is not None:
       raise UserError(refused.decode())
-    yield check
+    yield lease
 
 
 def _acquire(leases: Leases, key: str, folder: pathlib.Path, log: Callable[[str], None]) -> Lease:

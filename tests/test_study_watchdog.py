@@ -1,0 +1,54 @@
+"""A run that takes no step any more is noticed, and a slow one is left alone."""
+
+import threading
+
+from moe_parity.study.workers.watchdog import Watchdog
+
+
+class Clock:
+  now = 0.0
+
+  def __call__(self):
+    return self.now
+
+
+def test_ten_minutes_without_a_step_are_too_many():
+  clock = Clock()
+  dog = Watchdog(lambda why: None, clock=clock)
+  clock.now = 600
+  assert dog.why() == ""
+  clock.now = 601
+  assert dog.why() == "no step for 601 s, where 600 s are the most"
+
+
+def test_slow_steps_are_given_twenty_of_their_medians():
+  clock = Clock()
+  dog = Watchdog(lambda why: None, clock=clock)
+  for _ in range(5):
+    clock.now += 100
+    dog.step()
+  assert dog.limit_seconds() == 2000
+  clock.now += 2000
+  assert dog.why() == ""
+  clock.now += 1
+  assert dog.why() != ""
+
+
+def test_a_validation_may_take_longer_and_its_time_is_no_step():
+  clock = Clock()
+  dog = Watchdog(lambda why: None, clock=clock)
+  with dog.pausing():
+    clock.now += 3000
+    assert dog.why() == ""
+  assert dog.why() == ""
+  clock.now += 601
+  assert dog.why() != ""
+
+
+def test_a_stuck_run_is_told_with_the_stacks_of_its_threads(capfd):
+  clock, told = Clock(), threading.Event()
+  dog = Watchdog(lambda why: told.set(), clock=clock)
+  with dog.watching(seconds=0.01):
+    clock.now = 700
+    assert told.wait(30)
+  assert "test_a_stuck_run_is_told" in capfd.readouterr().err
