@@ -21,6 +21,7 @@ import time
 
 # Module -> distribution that planning and reading need beside what Colab and Jupyter bring.
 KERNEL = {"ml_collections": "ml_collections", "absl": "absl-py", "yaml": "PyYAML"}
+LOG = "engine.log"
 ENGINE_NEEDS = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
 
 
@@ -120,8 +121,8 @@ class Engine:
     self.root, self.python = root, python
 
   def start(self, *arguments: object) -> subprocess.Popen:
-    """Starts `moe-parity ARGUMENTS` in the background; what it prints goes to `engine.log`."""
-    with open("engine.log", "a") as log:
+    """Starts `moe-parity ARGUMENTS` in the background; what it prints goes to the file engine.log."""
+    with open(LOG, "a") as log:
       return subprocess.Popen(
         [self.python, "-m", "moe_parity.cli", *map(str, arguments)],
         stdout=log, stderr=subprocess.STDOUT, env=self._environment(),
@@ -179,6 +180,8 @@ def watch(process: subprocess.Popen, look, seconds: float = 5.0, until=lambda: F
 
   Args:
     look: gives HTML; called in the kernel.
+  Raises:
+    RuntimeError: the command failed; the last lines it wrote.
   """
   from IPython.display import HTML, display
 
@@ -186,6 +189,8 @@ def watch(process: subprocess.Popen, look, seconds: float = 5.0, until=lambda: F
   while process.poll() is None and not until():
     time.sleep(seconds)
     shown.update(HTML(look()))
+  if process.poll():
+    raise RuntimeError("\n".join(pathlib.Path(LOG).read_text().splitlines()[-12:]))
   shown.update(HTML(look()))
 
 

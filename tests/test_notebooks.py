@@ -109,6 +109,14 @@ def test_what_the_engine_computes_comes_back_and_its_error_too(colab):
     engine.run("plan", "--config=nowhere.py")
 
 
+def test_a_command_that_fails_is_shown_and_not_passed_over(colab, monkeypatch, tmp_path):
+  pytest.importorskip("IPython")
+  monkeypatch.chdir(tmp_path)
+  process = colab.Engine(ROOT, sys.executable).start("plan", "--config=nowhere.py")
+  with pytest.raises(RuntimeError, match="no such file"):
+    colab.watch(process, lambda: "", 0.1)
+
+
 @pytest.mark.slow
 def test_pip_would_change_none_of_colab_s_packages(colab, tmp_path):
   """pip's resolver, asked without installing, in an environment that has none of them."""
