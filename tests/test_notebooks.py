@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -112,6 +113,8 @@ def test_what_the_engine_computes_comes_back_and_its_error_too(colab):
 def test_a_command_that_fails_is_shown_and_not_passed_over(colab, monkeypatch, tmp_path):
   pytest.importorskip("IPython")
   monkeypatch.chdir(tmp_path)
+  cell = types.SimpleNamespace(update=lambda shown: None)
+  monkeypatch.setattr("IPython.display.display", lambda *args, **kwargs: cell)
   process = colab.Engine(ROOT, sys.executable).start("plan", "--config=nowhere.py")
   with pytest.raises(RuntimeError, match="no such file"):
     colab.watch(process, lambda: "", 0.1)
