@@ -121,7 +121,7 @@ class Engine:
     self.root, self.python = root, python
 
   def start(self, *arguments: object) -> subprocess.Popen:
-    """Starts `moe-parity ARGUMENTS` in the background; what it prints goes to the file engine.log."""
+    """Starts `moe-parity ARGUMENTS` in the background; what it prints goes to engine.log."""
     with open(LOG, "a") as log:
       return subprocess.Popen(
         [self.python, "-m", "moe_parity.cli", *map(str, arguments)],
