@@ -1,5 +1,7 @@
 """Is the lead one of the experts? Studies whose truth is known, with controls and ablations."""
 
+import json
+
 import pytest
 
 from moe_parity.study.analysis import compare
@@ -65,3 +67,15 @@ def test_controls_are_neither_arms_nor_baseline(tmp_path):
 def test_no_lead_needs_no_explanation(tmp_path):
   report = analyze(tmp_path, dense_bpc=1.6, controls={"dense_active": (150_000, 1.9)})
   assert not any("lead" in s for s in sentences_on_lead(report))
+
+
+def test_controls_at_another_learning_rate_are_said_to_be_untuned(tmp_path):
+  folder = fake_study.write_study(
+    tmp_path, Fake(**SEEDS, controls={"dense_active": (300_000, 2.05)})
+  )
+  assert "not tuned for them" not in str(compare.analyze(folder)["verdict"])
+  for path in folder.glob("runs/dense_active-*/plan.json"):
+    plan = json.loads(path.read_text())
+    path.write_text(json.dumps(plan | {"peak_learning_rate": 4 * plan["peak_learning_rate"]}))
+  (line,) = [s for s in compare.analyze(folder)["verdict"]["sentences"] if "not tuned" in s]
+  assert "dense_active 0.012; moe_26 0.003" in line

@@ -13,6 +13,7 @@ from moe_parity.study import reading
 from moe_parity.study.analysis import arms as averaged
 from moe_parity.study.analysis.arms import Arms
 
+RATE_FACTOR = 1.5  # learning rates this close count as the same
 # `arms.verdict_of` names the sides of the main comparison; here a control stands for the MoE.
 _OF_CONTROL = {"MoE better": "control better"}
 _OF_MOE = {"dense better": "control better"}
@@ -31,9 +32,10 @@ def explain_lead(
   Args:
     runs: finished runs. names: of the arms; moe, base, controls: indices of arms.
   Returns:
-    best (the MoE arm of lowest BPC), lead (dense minus it, BPC), controls (a row each: name,
-    num_params, to_dense and moe_to_control, each with difference, interval, simultaneous, verdict),
-    ablations ({name: {"cost", "lead_left"}} of the best arm, means over its seeds).
+    best (the MoE arm of lowest BPC), its peak_learning_rate, lead (dense minus it, BPC), controls
+    (a row each: name, num_params, peak_learning_rate, to_dense and moe_to_control, each with
+    difference, interval, simultaneous, verdict), ablations ({name: {"cost", "lead_left"}} of the
+    best arm, means over its seeds).
   """
   if not moe:
     return None
@@ -47,12 +49,14 @@ def explain_lead(
     rows.append({
       "name": names[arm],
       "num_params": plans[names[arm]]["num_params"],
+      "peak_learning_rate": plans[names[arm]]["peak_learning_rate"],
       "to_dense": _fields(row, _OF_CONTROL),
       "moe_to_control": _fields(against, _OF_MOE),
     })  # fmt: skip
   return {
     "best": names[best],
     "lead": lead,
+    "peak_learning_rate": plans[names[best]]["peak_learning_rate"],
     "controls": rows,
     "ablations": _ablations([run for run in runs if run.name == names[best]], lead),
   }
@@ -119,7 +123,24 @@ def sentences(explained: dict | None) -> list[str]:
   ]
   lines.append(f"Dense controls at equal compute and data, BPC against dense: {', '.join(each)}.")
   lines.append(_conclusion(explained, best_control(explained)))
-  return lines
+  return lines + _untuned(explained)
+
+
+def _untuned(explained: dict) -> list[str]:
+  """Says where controls learn at another rate than the arm whose lead they are to explain: a
+  control at a poor rate explains too little."""
+  own = explained["peak_learning_rate"]
+  others = [
+    f"{row['name']} {row['peak_learning_rate']:.3g}"
+    for row in explained["controls"]
+    if not 1 / RATE_FACTOR <= row["peak_learning_rate"] / own <= RATE_FACTOR
+  ]
+  if not others:
+    return []
+  return [
+    f"Controls learn at rates of their own ({', '.join(others)}; {explained['best']} {own:.3g}),"
+    " not tuned for them: at a better rate a control may explain more of the lead."
+  ]
 
 
 def _conclusion(explained: dict, row: dict) -> str:
