@@ -9,7 +9,7 @@ import pytest
 
 from moe_parity import cli
 from moe_parity.commands import plan
-from moe_parity.commands.output import show
+from moe_parity.report.table_formats import general, of_rows
 from tests.helpers.small_store import small_store
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -144,11 +144,16 @@ def test_a_reader_that_has_enough_gets_no_traceback():
   assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_a_header_keeps_the_underscore_of_a_symbol():
+  table = of_rows([{"r_a %": 1.5, "num_params": 12_345, "D^": None}])
+  assert table.text() == "r_a %  num params  D^\n-----  ----------  --\n  1.5      12,345\n"
+
+
 def test_numbers_in_tables_read_well():
-  assert show(1234567) == "1,234,567"
-  assert show(2_150_612_992) == "2.151e+09"
-  assert show(0.000123456) == "0.0001235"
-  assert show(True) == "True" and show(None) == ""
+  assert general(1234567) == "1,234,567"
+  assert general(2_150_612_992) == "2.151e+09"
+  assert general(0.000123456) == "0.0001235"
+  assert general(True) == "True" and general(None) == ""
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

@@ -4,29 +4,12 @@ import pathlib
 import textwrap
 from collections.abc import Sequence
 
+from moe_parity.report.table_formats import of_rows
+
 
 def print_table(rows: Sequence[dict]) -> None:
   """Rows of equal keys in aligned columns, numbers to the right, as wide as they are."""
-  if not rows:
-    print("(nothing)")
-    return
-  cells = [[name.replace("_", " ") for name in rows[0]]]
-  cells += [[show(value) for value in row.values()] for row in rows]
-  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  right = [isinstance(value, int | float) for value in rows[0].values()]
-  cells.insert(1, ["-" * width for width in widths])
-  for line in cells:
-    columns = zip(line, widths, right, strict=True)
-    print("  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in columns).rstrip())
-
-
-def show(value) -> str:
-  """A cell: integers with separators, other numbers to four digits."""
-  if isinstance(value, bool) or not isinstance(value, int | float):
-    return "" if value is None else str(value)
-  if isinstance(value, int):
-    return f"{value:,}" if abs(value) < 10**9 else f"{value:.4g}"
-  return f"{value:.4g}"
+  print(of_rows(rows).text() if rows else "(nothing)\n", end="")
 
 
 def print_lost_text(validation: dict) -> None:

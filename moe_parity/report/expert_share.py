@@ -11,6 +11,7 @@ from moe_parity.study import reading
 
 MAX_STEPS = 100
 MAX_PANELS = 6
+TITLE_LETTERS = 20  # as many as a panel is wide
 NORMS = (
   ("residual_rms", "residual stream", figure_style.DENSE),
   ("shared_rms", "shared expert", figure_style.REFERENCE),
@@ -75,11 +76,12 @@ def layer_norms(study: reading.Study) -> figure_style.Drawing | None:
         if any(layers[key]):
           only = label if axis is axes.flat[0] else ""
           axis.plot(place, layers[key], "o-", markersize=3.5, color=color, label=only)
-      axis.set_yscale("log")
       axis.xaxis.get_major_locator().set_params(integer=True)
-      axis.set_title(name)
+      axis.set_title(figure_style.short(name, TITLE_LETTERS))
     for axis in axes.flat[len(shown) :]:
       axis.set_visible(False)
+    sizes = [x for _, layers in shown for key, _, _ in NORMS for x in layers[key] if x > 0]
+    figure_style.log_ticks(axes[0, 0].yaxis, sizes, "{:g}".format)
     for axis in axes[:, 0]:
       axis.set_ylabel("RMS")
     for axis in axes[-1]:

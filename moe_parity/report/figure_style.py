@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 DESK, PHONE = 6.6, 3.75  # width in inches at which a figure is drawn, with the same 9-point text
+MAX_LETTERS = 56  # of a name in a figure; tables have it whole
 INK, MUTED, GRID = "#1b1f24", "#5b6470", "#dde1e6"
 DENSE, REFERENCE, FIT = "#1b1f24", "#7a828c", "#0b6e99"
 BETTER, WORSE, ACCENT = "#1a7f4b", "#b3362b", "#c4501b"
@@ -79,9 +80,24 @@ class Drawing:
   def _figure(self, width: int | float) -> Any:
     """The figure with its layout solved: that is the slow part, and the same for every format."""
     figure = self.draw(width)
+    _shorten(figure)
     figure.get_layout_engine().execute(figure)
     figure.set_layout_engine("none")
     return figure
+
+
+def short(text: str, most: int) -> str:
+  """A text cut to so many letters, the last of which then says so."""
+  return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _shorten(figure: Any) -> None:
+  """Cuts names that would leave no room for what is drawn: in legends, titles and tick labels."""
+  from matplotlib.text import Text
+
+  for text in figure.findobj(Text):
+    if len(text.get_text()) > MAX_LETTERS:
+      text.set_text(short(text.get_text(), MAX_LETTERS))
 
 
 def _save(figure: Any, kind: str, **options: Any) -> bytes:

@@ -184,7 +184,7 @@ class _Plot:
   def _labels(self) -> list[tuple[int | float, str]]:
     if not self.is_sweep:
       many = len(self.moe) > (3 if self.width < 500 else MAX_LABELS)
-      return [] if many else [(self.x(g), _short(g["name"], 16)) for g in self.moe]
+      return [] if many else [(self.x(g), figure_style.short(g["name"], 16)) for g in self.moe]
     found: list[tuple[int | float, str]] = []
     for group in sorted(self.moe, key=self.x):
       if not found or self.x(group) - found[-1][0] > 34:
@@ -204,12 +204,12 @@ class _Plot:
       if self.legend_rows:
         row = self.height + 18 * place + 6
         found.append(f'<line class="{look}" x1="8" x2="36" y1="{row}" y2="{row}"/>')
-        found.append(_text(42, row + 4, _short(name, 46), "start"))
+        found.append(_text(42, row + 4, figure_style.short(name, 46), "start"))
       else:
         found.append(
           f'<line class="lead" x1="{end}" x2="{end + 12}" y1="{y:.1f}" y2="{label_y:.1f}"/>'
         )
-        found.append(_text(end + 16, label_y + 4, _short(name, 30), "start"))
+        found.append(_text(end + 16, label_y + 4, figure_style.short(name, 30), "start"))
     return found
 
   def _curve(self) -> list[str]:
@@ -258,10 +258,6 @@ def line_name(group: Mapping) -> str:
 
 def _text(x: int | float, y: int | float, text: str, anchor: str, more: str = "") -> str:
   return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{html.escape(text)}</text>'
-
-
-def _short(text: str, most: int) -> str:
-  return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _ticks(low: int | float, high: int | float) -> list[int | float]:

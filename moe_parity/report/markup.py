@@ -7,7 +7,7 @@ import urllib.parse
 from collections.abc import Iterable
 
 from moe_parity.report import figure_style, glossary
-from moe_parity.report.table_formats import Table
+from moe_parity.report.table_formats import Table, file_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ def table(content: Table, missing: str = "") -> str:
   """A table with its caption and the names of its files."""
   if not content.rows:
     return missing_note(missing) if missing else ""
-  files = html.escape(f"{content.name}.csv, .md, .tex")
+  files = html.escape(f"{file_name(content.name)}.csv, .md, .tex")
   title = words(content.title)
   return f'<p class="caption"><b>{title}</b> ({files})</p>\n{content.html()}\n'
 

@@ -32,7 +32,7 @@ from moe_parity.report import (
   tables,
 )
 from moe_parity.report.markup import Section, details, figure, table
-from moe_parity.report.table_formats import Table
+from moe_parity.report.table_formats import Table, file_name
 from moe_parity.study import reading
 from moe_parity.study.analysis import compare
 from moe_parity.study.reading import read_steps
@@ -62,13 +62,15 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
   parts |= {made.name: made for made in comparisons.all_tables(others)}
   written = {"index.html"}
   for drawing in drawings.values():
-    files.write_bytes(folder / f"{drawing.name}.png", drawing.png(figure_style.DESK))
-    files.write_bytes(folder / f"{drawing.name}.svg", drawing.svg(figure_style.DESK).encode())
-    written |= {f"{drawing.name}.png", f"{drawing.name}.svg"}
+    stem = file_name(drawing.name)
+    files.write_bytes(folder / f"{stem}.png", drawing.png(figure_style.DESK))
+    files.write_bytes(folder / f"{stem}.svg", drawing.svg(figure_style.DESK).encode())
+    written |= {f"{stem}.png", f"{stem}.svg"}
   for part in parts.values():
+    stem = file_name(part.name)
     for ending, text in (("md", part.markdown()), ("csv", part.csv()), ("tex", part.latex())):
-      files.write_bytes(folder / f"{part.name}.{ending}", text.encode())
-      written.add(f"{part.name}.{ending}")
+      files.write_bytes(folder / f"{stem}.{ending}", text.encode())
+      written.add(f"{stem}.{ending}")
   html = page(study, report, steps, drawings, parts, others)
   files.write_bytes(folder / "index.html", html.encode())
   for path in folder.iterdir():

@@ -181,7 +181,7 @@ def controls(report: dict, drawings: Drawings, tables: Tables) -> Section:
     body += figure(drawings.get("gate_sums"), "sums of gates, which these runs did not log")
     body += figure(drawings.get("layer_norms"), "norms by layer, which these runs did not measure")
   if tables["layers"].rows:
-    body += details(tables["layers"].title, table(tables["layers"]))
+    body += details(tables["layers"].title, table(tables["layers"]), on_paper=False)
   return Section("Controls and ablations", body)
 
 

@@ -1,6 +1,6 @@
-"""Tables of a study as Markdown, CSV, LaTeX and HTML: one object, four spellings.
+"""Tables as text, Markdown, CSV, LaTeX and HTML: one object, five spellings.
 
-CSV carries full precision; the other three carry the formatted cells.
+CSV carries full precision; the others carry the formatted cells.
 """
 
 import csv
@@ -8,7 +8,7 @@ import dataclasses
 import html
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from moe_parity.report import glossary
@@ -48,6 +48,18 @@ class Table:
     rule = ["---:" if c.number else "---" for c in self.columns]
     head = [c.header for c in self.columns]
     return line(head) + line(rule) + "".join(line(cells) for cells in self.cells())
+
+  def text(self) -> str:
+    """Aligned columns as wide as their cells, numbers to the right, for a terminal."""
+    cells = [[c.header for c in self.columns], *self.cells()]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    lines = []
+    for line in cells:
+      pairs = zip(line, widths, self.columns, strict=True)
+      aligned = (cell.rjust(w) if c.number else cell.ljust(w) for cell, w, c in pairs)
+      lines.append("  ".join(aligned).rstrip() + "\n")
+    return "".join(lines)
 
   def csv(self) -> str:
     target = io.StringIO()
@@ -91,6 +103,42 @@ class Table:
     head = f"<thead><tr>{heads}</tr></thead>"
     body = "".join(f"<tr>{row(cells)}</tr>\n" for cells in self.cells())
     return f'<div class="scroll"><table>{head}<tbody>\n{body}</tbody></table></div>'
+
+
+def of_rows(rows: Sequence[dict]) -> Table:
+  """Rows of equal keys as a table without name: keys are headers, "_" between words a
+  space, numbers to the right where the first row has one."""
+  columns = [
+    Column(key, _header(key), general, _is_number(value)) for key, value in rows[0].items()
+  ]
+  return Table("", "", tuple(columns), list(rows))
+
+
+def _header(key: str) -> str:
+  """The key in words; a symbol keeps its underscore."""
+  text = key.replace("_", " ")
+  for symbol in glossary.SYMBOLS:
+    text = re.sub(rf"\b{re.escape(symbol.replace('_', ' '))}(?!\w)", symbol, text)
+  return text
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float)
+
+
+def general(value: Any) -> str:
+  """A cell of any kind: integers with separators, other numbers to four digits."""
+  if isinstance(value, bool) or not _is_number(value):
+    return "" if value is None else str(value)
+  if isinstance(value, int):
+    return f"{value:,}" if abs(value) < 10**9 else f"{value:.4g}"
+  return f"{value:.4g}"
+
+
+def file_name(name: str) -> str:
+  """A name of a study's as the stem of a file in report/: letters, digits, "_", "-" and ".", so
+  that none leads out of the folder."""
+  return re.sub(r"[^\w.\-]", "_", name).lstrip(".") or "_"
 
 
 def fixed(digits: int) -> Callable[[float], str]:
