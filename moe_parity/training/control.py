@@ -23,6 +23,12 @@ class StopRequests:
     """
     return False
 
+  def wait_for_lost_process(self, error: Exception) -> None:
+    """After an error that is no user's: does not return where it comes of a process that is lost.
+
+    Where another process of the run ended, collectives fail here; that is no failure of the run.
+    """
+
 
 @dataclasses.dataclass(frozen=True)
 class RunControl:

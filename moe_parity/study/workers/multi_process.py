@@ -29,9 +29,13 @@ def broadcasting_actions(actions: RunActions) -> RunActions:
   if jax.process_count() == 1:
     return actions
 
-  def train(config, arm, store, folder, *rest):
-    multihost.broadcast_bytes(to_message(config, arm, folder))
-    return actions.train(config, arm, store, folder, *rest)
+  def train(config, arm, store, folder, on_log, log, control):
+    try:
+      multihost.broadcast_bytes(to_message(config, arm, folder))
+      return actions.train(config, arm, store, folder, on_log, log, control)
+    except Exception as error:
+      control.stop.wait_for_lost_process(error)
+      raise
 
   return dataclasses.replace(actions, train=train)
 

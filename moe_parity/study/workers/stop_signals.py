@@ -15,10 +15,12 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
-from moe_parity.errors import Stopped
+from moe_parity.errors import Stopped, UserError
 from moe_parity.launch.exit_codes import START_AGAIN
+from moe_parity.study.workers.peers import BEAT_SECONDS, SILENT_SECONDS, Peers
 from moe_parity.study.workers.watchdog import Watchdog
 from moe_parity.training.control import StopRequests
 
@@ -40,6 +42,7 @@ class StopSignals(StopRequests):
     self.release: Callable[[], None] = lambda: None
     self.several_processes = False
     self._first, self._stepping, self._calls = 0, False, 0
+    self._peers: Peers | None = None
     self._over = threading.Event()
     self._watchdog = Watchdog(lambda why: self.leave_now(START_AGAIN, f"{why}; start me again"))
 
@@ -58,7 +61,11 @@ class StopSignals(StopRequests):
     return self
 
   def __exit__(self, kind, error, trace):
+    if isinstance(error, Exception):
+      self.wait_for_lost_process(error)
     self._over.set()
+    if self._peers is not None:
+      self._peers.leave()
     signal.set_wakeup_fd(self._wakeup)
     for number, handler in self._before.items():
       signal.signal(number, handler)
@@ -73,6 +80,13 @@ class StopSignals(StopRequests):
     import jax
 
     self.several_processes = jax.process_count() > 1
+    if self.several_processes:
+      from jax._src import distributed  # the only way to the service's store
+
+      lost = lambda line: self.leave_now(START_AGAIN, line)  # noqa: E731
+      place = jax.process_index(), jax.process_count()
+      self._peers = Peers(distributed.global_state.client, *place, lost)
+      self._peers.start()
 
   @contextlib.contextmanager
   def stepping(self) -> Iterator[None]:
@@ -101,6 +115,11 @@ class StopSignals(StopRequests):
     self._first = self._first or signal.SIGTERM
     signal.signal(signal.SIGTERM, self._handle)  # the next one is a second
     return True
+
+  def wait_for_lost_process(self, error: Exception) -> None:
+    """See `StopRequests`. Where a process is lost, `Peers` ends this one before this returns."""
+    if self._peers is not None and not isinstance(error, UserError):
+      time.sleep(SILENT_SECONDS + 3 * BEAT_SECONDS)
 
   def leave_now(self, code: int, why: str) -> None:
     """Ends the process at once, its leases released; from any thread."""

@@ -1,0 +1,85 @@
+"""The processes of one run watch each other: where one is lost, the others end and say so.
+
+Without it they would wait in a collective for as long as its transport does, and end in a stack of
+C++. Every process counts up a key in the store of JAX's coordination service, from a thread of its
+own, and reads those of the others.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+BEAT_SECONDS = 2.0
+SILENT_SECONDS = 15.0  # ends the others well within 30 s
+PREFIX = "moe_parity/alive/"
+LEFT = "left"  # what a process that ended well leaves behind
+
+
+class Peers:
+  """This process among those of its run.
+
+  Args:
+    store: a client of JAX's coordination service.
+    lost: called once, from a thread, with a line that names the lost process.
+    clock: seconds.
+  """
+
+  def __init__(
+    self,
+    store,
+    index: int,
+    count: int,
+    lost: Callable[[str], None],
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    self._store, self._index, self._count = store, index, count
+    self._lost, self._clock = lost, clock
+    self._number, self._reached = 0, clock()
+    self._seen: dict[int, tuple[str, float]] = {}  # process -> its count, when first seen
+    self._over = threading.Event()
+    self._thread = threading.Thread(target=self._watch, daemon=True, name="peers")
+
+  def start(self) -> None:
+    """Begins to beat and to watch."""
+    self._thread.start()
+
+  def leave(self) -> None:
+    """This process ends well; nobody shall miss it."""
+    self._over.set()
+    self._thread.join(SILENT_SECONDS)
+    try:
+      self._store.key_value_set(f"{PREFIX}{self._index}", LEFT, True)
+    except Exception:  # noqa: BLE001 - the service is gone, and with it all who could miss this one
+      return
+
+  def look(self) -> str:
+    """Beats once and looks once; a line about a lost process, "" while none is."""
+    now = self._clock()
+    self._number += 1
+    try:
+      self._store.key_value_set(f"{PREFIX}{self._index}", str(self._number), True)
+      counts = self._store.key_value_dir_get(PREFIX)
+    except Exception:  # noqa: BLE001 - of jaxlib, whose types differ by version
+      silent = now - self._reached
+      return self._line(0, silent) if silent > SILENT_SECONDS else ""
+    self._reached = now
+    for key, count in counts:
+      process = int(key.rpartition("/")[2])
+      if self._seen.get(process, ("",))[0] != count:
+        self._seen[process] = count, now
+    for process, (count, since) in sorted(self._seen.items()):
+      if process != self._index and count != LEFT and now - since > SILENT_SECONDS:
+        return self._line(process, now - since)
+    return ""
+
+  def _line(self, process: int, silent: float) -> str:
+    return (
+      f"process {process} of {self._count} is lost (no sign of life for {silent:.0f} s); start all"
+      " of them again, the run resumes from its last checkpoint"
+    )
+
+  def _watch(self) -> None:
+    while not self._over.wait(BEAT_SECONDS):
+      if line := self.look():
+        self._lost(line)
+        return

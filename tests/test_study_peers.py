@@ -1,0 +1,89 @@
+"""Processes of one run notice that one of them is lost."""
+
+import json
+
+import pytest
+
+from moe_parity.study.workers.peers import LEFT, Peers
+from tests.helpers.workers import TINY, end, start, steps, wait_until, world
+
+
+class Store:
+  """The key-value store of JAX's coordination service."""
+
+  def __init__(self):
+    self.values, self.is_away = {}, False
+
+  def key_value_set(self, key, value, allow_overwrite):
+    if self.is_away:
+      raise RuntimeError("UNAVAILABLE")
+    self.values[key] = value
+
+  def key_value_dir_get(self, prefix):
+    return [(key, value) for key, value in self.values.items() if key.startswith(prefix)]
+
+
+class Clock:
+  now = 0.0
+
+  def __call__(self):
+    return self.now
+
+
+def three():
+  clock, store = Clock(), Store()
+  peers = [Peers(store, i, 3, lambda line: None, clock) for i in range(3)]
+  return clock, store, peers
+
+
+def test_a_process_that_goes_silent_is_named():
+  clock, _, (first, second, third) = three()
+  for _ in range(10):
+    assert [peer.look() for peer in (first, second, third)] == ["", "", ""]
+    clock.now += 5
+  assert "process 2 of 3 is lost" not in first.look() + second.look()
+  for _ in range(3):
+    clock.now += 5
+    first.look()
+    second.look()
+  clock.now += 5
+  assert "process 2 of 3 is lost" in first.look()
+
+
+def test_a_process_that_ended_well_is_not_missed():
+  clock, store, (first, second, third) = three()
+  for peer in (first, second, third):
+    peer.look()
+  store.values["moe_parity/alive/2"] = LEFT
+  for _ in range(10):
+    clock.now += 5
+    assert first.look() == second.look() == ""
+
+
+def test_where_the_service_is_gone_the_first_process_is():
+  clock, store, (first, second, third) = three()
+  second.look()
+  store.is_away = True
+  clock.now += 15
+  assert second.look() == ""
+  clock.now += 1
+  assert "process 0 of 3 is lost" in second.look()
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_other_with_one_line(tmp_path):
+  """At e810754 the other hung for 68 s and aborted with a C++ stack."""
+  run = tmp_path / "s/runs/moe_40-s0"
+  words = ["study", "--only=moe_40", f"--workdir={tmp_path}/s", *TINY, "--config.mesh.data=2",
+           "--config.budget.batch_multiple=4", "--config.budget.dense_tokens=200000"]  # fmt: skip
+  both = [start(tmp_path / "cache", *words, *place) for place in world(2)]
+  try:
+    wait_until(lambda: len(steps(run)) > 3, *both)
+    both[1].kill()
+    rc, output = end(both[0], seconds=30)
+  finally:
+    for process in both:
+      process.kill()
+  assert rc == 75 and "process 1 of 2 is lost" in output and "Traceback" not in output, output
+  record = json.loads((tmp_path / "s/leases/runs/moe_40-s0").read_text())
+  assert record["state"] == "stopped"
