@@ -79,3 +79,12 @@ def test_controls_at_another_learning_rate_are_said_to_be_untuned(tmp_path):
     path.write_text(json.dumps(plan | {"peak_learning_rate": 4 * plan["peak_learning_rate"]}))
   (line,) = [s for s in compare.analyze(folder)["verdict"]["sentences"] if "not tuned" in s]
   assert "dense_active 0.012; moe_26 0.003" in line
+
+
+def test_controls_stand_against_the_headline_only_where_they_do(tmp_path):
+  beaten = analyze(tmp_path / "beaten", controls={"dense_small": (600_000, 1.98)})["verdict"]
+  ahead = analyze(tmp_path / "ahead", controls={"dense_active": (150_000, 1.85)})["verdict"]
+  assert not [line for line in beaten["against"] if "control" in line]
+  assert [line for line in ahead["against"] if "The lead is not one of the experts" in line]
+  for found in (beaten, ahead):
+    assert set(found["against"]) < set(found["sentences"])

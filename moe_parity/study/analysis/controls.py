@@ -123,10 +123,10 @@ def sentences(explained: dict | None) -> list[str]:
   ]
   lines.append(f"Dense controls at equal compute and data, BPC against dense: {', '.join(each)}.")
   lines.append(_conclusion(explained, best_control(explained)))
-  return lines + _untuned(explained)
+  return lines + untuned(explained)
 
 
-def _untuned(explained: dict) -> list[str]:
+def untuned(explained: dict) -> list[str]:
   """Says where controls learn at another rate than the arm whose lead they are to explain: a
   control at a poor rate explains too little."""
   own = explained["peak_learning_rate"]

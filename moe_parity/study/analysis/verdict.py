@@ -38,10 +38,10 @@ def verdict(report: dict) -> dict:
 
 def _against(report: dict, obstacles: list[str], sentences: list[str]) -> list[str]:
   """The sentences that a reader who doubts the headline would point at."""
-  row = controls.best_control(report["controls"])
   on_lead = controls.sentences(report["controls"])
-  if row and row["moe_to_control"]["verdict"] == "MoE better":
-    on_lead = []  # the controls speak for it
+  if report["controls"] and report["controls"]["controls"]:
+    if not controls.is_explained(report["controls"]):  # then the controls speak for it, if tuned
+      on_lead = controls.untuned(report["controls"])
   found = obstacles + on_lead + report["resources"]["hidden"] + _picked(report)
   fixed_text = report["noise"]["df"] and not report["noise"]["draws_data"]
   found += _noise(report) if fixed_text else []
