@@ -16,7 +16,9 @@ GPU_MEMORY_FRACTION = "0.92"
 NEVER = -1  # as an unsigned number, the largest size
 
 
-def start_jax(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+def start_jax(
+  coordinator: str = "", num_processes: int = 0, process_id: int = -1, compile_cache: str = ""
+) -> None:
   """Starts JAX in this process; call before the first array is made.
 
   Joins the other processes of the run, if there are any; stores compiled programs in the cache
@@ -28,6 +30,7 @@ def start_jax(coordinator: str = "", num_processes: int = 0, process_id: int = -
     coordinator: HOST:PORT where the first process listens; "auto" detects it from the cluster
       (Cloud TPU, Slurm, Open MPI, Kubernetes, $JAX_COORDINATOR_ADDRESS); "" is a single process.
     num_processes, process_id: how many there are and which this is, unless "auto" detects them.
+    compile_cache: where compiled programs are stored; "" is the cache folder. gs:// too.
   Raises:
     UserError: a coordinator without the other two, or they without a coordinator.
   """
@@ -40,7 +43,7 @@ def start_jax(coordinator: str = "", num_processes: int = 0, process_id: int = -
   libtpu.silence_probe()
   keep_large_buffers()
   _join(jax, coordinator, num_processes, process_id)
-  jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+  jax.config.update("jax_compilation_cache_dir", compile_cache or str(cache_folder() / "compiled"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

@@ -10,6 +10,7 @@ import types
 
 import pytest
 
+from moe_parity.commands.study import chosen_runs, exit_code
 from moe_parity.defaults import moe_arm
 from moe_parity.errors import UserError
 from moe_parity.study.folder import tasks_of
@@ -257,6 +258,34 @@ def test_only_trains_the_arms_that_were_named(tmp_path):
   assert {name for name, (status, _) in states.items() if status == "done"} == {"moe_40", "dense"}
   with pytest.raises(UserError, match="--only=moe_4: the plan's arms are dense, moe_20"):
     run(tmp_path, only=["moe_4"])
+
+
+def test_one_job_a_run_trains_that_run_alone(tmp_path):
+  states, _ = run(tmp_path, runs=["runs/moe_20-s0"])
+  assert {name for name, (status, _) in states.items() if status == "done"} == {"moe_20"}
+
+
+def test_the_number_of_a_run_is_checked(tmp_path):
+  study = fake_training.open_study(tmp_path)
+  choose = lambda k: chosen_runs(types.SimpleNamespace(run_number=k), study, [])  # noqa: E731
+  assert choose(None) == [] and choose(1) == ["runs/moe_20-s0"]
+  for k in (-1, 5):
+    with pytest.raises(UserError, match=f"--run={k}: the runs are 0 to 4"):
+      choose(k)
+
+
+@pytest.mark.parametrize(
+  "states, passed, code",
+  [
+    (["done", "done"], True, 0),
+    (["done", "running"], None, 0),
+    (["done", "pending"], None, 75),
+    (["failed", "pending"], None, 1),
+    (["done"], False, 1),
+  ],
+)
+def test_the_exit_code_says_what_an_engine_does_next(states, passed, code):
+  assert exit_code([types.SimpleNamespace(status=state) for state in states], passed) == code
 
 
 def test_a_folder_with_another_plan_or_other_files_is_refused(tmp_path):

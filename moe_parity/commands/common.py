@@ -49,6 +49,10 @@ def process_arguments(parser: argparse.ArgumentParser) -> None:
     "--coordinator", default="", metavar="HOST:PORT",
     help="address of process 0, or auto: as the cluster says (Cloud TPU, Slurm, ...)",
   )  # fmt: skip
+  parser.add_argument(
+    "--compile-cache", default="", metavar="PLACE",
+    help="where compiled programs are stored (the cache folder); gs:// too, for machines that go",
+  )  # fmt: skip
   group.add_argument("--num-processes", type=int, default=0, metavar="N")
   group.add_argument("--process-id", type=int, default=-1, metavar="I", help="from 0")
 
@@ -66,7 +70,7 @@ def worker_argument(parser: argparse.ArgumentParser) -> None:
 
 def processes(args) -> dict:
   """What `start_jax` takes of the arguments; nothing where a command has none of them."""
-  names = ("coordinator", "num_processes", "process_id")
+  names = ("coordinator", "num_processes", "process_id", "compile_cache")
   return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 

@@ -38,6 +38,13 @@ def arguments(parser) -> None:
   parser.add_argument("--only", default="", metavar="ARM,ARM", help="train these arms only")
   parser.add_argument("--dry-run", action="store_true", help="print the queue and train nothing")
   parser.add_argument(
+    "--list-runs", action="store_true", help="print the runs with their numbers and train nothing"
+  )
+  parser.add_argument(
+    "--run", dest="run_number", type=int, default=None, metavar="K",
+    help="train the K-th run of --list-runs only, for sites that want one job a run",
+  )  # fmt: skip
+  parser.add_argument(
     "--shard", default="1/1", metavar="I/N", help="this is worker I of N on the same study folder"
   )
   parser.add_argument(
@@ -61,6 +68,8 @@ def run(args) -> int:
   args.shard = Shard.parse(args.shard)
   config, _, store = planned(args)
   only = [name for name in args.only.split(",") if name]
+  if args.list_runs:
+    return list_runs(args, config, store, only)
   if args.dry_run:
     return dry_run(args, config, store, only)
   return run_and_judge(args, config, store, only)
@@ -85,6 +94,49 @@ def open_study(args, config, store):
       " a network disk, or start workers of one process each"
     )
   return BucketStudy(config, store, args.workdir, **given)
+
+
+def list_runs(args, config, store, only) -> int:
+  """Prints every run that is known by now with its number and status."""
+  from moe_parity.study.folder import tasks_of
+
+  study = open_study(args, config, store)
+  tasks = tasks_of(study.derive(write=False), only)
+  rows = [
+    {
+      "run": k,
+      "part": task.part.name,
+      "arm": task.arm.name,
+      "seed": task.arm.seed,
+      "folder": task.run,
+      "status": study.status(task.run)[0],
+    }
+    for k, task in enumerate(tasks)
+  ]
+  print(json.dumps(rows, indent=2)) if args.json else print_table(rows)
+  return 0
+
+
+def chosen_runs(args, study, only) -> list[str]:
+  """Folders of the runs that this worker may train: all, or the one of --run.
+
+  Raises:
+    UserError: there is no such run, or results decide what else is to be trained.
+  """
+  from moe_parity.study.folder import tasks_of
+
+  runs = [task.run for task in tasks_of(study.derive(), only)]
+  k = getattr(args, "run_number", None)
+  if k is None:
+    return []
+  if study.staged:
+    raise UserError(
+      f"--run={k}: results decide which runs a {study.config.study.method} study has; start workers"
+      " without --run"
+    )
+  if not 0 <= k < len(runs):
+    raise UserError(f"--run={k}: the runs are 0 to {len(runs) - 1}; --list-runs prints them")
+  return [runs[k]]
 
 
 def dry_run(args, config, store, only) -> int:
@@ -129,7 +181,8 @@ def run_and_judge(args, config, store, only) -> int:
       return 0
     study = open_study(args, config, store)
     stop.release = lambda: study.leases.release_all("stopped")
-    arms = _run(args, study, only, stop)
+    runs = chosen_runs(args, study, only)
+    arms = _run(args, study, only, runs, stop)
     stop_followers()
   step = study.summarize()
   write_report(study.folder)
@@ -141,24 +194,26 @@ def run_and_judge(args, config, store, only) -> int:
     print_verdict(analysis, page, step)
   if running := [arm.name for arm in arms if arm.status == "running"]:
     print(f"with other workers still: {', '.join(running)}; the report grows when they are done")
-  return exit_code(arms, only, analysis["certificate"]["passed"])
+  asked = [
+    arm for arm in arms if (not only or arm.name in only) and (not runs or arm.folder in runs)
+  ]
+  return exit_code(asked, analysis["certificate"]["passed"])
 
 
-def exit_code(arms, only, passed) -> int:
+def exit_code(arms, passed) -> int:
   """What a worker tells its engine; see `launch.exit_codes`.
 
   Args:
-    arms: of the study, with their status.
-    only: names of the arms asked for; empty for all.
+    arms: those asked for, with their status.
     passed: the study's certificate; None while it is not whole.
   """
-  asked = [arm.status for arm in arms if not only or arm.name in only]
+  asked = [arm.status for arm in arms]
   if "failed" in asked or passed is False:
     return FAILED
   return START_AGAIN if "pending" in asked else WHOLE
 
 
-def _run(args, study, only, stop) -> list:
+def _run(args, study, only, runs, stop) -> list:
   """The study's arms, after this worker trained what it could."""
   from moe_parity.console import TrainingBars
   from moe_parity.study.folder import tasks_of
@@ -184,6 +239,7 @@ def _run(args, study, only, stop) -> list:
     return run_study(
       study,
       only=only,
+      runs=runs,
       shard=shard,
       on_log=show,
       log=bars.print,

@@ -143,6 +143,7 @@ def run_study(
   study: Study,
   *,
   only: Sequence[str] = (),
+  runs: Sequence[str] = (),
   shard: Shard = Shard(1, 1),  # noqa: B008 - an immutable tuple
   on_log: Callable[[Task, Progress], None] = lambda task, progress: None,
   log: Callable[[str], None] = print,
@@ -155,6 +156,7 @@ def run_study(
   plain one's leaves when the rest is with workers that are alive.
 
   Args:
+    only, runs: names of arms, folders of runs; those alone are trained. Empty for all.
     on_log: called for every logged step.
     log: takes a line a run that ended, failed or was taken over, and a line for each damaged
       checkpoint.
@@ -168,7 +170,7 @@ def run_study(
   worker = _Worker(study, on_log, log, actions, stop or StopRequests())
   while True:
     study.derive()
-    tasks = tasks_of(study.parts, only)
+    tasks = [task for task in tasks_of(study.parts, only) if not runs or task.run in runs]
     if worker.train_one(shard.order(tasks)):
       continue
     if not worker.must_wait(tasks):
