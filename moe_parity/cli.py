@@ -12,7 +12,7 @@ from moe_parity.errors import Stopped, UserError, disk_is_full
 
 COMMANDS = (  # each a file of moe_parity/commands
   *("plan", "account", "train", "study", "report", "evaluate", "generate", "prepare", "data"),
-  *("predict", "compile", "bench", "demo", "test"),
+  *("predict", "compile", "bench", "demo", "doctor", "test"),
 )
 
 ABOUT = """\
