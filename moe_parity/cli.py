@@ -3,6 +3,7 @@
 import argparse
 import gc
 import importlib
+import keyword
 import os
 import shlex
 import sys
@@ -11,8 +12,8 @@ from collections.abc import Sequence
 from moe_parity.errors import Stopped, UserError, disk_is_full
 
 COMMANDS = (  # each a file of moe_parity/commands
-  *("plan", "account", "train", "study", "report", "evaluate", "generate", "prepare", "data"),
-  *("predict", "compile", "bench", "demo", "doctor", "test"),
+  *("plan", "account", "train", "study", "report", "evaluate", "generate", "export", "import"),
+  *("prepare", "data", "predict", "compile", "bench", "demo", "doctor", "test"),
 )
 
 ABOUT = """\
@@ -80,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser("moe-parity", description=ABOUT, formatter_class=raw)
   subparsers = parser.add_subparsers(dest="subcommand", metavar="COMMAND")
   for name in COMMANDS:
-    module = importlib.import_module(f"moe_parity.commands.{name}")
+    suffix = "_" if keyword.iskeyword(name) else ""
+    module = importlib.import_module(f"moe_parity.commands.{name}{suffix}")
     about = getattr(module, "ABOUT", module.HELP)
     sub = subparsers.add_parser(
       name, help=module.HELP, description=about, formatter_class=raw, allow_abbrev=False

@@ -135,6 +135,15 @@ def _parts(state: TrainState) -> dict[str, dict]:
   }
 
 
+def save_model(folder: pathlib.Path, step: int, params: Any, buffers: Any) -> None:
+  """Writes a checkpoint of weights alone: it can be loaded by `load_model`, not trained on."""
+  from orbax.checkpoint import v1 as ocp
+
+  with ocp.training.Checkpointer(folder.resolve()) as checkpointer:
+    parts = {MODEL: {"params": params, "buffers": buffers}}
+    checkpointer.save_checkpointables(step, parts)
+
+
 def load_model(
   folder: pathlib.Path, params: Any, buffers: Any, step: int | None = None
 ) -> tuple[Any, Any]:

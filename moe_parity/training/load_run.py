@@ -89,6 +89,29 @@ def load_run(
   return TrainedModel(architecture, options, params, buffers, config, plan, mesh)
 
 
+def open_tokenizer(folder: pathlib.Path, run: TrainedModel, path: str = "") -> Tokenizer:
+  """A run's tokenizer, from its data or from a tokenizer.json.
+
+  An imported model may have more ids than its tokenizer, as published ones often do.
+
+  Raises:
+    UserError: another tokenizer than the run's.
+  """
+  found = load(path) if path else None
+  if found is None and (folder / run_folder.TOKENIZER).exists():
+    found = load(folder / run_folder.TOKENIZER)
+  if found is None:
+    found = open_run_data(folder, run.config, only_tokenizer=True).tokenizer
+  vocab_size = run.architecture.vocab_size
+  may_be_smaller = run.plan.get("kind") == "imported"
+  if found.vocab_size != vocab_size and not (may_be_smaller and found.vocab_size < vocab_size):
+    raise UserError(
+      f"tokenizer {found.name} has {found.vocab_size} ids and the run's vocabulary {vocab_size};"
+      " give the tokenizer that the run was trained with"
+    )
+  return found
+
+
 def open_generator(
   folder: pathlib.Path,
   sizes: MeshSizes = MeshSizes(),  # noqa: B008 - frozen
@@ -119,21 +142,14 @@ def open_generator(
     )
   if num_positions < 0:
     raise UserError(f"context={num_positions} is negative; use 0 for the {trained} of training")
-  found = load(tokenizer) if tokenizer else None
-  if found is None:
-    found = open_run_data(folder, run.config, only_tokenizer=True).tokenizer
-  vocab_size = run.architecture.vocab_size
-  if found.vocab_size != vocab_size:
-    raise UserError(
-      f"tokenizer {found.name} has {found.vocab_size} ids and the run's vocabulary {vocab_size};"
-      " give the tokenizer that the run was trained with"
-    )
+  found = open_tokenizer(folder, run, tokenizer)
   generator = Generator(
     run.architecture,
     options,
     run.params,
     run.buffers,
     num_positions=num_positions or trained,
+    num_ids=found.vocab_size,
     documents=document_separators(found, run.config.data.cross_documents),
     mesh=run.mesh,
   )

@@ -13,6 +13,7 @@ from moe_parity.training.versions import versions
 
 CONFIG, PLAN, RESULT = "config.json", "plan.json", "result.json"
 DATA = "data.json"  # hashes of the run's data, and the versions it was trained with
+TOKENIZER = "tokenizer.json"  # of an imported model
 SETTINGS = ("data", "model", "optimizer")  # sections that decide a run's numbers beyond its plan
 
 

@@ -1,0 +1,27 @@
+"""`moe-parity import`."""
+
+import pathlib
+
+HELP = "make a run of a folder that transformers loads, to evaluate and generate with"
+
+
+def arguments(parser) -> None:
+  parser.add_argument("folder", type=pathlib.Path, metavar="HF_DIR")
+  parser.add_argument("--out", required=True, type=pathlib.Path, metavar="RUN", help="a new folder")
+  parser.add_argument(
+    "--data", default="builtin", metavar="SOURCE",
+    help="text that evaluate scores, as data.source of a config",
+  )  # fmt: skip
+
+
+def run(args) -> int:
+  from moe_parity.startup import start_jax
+
+  start_jax()
+  from moe_parity.interchange.import_hf import import_folder
+
+  a = import_folder(args.folder, args.out, args.data)
+  experts = f", {a.num_experts} experts, {a.experts_per_token} a token" if a.is_moe else ""
+  print(f"{args.out}: {a.num_layers} layers of {a.d_model}, {a.vocab_size:,} ids{experts}")
+  print(f"next: moe-parity evaluate {args.out}   or   moe-parity generate {args.out} --prompt=TEXT")
+  return 0

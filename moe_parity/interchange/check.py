@@ -1,0 +1,122 @@
+"""Does transformers say what we say? Logits and greedy tokens of an export beside the run's own.
+
+transformers runs in a process that imports nothing of this project, in this Python or the one that
+MOE_PARITY_HF_PYTHON names (JAX and torch need not be installed together).
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import jax
+import numpy as np
+from flax import nnx
+
+from moe_parity.errors import UserError
+from moe_parity.inference.generator import Generator
+from moe_parity.interchange.export import Exported
+from moe_parity.model.transformer import abstract_model
+
+PYTHON = "MOE_PARITY_HF_PYTHON"
+TOLERANCE = 1e-4  # largest difference of two logits
+SCRIPT = pathlib.Path(__file__).with_name("transformers_check.py")
+
+
+def check_export(exported: Exported, *, seed: int = 0) -> dict:
+  """Compares on drawn tokens; `passed` says whether all agree (see `transformers_check.compare`).
+
+  Raises:
+    UserError: there is no torch or transformers, or transformers cannot load the folder.
+  """
+  python = hf_python()
+  reference = reference_of(exported, seed)
+  with tempfile.TemporaryDirectory() as scratch:
+    path = pathlib.Path(scratch) / "reference.npz"
+    np.savez(path, **reference)
+    result = run_transformers(python, exported.folder, path)
+  result["tolerance"] = TOLERANCE
+  result["passed"] = (
+    result["largest_difference"] <= TOLERANCE
+    and result["equal_argmax"] == 1.0
+    and result["equal_greedy"]
+    and not result["missing"]
+    and not result["unexpected"]
+  )
+  return result
+
+
+def hf_python() -> str:
+  """
+  Raises:
+    UserError: a Python without torch and transformers.
+  """
+  python = os.environ.get(PYTHON) or sys.executable
+  try:
+    done = subprocess.run([python, "-c", "import torch, transformers"], capture_output=True)
+    missing = done.returncode != 0
+  except OSError:
+    missing = True
+  if missing:
+    raise UserError(
+      f"{python} has no torch and transformers; pip install torch 'moe_parity[hf]', or set"
+      f" {PYTHON} to a Python that has them"
+    )
+  return python
+
+
+def run_transformers(python: str, folder: pathlib.Path, reference: pathlib.Path) -> dict:
+  """What `transformers_check.py` prints."""
+  environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+  environment.pop("PYTHONPATH", None)
+  with tempfile.TemporaryDirectory() as modules:  # where remote code is copied to
+    environment["HF_MODULES_CACHE"] = modules
+    command = [python, str(SCRIPT), str(folder.resolve()), str(reference)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=modules)
+  if done.returncode:
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    raise UserError(f"{folder}: transformers cannot load it ({last}); its versions may be too old")
+  return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def reference_of(exported: Exported, seed: int = 0) -> dict[str, np.ndarray]:
+  """Our logits on drawn sequences, computed in float32, and the greedy tokens after a prompt.
+
+  No token is one that begins a document: an export has one document a sequence.
+  """
+  run, tokenizer = exported.model, exported.tokenizer
+  positions = min(run.plan["seq_len"], 24)
+  ids = np.setdiff1d(
+    np.arange(run.architecture.vocab_size), [tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id]
+  )
+  drawn = np.random.default_rng(seed).choice(ids, (3, positions)).astype(np.int32)
+  drawn[:, 0] = tokenizer.bos_id
+  options = float32(run.options)
+  graph = abstract_model(run.architecture, options)[0]
+
+  @jax.jit
+  def logits(params, buffers, tokens_BS):
+    model = nnx.merge(graph, params, buffers)
+    return model.logits(model.final_hidden(tokens_BS)[0])
+
+  logits_TV = np.asarray(logits(run.params, run.buffers, drawn))
+  generator = Generator(
+    run.architecture, options, run.params, run.buffers, num_positions=run.plan["seq_len"]
+  )
+  prompt = drawn[0, : max(1, positions // 3)]
+  said = list(generator.generate([prompt], max(1, min(12, run.plan["seq_len"] - len(prompt)))))
+  return {
+    "tokens_BS": drawn,
+    "logits_BSV": logits_TV.reshape(*drawn.shape, -1),
+    "prompt_S": prompt,
+    "greedy_N": np.array(said, np.int32)[:, 0],
+  }
+
+
+def float32(options):
+  """The options computed in float32, with nothing dropped."""
+  import dataclasses
+
+  return dataclasses.replace(options, dtype="float32", capacity_factor=0.0, remat="none")

@@ -1,0 +1,158 @@
+"""A Hugging Face folder as a run: what `evaluate`, `generate` and `export` read of one."""
+
+import dataclasses
+import pathlib
+import shutil
+import uuid
+
+import numpy as np
+
+from moe_parity import config as configs
+from moe_parity import files
+from moe_parity.data.tokenizer import load
+from moe_parity.defaults import base
+from moe_parity.errors import UserError
+from moe_parity.interchange import shards
+from moe_parity.interchange.export import read_json
+from moe_parity.interchange.read_config import Imported, read_config
+from moe_parity.interchange.tensors import (
+  QWEN2_MOE,
+  Leaves,
+  Tensor,
+  tensors,
+  with_leaves,
+  zero_leaves,
+)  # fmt: skip
+from moe_parity.model.options import ModelOptions
+from moe_parity.model.transformer import abstract_model
+from moe_parity.planning.architecture import Architecture
+from moe_parity.planning.routed_scale import LEARNED
+from moe_parity.training import run_folder
+from moe_parity.training.checkpoint import save_model
+
+TIED = "lm_head.weight"  # is the embedding where words are tied
+_UNUSED = ("rotary_emb.inv_freq",)  # of older files; follows from the config
+
+
+def import_folder(folder: pathlib.Path, out: pathlib.Path, source: str = "builtin") -> Architecture:
+  """Makes a run folder of a model's; nothing is rounded.
+
+  Args:
+    source: text that `evaluate` scores, as a config's `data.source`.
+  Raises:
+    UserError: a field or a tensor that our model cannot hold, one that is missing, has another
+      shape or is not finite; a missing shard; more ids of the tokenizer than of the model.
+  """
+  if not folder.is_dir():
+    raise UserError(f"{folder} is no folder; give one with config.json and safetensors files")
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise UserError(f"--out={out} exists and is not empty; give a new folder")
+  imported = read_config(read_json(folder, "config.json"))
+  _check_tokenizer(folder, imported.shape["vocab_size"])
+  where = shards.weight_map(folder)
+  architecture = _architecture(imported, folder, where)
+  options = ModelOptions(**imported.model)
+  _, params, buffers = abstract_model(architecture, options)
+  leaves = zero_leaves(params, buffers)
+  _fill(leaves, _expected(architecture, imported), folder, where, imported.is_tied)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  unfinished = out.with_name(f"{out.name}.{uuid.uuid4().hex[:8]}.tmp")
+  try:
+    states = with_leaves(params, leaves), with_leaves(buffers, leaves)
+    save_model(unfinished / "checkpoints", 0, *states)
+    _write_run(unfinished, out, folder, architecture, imported, source)
+    if out.exists():
+      out.rmdir()
+    unfinished.rename(out)
+  finally:
+    shutil.rmtree(unfinished, ignore_errors=True)
+  return architecture
+
+
+def _check_tokenizer(folder: pathlib.Path, vocab_size: int) -> None:
+  if not (folder / run_folder.TOKENIZER).is_file():
+    raise UserError(
+      f"{folder} has no tokenizer.json, without which text has no ids; load its tokenizer in"
+      " transformers and save_pretrained"
+    )
+  tokenizer = load(folder / run_folder.TOKENIZER)
+  if tokenizer.vocab_size > vocab_size:
+    raise UserError(
+      f"{folder}: the tokenizer has {tokenizer.vocab_size} ids and config.json vocab_size="
+      f"{vocab_size}; take the tokenizer that belongs to the model"
+    )
+
+
+def _expected(architecture: Architecture, imported: Imported) -> list[Tensor]:
+  learned = imported.model["routed_scale"] == LEARNED
+  return tensors(architecture, imported.model_type, learned_scale=learned)
+
+
+def _architecture(imported: Imported, folder, where: dict[str, str]) -> Architecture:
+  """The shape; without a shared expert where a Qwen2Moe file's are all zero."""
+  architecture = Architecture(**imported.shape)
+  if imported.model_type != QWEN2_MOE or not architecture.d_shared:
+    return architecture
+  downs = {n: f for n, f in where.items() if n.endswith("mlp.shared_expert.down_proj.weight")}
+  if downs and not any(array.any() for _, array in shards.read(folder, downs)):
+    return dataclasses.replace(architecture, d_shared=0)
+  return architecture
+
+
+def _fill(leaves: Leaves, expected: list[Tensor], folder, where, is_tied: bool) -> None:
+  """Reads every tensor into our leaves."""
+  wanted = {tensor.name: tensor for tensor in expected}
+  embedding = expected[0].name
+  unknown = [n for n in where if n not in wanted and not n.endswith(_UNUSED)]
+  if unknown:
+    raise UserError(
+      f"{folder} holds tensor {unknown[0]}, which this project's model has no place for"
+      f"{_more(unknown)}; only a model without it can be imported"
+    )
+  missing = [n for n in wanted if n not in where and not (is_tied and n == TIED)]
+  missing = [n for n in missing if not n.endswith("_proj.bias")]  # zero where there is none
+  if missing:
+    raise UserError(
+      f"{folder} lacks tensor {missing[0]}{_more(missing)}, which its config.json says it has;"
+      " download it again"
+    )
+  for name, array in shards.read(folder, {n: f for n, f in where.items() if n in wanted}):
+    _put(leaves, wanted[name], array, folder)
+    if name == embedding and is_tied and TIED not in where:
+      _put(leaves, wanted[TIED], array, folder)
+
+
+def _put(leaves: Leaves, tensor: Tensor, array: np.ndarray, folder) -> None:
+  if array.shape != tensor.shape and tensor.path:
+    raise UserError(
+      f"{folder}: tensor {tensor.name} has shape {list(array.shape)} and config.json says"
+      f" {list(tensor.shape)}; take files and config.json of one model"
+    )
+  tensor.write(leaves, array)
+
+
+def _more(names: list[str]) -> str:
+  return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _write_run(unfinished, out, folder, architecture, imported: Imported, source: str) -> None:
+  """config.json, plan.json and tokenizer.json of the run folder."""
+  config = base()
+  config.name = folder.name
+  config.data.source = source
+  config.data.tokenizer = str(out.resolve() / run_folder.TOKENIZER)
+  config.budget.seq_len = imported.seq_len
+  for name, value in imported.model.items():
+    config.model[name] = value
+  files.write_json(unfinished / run_folder.CONFIG, configs.to_json(config))
+  plan = {
+    "name": folder.resolve().name,
+    "kind": "imported",
+    "role": "arm",
+    "seed": 0,
+    "architecture": architecture.to_dict(),
+    "seq_len": imported.seq_len,
+    "imported_from": imported.model_type,
+  }
+  files.write_json(unfinished / run_folder.PLAN, plan)
+  shutil.copyfile(folder / run_folder.TOKENIZER, unfinished / run_folder.TOKENIZER)

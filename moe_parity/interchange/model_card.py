@@ -1,0 +1,184 @@
+"""README.md of an export, written from the files of its run."""
+
+import json
+import pathlib
+
+from moe_parity.interchange.hf_config import CLASSES, NORM_EPSILON, ROPE_BASE
+from moe_parity.interchange.tensors import LLAMA, OWN
+from moe_parity.training import run_folder
+
+CERTIFICATE = "certificate.json"
+
+_WORDS = {
+  "dense": "a dense decoder",
+  "moe": "a Mixture-of-Experts decoder",
+}
+
+
+def model_card(folder: pathlib.Path, model_type: str, step: int | None) -> str:
+  """The card, in Markdown with the metadata that model hubs read.
+
+  Args:
+    folder: of the run.
+    step: of the checkpoint; None for the newest.
+  """
+  plan = run_folder.read_json(folder / run_folder.PLAN)
+  config = run_folder.read_json(folder / run_folder.CONFIG)
+  parts = [_header(plan), _summary(plan, model_type), _numbers(plan)]
+  parts += [_scores(run_folder.read_result(folder), step), _certificate(folder)]
+  parts += [
+    _use(model_type),
+    _exactness(plan, config, model_type),
+    _reproduce(plan, config, folder),
+  ]
+  return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _header(plan: dict) -> str:
+  tags = ["moe_parity", "mixture-of-experts" if plan["kind"] == "moe" else "dense"]
+  lines = ["library_name: transformers", "pipeline_tag: text-generation", "tags:"]
+  return "\n".join(["---", *lines, *(f"- {tag}" for tag in tags), "---"])
+
+
+def _summary(plan: dict, model_type: str) -> str:
+  kind = _WORDS.get(plan["kind"], "a decoder")
+  return (
+    f"# {plan['name']}\n\nThis is {kind} in the class `{CLASSES[model_type]}`. It comes from"
+    " moe_parity, which compares dense and Mixture-of-Experts models at equal total parameters N,"
+    " equal training compute C and equal unique data (arXiv 2506.12119). Weights are float32."
+  )
+
+
+def _numbers(plan: dict) -> str:
+  a = plan["architecture"]
+  rows = [
+    ("total parameters N, without vocabulary matrices", _count(plan.get("num_params"))),
+    ("parameters active for a token N_a", _count(plan.get("num_active_params"))),
+    ("activation rate r_a = N_a / N", _share(plan.get("activation_rate"))),
+    ("training compute C, FLOPs", _power(plan.get("train_flops"))),
+    ("convention of N and C", plan.get("convention")),
+    ("training tokens D", _count(plan.get("num_tokens"))),
+    ("unique tokens", _count(plan.get("num_unique_tokens"))),
+    ("epochs over them", _number(plan.get("epochs"))),
+    ("sequence length", _count(plan.get("seq_len"))),
+    ("seed", plan.get("seed")),
+    ("layers, width, heads", f"{a['num_layers']}, {a['d_model']}, {a['num_heads']}"),
+  ]
+  if plan["kind"] == "moe":
+    rows += [
+      ("experts E, chosen K", f"{a['num_experts']}, {a['experts_per_token']}"),
+      ("width of an expert, of the shared expert", f"{a['d_expert']}, {a['d_shared']}"),
+      ("layout", a["layout"]),
+    ]
+  return "## What went in\n\n" + _table([row for row in rows if row[1] is not None])
+
+
+def _scores(result: dict | None, step: int | None) -> str:
+  if result is None:
+    return "## Scores\n\nThe run had not finished when this was exported: there are no scores."
+  validation = result["validation"]
+  rows = [("all held-out text", _number(validation["bpc"]), _number(validation["bpb"]))]
+  rows += [
+    (name, _number(row["bpc"]), _number(row["bpb"]))
+    for name, row in validation["by_domain"].items()
+  ]
+  of = f"step {result['finished_step']}"
+  note = "" if step in (None, result["finished_step"]) else (
+    f" **This export holds step {step}, which was not scored.**"
+  )  # fmt: skip
+  header = ("held-out text", "bits per character", "bits per byte")
+  return f"## Scores\n\nOf {of}, {validation['mode']} mode.{note}\n\n" + _table(rows, header)
+
+
+def _certificate(folder: pathlib.Path) -> str:
+  heading = "## Certificate\n\n"
+  if not (folder / CERTIFICATE).exists():
+    return heading + "The run has none: nobody recounted its N, C and D from its files."
+  value = run_folder.read_json(folder / CERTIFICATE)
+  verdict = "passed" if value.get("passed") else "**failed**"
+  text = f"{heading}N, C and D recounted from the run's checkpoint and ledger: {verdict}."
+  rows = [
+    (c["name"], str(c["planned"]), str(c["measured"]), "yes" if c["passed"] else "**no**")
+    for c in value.get("checks", [])
+    if {"name", "planned", "measured", "passed"} <= set(c)
+  ]
+  return text + ("\n\n" + _table(rows, ("check", "planned", "measured", "passed")) if rows else "")
+
+
+def _use(model_type: str) -> str:
+  remote = ", trust_remote_code=True" if model_type == OWN else ""
+  return f"""## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = AutoModelForCausalLM.from_pretrained(FOLDER{remote})
+inputs = tokenizer("The ", return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
+```
+
+A text begins with the token that begins a document; the tokenizer puts it there."""
+
+
+def _exactness(plan: dict, config: dict, model_type: str) -> str:
+  lines = ["Weights are the run's own, bit for bit; nothing was rounded."]
+  if model_type not in (LLAMA, OWN):
+    lines.append(
+      "The shared expert of moe_parity has no gate; this class's has. Its gate is zero (one half)"
+      " and its down projection doubled, which is exact. Biases are zero."
+    )
+    lines.append("The router computes in the model's dtype here: float32 routes as in training.")
+  if config["model"].get("position") == "rope":
+    lines.append(f"Rotary base {ROPE_BASE:g}.")
+  lines.append(f"Norms add {NORM_EPSILON:g}.")
+  if not config["data"].get("cross_documents", True):
+    lines.append(
+      "In training attention did not cross documents. Here it sees all of its input: give one"
+      " document a sequence."
+    )
+  if config["model"].get("capacity_factor"):
+    lines.append("Assignments beyond capacity were dropped in training; here none are.")
+  lines.append(f"Trained on {plan['seq_len']} positions.")
+  return "## Exactness\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _reproduce(plan: dict, config: dict, folder: pathlib.Path) -> str:
+  wanted = {
+    name: config[name] for name in ("budget", "data", "model", "optimizer") if name in config
+  }
+  wanted["data"] = {k: v for k, v in wanted["data"].items() if k not in ("source", "store")}
+  versions = ""
+  if (folder / run_folder.DATA).exists():
+    data = run_folder.read_json(folder / run_folder.DATA)
+    versions = "\nThe data by content, and the versions it was trained with:\n\n```json\n"
+    versions += json.dumps(data, indent=2) + "\n```\n"
+  return f"""## Reproduce
+
+`moe-parity train --config=FILE.py --arm={plan["name"]} --workdir=RUN` with a config of these
+sections, then `moe-parity export RUN --to=hf --out=FOLDER --check`.
+{versions}
+```json
+{json.dumps(wanted, indent=2)}
+```"""
+
+
+def _table(rows, header=("", "")) -> str:
+  lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+  return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+
+
+def _count(value) -> str | None:
+  return None if value is None else f"{value:,}"
+
+
+def _share(value) -> str | None:
+  return None if value is None else f"{100 * value:.2f} %"
+
+
+def _power(value) -> str | None:
+  return None if value is None else f"{value:.4g}"
+
+
+def _number(value) -> str | None:
+  return None if value is None else f"{value:.4f}"

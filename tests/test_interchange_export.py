@@ -1,0 +1,222 @@
+"""Exports without torch, and what comes back when they are imported; transformers where it is."""
+
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from moe_parity import cli
+from moe_parity.config import to_json
+from moe_parity.data.tokenizer import byte_tokenizer, load
+from moe_parity.defaults import base
+from moe_parity.errors import UserError
+from moe_parity.interchange import check, shards
+from moe_parity.interchange.export import export_run
+from moe_parity.interchange.import_hf import import_folder
+from moe_parity.training.checkpoint import save_model
+from moe_parity.training.load_run import load_run
+from tests.helpers import small_model
+
+pytest.importorskip("safetensors")
+ROPE = {"position": "rope"}
+CASES = {  # architecture, options, model_type, whether selection biases are drawn
+  "llama": (small_model.dense(num_heads=4, num_kv_heads=2), ROPE, "llama", False),
+  "raw": (small_model.moe(), ROPE, "qwen2_moe", False),
+  "no_shared": (small_model.moe(d_shared=0, layout="full"), ROPE, "qwen2_moe", False),
+  "normalized": (
+    small_model.moe(num_layers=4, layout="interleave", num_kv_heads=1),
+    ROPE | {"normalize_gates": True},
+    "qwen2_moe",
+    False,
+  ),
+  "alibi_dense": (small_model.dense(), {}, "moe_parity", False),
+  "alibi": (small_model.moe(layout="MDM"), {}, "moe_parity", True),
+  "learned": (small_model.moe(), {"routed_scale": "learned"}, "moe_parity", False),
+  "scaled": (small_model.moe(), ROPE | {"routed_scale": "E/K"}, "moe_parity", False),
+  "none": (small_model.moe(d_shared=0), {"position": "none"}, "moe_parity", True),
+}
+
+
+def make_run(folder, architecture, options, has_bias):
+  """A run folder with drawn weights, as `train` lays one out."""
+  tokenizer = byte_tokenizer()
+  architecture = type(architecture)(**architecture.to_dict() | {"vocab_size": tokenizer.vocab_size})
+  _, params, buffers = nnx.split(small_model.build(architecture, **options), nnx.Param, ...)
+  if not has_bias:
+    buffers = jax.tree.map(np.zeros_like, buffers)
+  save_model(folder / "checkpoints", 5, params, buffers)
+  config = base()
+  for name, value in options.items():
+    config.model[name] = value
+  plan = {
+    "name": "drawn",
+    "kind": "moe" if architecture.is_moe else "dense",
+    "seed": 0,
+    "architecture": architecture.to_dict(),
+    "seq_len": 20,
+    "num_params": 123_456,
+    "activation_rate": 0.25,
+  }
+  (folder / "config.json").write_text(json.dumps(to_json(config)))
+  (folder / "plan.json").write_text(json.dumps(plan))
+  tokenizer.save(folder / "tokenizer.json")
+  return folder
+
+
+@pytest.fixture(scope="module", params=CASES)
+def exported(request, tmp_path_factory):
+  architecture, options, model_type, has_bias = CASES[request.param]
+  folder = tmp_path_factory.mktemp(request.param)
+  run = make_run(folder / "run", architecture, options, has_bias)
+  result = export_run(run, folder / "hf", shard_bytes=4000)
+  assert result.model_type == model_type
+  return result
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("qwen")
+  return export_run(make_run(folder / "run", *CASES["raw"][:2], False), folder / "hf").folder
+
+
+def test_import_gives_back_the_same_bits(exported, tmp_path):
+  architecture = import_folder(exported.folder, tmp_path / "back")
+  first, back = exported.model, load_run(tmp_path / "back")
+  assert architecture.moe_layers == first.architecture.moe_layers
+  for name in ("params", "buffers"):
+    one, two = (dict(nnx.to_flat_state(getattr(run, name))) for run in (first, back))
+    assert one.keys() == two.keys()
+    for path in one:
+      np.testing.assert_array_equal(one[path].get_value(), two[path].get_value(), err_msg=str(path))
+
+
+def test_files_say_what_they_hold(exported):
+  names = {path.name for path in exported.folder.iterdir()}
+  assert {"config.json", "generation_config.json", "tokenizer.json", "README.md"} <= names
+  assert len(exported.weight_files) > 1 and set(exported.weight_files) <= names
+  where = shards.weight_map(exported.folder)
+  held = dict(shards.read(exported.folder, where))
+  a = exported.model.architecture
+  assert held["lm_head.weight"].shape == (a.vocab_size, a.d_model)
+  assert held["model.layers.0.self_attn.k_proj.weight"].shape == (
+    a.num_kv_heads * a.d_head,
+    a.d_model,
+  )
+  total = json.loads((exported.folder / shards.INDEX).read_text())["metadata"]["total_size"]
+  assert total == sum(array.nbytes for array in held.values())
+  assert "123,456" in (exported.folder / "README.md").read_text()
+
+
+def test_an_expert_is_the_slice_that_the_name_says(qwen):
+  held = dict(shards.read(qwen, shards.weight_map(qwen)))
+  run = load_run(qwen.parent / "run")
+  layers = run.params["segments"][1]["layers"][0]["feedforward"]  # layer 0 is dense
+  w_in, w_out = layers["experts_in"].get_value(), layers["experts_out"].get_value()
+  prefix = "model.layers.2.mlp."
+  np.testing.assert_array_equal(held[prefix + "experts.5.gate_proj.weight"], w_in[1, 5, 0])
+  np.testing.assert_array_equal(held[prefix + "experts.5.up_proj.weight"], w_in[1, 5, 1])
+  np.testing.assert_array_equal(held[prefix + "experts.5.down_proj.weight"], w_out[1, 5].T)
+  down = layers["shared"]["down"].get_value()[1].T
+  np.testing.assert_array_equal(held[prefix + "shared_expert.down_proj.weight"], 2 * down)
+  assert not held[prefix + "shared_expert_gate.weight"].any()
+
+
+def test_the_tokenizer_begins_a_text_as_training_did(qwen):
+  from tokenizers import Tokenizer
+
+  ids = Tokenizer.from_file(str(qwen / "tokenizer.json")).encode("é").ids
+  assert ids == [0, *load(qwen / "tokenizer.json").encode_batch(["é"])[0]]
+
+
+@pytest.mark.slow
+def test_transformers_says_what_we_say(exported):
+  if check.PYTHON not in os.environ:
+    pytest.skip(f"{check.PYTHON} names no Python with torch and transformers")
+  result = check.check_export(exported)
+  assert result["passed"], result
+
+
+def damage(folder, how):
+  path = folder / "config.json"
+  config = json.loads(path.read_text())
+  if isinstance(how, dict):
+    path.write_text(json.dumps(config | how))
+    return
+  from safetensors.numpy import load_file, save_file
+
+  held = load_file(folder / shards.SINGLE)
+  name = "model.layers.1.self_attn.q_proj.weight"
+  if how == "nan":
+    held[name][0, 0] = np.nan
+  elif how == "shape":
+    held[name] = held[name][1:].copy()
+  elif how == "missing":
+    del held[name]
+  elif how == "norm":
+    held["model.layers.1.self_attn.q_norm.weight"] = np.ones(6, np.float32)
+  elif how == "gate":
+    held["model.layers.1.mlp.shared_expert_gate.weight"][0, 0] = 1
+  save_file(held, folder / shards.SINGLE)
+
+
+@pytest.mark.parametrize(
+  "how, message",
+  [
+    ({"rms_norm_eps": 1e-5}, "rms_norm_eps=1e-05 and this project's model only 1e-06"),
+    ({"rope_parameters": {"rope_theta": 1e6}}, "rope_theta=1000000.0"),
+    ({"model_type": "olmoe"}, "model_type='olmoe' cannot be imported: it normalizes queries"),
+    ({"vocab_size": 100}, "the tokenizer has 272 ids and config.json vocab_size=100"),
+    ({"num_experts": "7"}, "num_experts='7'; it must be a whole number"),
+    ("nan", "tensor model.layers.1.self_attn.q_proj.weight holds numbers that are not finite"),
+    ("shape", "q_proj.weight has shape .17, 12. and config.json says .18, 12."),
+    ("missing", "lacks tensor model.layers.1.self_attn.q_proj.weight"),
+    ("norm", "holds tensor model.layers.1.self_attn.q_norm.weight"),
+    ("gate", "shared_expert_gate.weight is not zero"),
+  ],
+)
+def test_what_does_not_fit_is_named(qwen, tmp_path, capsys, how, message):
+  import shutil
+
+  shutil.copytree(qwen, tmp_path / "hf")
+  damage(tmp_path / "hf", how)
+  with pytest.raises(UserError, match=message):
+    import_folder(tmp_path / "hf", tmp_path / "run")
+  assert cli.main(["import", str(tmp_path / "hf"), f"--out={tmp_path}/run"]) == 2
+  assert capsys.readouterr().err.count("\n") == 1
+  assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_missing_shard_is_named(tmp_path):
+  run = make_run(tmp_path / "run", *CASES["llama"][:2], False)
+  exported = export_run(run, tmp_path / "hf", shard_bytes=4000)
+  (exported.folder / exported.weight_files[2]).unlink()
+  with pytest.raises(UserError, match=f"lacks {exported.weight_files[2]}, one of "):
+    import_folder(exported.folder, tmp_path / "back")
+
+
+@pytest.mark.parametrize("case, what", [("alibi_dense", "alibi"), ("scaled", "routed_scale='E/K'")])
+def test_a_class_that_cannot_hold_it_is_refused(tmp_path, case, what):
+  architecture, options, _, has_bias = CASES[case]
+  run = make_run(tmp_path / "run", architecture, options, has_bias)
+  wanted = "qwen2_moe" if architecture.is_moe else "llama"
+  with pytest.raises(UserError, match=f"class='{wanted}' cannot hold .*{what}"):
+    export_run(run, tmp_path / "hf", model_type=wanted)
+  assert not (tmp_path / "hf").exists()
+
+
+def test_imported_models_generate_and_are_scored(qwen, tmp_path, capsys):
+  text = tmp_path / "text.txt"
+  text.write_text("The whale and the sea. " * 40)
+  run = str(tmp_path / "run")
+  assert cli.main(["import", str(qwen), f"--out={run}"]) == 0
+  capsys.readouterr()
+  command = ["--prompt=The ", "--max-tokens=6", "--json"]
+  assert cli.main(["generate", run, *command]) == 0
+  said = json.loads(capsys.readouterr().out)[0]["tokens"]
+  assert cli.main(["generate", str(qwen.parent / "run"), *command]) == 0
+  assert said == json.loads(capsys.readouterr().out)[0]["tokens"]
+  assert cli.main(["evaluate", run, "--max-tokens=200", "--json"]) == 0
+  assert json.loads(capsys.readouterr().out)["bpc"] > 0
