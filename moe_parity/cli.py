@@ -3,7 +3,6 @@
 import argparse
 import gc
 import importlib
-import keyword
 import os
 import shlex
 import sys
@@ -81,8 +80,7 @@ def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser("moe-parity", description=ABOUT, formatter_class=raw)
   subparsers = parser.add_subparsers(dest="subcommand", metavar="COMMAND")
   for name in COMMANDS:
-    suffix = "_" if keyword.iskeyword(name) else ""
-    module = importlib.import_module(f"moe_parity.commands.{name}{suffix}")
+    module = importlib.import_module(f"moe_parity.commands.{name}")
     about = getattr(module, "ABOUT", module.HELP)
     sub = subparsers.add_parser(
       name, help=module.HELP, description=about, formatter_class=raw, allow_abbrev=False

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -178,8 +179,6 @@ def damage(folder, how):
   ],
 )
 def test_what_does_not_fit_is_named(qwen, tmp_path, capsys, how, message):
-  import shutil
-
   shutil.copytree(qwen, tmp_path / "hf")
   damage(tmp_path / "hf", how)
   with pytest.raises(UserError, match=message):
@@ -208,8 +207,6 @@ def test_a_class_that_cannot_hold_it_is_refused(tmp_path, case, what):
 
 
 def test_imported_models_generate_and_are_scored(qwen, tmp_path, capsys):
-  text = tmp_path / "text.txt"
-  text.write_text("The whale and the sea. " * 40)
   run = str(tmp_path / "run")
   assert cli.main(["import", str(qwen), f"--out={run}"]) == 0
   capsys.readouterr()
@@ -220,3 +217,7 @@ def test_imported_models_generate_and_are_scored(qwen, tmp_path, capsys):
   assert said == json.loads(capsys.readouterr().out)[0]["tokens"]
   assert cli.main(["evaluate", run, "--max-tokens=200", "--json"]) == 0
   assert json.loads(capsys.readouterr().out)["bpc"] > 0
+  again = export_run(tmp_path / "run", tmp_path / "again")
+  for name in (shards.SINGLE, "config.json", "tokenizer.json"):
+    assert (again.folder / name).read_bytes() == (qwen / name).read_bytes()
+  assert "its training is not known here" in (again.folder / "README.md").read_text()

@@ -7,6 +7,14 @@ from moe_parity.commands.common import json_argument, on_disk, place
 from moe_parity.errors import check_choice
 
 HELP = "write a trained run as a folder that transformers loads"
+ABOUT = """\
+Writes a trained run as a folder that Hugging Face transformers loads, with a model card.
+
+  moe-parity export runs/mine/runs/moe_20-s0 --to=hf --out=exported --check
+
+Writes a new folder; --check loads it in transformers and exits 1 where logits or text differ. Needs
+pip install 'moe_parity[hf]', and torch for --check alone.
+"""
 FORMATS = ("hf",)
 
 

@@ -4,6 +4,7 @@ transformers runs in a process that imports nothing of this project, in this Pyt
 MOE_PARITY_HF_PYTHON names (JAX and torch need not be installed together).
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -117,6 +118,4 @@ def reference_of(exported: Exported, seed: int = 0) -> dict[str, np.ndarray]:
 
 def float32(options):
   """The options computed in float32, with nothing dropped."""
-  import dataclasses
-
   return dataclasses.replace(options, dtype="float32", capacity_factor=0.0, remat="none")

@@ -117,15 +117,22 @@ def _experts(a: Architecture, options: ModelOptions) -> dict:
 
 
 def _qwen2_moe(a: Architecture, options: ModelOptions) -> dict:
-  return _experts(a, options) | {
-    "shared_expert_intermediate_size": a.d_shared or NO_SHARED,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [layer for layer, is_moe in enumerate(a.moe_layers) if not is_moe],
-    "qkv_bias": True,  # of zeros: vLLM's class always has them
-    "router_aux_loss_coef": 0.0,
-    "output_router_logits": False,
-    "use_sliding_window": False,
-  }
+  # torch's grouped product takes rows of a multiple of 16 bytes, bfloat16 included.
+  is_even = a.d_model % 8 == 0 and a.d_expert % 8 == 0
+  loop = {} if is_even else {"experts_implementation": "eager"}
+  return (
+    _experts(a, options)
+    | loop
+    | {
+      "shared_expert_intermediate_size": a.d_shared or NO_SHARED,
+      "decoder_sparse_step": 1,
+      "mlp_only_layers": [layer for layer, is_moe in enumerate(a.moe_layers) if not is_moe],
+      "qkv_bias": True,  # of zeros: vLLM's class always has them
+      "router_aux_loss_coef": 0.0,
+      "output_router_logits": False,
+      "use_sliding_window": False,
+    }
+  )
 
 
 def _own(a: Architecture, options: ModelOptions) -> dict:

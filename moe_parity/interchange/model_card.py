@@ -7,7 +7,7 @@ from moe_parity.interchange.hf_config import CLASSES, NORM_EPSILON, ROPE_BASE
 from moe_parity.interchange.tensors import LLAMA, OWN
 from moe_parity.training import run_folder
 
-CERTIFICATE = "certificate.json"
+CERTIFICATE, IMPORTED = "certificate.json", "imported"
 
 _WORDS = {
   "dense": "a dense decoder",
@@ -25,17 +25,19 @@ def model_card(folder: pathlib.Path, model_type: str, step: int | None) -> str:
   plan = run_folder.read_json(folder / run_folder.PLAN)
   config = run_folder.read_json(folder / run_folder.CONFIG)
   parts = [_header(plan), _summary(plan, model_type), _numbers(plan)]
-  parts += [_scores(run_folder.read_result(folder), step), _certificate(folder)]
-  parts += [
-    _use(model_type),
-    _exactness(plan, config, model_type),
-    _reproduce(plan, config, folder),
-  ]
+  use, exactness = _use(model_type), _exactness(plan, config, model_type)
+  if plan["kind"] == IMPORTED:
+    origin = f"Imported from a {plan['imported_from']} folder: its training is not known here."
+    parts += [f"## Origin\n\n{origin}", use, exactness]
+  else:
+    parts += [_scores(run_folder.read_result(folder), step), _certificate(folder)]
+    parts += [use, exactness, _reproduce(plan, config), _data(folder)]
   return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _header(plan: dict) -> str:
-  tags = ["moe_parity", "mixture-of-experts" if plan["kind"] == "moe" else "dense"]
+  is_moe = plan["architecture"]["num_experts"] > 0
+  tags = ["moe_parity", "mixture-of-experts" if is_moe else "dense"]
   lines = ["library_name: transformers", "pipeline_tag: text-generation", "tags:"]
   return "\n".join(["---", *lines, *(f"- {tag}" for tag in tags), "---"])
 
@@ -60,11 +62,11 @@ def _numbers(plan: dict) -> str:
     ("training tokens D", _count(plan.get("num_tokens"))),
     ("unique tokens", _count(plan.get("num_unique_tokens"))),
     ("epochs over them", _number(plan.get("epochs"))),
-    ("sequence length", _count(plan.get("seq_len"))),
+    ("positions", _count(plan.get("seq_len"))),
     ("seed", plan.get("seed")),
     ("layers, width, heads", f"{a['num_layers']}, {a['d_model']}, {a['num_heads']}"),
   ]
-  if plan["kind"] == "moe":
+  if a["num_experts"]:
     rows += [
       ("experts E, chosen K", f"{a['num_experts']}, {a['experts_per_token']}"),
       ("width of an expert, of the shared expert", f"{a['d_expert']}, {a['d_shared']}"),
@@ -143,24 +145,26 @@ def _exactness(plan: dict, config: dict, model_type: str) -> str:
   return "## Exactness\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _reproduce(plan: dict, config: dict, folder: pathlib.Path) -> str:
-  wanted = {
-    name: config[name] for name in ("budget", "data", "model", "optimizer") if name in config
-  }
-  wanted["data"] = {k: v for k, v in wanted["data"].items() if k not in ("source", "store")}
-  versions = ""
-  if (folder / run_folder.DATA).exists():
-    data = run_folder.read_json(folder / run_folder.DATA)
-    versions = "\nThe data by content, and the versions it was trained with:\n\n```json\n"
-    versions += json.dumps(data, indent=2) + "\n```\n"
+def _reproduce(plan: dict, config: dict) -> str:
+  names = ("budget", "data", "model", "optimizer")
+  wanted = {name: dict(config[name]) for name in names if name in config}
+  for name in ("source", "store"):  # paths of one machine; the text is known by its content
+    wanted["data"].pop(name, None)
   return f"""## Reproduce
 
 `moe-parity train --config=FILE.py --arm={plan["name"]} --workdir=RUN` with a config of these
 sections, then `moe-parity export RUN --to=hf --out=FOLDER --check`.
-{versions}
+
 ```json
 {json.dumps(wanted, indent=2)}
 ```"""
+
+
+def _data(folder: pathlib.Path) -> str:
+  if not (folder / run_folder.DATA).exists():
+    return ""
+  data = json.dumps(run_folder.read_json(folder / run_folder.DATA), indent=2)
+  return f"The data by content, and the versions it was trained with:\n\n```json\n{data}\n```"
 
 
 def _table(rows, header=("", "")) -> str:

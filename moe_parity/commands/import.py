@@ -3,6 +3,14 @@
 import pathlib
 
 HELP = "make a run of a folder that transformers loads, to evaluate and generate with"
+ABOUT = """\
+Makes a run of a Hugging Face folder (Llama, Qwen2Moe, Mixtral, or an export), bit for bit.
+
+  moe-parity import downloads/llama --out=runs/llama
+
+Writes a new run folder for evaluate, generate and export; refuses what the model cannot hold
+exactly, with the field or tensor that does not fit. Needs pip install 'moe_parity[hf]'.
+"""
 
 
 def arguments(parser) -> None:
