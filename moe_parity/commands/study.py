@@ -167,15 +167,18 @@ def dry_run(args, config, store, only) -> int:
 
 def run_and_judge(args, config, store, only) -> int:
   """Trains what is not done, then certifies, analyzes and writes the page."""
+  from moe_parity.config import to_json
   from moe_parity.report.page import write_report
   from moe_parity.sharding import multihost
   from moe_parity.startup import start_jax
+  from moe_parity.study.workers.agreement import check_agreement
   from moe_parity.study.workers.multi_process import run_follower, stop_followers
   from moe_parity.study.workers.stop_signals import StopSignals
 
   with StopSignals() as stop:
     start_jax(**processes(args))
     stop.join_processes()
+    check_agreement(to_json(config))
     if not multihost.is_primary():
       run_follower(store, stop)
       return 0

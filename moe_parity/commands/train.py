@@ -44,14 +44,17 @@ def run(args) -> int:
   if len(arms) != 1:
     choices = ", ".join(f"--arm={arm.name} --seed={arm.seed}" for arm in plan.arms)
     raise UserError(f"train takes one arm and {len(arms)} fit; choose one of {choices}")
+  from moe_parity.config import to_json
   from moe_parity.sharding import multihost
   from moe_parity.startup import start_jax
   from moe_parity.study.certificate import certify_run
+  from moe_parity.study.workers.agreement import check_agreement
   from moe_parity.study.workers.stop_signals import StopSignals
 
   with StopSignals() as stop:
     start_jax(**processes(args))
     stop.join_processes()
+    check_agreement(to_json(config))
     result = _train(args, config, arms[0], store, stop)
   if not multihost.is_primary():
     return 0
