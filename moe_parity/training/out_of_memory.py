@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from ml_collections import ConfigDict
 
-from moe_parity.errors import UserError
+from moe_parity.errors import UserError, disk_is_full
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.memory import planned_memory
 from moe_parity.planning.mesh_sizes import read_mesh
@@ -31,7 +31,8 @@ def explained(config: ConfigDict, plan: ArmPlan, num_devices: int) -> Iterator[N
   try:
     yield
   except Exception as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
+    # A full disk has the same status in tensorstore's words, and a line of its own.
+    if "RESOURCE_EXHAUSTED" not in str(error) or disk_is_full(error):
       raise
     raise OutOfMemoryError(message(str(error), config, plan, num_devices)) from error
 
