@@ -102,12 +102,32 @@ def page(
   others: Sequence[comparisons.Comparison] = (),
 ) -> str:
   """The whole HTML text."""
+  symbols = glossary.FirstUses()
+  top = [
+    sections.headline(report, steps),
+    first_figure.first_figure(study, report),
+    resource_bars.resource_bars(report),
+    sections.against(report),
+    sections.findings(steps),
+  ]
+  first = "".join(part + symbols.line(part) for part in top)
+  below = _sections_below(study, report, steps, drawings, parts, others)
+  body = "\n".join(
+    f'<section id="s{i}"><h2>{html.escape(s.title)}</h2>\n{symbols.line(s.body)}{s.body}</section>'
+    for i, s in enumerate(below)
+  )
+  contents = " ".join(f'<a href="#s{i}">{html.escape(s.title)}</a>' for i, s in enumerate(below))
+  return _document(study, first, contents, body)
+
+
+def _sections_below(study, report, steps, drawings, parts, others) -> list[Section]:
+  """What follows the first screen, in order; arguments as of `page`."""
   domains = table(parts["domains"], "no arm is evaluated yet")
   domains += details(
     "MoE minus dense in each domain", table(parts["domain_differences"], "none yet")
   )
   plan = "".join(table(parts[n], "plan.json is not there") for n in ("shapes", "plan"))
-  found = [
+  return [
     *sections.architecture(steps["architecture"], drawings, parts),
     *sections.data_reuse(steps["data_reuse"], drawings, parts),
     *sections.main_sweep(drawings, report, steps),
@@ -126,21 +146,11 @@ def page(
     sections.method(report),
     sections.reproduce(study, parts),
   ]
+
+
+def _document(study: reading.Study, first: str, contents: str, body: str) -> str:
+  """The HTML around the first screen, the list of contents and the sections."""
   title = html.escape(study.name)
-  symbols = glossary.FirstUses()
-  top = [
-    sections.headline(report, steps),
-    first_figure.first_figure(study, report),
-    resource_bars.resource_bars(report),
-    sections.against(report),
-    sections.findings(steps),
-  ]
-  first = "".join(part + symbols.line(part) for part in top)
-  body = "\n".join(
-    f'<section id="s{i}"><h2>{html.escape(s.title)}</h2>\n{symbols.line(s.body)}{s.body}</section>'
-    for i, s in enumerate(found)
-  )
-  contents = " ".join(f'<a href="#s{i}">{html.escape(s.title)}</a>' for i, s in enumerate(found))
   created = html.escape(str(study.info.get("created", "")))
   script = _own("page.js")
   return f"""<!DOCTYPE html>

@@ -135,16 +135,9 @@ def set_up(
   layout = checkpoint_state(plan.architecture, model, optimizer, mesh)
   checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
   exit_stack.callback(checkpoints.close)
-  if restored := checkpoints.restore(layout, ledger.state()):
-    for warning in restored.warnings if multihost.is_primary() else ():
-      warn(f"{plan.name}: {warning}; resuming from step {restored.step}")
-    first_step = restored.step
-    state = from_checkpoint(
-      restored.state, abstract_state(plan.architecture, model, optimizer, mesh)
-    )
-    ledger.restore(restored.ledger)
-  else:
-    first_step, state = 0, init_state(plan.architecture, model, optimizer, plan.seed, mesh)
+  first_step, state = _restored_or_new(
+    checkpoints, ledger, layout, plan, (model, optimizer), mesh, warn
+  )
   train_step, compile_seconds = _compile(
     make_train_step(plan.architecture, model, optimizer, options, mesh), state, plan
   )
@@ -170,6 +163,24 @@ def set_up(
     timer=_timer(config, plan, folder, mesh, first_step),
   )
   return run, state
+
+
+def _restored_or_new(
+  checkpoints: Checkpoints, ledger: Ledger, layout: TrainState, plan: ArmPlan, options, mesh, warn
+) -> tuple[int, TrainState]:
+  """The newest checkpoint's step and state, its ledger put into `ledger`; else 0 and a new state.
+
+  Args:
+    options: of the model and of the optimizer.
+  """
+  restored = checkpoints.restore(layout, ledger.state())
+  if not restored:
+    return 0, init_state(plan.architecture, *options, plan.seed, mesh)
+  for warning in restored.warnings if multihost.is_primary() else ():
+    warn(f"{plan.name}: {warning}; resuming from step {restored.step}")
+  ledger.restore(restored.ledger)
+  placed = abstract_state(plan.architecture, *options, mesh)
+  return restored.step, from_checkpoint(restored.state, placed)
 
 
 def choose_run_attention(config: ConfigDict, plan: ArmPlan) -> AttentionChoice:
