@@ -73,3 +73,10 @@ def test_a_control_that_cannot_be_is_refused(fields, words):
     except UserError as error:
       assert words in str(error)
       raise
+
+
+def test_a_control_larger_than_dense_shrinks_no_arms_text():
+  """It reads less than the dense arm, whose unique tokens stay those of the study."""
+  large = {"dense_large": dict(kind="dense", params_multiple=2, d_head=32)}
+  with pytest.raises(UserError, match="'dense_large' sees 76,800 .* cannot see the 150,016"):
+    planned(large)
