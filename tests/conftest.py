@@ -4,8 +4,10 @@ Options go through the environment, so tests of plain Python never pay for impor
 """
 
 import os
+import sys
 
 import hypothesis
+import pytest
 
 # How long an example takes says who else is on the machine.
 hypothesis.settings.register_profile(
@@ -19,3 +21,16 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Most of the tests' time is compiling, which takes half as long without the expensive passes, for
 # the same arithmetic. With 0 the tests compile as a user does.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
+@pytest.fixture(autouse=True)
+def without_a_cache_left_on():
+  """A command run in this process turns JAX's compile cache on; the next test begins without."""
+  yield
+  jax = sys.modules.get("jax")
+  given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+  if jax is not None and jax.config.jax_compilation_cache_dir != given:
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+    jax.config.update("jax_compilation_cache_dir", given)
+    reset_cache()

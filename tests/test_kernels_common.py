@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import (
   AbstractDevice,
   AbstractMesh,
@@ -13,7 +14,7 @@ from jax.sharding import (
   PartitionSpec,
 )
 
-from moe_parity.aot.topology import slice_mesh
+from moe_parity.aot.topology import slice_mesh, without_compile_cache
 from moe_parity.errors import UserError
 from moe_parity.kernels import common, residual_stacks
 from moe_parity.kernels import grouped_swiglu as kernels
@@ -40,7 +41,8 @@ def compiles(function, *shapes, mesh):
       return function(*operands)
 
   jitted = jax.jit(on_mesh, in_shardings=here, out_shardings=here)
-  return jitted.lower(*operands).compile()
+  with without_compile_cache():
+    return jitted.lower(*operands).compile()
 
 
 @pytest.mark.parametrize(
@@ -89,3 +91,21 @@ def test_a_simulated_platform_ends_with_its_context():
     assert (common.platform(), common.device_platform()) == ("tpu", "cpu")
     assert common.interpret()
   assert common.platform() == "cpu"
+
+
+def test_compile_cache_holds_no_program_of_absent_devices(tmp_path):
+  """JAX warns, which fails a test, where it reads one back."""
+  before = jax.config.jax_persistent_cache_min_compile_time_secs
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  reset_cache()
+  try:
+    jax.jit(lambda x: x * 3 + 1)(jnp.ones(7))  # the cache is in use
+    stored = set(tmp_path.iterdir())
+    for _ in range(2):
+      mesh = a_chip_of("v5e-4")
+      compiles(lambda x: x * 2, ((8, 128), jnp.float32), mesh=mesh)
+  finally:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+  assert stored and set(tmp_path.iterdir()) == stored
+  assert jax.config.jax_enable_compilation_cache

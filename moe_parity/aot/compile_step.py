@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from moe_parity.aot import hlo
 from moe_parity.aot.timeline import Timeline, simulate
-from moe_parity.aot.topology import device_placement, slice_mesh
+from moe_parity.aot.topology import device_placement, slice_mesh, without_compile_cache
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.attention_choice import FUSED, Device
@@ -67,7 +67,8 @@ def compile_arm(
   state = _state_bytes(arguments)
   planned = _planned(config, plan, sizes)
   try:
-    compiled = lowered.compile()
+    with without_compile_cache():
+      compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise

@@ -1,8 +1,12 @@
 """Meshes of a TPU slice that is not attached: enough to compile for it with libtpu on Linux."""
 
+import contextlib
+from collections.abc import Iterator
+
 import jax
 import numpy as np
 from jax.experimental import topologies
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import Mesh
 
 from moe_parity.aot import libtpu
@@ -38,3 +42,19 @@ def device_placement(slice_: Slice, mesh: Mesh) -> DevicePlacement:
   """The chip of every device of a mesh on the slice's grid."""
   coordinates = np.array([device.coords for device in mesh.devices.flat])
   return DevicePlacement(slice_, dict(mesh.shape), coordinates)
+
+
+@contextlib.contextmanager
+def without_compile_cache() -> Iterator[None]:
+  """Compiles without JAX's persistent cache, which cannot load a program for absent devices.
+
+  JAX would store the program, and warn at every later compile that it cannot read it back.
+  """
+  before = jax.config.jax_enable_compilation_cache
+  jax.config.update("jax_enable_compilation_cache", False)
+  reset_cache()  # JAX decides once a process whether it uses the cache
+  try:
+    yield
+  finally:
+    jax.config.update("jax_enable_compilation_cache", before)
+    reset_cache()
