@@ -11,7 +11,7 @@ from moe_parity.errors import UserError
 from moe_parity.model.transformer import abstract_model
 from moe_parity.planning.accounting import cost_of
 from moe_parity.planning.plan import make_plan
-from moe_parity.study.parts import Results, plan_parts
+from moe_parity.study.comparisons import Results, plan_comparisons
 from moe_parity.training.build import model_options
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -34,9 +34,11 @@ def shown_arguments():
 def test_a_config_loads_and_its_arms_are_at_parity(path, arg, monkeypatch):
   monkeypatch.chdir(ROOT)
   config = configs.load(f"{path}:{arg}" if arg else str(path))
-  planned = plan_parts(config, Results(None))
+  planned = plan_comparisons(config, Results(None))
   known = set()
-  for budget, arm in ((part.config.budget, arm) for part in planned for arm in part.plan.arms):
+  for budget, arm in (
+    (comparison.config.budget, arm) for comparison in planned for arm in comparison.plan.arms
+  ):
     if arm.role not in ("reference", "control"):
       assert abs(arm.num_params / budget.num_params - 1) <= budget.params_tolerance
       assert abs(arm.residual_flops_pct) <= 100 * budget.flops_tolerance

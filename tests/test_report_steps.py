@@ -158,15 +158,15 @@ def test_every_part_has_its_certificate_figure_and_tables_on_the_page_and_beside
     ("epochs_4", {"reuse": "epochs", "epochs": 4.0}),
   ):
     fake = fake_study.Fake(rates=rates, telemetry=False, seeds=(0, 1), seed_sd=0.003)
-    part = fake_study.write_study(tmp_path / "parts" / name, fake)
-    plan = json.loads((part / "plan.json").read_text())
+    comparison = fake_study.write_study(tmp_path / "parts" / name, fake)
+    plan = json.loads((comparison / "plan.json").read_text())
     plan["budget"] |= budget
     if name == "epochs_4":
-      listed = json.loads((part / "study.json").read_text())
+      listed = json.loads((comparison / "study.json").read_text())
       for of in (plan, listed):
         of["arms"] = [arm for arm in of["arms"] if not arm["name"].startswith("dense")]
-      (part / "study.json").write_text(json.dumps(listed))
-    (part / "plan.json").write_text(json.dumps(plan))
+      (comparison / "study.json").write_text(json.dumps(listed))
+    (comparison / "plan.json").write_text(json.dumps(plan))
   _, words = read(page.write_report(tmp_path))
   assert "At equal parameters and compute but not equal data, 3 of 3 MoE arms beat dense" in words
   assert "At equal parameters and tokens but not equal compute, 3 of 3 MoE" in words
@@ -176,10 +176,10 @@ def test_every_part_has_its_certificate_figure_and_tables_on_the_page_and_beside
     words.count("Certificate: passed (every check: ") == 4 and "It trains no dense arm" in words
   )
   names = {path.name for path in (tmp_path / "report").iterdir()}
-  for part in ("unique", "fixed_data", "epochs_4"):
+  for comparison in ("unique", "fixed_data", "epochs_4"):
     for made in ("paper_columns", "certificate", "certificates"):
-      assert {f"{part}_{made}.{ending}" for ending in ("md", "csv", "tex")} <= names
-    assert f"{part}_activation_rate.svg" in names
+      assert {f"{comparison}_{made}.{ending}" for ending in ("md", "csv", "tex")} <= names
+    assert f"{comparison}_activation_rate.svg" in names
   assert "unique_comparisons.csv" in names
   verdict = json.loads((tmp_path / "parts/epochs_4/analysis.json").read_text())["verdict"]
   assert verdict["headline"] == "No verdict: no dense arm is part of this comparison."

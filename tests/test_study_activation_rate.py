@@ -8,8 +8,8 @@ import pytest
 
 from moe_parity.defaults import base, dense_arm, moe_arm
 from moe_parity.errors import UserError
+from moe_parity.study.comparisons import Results, plan_comparisons
 from moe_parity.study.methods import activation_rate
-from moe_parity.study.parts import Results, plan_parts
 from moe_parity.study.workers.runner import run_study
 from tests.helpers import fake_training
 
@@ -59,7 +59,7 @@ def test_a_rate_that_more_seeds_make_the_best_gets_its_neighbors_too():
   bpc = {(rate, 0): value for rate, value in zip(RATES, (3.2, 3.1, 3.3, 3.4, 3.5), strict=True)}
 
   class Known(Results):
-    def bpc(self, name, seed, part=""):
+    def bpc(self, name, seed, comparison=""):
       return next((v for (r, s), v in bpc.items() if (f"moe_{100 * r:g}", s) == (name, seed)), None)
 
   def seeded():
@@ -108,10 +108,10 @@ def test_both_sides_get_as_many_checks_and_they_stay_out_of_the_comparison(tmp_p
 
   made = config(learning_rates=(0.5, 2.0))
   study, arms = run(tmp_path, made, actions=fake_training.actions(truth=truth))
-  checks = [a for a in study.parts[0].plan.arms if a.role == "check"]
+  checks = [a for a in study.comparisons[0].plan.arms if a.role == "check"]
   names = ["dense_lr0p5", "dense_lr2", "moe_30_lr0p5", "moe_30_lr2"]
   assert [a.name for a in checks] == names
-  plain = {a.name: a for a in study.parts[0].plan.arms}
+  plain = {a.name: a for a in study.comparisons[0].plan.arms}
   assert checks[2].peak_learning_rate == pytest.approx(plain["moe_30"].peak_learning_rate / 2)
   value = study.summarize()
   assert value["tuning"]["num_arms"] == {"moe": 3, "dense": 3}
@@ -132,15 +132,17 @@ def test_fixed_data_shares_tokens_and_the_loss_falls_as_a_power_of_the_rate(tmp_
 
   made = config(fixed_data=True)
   study, _ = run(tmp_path, made, actions=fake_training.actions(truth=truth))
-  part = study.parts[1]
-  assert part.name == "fixed_data" and part.plan.budget["shared"] == "tokens"
-  tokens = [arm.num_tokens for arm in part.plan.arms]
+  comparison = study.comparisons[1]
+  assert comparison.name == "fixed_data" and comparison.plan.budget["shared"] == "tokens"
+  tokens = [arm.num_tokens for arm in comparison.plan.arms]
   assert max(tokens) / min(tokens) < 1.01
-  assert {arm.role for arm in part.plan.arms} == {"arm"}
+  assert {arm.role for arm in comparison.plan.arms} == {"arm"}
   dense = next(
-    run for arm, run in zip(part.plan.arms, part.runs, strict=True) if arm.name == "dense"
+    run
+    for arm, run in zip(comparison.plan.arms, comparison.runs, strict=True)
+    if arm.name == "dense"
   )
-  assert dense == "runs/dense-s0"  # the same run as in the main part, trained once
+  assert dense == "runs/dense-s0"  # the same run as in the main comparison, trained once
   sweep = study.summarize()["sweeps"][1]
   fit = sweep["log_log"]
   assert fit["slope"] == pytest.approx(-0.05, abs=1e-4) and fit["monotone"]
@@ -173,11 +175,11 @@ def test_two_sizes_with_one_optimum_transfer_and_two_with_different_ones_differ(
 
 
 def test_m_is_linear_in_the_activation_rate_at_one_depth_and_width():
-  (part,) = plan_parts(config(), Results(None))
+  (comparison,) = plan_comparisons(config(), Results(None))
   from moe_parity.study.methods.activation_rate_summary import _flops_linear
 
-  fit = _flops_linear(part)
-  arm = next(arm for arm in part.plan.arms if arm.kind == "moe")
+  fit = _flops_linear(comparison)
+  arm = next(arm for arm in comparison.plan.arms if arm.kind == "moe")
   # arXiv 2506.12119 Eq. (8), three times forward: 6 N r_a + 12 L d S.
   assert fit["slope"] == pytest.approx(6 * arm.num_params, rel=0.01)
   attention = 12 * arm.architecture.num_layers * arm.architecture.d_model * arm.seq_len
@@ -198,13 +200,13 @@ def test_neighbors_stay_inside_the_sweep(values, expected):
     ({"activation_rates": (0.2, 0.4)}, "at least three"),
     ({"activation_rates": (0.4, 0.3, 0.2)}, "rising"),
     ({"more_seeds": (0, 1)}, "must be there and differ"),
-    ({"sizes": (100_000,)}, "which the main part has"),
+    ({"sizes": (100_000,)}, "which the main comparison has"),
     ({"method": "activation_rat"}, "study.method='activation_rat' is not known"),
   ],
 )
 def test_a_sweep_that_cannot_be_is_refused_before_anything_is_trained(study, words):
   with pytest.raises(UserError, match=words):
-    plan_parts(config(**study), Results(None))
+    plan_comparisons(config(**study), Results(None))
 
 
 def test_arms_that_are_no_templates_are_refused():
@@ -213,4 +215,4 @@ def test_arms_that_are_no_templates_are_refused():
     made.study.method = "activation_rate"
     made.study.activation_rates = RATES
   with pytest.raises(UserError, match="derives its arms from config.arms.dense and"):
-    plan_parts(made, Results(None))
+    plan_comparisons(made, Results(None))

@@ -7,8 +7,8 @@ import pytest
 
 from moe_parity.defaults import base, dense_arm, moe_arm
 from moe_parity.errors import UserError
+from moe_parity.study.comparisons import Results, plan_comparisons
 from moe_parity.study.methods import architecture, selection
-from moe_parity.study.parts import Results, plan_parts
 from moe_parity.study.workers.runner import run_study
 from tests.helpers import fake_training
 
@@ -85,7 +85,7 @@ def test_the_search_finds_the_known_answer_in_the_papers_order(tmp_path):
 
 def test_a_stage_is_known_only_when_the_one_before_is_done(tmp_path):
   made = config(granularities=())
-  names = {arm.name for arm in plan_parts(made, Results(None))[0].plan.arms}
+  names = {arm.name for arm in plan_comparisons(made, Results(None))[0].plan.arms}
   assert names == {"dense", "moe_start", "layout_1dense", "layout_full", "layout_full_se"}
   order = []
 
@@ -160,10 +160,10 @@ def test_a_search_that_cannot_be_is_refused(change, words):
   with made.unlocked():
     change(made)
   with pytest.raises(UserError, match=words):
-    plan_parts(made, Results(None))
+    plan_comparisons(made, Results(None))
 
 
 def test_what_may_still_come_is_said_before_it_is_known():
   made = config(dense_aspect_ratios=(12.0, 30.0))
-  (line,) = architecture.pending_notes(made, plan_parts(made, Results(None)))
+  (line,) = architecture.pending_notes(made, plan_comparisons(made, Results(None)))
   assert "at most 9 MoE and 3 dense runs" in line

@@ -72,7 +72,7 @@ def test_stages_of_a_study_follow_results_that_another_worker_left(bucket, tmp_p
   run(first, only=["dense", "moe_20", "moe_25"])
   second = open_study(tmp_path, made)
   states, lines = run(second)
-  seeds = {(a.name, a.seed) for a in second.parts[0].plan.arms if a.seed}
+  seeds = {(a.name, a.seed) for a in second.comparisons[0].plan.arms if a.seed}
   assert seeds == {("dense", 1), ("moe_25", 1), ("moe_30", 1), ("moe_40", 1)}
   assert set(states.values()) == {("done", "")}
   assert not any(line.startswith(("dense:", "moe_20:", "moe_25:")) for line in lines)
@@ -159,7 +159,7 @@ def test_a_run_taken_over_on_another_disk_ends_as_one_never_interrupted(
   (done,) = run_study(second, log=print, on_log=report, actions=real)
   assert done.status == "done" and steps[0] == latest["step"] + 1 == 11
   whole = tmp_path / "whole"
-  (plan,) = second.parts[0].plan.arms
+  (plan,) = second.comparisons[0].plan.arms
   loop.train_arm(loaded, plan, store, whole)
   there = json.loads(storage.read_bytes(f"{URL}/runs/dense-s0/result.json"))
   assert there["validation"] == json.loads((whole / "result.json").read_text())["validation"]

@@ -9,8 +9,8 @@ import pytest
 from moe_parity.defaults import base, dense_arm, moe_arm
 from moe_parity.errors import UserError
 from moe_parity.planning.scaling_laws import DataConstrainedLaw
+from moe_parity.study.comparisons import Results, plan_comparisons
 from moe_parity.study.methods import reuse_law
-from moe_parity.study.parts import Results, plan_parts
 from moe_parity.study.workers.runner import run_study
 from tests.helpers import fake_training
 
@@ -47,20 +47,20 @@ def run(folder, made, truth):
 
 def test_every_scheme_is_a_part_and_shared_runs_are_trained_once(tmp_path):
   study, arms = run(tmp_path, config(), lambda arm: law(arm, 6.0))
-  names = [part.name for part in study.parts]
+  names = [comparison.name for comparison in study.comparisons]
   assert names == ["", "unique", "loose", "epochs_2", "epochs_4", "epochs_8"]
   # dense once; per rate strict, unique, loose (= two epochs), four and eight epochs.
   assert len(arms) == 1 + 3 * 5 and {arm.status for arm in arms} == {"done"}
   assert len(fake_training.started(tmp_path)) == len(arms)
   listed = json.loads((tmp_path / "parts/unique/study.json").read_text())["arms"]
   assert {a["name"]: a["folder"] for a in listed}["dense"] == "../../runs/dense-s0"
-  for part in study.parts:
-    for arm in part.plan.arms:
+  for comparison in study.comparisons:
+    for arm in comparison.plan.arms:
       assert abs(arm.num_params / 100_000 - 1) <= 0.003 and abs(arm.residual_flops_pct) <= 0.5
-      if part.name.startswith("epochs_"):
-        assert arm.epochs == pytest.approx(float(part.name[7:]), rel=0.02)
-    told = json.loads((tmp_path / part.folder / "certificate.json").read_text())
-    assert told["passed"], part.name
+      if comparison.name.startswith("epochs_"):
+        assert arm.epochs == pytest.approx(float(comparison.name[7:]), rel=0.02)
+    told = json.loads((tmp_path / comparison.folder / "certificate.json").read_text())
+    assert told["passed"], comparison.name
 
 
 def test_the_fitted_law_has_the_decay_the_runs_were_made_with(tmp_path):
@@ -170,7 +170,7 @@ def test_too_few_runs_give_no_law():
 @pytest.mark.parametrize(
   "change, words",
   [
-    (lambda c: c.budget.update(reuse="loose"), "sets the scheme of each part itself"),
+    (lambda c: c.budget.update(reuse="loose"), "sets the scheme of each comparison itself"),
     (lambda c: c.study.update(epochs=(0.5, 2.0)), "at least 1 in rising order"),
     (lambda c: c.study.update(epochs=(4.0, 2.0)), "at least 1 in rising order"),
   ],
@@ -180,4 +180,4 @@ def test_schemes_that_cannot_be_are_refused(change, words):
   with made.unlocked():
     change(made)
   with pytest.raises(UserError, match=words):
-    plan_parts(made, Results(None))
+    plan_comparisons(made, Results(None))

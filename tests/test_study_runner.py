@@ -99,7 +99,7 @@ def test_a_worker_of_a_study_in_stages_waits_for_others(tmp_path, monkeypatch):
 
   def finish_at_second_wait(seen, task, study, lease, actions):
     if len(seen) == 2:
-      run = task.part.config, task.arm, study.store, study.folder / task.run
+      run = task.comparison.config, task.arm, study.store, study.folder / task.run
       actions.train(*run, None, None, None)
       actions.certify(study.folder / task.run)
       lease.release("done")

@@ -16,7 +16,7 @@ from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.plan_costs import memory_of, rows_with_memory, with_costs
 from moe_parity.report import cards
 from moe_parity.report.table_formats import count, scientific
-from moe_parity.study.parts import Part, Results, plan_parts
+from moe_parity.study.comparisons import Comparison, Results, plan_comparisons
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,30 +25,30 @@ class Plan:
 
   Attributes:
     config: complete, after overrides.
-    parts: the comparisons it consists of, one for most configs; a study method adds further ones.
+    comparisons: one for most configs; a study method adds further ones.
   """
 
   config: ConfigDict
-  parts: tuple[Part, ...]
+  comparisons: tuple[Comparison, ...]
 
   @property
   def name(self) -> str:
-    return self.parts[0].plan.name
+    return self.comparisons[0].plan.name
 
   @property
   def budget(self) -> dict[str, Any]:
     """The shared resources: num_params, train_flops, num_unique_tokens, dense_tokens, ..."""
-    return self.parts[0].plan.budget
+    return self.comparisons[0].plan.budget
 
   @property
   def arms(self) -> list[ArmPlan]:
-    """Every run of every part, with its shape, tokens, batch, steps and learning rate."""
-    return [arm for part in self.parts for arm in part.plan.arms]
+    """Every run of every comparison, with its shape, tokens, batch, steps and learning rate."""
+    return [arm for comparison in self.comparisons for arm in comparison.plan.arms]
 
   @property
   def notes(self) -> list[str]:
     """What to know before training."""
-    return [note for part in self.parts for note in part.plan.notes]
+    return [note for comparison in self.comparisons for note in comparison.plan.notes]
 
   def table(self) -> Any:
     """One row an arm: shape, N, r_a, FLOPs, tokens, epochs, batch, steps, learning rate, GiB."""
@@ -56,28 +56,33 @@ class Plan:
 
   def costs(self) -> Any:
     """One row an arm: C, executed FLOPs, parameters with vocabulary, bytes, each over dense."""
-    return as_table(row for part in self.parts for row in part.plan.cost_rows())
+    return as_table(row for comparison in self.comparisons for row in comparison.plan.cost_rows())
 
   def memory(self) -> Any:
     """One row an arm: planned bytes of a device by what they hold; an arm whose mesh is open has
     None in each."""
     rows = []
-    for part in self.parts:
-      for arm, bytes_ in zip(part.plan.arms, memory_of(part.config, part.plan), strict=True):
+    for comparison in self.comparisons:
+      for arm, bytes_ in zip(
+        comparison.plan.arms, memory_of(comparison.config, comparison.plan), strict=True
+      ):
         rows.append({"arm": arm.name, "seed": arm.seed} | (bytes_ or {}))
     return as_table(rows)
 
   def to_dict(self) -> dict[str, Any]:
-    """What `moe-parity plan --json` prints: the plan with memory and costs; for several parts one
-    such a part, by name."""
-    plans = {part.name: with_costs(part.config, part.plan) for part in self.parts}
+    """What `moe-parity plan --json` prints: the plan with memory and costs; of several comparisons
+    a dict of such plans by name."""
+    plans = {
+      comparison.name: with_costs(comparison.config, comparison.plan)
+      for comparison in self.comparisons
+    }
     return plans[""] if len(plans) == 1 else plans
 
   def _rows(self) -> list[dict[str, Any]]:
     rows = []
-    for part in self.parts:
-      name = {"part": part.name} if len(self.parts) > 1 else {}
-      rows += [name | row for row in rows_with_memory(part.config, part.plan)]
+    for comparison in self.comparisons:
+      name = {"comparison": comparison.name} if len(self.comparisons) > 1 else {}
+      rows += [name | row for row in rows_with_memory(comparison.config, comparison.plan)]
     return rows
 
   def _repr_html_(self) -> str:
@@ -115,9 +120,9 @@ def planned(config: ConfigDict) -> Plan:
   return Plan(config, plan_config(config))
 
 
-def plan_config(config: ConfigDict) -> tuple[Part, ...]:
-  """The parts of a config by what is known before anything is trained."""
-  return tuple(plan_parts(config, Results(None), **_store_inputs(config)))
+def plan_config(config: ConfigDict) -> tuple[Comparison, ...]:
+  """The comparisons of a config by what is known before anything is trained."""
+  return tuple(plan_comparisons(config, Results(None), **_store_inputs(config)))
 
 
 def changed(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:

@@ -90,7 +90,7 @@ def predict(
     question = surrogate.of_numbers(*given, _several(epochs))
   else:
     planned = config if isinstance(config, Plan) else plan(config)
-    question = surrogate.of_plan(planned.parts[0].plan.arms)
+    question = surrogate.of_plan(planned.comparisons[0].plan.arms)
   return Prediction(surrogate.answer(question, runs, check))
 
 

@@ -109,11 +109,15 @@ def open_data(config):
 
 def planned(args):
   """(config, plan, store): the plan knows the corpus, so that a budget it cannot feed is refused
-  before JAX is loaded. Of a study in parts it is the plan of the first."""
+  before JAX is loaded. Of several comparisons it is the plan of the first."""
   from moe_parity.data.mixture import planner_inputs
-  from moe_parity.study.parts import Results, plan_parts
+  from moe_parity.study.comparisons import Results, plan_comparisons
 
   config = load_config(args)
-  plan_parts(config, Results(None))  # wrong numbers are named before any text is read
+  plan_comparisons(config, Results(None))  # wrong numbers are named before any text is read
   store = open_data(config)
-  return config, plan_parts(config, Results(None), **planner_inputs(store, config))[0].plan, store
+  return (
+    config,
+    plan_comparisons(config, Results(None), **planner_inputs(store, config))[0].plan,
+    store,
+  )

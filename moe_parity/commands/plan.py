@@ -33,19 +33,19 @@ def run(args) -> int:
   if args.json:
     print(json.dumps(plan.to_dict(), indent=2))
     return 0
-  for part in plan.parts:
-    if part.name:
-      print(f"\npart {part.name}")
-    print_table(rows_with_memory(config, part.plan))
+  for comparison in plan.comparisons:
+    if comparison.name:
+      print(f"\ncomparison {comparison.name}")
+    print_table(rows_with_memory(config, comparison.plan))
     print()
-    print_table(part.plan.cost_rows())
-    if part.plan.mixture_rows():
+    print_table(comparison.plan.cost_rows())
+    if comparison.plan.mixture_rows():
       print()
-      print_table(part.plan.mixture_rows())
-    for note in [*part.plan.notes, *attention_notes(config, part.plan)]:
+      print_table(comparison.plan.mixture_rows())
+    for note in [*comparison.plan.notes, *attention_notes(config, comparison.plan)]:
       print(f"note: {note}")
   if method := method_of(config):
-    for note in method.pending_notes(config, list(plan.parts)):
+    for note in method.pending_notes(config, list(plan.comparisons)):
       print(f"note: {note}")
   return 0
 

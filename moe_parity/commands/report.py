@@ -24,10 +24,9 @@ def run(args) -> int:
   on_disk(args.folder, "report writes beside a study on this machine")
   from moe_parity.report.page import write_report
   from moe_parity.study.certificate import recheck_study
-  from moe_parity.study.reading import read_steps
+  from moe_parity.study.reading import comparison_folders, read_steps
 
-  parts = sorted(path.parent for path in args.folder.glob("parts/*/plan.json"))
-  for folder in [args.folder, *parts]:
+  for folder in [args.folder, *comparison_folders(args.folder)]:
     if (folder / "study.json").exists():
       recheck_study(folder)
   page = write_report(args.folder)

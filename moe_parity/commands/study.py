@@ -105,7 +105,7 @@ def list_runs(args, config, store, only) -> int:
   rows = [
     {
       "run": k,
-      "part": task.part.name,
+      "comparison": task.comparison.name,
       "arm": task.arm.name,
       "seed": task.arm.seed,
       "folder": task.run,
@@ -152,9 +152,9 @@ def dry_run(args, config, store, only) -> int:
   study = open_study(args, config, store)
   study.derive(write=False)
   peak_flops = lambda: measure_peak_flops(config.model.dtype)  # noqa: E731
-  rows, notes = remaining_runs(study, tasks_of(study.parts, only), peak_flops)
+  rows, notes = remaining_runs(study, tasks_of(study.comparisons, only), peak_flops)
   if method := method_of(config):
-    notes += method.pending_notes(config, study.parts)
+    notes += method.pending_notes(config, study.comparisons)
   if args.json:
     print(json.dumps(rows, indent=2))
     return 0
@@ -233,7 +233,7 @@ def _run(args, study, only, runs, stop) -> list:
     def show(task, progress) -> None:
       if task.run not in seen:  # a stage may have added runs
         seen.add(task.run)
-        left = (t for t in tasks_of(study.parts, only) if t.run not in before)
+        left = (t for t in tasks_of(study.comparisons, only) if t.run not in before)
         bars.plan({t.label: t.arm.train_flops for t in left})
       bars.update(task.label, progress)
 

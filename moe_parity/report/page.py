@@ -39,7 +39,7 @@ from moe_parity.study.reading import read_steps
 
 
 def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
-  """Analyzes a study and its parts, or a single run, and writes analysis.json and report/; returns
+  """Analyzes a study and its comparisons, or a single run: writes analysis.json, report/, returns
   index.html.
 
   report/ then holds index.html, figures as PNG and SVG, tables as Markdown, CSV and LaTeX.
@@ -99,7 +99,7 @@ def page(
   steps: dict[str, dict],
   drawings: dict[str, figure_style.Drawing],
   parts: dict[str, Table],
-  others: Sequence[comparisons.Comparison] = (),
+  others: Sequence[comparisons.AnalyzedComparison] = (),
 ) -> str:
   """The whole HTML text."""
   symbols = glossary.FirstUses()
@@ -181,7 +181,7 @@ def _document(study: reading.Study, first: str, contents: str, body: str) -> str
 def every_drawing(
   study_folder: str | pathlib.Path, report: dict
 ) -> dict[str, figure_style.Drawing]:
-  """Every figure of a study without its parts there is data for, by name; expert loads for the
+  """Every figure there is data for, by name; without further comparisons; expert loads for the
   first seed of each arm.
 
   Args:

@@ -1,4 +1,4 @@
-"""A study and its folder: the parts it is made of, the runs of each, and what is known of them."""
+"""A study and its folder: its comparisons, the runs of each, and their states."""
 
 import dataclasses
 import datetime
@@ -14,8 +14,8 @@ from moe_parity.data.mixture import planner_inputs
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ArmPlan, Plan, with_later_fields
+from moe_parity.study.comparisons import Comparison, Results, plan_comparisons, run_seen_from
 from moe_parity.study.methods.method import method_of
-from moe_parity.study.parts import Part, Results, from_part, plan_parts
 from moe_parity.study.workers.leases import FAILED, RUNNING, Leases
 from moe_parity.training import run_folder
 from moe_parity.training.versions import versions
@@ -27,15 +27,15 @@ OLD_LEASES = "claims"  # their folder in studies that were begun by early versio
 class Task(NamedTuple):
   """A run of a study: `run` is its folder, relative to the study folder."""
 
-  part: Part
+  comparison: Comparison
   arm: ArmPlan
   run: str
 
   @property
   def label(self) -> str:
-    """What a reader calls it: its part, its arm, and its seed where that is not the first."""
-    part = f"{self.part.name}/" if self.part.name else ""
-    return f"{part}{self.arm.name}" + (f" seed {self.arm.seed}" if self.arm.seed else "")
+    """What a reader calls it: its comparison, its arm, and its seed where that is not the first."""
+    comparison = f"{self.comparison.name}/" if self.comparison.name else ""
+    return f"{comparison}{self.arm.name}" + (f" seed {self.arm.seed}" if self.arm.seed else "")
 
 
 @dataclasses.dataclass
@@ -49,16 +49,16 @@ class Arm:
   error: str = ""
 
 
-def tasks_of(parts: Sequence[Part], only: Sequence[str] = ()) -> list[Task]:
-  """Every run once, in the order of the parts; with `only`, those of the arms named.
+def tasks_of(comparisons: Sequence[Comparison], only: Sequence[str] = ()) -> list[Task]:
+  """Every run once, in the order of the comparisons; with `only`, those of the arms named.
 
   Raises:
     UserError: a name that is no arm.
   """
   found: dict[str, Task] = {}
-  for part in parts:
-    for arm, run in zip(part.plan.arms, part.runs, strict=True):
-      found.setdefault(run, Task(part, arm, run))
+  for comparison in comparisons:
+    for arm, run in zip(comparison.plan.arms, comparison.runs, strict=True):
+      found.setdefault(run, Task(comparison, arm, run))
   names = list(dict.fromkeys(task.arm.name for task in found.values()))
   for name in only:
     if name not in names:
@@ -112,15 +112,15 @@ class Study:
       stale_seconds=stale_seconds,
       heartbeat_seconds=min(20, stale_seconds / 4),
     )
-    self.parts: list[Part] = []
+    self.comparisons: list[Comparison] = []
 
   @property
   def staged(self) -> bool:
     """Whether results decide what else is to be trained."""
     return self.config.study.method != "arms"
 
-  def derive(self, write: bool = True) -> list[Part]:
-    """Plans all parts by what is known now, and writes what is new into the folder.
+  def derive(self, write: bool = True) -> list[Comparison]:
+    """Plans all comparisons by what is known now, and writes what is new into the folder.
 
     Args:
       write: False only looks.
@@ -129,15 +129,15 @@ class Study:
     """
     self._check_settings()
     known = planner_inputs(self.store, self.config)
-    parts = plan_parts(self.config, Results(self.folder, self.leases), **known)
-    for part in parts:
-      path = self.folder / part.folder / PLAN
-      grown = not path.exists() or _grown(path, part.plan, self.staged)
+    comparisons = plan_comparisons(self.config, Results(self.folder, self.leases), **known)
+    for comparison in comparisons:
+      path = self.folder / comparison.folder / PLAN
+      grown = not path.exists() or _grown(path, comparison.plan, self.staged)
       if grown and write:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, part.plan.to_dict())
-    self.parts = parts
-    return parts
+        files.write_json(path, comparison.plan.to_dict())
+    self.comparisons = comparisons
+    return comparisons
 
   def _check_settings(self) -> None:
     """
@@ -195,35 +195,35 @@ class Study:
     return str(self.folder / "report" / "index.html")
 
   def write(self) -> list[Arm]:
-    """study.json of every part: what was run on what, with which versions, how far it is.
+    """study.json of every comparison: what was run on what, with which versions, how far it is.
 
     Returns:
       every run of the study once.
     """
-    states = {task.run: self.status(task.run) for task in tasks_of(self.parts)}
-    for part in self.parts:
+    states = {task.run: self.status(task.run) for task in tasks_of(self.comparisons)}
+    for comparison in self.comparisons:
       arms = [
-        Arm(arm.name, arm.seed, from_part(part, run), *states[run])
-        for arm, run in zip(part.plan.arms, part.runs, strict=True)
+        Arm(arm.name, arm.seed, run_seen_from(comparison, run), *states[run])
+        for arm, run in zip(comparison.plan.arms, comparison.runs, strict=True)
       ]
-      self._write_part(part, arms)
+      self._write_comparison(comparison, arms)
     return [
       Arm(task.arm.name, task.arm.seed, task.run, *states[task.run])
-      for task in tasks_of(self.parts)
+      for task in tasks_of(self.comparisons)
     ]
 
   def summarize(self) -> dict | None:
-    """Writes what the method makes of its parts, `<method>.json`; None for plain arms."""
+    """Writes what the method makes of its comparisons, `<method>.json`; None for plain arms."""
     method = method_of(self.config)
     if method is None:
       return None
     results = Results(self.folder, self.leases)
-    value = method.summarize(self.config, self.folder, self.parts, results)
+    value = method.summarize(self.config, self.folder, self.comparisons, results)
     files.write_json(self.folder / f"{self.config.study.method}.json", value)
     return value
 
-  def _write_part(self, part: Part, arms: list[Arm]) -> None:
-    path = self.folder / part.folder / STUDY
+  def _write_comparison(self, comparison: Comparison, arms: list[Arm]) -> None:
+    path = self.folder / comparison.folder / STUDY
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     if path.exists():
       created = run_folder.read_json(path).get("created", created)
@@ -231,10 +231,10 @@ class Study:
     files.write_json(
       path,
       {
-        "name": f"{self.config.name}/{part.name}" if part.name else self.config.name,
+        "name": f"{self.config.name}/{comparison.name}" if comparison.name else self.config.name,
         "created": created,
         "command": self.command,
-        "config": configs.to_json(part.config),
+        "config": configs.to_json(comparison.config),
         "data": {
           "tokenizer": manifest["tokenizer"],
           "train_sha256": store.train.fingerprint,

@@ -12,6 +12,9 @@ import numpy as np
 
 from moe_parity.errors import UserError
 
+# Where a study keeps its further comparisons, each a study folder; the name on disk is one that all
+# folders written so far have, so that they load and resume.
+COMPARISONS_FOLDER = "parts"
 STATUSES = ("done", "running", "pending", "failed", "missing")
 STEPS = ("architecture", "activation_rate", "data_reuse")  # of the paper
 
@@ -89,16 +92,21 @@ def read_study(folder: str | pathlib.Path) -> Study:
   return Study(folder, name, info, plan, certificate, tuple(runs), tuple(problems))
 
 
-def read_everything(folder: str | pathlib.Path) -> list[tuple[str, Run]]:
-  """(label, run) of a study or run folder and of the parts it has, each run once.
+def comparison_folders(study_folder: pathlib.Path) -> list[pathlib.Path]:
+  """Study folders of a study's further comparisons, sorted; [] if it has none."""
+  plans = (study_folder / COMPARISONS_FOLDER).glob("*/plan.json")
+  return sorted(path.parent for path in plans)
 
-  A label holds the part: "unique/moe_20".
+
+def read_everything(folder: str | pathlib.Path) -> list[tuple[str, Run]]:
+  """(label, run) of a study or run folder and of the comparisons it has, each run once.
+
+  A label holds the comparison: "unique/moe_20".
   """
   folder, found = pathlib.Path(folder), {}
-  parts = sorted(path.parent for path in (folder / "parts").glob("*/plan.json"))
-  for part in [folder, *parts]:
-    prefix = "" if part == folder else f"{part.name}/"
-    for run in read_study(part).runs:
+  for comparison in [folder, *comparison_folders(folder)]:
+    prefix = "" if comparison == folder else f"{comparison.name}/"
+    for run in read_study(comparison).runs:
       found.setdefault(run.folder.resolve(), (prefix + run.label, run))
   return list(found.values())
 

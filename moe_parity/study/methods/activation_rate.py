@@ -9,7 +9,7 @@ Derived from the templates `config.arms.dense` and `config.arms.moe`, in stages:
 3. the best MoE arm and dense with other learning rates and batches (`study.learning_rates`,
    `study.batches`), in equal number: is the answer one of tuning?
 
-Parts beside the main one: `fixed_data`, the same rates at the dense arm's tokens (the paper's
+Comparisons beside the main one: `fixed_data`, the same rates at the dense arm's tokens (the paper's
 Tables 9 and 11), and one for each further N of `study.sizes`, at the same tokens a parameter.
 """
 
@@ -25,13 +25,13 @@ from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import Plan
 from moe_parity.planning.budget import CONTROL_SHAPE
 from moe_parity.planning.plan import make_plan
-from moe_parity.study.parts import Part, Results, template, with_arms
+from moe_parity.study.comparisons import Comparison, Results, template, with_arms
 
 FIXED_DATA = "fixed_data"
 
 
 def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
-  """The config of each part as far as results allow.
+  """The config of each comparison as far as results allow.
 
   Raises:
     UserError: the config lacks what a sweep needs.
@@ -47,29 +47,29 @@ def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
       f"study.seeds={config.study.seeds} and more_seeds={config.study.more_seeds} must be there"
       " and differ; for example (0,) and (1, 2)"
     )
-  parts = {"": _swept(config, results, "")}
+  comparisons = {"": _swept(config, results, "")}
   first = make_plan(with_arms(config, sweep_arms(config)))
   if config.study.fixed_data:
-    parts[FIXED_DATA] = _fixed_data(config, first)
+    comparisons[FIXED_DATA] = _fixed_data(config, first)
   for num_params in config.study.sizes:
     name = f"n_{num_params}"
-    parts[name] = _swept(_resized(config, first, int(num_params)), results, name)
-  return parts
+    comparisons[name] = _swept(_resized(config, first, int(num_params)), results, name)
+  return comparisons
 
 
-def pending_notes(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
+def pending_notes(config: ConfigDict, comparisons: Sequence[Comparison]) -> list[str]:
   """What later stages will add, in words, for a queue that is printed before they are known."""
   notes = []
   study = config.study
-  swept = [part for part in parts if part.name != FIXED_DATA]
+  swept = [comparison for comparison in comparisons if comparison.name != FIXED_DATA]
   if study.more_seeds:
-    waiting = sum(not _replicated(part.plan, study.more_seeds) for part in swept)
+    waiting = sum(not _replicated(comparison.plan, study.more_seeds) for comparison in swept)
     if waiting:
       runs = 3 * len(study.more_seeds) * waiting
       notes.append(f"then {runs} runs more: {len(study.more_seeds)} seeds of the best activation"
                    " rate and its two neighbors")  # fmt: skip
   tried = len(study.learning_rates) + len(study.batches)
-  if tried and not any(arm.role == "check" for arm in parts[0].plan.arms):
+  if tried and not any(arm.role == "check" for arm in comparisons[0].plan.arms):
     notes.append(
       f"then {2 * tried} runs more: learning rates and batches of the best MoE and dense"
     )
@@ -129,15 +129,15 @@ def _made(make, fields: dict, **changes) -> ConfigDict:
   return make(**fields)
 
 
-def _swept(config: ConfigDict, results: Results, part: str) -> ConfigDict:
-  """Stages 1 to 3 of one part; the checks belong to the main part only."""
+def _swept(config: ConfigDict, results: Results, comparison: str) -> ConfigDict:
+  """Stages 1 to 3 of one comparison; the checks belong to the main comparison only."""
   rates = config.study.activation_rates
-  values = [_mean(results, name_of(rate), config.study.seeds, part) for rate in rates]
-  replicated = _replicated_rates(config, results, part, values)
+  values = [_mean(results, name_of(rate), config.study.seeds, comparison) for rate in rates]
+  replicated = _replicated_rates(config, results, comparison, values)
   arms = sweep_arms(config, replicated)
-  if not part and None not in values:
+  if not comparison and None not in values:
     seeds = tuple(config.study.seeds) + (tuple(config.study.more_seeds) if replicated else ())
-    final = {rate: _mean(results, name_of(rate), seeds, part) for rate in replicated or rates}
+    final = {rate: _mean(results, name_of(rate), seeds, comparison) for rate in replicated or rates}
     if None not in final.values():
       best = min(final, key=final.__getitem__)
       arms |= controls(config, name_of(best), seeds)
@@ -146,7 +146,7 @@ def _swept(config: ConfigDict, results: Results, part: str) -> ConfigDict:
 
 
 def _replicated_rates(
-  config: ConfigDict, results: Results, part: str, values: Sequence[float | None]
+  config: ConfigDict, results: Results, comparison: str, values: Sequence[float | None]
 ) -> list[float]:
   """The rates that get more seeds by what is known: always the best so far and its neighbors.
 
@@ -161,15 +161,15 @@ def _replicated_rates(
       break
     found = wanted
     values = [
-      _mean(results, name_of(rate), seeds, part) if i in found else values[i]
+      _mean(results, name_of(rate), seeds, comparison) if i in found else values[i]
       for i, rate in enumerate(study.activation_rates)
     ]
   return [study.activation_rates[i] for i in sorted(found)]
 
 
-def _mean(results: Results, name: str, seeds: Sequence[int], part: str) -> float | None:
+def _mean(results: Results, name: str, seeds: Sequence[int], comparison: str) -> float | None:
   """Mean BPC over seeds, None until all of them are known."""
-  values = [results.bpc(name, seed, part) for seed in seeds]
+  values = [results.bpc(name, seed, comparison) for seed in seeds]
   return None if None in values else sum(values) / len(values)
 
 
@@ -222,13 +222,15 @@ def _fixed_data(config: ConfigDict, first: Plan) -> ConfigDict:
 
 
 def _resized(config: ConfigDict, first: Plan, num_params: int) -> ConfigDict:
-  """The config at another N: same tokens a parameter, same shape ratios as the main part's arms.
+  """The config at another N: tokens a parameter and shape ratios of the main comparison's arms.
 
   Raises:
-    UserError: N is that of the main part.
+    UserError: N is that of the main comparison.
   """
   if num_params == config.budget.num_params:
-    raise UserError(f"study.sizes names N={num_params:,}, which the main part has; leave it out")
+    raise UserError(
+      f"study.sizes names N={num_params:,}, which the main comparison has; leave it out"
+    )
   scale = num_params / config.budget.num_params
   shapes = {arm.kind: arm.architecture for arm in first.arms}
   arms = {}

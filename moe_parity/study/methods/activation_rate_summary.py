@@ -1,9 +1,9 @@
-"""What a sweep over activation rates shows: activation_rate.json from the parts of a study.
+"""What a sweep over activation rates shows: activation_rate.json from the comparisons of a study.
 
-Each part gets its optimum, the region where MoE beats each dense line (from `analysis`), and two
-checks against the paper: M grows linearly with r_a (Fig. 2), and loss falls as a power of r_a, a
-straight line in logarithms, while tokens are held fixed (Fig. 3). Between parts of different N it
-compares the optima; between the checks and their arms, learning rates and batches.
+Each comparison gets its optimum, the region where MoE beats each dense line (from `analysis`), and
+two checks against the paper: M grows linearly with r_a (Fig. 2), and loss falls as a power of r_a,
+a straight line in logarithms, while tokens are held fixed (Fig. 3). Between comparisons of
+different N it compares the optima; between the checks and their arms, learning rates and batches.
 """
 
 import math
@@ -17,21 +17,21 @@ from moe_parity.study import reading
 from moe_parity.study.analysis import compare, rate_curve, uncertainty
 from moe_parity.study.analysis.arms import average
 from moe_parity.study.analysis.statistics import scores_of
-from moe_parity.study.parts import Part, Results
+from moe_parity.study.comparisons import Comparison, Results
 
 LEVEL = uncertainty.LEVEL
 
 
 def summarize(
-  config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
+  config: ConfigDict, folder: pathlib.Path, comparisons: Sequence[Comparison], results: Results
 ) -> dict:
   """Everything that activation_rate.json holds; the same folder gives the same numbers."""
   sweeps, curves = [], {}
-  for part in parts:
-    report, fitted = compare.analyze_with_curve(folder / part.folder)
-    sweeps.append(_sweep(part, report))
-    if part.plan.budget["shared"] == "compute":
-      curves[part.plan.budget["num_params"]] = (report, fitted)
+  for comparison in comparisons:
+    report, fitted = compare.analyze_with_curve(folder / comparison.folder)
+    sweeps.append(_sweep(comparison, report))
+    if comparison.plan.budget["shared"] == "compute":
+      curves[comparison.plan.budget["num_params"]] = (report, fitted)
   main = compare.analyze(folder)
   tuning = _tuning(reading.read_study(folder), main)
   value = {
@@ -42,16 +42,16 @@ def summarize(
     "transfer": _transfer(curves),
     "tuning": tuning,
     "noise": main["noise"],
-    "num_runs": _num_runs(parts),
-    "stages": _stages(parts[0], sweeps[0]["not_done"]),
+    "num_runs": _num_runs(comparisons),
+    "stages": _stages(comparisons[0], sweeps[0]["not_done"]),
   }
   return value | {"sentences": _sentences(value)}
 
 
-def _sweep(part: Part, report: dict) -> dict:
-  budget = part.plan.budget
+def _sweep(comparison: Comparison, report: dict) -> dict:
+  budget = comparison.plan.budget
   held = budget["shared"]
-  plans = {arm.name: arm for arm in part.plan.arms}
+  plans = {arm.name: arm for arm in comparison.plan.arms}
   arms = []
   for group in report["groups"]:
     arm = plans[group["name"]]
@@ -69,7 +69,7 @@ def _sweep(part: Part, report: dict) -> dict:
   moe = [arm for arm in arms if arm["kind"] == "moe" and arm["role"] == "arm"]
   fitted = report["curve"]
   return {
-    "part": part.name,
+    "part": comparison.name,
     "held": held,
     "num_params": budget["num_params"],
     "train_flops": float(budget["train_flops"]) if held == "compute" else None,
@@ -79,7 +79,7 @@ def _sweep(part: Part, report: dict) -> dict:
     "optimum": fitted["minimum"] if fitted else None,
     "below": fitted["below"] if fitted else [],
     "log_log": _log_log(moe),
-    "flops_linear": _flops_linear(part),
+    "flops_linear": _flops_linear(comparison),
     "not_done": sorted({f"{r['name']} (seed {r['seed']})" for r in report["not_done"]}),
   }
 
@@ -114,9 +114,9 @@ def _log_log(moe: list[dict]) -> dict | None:
   return {"y": "loss", "num_arms": len(known), "monotone": monotone} | fitted
 
 
-def _flops_linear(part: Part) -> dict | None:
+def _flops_linear(comparison: Comparison) -> dict | None:
   """M against r_a over the planned MoE arms: linear where depth and width are the same."""
-  arms = {a.name: a for a in part.plan.arms if a.kind == "moe" and a.role == "arm"}
+  arms = {a.name: a for a in comparison.plan.arms if a.kind == "moe" and a.role == "arm"}
   if len(arms) < 3:
     return None
   rate = np.array([arm.activation_rate for arm in arms.values()])
@@ -245,18 +245,22 @@ def _tuned_arm(name: str, runs: list[reading.Run], base: reading.Run | None) -> 
   }
 
 
-def _num_runs(parts: Sequence[Part]) -> dict[str, int]:
-  runs = {run: arm.kind for part in parts for arm, run in zip(part.plan.arms, part.runs)}  # noqa: B905
+def _num_runs(comparisons: Sequence[Comparison]) -> dict[str, int]:
+  runs = {
+    run: arm.kind
+    for comparison in comparisons
+    for arm, run in zip(comparison.plan.arms, comparison.runs, strict=True)
+  }
   return {kind: sum(k == kind for k in runs.values()) for kind in ("moe", "dense")}
 
 
-def _stages(part: Part, not_done: list[str]) -> list[dict]:
+def _stages(comparison: Comparison, not_done: list[str]) -> list[dict]:
   """What each stage trained, by what its arms are for."""
   first = {}
-  for arm in part.plan.arms:
+  for arm in comparison.plan.arms:
     first.setdefault(arm.name, arm.seed)
   stages = {"sweep": [], "seeds": [], "checks": []}
-  for arm in part.plan.arms:
+  for arm in comparison.plan.arms:
     more = arm.kind == "moe" and arm.seed != first[arm.name]
     stage = "checks" if arm.role == "check" else "seeds" if more else "sweep"
     stages[stage].append(f"{arm.name} (seed {arm.seed})")

@@ -29,8 +29,8 @@ from moe_parity.errors import UserError
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.plan import make_plan
+from moe_parity.study.comparisons import Comparison, Results, identity, template, with_arms
 from moe_parity.study.methods.selection import Selection, select
-from moe_parity.study.parts import Part, Results, identity, template, with_arms
 
 SIDES = {
   "moe": ("layout", "gates", "granularity", "shape"),
@@ -64,7 +64,7 @@ class Stage:
 
 
 def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
-  """One part: the arms of every stage that is known by now.
+  """One comparison: the arms of every stage that is known by now.
 
   Raises:
     UserError: the config lacks what a search needs, or arms would differ in unique data.
@@ -122,7 +122,7 @@ def with_text(config: ConfigDict) -> ConfigDict:
   return with_arms(config, dict(config.arms), unique_tokens=min(fewest))
 
 
-def pending_notes(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
+def pending_notes(config: ConfigDict, comparisons: Sequence[Comparison]) -> list[str]:
   """What later stages may add, in words."""
   study = config.study
   most = {
@@ -134,7 +134,7 @@ def pending_notes(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
           for kind, names in SIDES.items()}  # fmt: skip
   return [
     f"stages follow each other: at most {runs['moe']} MoE and {runs['dense']} dense runs in all,"
-    f" each of {parts[0].plan.budget['train_flops']:.4g} FLOPs"
+    f" each of {comparisons[0].plan.budget['train_flops']:.4g} FLOPs"
   ]
 
 

@@ -13,9 +13,9 @@ from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.study import reading
 from moe_parity.study.analysis.arms import differences
 from moe_parity.study.analysis.statistics import Table, tabulate
+from moe_parity.study.comparisons import Comparison, Results
 from moe_parity.study.methods import selection
 from moe_parity.study.methods.architecture import SIDES, Stage, stages
-from moe_parity.study.parts import Part, Results
 
 QUESTIONS = {
   "layout": "Which layers are MoE, and is there a shared expert?",
@@ -35,13 +35,13 @@ _SHAPE = (
 
 
 def summarize(
-  config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
+  config: ConfigDict, folder: pathlib.Path, comparisons: Sequence[Comparison], results: Results
 ) -> dict:
   """Everything that architecture.json holds; the same folder gives the same numbers."""
-  part = parts[0]
+  comparison = comparisons[0]
   study = reading.read_study(folder)
   found = stages(config, results)
-  plans = {arm.name: arm for arm in part.plan.arms}
+  plans = {arm.name: arm for arm in comparison.plan.arms}
   runs = {name: [run for run in study.runs if run.name == name] for name in plans}
   rows = [_stage(stage, plans, runs) for stage in found]
   arms = {kind: [] for kind in SIDES}

@@ -7,8 +7,8 @@ From the templates `config.arms.dense` and `config.arms.moe`, at each of `study.
     parts/loose        every MoE arm reads its text twice (the paper's Tables 14 and 17)
     parts/epochs_<e>   every MoE arm reads its text e times, for each of `study.epochs`
 
-N and C are those of the budget in every part. Dense reads its text once everywhere and is trained
-once; so is an MoE arm that two schemes give the same text (loose and two epochs).
+N and C are those of the budget in every comparison. Dense reads its text once everywhere and is
+trained once; so is an MoE arm that two schemes give the same text (loose and two epochs).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ml_collections import ConfigDict
 
 from moe_parity.errors import UserError
 from moe_parity.planning.plan import make_plan
+from moe_parity.study.comparisons import Comparison, Results, with_arms
 from moe_parity.study.methods.activation_rate import sweep_arms
-from moe_parity.study.parts import Part, Results, with_arms
 
 SCHEMES = ("unique", "loose")
 
 
 def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
-  """All parts; they depend on no result.
+  """All comparisons; they depend on no result.
 
   Raises:
     UserError: another scheme than strict in the config, or epochs that cannot be.
@@ -35,7 +35,7 @@ def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
   if budget.reuse != "strict" or budget.unique_tokens:
     raise UserError(
       f"budget.reuse={budget.reuse!r} with unique_tokens={budget.unique_tokens}: data_reuse sets"
-      " the scheme of each part itself; use reuse='strict' and unique_tokens=0"
+      " the scheme of each comparison itself; use reuse='strict' and unique_tokens=0"
     )
   epochs = list(study.epochs)
   if any(e < 1 for e in epochs) or epochs != sorted(set(epochs)):
@@ -43,23 +43,23 @@ def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
   arms = sweep_arms(config)
   for arm in arms.values():
     arm.seeds = tuple(study.seeds)
-  parts = {"": with_arms(config, arms)}
+  comparisons = {"": with_arms(config, arms)}
   at_parity = {name: arm for name, arm in arms.items() if arm.compute_multiple == 1}
   for scheme in SCHEMES:
-    parts[scheme] = with_arms(config, at_parity, reuse=scheme)
+    comparisons[scheme] = with_arms(config, at_parity, reuse=scheme)
   moe = {name: arm for name, arm in arms.items() if arm.kind == "moe"}
-  flops = float(make_plan(parts[""]).budget["train_flops"])
+  flops = float(make_plan(comparisons[""]).budget["train_flops"])
   for e in epochs:
     spent = {"train_flops": flops, "dense_tokens": 0}
-    parts[part_name(e)] = with_arms(config, moe, reuse="epochs", epochs=float(e), **spent)
-  return parts
+    comparisons[epochs_name(e)] = with_arms(config, moe, reuse="epochs", epochs=float(e), **spent)
+  return comparisons
 
 
-def part_name(epochs: int | float) -> str:
+def epochs_name(epochs: int | float) -> str:
   """epochs_4 for 4, epochs_2p5 for 2.5."""
   return f"epochs_{epochs:g}".replace(".", "p")
 
 
-def pending_notes(config: ConfigDict, parts: Sequence[Part]) -> list[str]:
+def pending_notes(config: ConfigDict, comparisons: Sequence[Comparison]) -> list[str]:
   """Nothing: all arms are known from the start."""
   return []

@@ -11,23 +11,27 @@ from moe_parity.study import reading
 from moe_parity.study.analysis.arms import ONE_SEED, Arms, average, differences
 from moe_parity.study.analysis.statistics import scores_of
 from moe_parity.study.analysis.uncertainty import LEVEL
+from moe_parity.study.comparisons import Comparison, Results
 from moe_parity.study.methods.reuse_law import Noise, Point, fit
-from moe_parity.study.parts import Part, Results
 
-UNIQUE = "unique"  # the part in which nothing is read twice
+UNIQUE = "unique"  # the comparison in which nothing is read twice
 
 
 def summarize(
-  config: ConfigDict, folder: pathlib.Path, parts: Sequence[Part], results: Results
+  config: ConfigDict, folder: pathlib.Path, comparisons: Sequence[Comparison], results: Results
 ) -> dict:
   """Everything that data_reuse.json holds; the same folder gives the same numbers."""
-  studies = {part.name: reading.read_study(folder / part.folder) for part in parts}
+  studies = {
+    comparison.name: reading.read_study(folder / comparison.folder) for comparison in comparisons
+  }
   runs = {name: _by_arm(study) for name, study in studies.items()}
   everything = {id_: r for study in studies.values() for r in study.runs if r.done
                 for id_ in [r.folder.resolve()]}  # fmt: skip
-  schemes = [_scheme(part, runs[part.name], runs[""].get("dense")) for part in parts]
-  points, arms = _points(parts, runs), _repeated(parts, runs)
-  noise = _noise(parts, runs)
+  schemes = [
+    _scheme(comparison, runs[comparison.name], runs[""].get("dense")) for comparison in comparisons
+  ]
+  points, arms = _points(comparisons, runs), _repeated(comparisons, runs)
+  noise = _noise(comparisons, runs)
   value = {
     "method": "data_reuse",
     "level": LEVEL,
@@ -54,9 +58,9 @@ def _by_arm(study: reading.Study) -> dict[str, list[reading.Run]]:
   return arms
 
 
-def _scheme(part: Part, arms: dict[str, list[reading.Run]], dense: list | None) -> dict:
-  budget = part.plan.budget
-  planned = {arm.name: arm for arm in part.plan.arms}
+def _scheme(comparison: Comparison, arms: dict[str, list[reading.Run]], dense: list | None) -> dict:
+  budget = comparison.plan.budget
+  planned = {arm.name: arm for arm in comparison.plan.arms}
   rows = []
   for name, runs in arms.items():
     arm = planned[name]
@@ -79,7 +83,7 @@ def _scheme(part: Part, arms: dict[str, list[reading.Run]], dense: list | None) 
         "simultaneous": row.simultaneous, "verdict": row.verdict,
       })  # fmt: skip
   return {
-    "part": part.name,
+    "part": comparison.name,
     "reuse": budget["reuse"],
     "epochs": budget["epochs"],
     "equal_data": budget["equal_data"],
@@ -89,24 +93,26 @@ def _scheme(part: Part, arms: dict[str, list[reading.Run]], dense: list | None) 
   }
 
 
-def _repeated(parts: Sequence[Part], runs: dict[str, dict]) -> dict[str, dict[str, list]]:
-  """The runs of every MoE arm by part, unique first and then by epochs, of the seeds that all of
+def _repeated(
+  comparisons: Sequence[Comparison], runs: dict[str, dict]
+) -> dict[str, dict[str, list]]:
+  """The runs of every MoE arm by scheme, unique first and then by epochs, of the seeds that all of
   them have, in one order. Loose and two epochs may be one run; it is listed once."""
   arms = {}
   for name, unique in runs.get(UNIQUE, {}).items():
     if unique[0].plan["kind"] != "moe":
       continue
     found = {unique[0].folder.resolve(): (UNIQUE, unique)}
-    for part in parts:
-      if of := runs[part.name].get(name):
-        found.setdefault(of[0].folder.resolve(), (part.name, of))
+    for comparison in comparisons:
+      if of := runs[comparison.name].get(name):
+        found.setdefault(of[0].folder.resolve(), (comparison.name, of))
     shared = set.intersection(*({run.seed for run in of} for _, of in found.values()))
     first, *others = found.values()
     others.sort(key=lambda pair: pair[1][0].plan["epochs"])
     if shared and others:
       arms[name] = {
-        part: sorted((r for r in of if r.seed in shared), key=lambda r: r.seed)
-        for part, of in (first, *others)
+        scheme: sorted((r for r in of if r.seed in shared), key=lambda r: r.seed)
+        for scheme, of in (first, *others)
       }
   return arms
 
@@ -119,10 +125,14 @@ def _average(arms: Sequence[list[reading.Run]]) -> Arms:
   return average(scores_of([run.result for _, run in runs], arm_R, seed_R))
 
 
-def _noise(parts: Sequence[Part], runs: dict[str, dict]) -> Noise:
+def _noise(comparisons: Sequence[Comparison], runs: dict[str, dict]) -> Noise:
   """Between seeds of one arm under one scheme: squares are averaged over schemes, and degrees of
   freedom are those of one scheme, for all schemes share their seeds."""
-  found = [_average(list(runs[part.name].values())).noise for part in parts if runs[part.name]]
+  found = [
+    _average(list(runs[comparison.name].values())).noise
+    for comparison in comparisons
+    if runs[comparison.name]
+  ]
   known = [noise for noise in found if noise.df]
   if not known:
     return Noise(math.nan, 0)
@@ -135,9 +145,9 @@ def _noise_of_points(arms: dict[str, dict[str, list]]) -> Noise:
   when each seed's own level is taken out. A seed counts once an arm, however many schemes it ran
   under."""
   squares, counts, df, num_seeds = 0.0, 0, 0, 1
-  for by_part in arms.values():
+  for by_scheme in arms.values():
     table = np.array(
-      [[run.result["validation"]["cross_entropy"] for run in of] for of in by_part.values()]
+      [[run.result["validation"]["cross_entropy"] for run in of] for of in by_scheme.values()]
     )
     left = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
     squares += float((left**2).sum())
@@ -155,14 +165,14 @@ def _costs(arms: dict[str, dict[str, list]]) -> list[dict]:
   holds by itself.
   """
   rows = []
-  parts = dict.fromkeys(part for by_part in arms.values() for part in list(by_part)[1:])
-  for part in parts:
-    names = [name for name, by_part in arms.items() if part in by_part]
+  schemes = dict.fromkeys(scheme for by_scheme in arms.values() for scheme in list(by_scheme)[1:])
+  for scheme in schemes:
+    names = [name for name, by_scheme in arms.items() if scheme in by_scheme]
     pairs = [
       pair for name in names
-      for pair in zip(arms[name][part], next(iter(arms[name].values())), strict=True)
+      for pair in zip(arms[name][scheme], next(iter(arms[name].values())), strict=True)
     ]  # fmt: skip
-    arm_R = np.concatenate([np.full(len(arms[name][part]), a) for a, name in enumerate(names)])
+    arm_R = np.concatenate([np.full(len(arms[name][scheme]), a) for a, name in enumerate(names)])
     seed_R = np.array([run.seed for run, _ in pairs])
     repeated, unique = (scores_of([run.result for run in side], arm_R, seed_R)
                         for side in zip(*pairs, strict=True))  # fmt: skip
@@ -170,8 +180,8 @@ def _costs(arms: dict[str, dict[str, list]]) -> list[dict]:
     intervals = found.own_intervals() if found.sources else None
     for a, name in enumerate(names):
       rows.append({
-        "name": name, "part": part,
-        **{field: arms[name][part][0].plan[field] for field in ("activation_rate", "epochs")},
+        "name": name, "part": scheme,
+        **{field: arms[name][scheme][0].plan[field] for field in ("activation_rate", "epochs")},
         "difference": float(found.value_A[a]),
         "interval": None if intervals is None else intervals[:, a].tolist(),
       })  # fmt: skip
@@ -183,12 +193,12 @@ def _mean(runs: list[reading.Run], name: str) -> float:
   return float(np.mean([run.result["validation"][name] for run in runs]))
 
 
-def _points(parts: Sequence[Part], runs: dict[str, dict]) -> list[Point]:
+def _points(comparisons: Sequence[Comparison], runs: dict[str, dict]) -> list[Point]:
   """Every MoE arm under every scheme, once."""
   found = {}
-  for part in parts:
-    for arm, run in zip(part.plan.arms, part.runs, strict=True):
-      done = runs[part.name].get(arm.name)
+  for comparison in comparisons:
+    for arm, run in zip(comparison.plan.arms, comparison.runs, strict=True):
+      done = runs[comparison.name].get(arm.name)
       if arm.kind == "moe" and arm.role == "arm" and done:
         key = run.rsplit("-s", 1)[0]
         loss = _mean(done, "cross_entropy")

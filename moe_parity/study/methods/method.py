@@ -19,10 +19,10 @@ METHODS = ("arms", "activation_rate", "architecture", "data_reuse")
 
 @runtime_checkable
 class Method(Protocol):
-  """The interface of a study method; `Part` and `Results` are those of `study/parts.py`."""
+  """The interface of a study method; `study/comparisons.py` has `Comparison` and `Results`."""
 
   def derive(self, config: ConfigDict, results: Any) -> dict[str, ConfigDict]:
-    """The config of each part with all arms that the results so far allow; "" is the study itself.
+    """The config of each comparison with all arms that the results so far allow; "" comes first.
 
     Depends on nothing else, so that deriving again, after a kill or by another worker, gives the
     same arms.
@@ -31,11 +31,11 @@ class Method(Protocol):
       UserError: the config lacks what the method needs.
     """
 
-  def pending_notes(self, config: ConfigDict, parts: Sequence[Any]) -> list[str]:
+  def pending_notes(self, config: ConfigDict, comparisons: Sequence[Any]) -> list[str]:
     """What later stages will add, in words, for a list that is printed before they are known."""
 
   def summarize(
-    self, config: ConfigDict, folder: pathlib.Path, parts: Sequence[Any], results: Any
+    self, config: ConfigDict, folder: pathlib.Path, comparisons: Sequence[Any], results: Any
   ) -> dict:
     """What <name>.json holds: plain values, the same for the same folder."""
 

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from moe_parity import files
 from moe_parity.data import checked_json, storage
 from moe_parity.errors import UserError
+from moe_parity.study.reading import COMPARISONS_FOLDER
 from moe_parity.training import run_folder
 
 LATEST, SNAPSHOTS, CHECKPOINTS = "latest.json", "snapshots", "checkpoints"
@@ -58,7 +59,9 @@ class BucketMirror:
     there = storage.names(self.url)
     for name in there:
       path = pathlib.PurePosixPath(name)
-      at_root = len(path.parts) == 1 or (path.parts[0] == "parts" and len(path.parts) == 3)
+      at_root = len(path.parts) == 1 or (
+        path.parts[0] == COMPARISONS_FOLDER and len(path.parts) == 3
+      )
       if at_root and (
         path.name == "plan.json" or (path.name == "study.json" and not self._has(name))
       ):

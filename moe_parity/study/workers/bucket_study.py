@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 from moe_parity.data import storage
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
+from moe_parity.study.comparisons import Comparison
 from moe_parity.study.folder import LEASES, OLD_LEASES, PLAN, STUDY, Arm, Study
-from moe_parity.study.parts import Part
+from moe_parity.study.reading import COMPARISONS_FOLDER
 from moe_parity.study.workers.bucket_mirror import BucketMirror
 from moe_parity.study.workers.runner import TRACE
 
@@ -53,14 +54,14 @@ class BucketStudy(Study):
     leases = leases or f"{self.url}/{OLD_LEASES if is_old else LEASES}"
     super().__init__(config, store, self.mirror.local, leases=leases, **kwargs)
 
-  def derive(self, write: bool = True) -> list[Part]:
+  def derive(self, write: bool = True) -> list[Comparison]:
     self.mirror.pull()
     before = self._plans()
-    parts = super().derive(write)
+    comparisons = super().derive(write)
     for name, content in self._plans().items():
       if before.get(name) != content:
         self.mirror.put(name)
-    return parts
+    return comparisons
 
   def finished(self, run: str) -> bool:
     return run in self.mirror.pull()
@@ -81,27 +82,27 @@ class BucketStudy(Study):
 
   def write(self) -> list[Arm]:
     arms = super().write()
-    for part in self.parts:
-      self.mirror.put(_named(part, STUDY))
+    for comparison in self.comparisons:
+      self.mirror.put(_named(comparison, STUDY))
     return arms
 
   def publish(self) -> str:
     names = (f"{self.config.study.method}.json", "certificate.json", "analysis.json", "report")
-    for part in self.parts:
-      for name in (_named(part, name) for name in names):
+    for comparison in self.comparisons:
+      for name in (_named(comparison, name) for name in names):
         if (self.folder / name).exists():
           self.mirror.put(name)
     return f"{self.url}/report/index.html"
 
   def _plans(self) -> dict[str, bytes]:
-    paths = [self.folder / PLAN, *self.folder.glob(f"parts/*/{PLAN}")]
+    paths = [self.folder / PLAN, *self.folder.glob(f"{COMPARISONS_FOLDER}/*/{PLAN}")]
     return {
       path.relative_to(self.folder).as_posix(): path.read_bytes() for path in paths if path.exists()
     }
 
 
-def _named(part: Part, name: str) -> str:
-  return f"{part.folder}/{name}" if part.name else name
+def _named(comparison: Comparison, name: str) -> str:
+  return f"{comparison.folder}/{name}" if comparison.name else name
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory:

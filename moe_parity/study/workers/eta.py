@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from moe_parity.console import duration
 from moe_parity.planning.arm_costs import executed_flops
 from moe_parity.planning.arm_plan import ArmPlan
+from moe_parity.study.comparisons import Results
 from moe_parity.study.folder import Study, Task
-from moe_parity.study.parts import Results
 
 HOUR = 3600.0
 
@@ -20,7 +20,7 @@ def speeds(study: Study, tasks: Sequence[Task]) -> dict[str, float]:
   """FLOP/s by kind of arm, over compiling and training, from the study's finished runs."""
   spent: dict[str, list[float]] = {}
   for task in tasks:
-    result = Results(study.folder).get(task.arm.name, task.arm.seed, task.part.name)
+    result = Results(study.folder).get(task.arm.name, task.arm.seed, task.comparison.name)
     if result is not None:
       total = spent.setdefault(task.arm.kind, [0.0, 0.0])
       total[0] += device_flops(task.arm)
@@ -49,7 +49,7 @@ def remaining_runs(
     arm, status = task.arm, study.status(task.run)[0]
     rate = measured.get(arm.kind) or min(measured.values())
     rows.append({
-      "part": task.part.name,
+      "comparison": task.comparison.name,
       "arm": arm.name,
       "seed": arm.seed,
       "status": "to do" if status == "pending" else status,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from moe_parity.errors import UserError
 from moe_parity.study.folder import PLAN, leases_folder
+from moe_parity.study.reading import COMPARISONS_FOLDER
 from moe_parity.study.workers.identity import Process
 from moe_parity.study.workers.leases import (
   DONE,
@@ -27,7 +28,7 @@ def lease_place(folder: pathlib.Path) -> tuple[pathlib.Path, str]:
   folder = folder.resolve()
   for study in folder.parents:
     if folder.parent.name == "runs" and (study / PLAN).exists() and (study / "study.json").exists():
-      if study.parent.name != "parts":
+      if study.parent.name != COMPARISONS_FOLDER:
         return leases_folder(study), folder.relative_to(study).as_posix()
   return folder / "lease", "run"
 

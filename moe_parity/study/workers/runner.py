@@ -102,7 +102,7 @@ class _Worker:
 
     self.study.fetch(task.run)
     control = RunControl(lease.check, self.stop)
-    run = task.part.config, task.arm, self.study.store, folder
+    run = task.comparison.config, task.arm, self.study.store, folder
     self.actions.train(*run, on_log, self.log, control)
     lease.check()
     certify_or_recheck(folder, self.actions)
@@ -150,7 +150,7 @@ def run_study(
   actions: RunActions = RunActions(),  # noqa: B008 - frozen
   stop: StopRequests | None = None,
 ) -> list[Arm]:
-  """Trains what this worker can get of the study, then certifies each finished run and the parts.
+  """Trains the runs this worker can lease, then certifies each finished run and the comparisons.
 
   A staged study's worker waits for arms that others train, since they decide what comes next; a
   plain one's leaves when the rest is with workers that are alive.
@@ -170,7 +170,7 @@ def run_study(
   worker = _Worker(study, on_log, log, actions, stop or StopRequests())
   while True:
     study.derive()
-    tasks = [task for task in tasks_of(study.parts, only) if not runs or task.run in runs]
+    tasks = [task for task in tasks_of(study.comparisons, only) if not runs or task.run in runs]
     if worker.train_one(shard.order(tasks)):
       continue
     if not worker.must_wait(tasks):
@@ -180,8 +180,8 @@ def run_study(
     if study.status(task.run)[0] == "done":
       certify_or_recheck(study.folder / task.run, actions)
   arms = study.write()
-  for part in study.parts:
-    certificate.certify_study(study.folder / part.folder)
+  for comparison in study.comparisons:
+    certificate.certify_study(study.folder / comparison.folder)
   return arms
 
 

@@ -1,12 +1,12 @@
-"""What a study consists of: comparisons at one budget each, derived from the config and from what
-is already known.
+"""The comparisons a study consists of, at one budget each, derived from the config and from the
+results so far.
 
-Most studies are one part: the arms of the config, in the study folder itself. The paper's steps
-(`config.study.method`) derive their arms from two templates, `config.arms.dense` and
+Most studies are one comparison: the arms of the config, in the study folder itself. The paper's
+steps (`config.study.method`) derive their arms from two templates, `config.arms.dense` and
 `config.arms.moe`, in stages: what a stage trains depends on the results of the stages before it and
-on nothing else. So deriving again, after a kill or by another worker, gives the same arms.
-Further parts (another N, fixed data, another reuse scheme) have study folders of their own under
-`parts/`; a run that two parts share is trained once, in the folder of the first.
+on nothing else. So deriving again, after a kill or by another worker, gives the same arms. Further
+comparisons (another N, fixed data, another reuse scheme) have study folders of their own under
+`parts/`; a run that two comparisons share is trained once, in the folder of the first.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ArmPlan, Plan
 from moe_parity.planning.plan import make_plan
 from moe_parity.study.methods.method import method_of
+from moe_parity.study.reading import COMPARISONS_FOLDER
 from moe_parity.study.workers.leases import FAILED, Leases
 
 RESULT = "result.json"
@@ -34,7 +35,7 @@ _IDENTITY = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Comparison:
   """One comparison: a complete config, its plan, and where its runs are.
 
   Attributes:
@@ -50,7 +51,7 @@ class Part:
   @property
   def folder(self) -> str:
     """Relative to the study folder."""
-    return f"parts/{self.name}" if self.name else "."
+    return f"{COMPARISONS_FOLDER}/{self.name}" if self.name else "."
 
 
 class Results:
@@ -64,71 +65,72 @@ class Results:
   def __init__(self, folder: pathlib.Path | None, leases: Leases | None = None):
     self._folder, self._leases = folder, leases
 
-  def get(self, name: str, seed: int, part: str = "") -> dict | None:
-    """result.json of an arm that the part trained itself, None while it is not finished."""
+  def get(self, name: str, seed: int, comparison: str = "") -> dict | None:
+    """result.json of an arm that the comparison trained itself, None while it is not finished."""
     if self._folder is None:
       return None
-    path = self._folder / run_folder_of(name, seed, part) / RESULT
+    path = self._folder / run_folder_of(name, seed, comparison) / RESULT
     return json.loads(path.read_text()) if path.exists() else None
 
-  def bpc(self, name: str, seed: int, part: str = "") -> float | None:
+  def bpc(self, name: str, seed: int, comparison: str = "") -> float | None:
     """Validation bits per character, None while not finished, infinity where the run diverged."""
-    result = self.get(name, seed, part)
+    result = self.get(name, seed, comparison)
     if result is not None:
       value = result["validation"]["bpc"]
       return value if math.isfinite(value) else math.inf
     if self._leases is not None:
-      record = self._leases.get(run_folder_of(name, seed, part))
+      record = self._leases.get(run_folder_of(name, seed, comparison))
       if record.get("state") == FAILED and record.get("kind") == "NotFiniteError":
         return math.inf
     return None
 
 
-def run_folder_of(name: str, seed: int, part: str = "") -> str:
+def run_folder_of(name: str, seed: int, comparison: str = "") -> str:
   """Run folder of an arm, relative to the study folder."""
-  return f"{f'parts/{part}/' if part else ''}runs/{name}-s{seed}"
+  folder = f"{COMPARISONS_FOLDER}/{comparison}/" if comparison else ""
+  return f"{folder}runs/{name}-s{seed}"
 
 
 def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
-  """The config of each part, with all arms that can be known by now; "" comes first."""
+  """The config of each comparison, with all arms that can be known by now; "" comes first."""
   method = method_of(config)
   return {"": config} if method is None else method.derive(config, results)
 
 
-def plan_parts(
+def plan_comparisons(
   config: ConfigDict,
   results: Results,
   *,
   available_tokens: int | None = None,
   available_by_domain: Mapping[str, int] | None = None,
   vocab_size: int = 0,
-) -> list[Part]:
-  """Plans every part; what is known of the data is that of `make_plan`.
+) -> list[Comparison]:
+  """Plans every comparison; what is known of the data is that of `make_plan`.
 
   Raises:
-    UserError: as of `make_plan`, naming the part.
+    UserError: as of `make_plan`, naming the comparison.
   """
-  parts, taken = [], {}
-  for name, part_config in derive(config, results).items():
+  comparisons, taken = [], {}
+  for name, own_config in derive(config, results).items():
     try:
       plan = make_plan(
-        part_config,
+        own_config,
         available_tokens=available_tokens,
         available_by_domain=available_by_domain,
         vocab_size=vocab_size,
       )
     except UserError as error:
-      raise UserError(f"part {name!r}: {error}" if name else str(error)) from None
+      raise UserError(f"comparison {name!r}: {error}" if name else str(error)) from None
     runs = tuple(
       taken.setdefault(identity(arm), run_folder_of(arm.name, arm.seed, name)) for arm in plan.arms
     )
-    parts.append(Part(name, part_config, plan, runs))
-  return parts
+    comparisons.append(Comparison(name, own_config, plan, runs))
+  return comparisons
 
 
-def from_part(part: Part, run: str) -> str:
-  """The path of a run folder as the part's own study.json states it."""
-  return os.path.relpath(run, part.folder)
+def run_seen_from(comparison: Comparison, run: str) -> str:
+  """The path of a run folder as the comparison's own study.json states it."""
+  return os.path.relpath(run, comparison.folder)
 
 
 def template(config: ConfigDict, kind: str) -> dict[str, Any]:

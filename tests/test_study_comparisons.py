@@ -1,11 +1,11 @@
-"""Whatever budget is asked for: every part's arms are at parity, or the budget is refused."""
+"""Whatever budget is asked for: every comparison's arms are at parity, or the budget is refused."""
 
 import hypothesis
 import hypothesis.strategies as st
 
 from moe_parity.defaults import base, dense_arm, moe_arm
 from moe_parity.errors import UserError
-from moe_parity.study.parts import Results, from_part, plan_parts
+from moe_parity.study.comparisons import Results, plan_comparisons, run_seen_from
 
 
 @hypothesis.settings(max_examples=25, derandomize=True)
@@ -30,13 +30,13 @@ def test_arms_share_n_and_c_or_d_and_what_the_scheme_promises_or_are_refused(
   config.study.activation_rates = tuple(round(rate, 3) for rate in rates)
   config.study.sizes = (size * num_params,) if size else ()
   try:
-    parts = plan_parts(config.lock(), Results(None))
+    comparisons = plan_comparisons(config.lock(), Results(None))
   except UserError as error:
     assert "\n" not in str(error)
     return
-  assert len(parts) == 1 + fixed_data + bool(size)
-  for part in parts:
-    budget, at_parity = part.plan.budget, [a for a in part.plan.arms if a.role == "arm"]
+  assert len(comparisons) == 1 + fixed_data + bool(size)
+  for comparison in comparisons:
+    budget, at_parity = comparison.plan.budget, [a for a in comparison.plan.arms if a.role == "arm"]
     for arm in at_parity:
       assert abs(arm.num_params / budget["num_params"] - 1) <= 0.003
       assert arm.num_tokens == arm.num_steps * arm.batch_sequences * seq_len
@@ -60,9 +60,9 @@ def test_a_run_in_another_part_is_named_from_where_the_part_stands():
   config.arms.moe = moe_arm(num_layers=2, d_model=32, d_head=16, multiple_of=4)
   config.study.method, config.study.fixed_data = "activation_rate", True
   config.study.activation_rates = (0.2, 0.3, 0.4)
-  main, fixed = plan_parts(config.lock(), Results(None))
+  main, fixed = plan_comparisons(config.lock(), Results(None))
   assert (main.folder, fixed.folder) == (".", "parts/fixed_data")
   assert main.runs[0] == fixed.runs[0] == "runs/dense-s0"
-  assert from_part(main, main.runs[0]) == "runs/dense-s0"
-  assert from_part(fixed, fixed.runs[0]) == "../../runs/dense-s0"
-  assert from_part(fixed, fixed.runs[1]) == "runs/moe_20-s0"
+  assert run_seen_from(main, main.runs[0]) == "runs/dense-s0"
+  assert run_seen_from(fixed, fixed.runs[0]) == "../../runs/dense-s0"
+  assert run_seen_from(fixed, fixed.runs[1]) == "runs/moe_20-s0"
