@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from moe_parity.errors import Stopped, UserError, disk_is_full
 
 COMMANDS = (  # each a file of moe_parity/commands
-  *("plan", "account", "train", "study", "report", "evaluate", "generate", "export", "import"),
-  *("prepare", "data", "predict", "compile", "bench", "demo", "doctor", "test"),
+  *("plan", "account", "train", "study", "report", "evaluate", "generate", "sft", "export"),
+  *("import", "prepare", "data", "predict", "compile", "bench", "demo", "doctor", "test"),
 )
 
 ABOUT = """\

@@ -21,6 +21,7 @@ def base() -> ConfigDict:
   config.optimizer = _optimizer()
   config.train = _train()
   config.evaluation = _evaluation()
+  config.finetuning = _finetuning()
   return config
 
 
@@ -167,6 +168,23 @@ def _evaluation() -> ConfigDict:
   # How an MoE scores, untrained, with a part taken away: routed_removed | router_shuffled | top_1.
   evaluation.ablations = ("routed_removed", "router_shuffled", "top_1")
   return evaluation
+
+
+def _finetuning() -> ConfigDict:
+  """Supervised fine-tuning of every trained arm on the same chats, with a sweep of equal effort."""
+  finetuning = ConfigDict()
+  finetuning.data = ""  # files of chats, commas between | builtin; "" leaves fine-tuning out
+  finetuning.format = ""  # messages | sharegpt | alpaca; "" is what a file's first record shows
+  finetuning.ignored_keys = ()  # keys of a record that do not matter
+  finetuning.duplicates = "refuse"  # a chat that is there twice: refuse | leave-out (and count)
+  finetuning.too_long = "refuse"  # a chat longer than a row: refuse | leave-out (and count)
+  finetuning.held_out = 0.1  # share of the chats for validation, chosen by hash of their content
+  finetuning.template = ""  # JSON file that names special tokens; "": those of our vocabularies
+  finetuning.batch_sequences = 8  # packed rows a step, the same for every arm
+  # The candidates are all pairs of these; each arm keeps the one with the lowest validation loss.
+  finetuning.learning_rates = (0.1, 0.3)  # times the arm's own pretraining peak
+  finetuning.epochs = (2, 4)  # passes over the chats
+  return finetuning
 
 
 def dense_arm(**fields) -> ConfigDict:

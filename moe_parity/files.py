@@ -1,6 +1,9 @@
-"""Atomic writes: a reader, or a kill at any moment, sees the old file or the new one, whole."""
+"""Atomic writes: a reader, or a kill at any moment, sees the old file or the new one, whole.
+
+And hashes of what was written."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -50,3 +53,18 @@ def write_npz(path: str | os.PathLike, *, compressed: bool = True, **arrays) -> 
 
   with replacing(path) as temporary, open(temporary, "wb") as file:
     (np.savez_compressed if compressed else np.savez)(file, **arrays)
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+  """sha256 of a file's content, in hex."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_sha256(folder: pathlib.Path) -> str:
+  """sha256 over the names and contents of all files below a folder."""
+  digest = hashlib.sha256()
+  for path in sorted(folder.rglob("*")):
+    if path.is_file():
+      digest.update(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n".encode())
+  return digest.hexdigest()

@@ -2,7 +2,7 @@
 
 from moe_parity.defaults import base, dense_arm, moe_arm
 from moe_parity.planning.plan import make_plan
-from moe_parity.training import setup
+from moe_parity.training.stage import loader_of
 from tests.helpers import small_store
 
 
@@ -30,7 +30,7 @@ def test_a_study_may_fix_the_text_for_all_seeds():
 
 def windows(plan, seed, name, store):
   (arm,) = [arm for arm in plan.arms if (arm.name, arm.seed) == (name, seed)]
-  return setup._loader(arm, store).order.windows(0, 100)
+  return loader_of(arm, store.train).order.windows(0, 100)
 
 
 def test_training_reads_the_windows_of_its_data_seed(tmp_path):

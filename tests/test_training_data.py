@@ -17,7 +17,7 @@ from moe_parity.data.mixture import planner_inputs
 from moe_parity.data.prepare import prepare
 from moe_parity.errors import UserError
 from moe_parity.planning.plan import make_plan
-from moe_parity.training import loop, setup
+from moe_parity.training import loop, setup, stage
 from moe_parity.training.step import TrainState
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -57,7 +57,8 @@ def step(monkeypatch):
   zeros = {"w": jnp.zeros(2)}
   tiny = TrainState(jnp.zeros((), jnp.int32), zeros, zeros, zeros)
   monkeypatch.setattr(setup, "make_train_step", lambda *options: made)
-  for name in ("init_state", "abstract_state", "checkpoint_state"):
+  monkeypatch.setattr(stage, "init_state", lambda *options: tiny)
+  for name in ("abstract_state", "checkpoint_state"):
     monkeypatch.setattr(setup, name, lambda *options: tiny)
   monkeypatch.setattr(setup, "measure_peak_flops", lambda dtype: 1e12)
   score = lambda inputs, targets, mask: np.ones(inputs.shape)  # noqa: E731

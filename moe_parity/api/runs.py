@@ -149,6 +149,7 @@ class Run:
     seed: int = 0,
     step: int | None = None,
     dtype: str = "",
+    chat: bool = False,
   ) -> "Completion | list[Completion]":
     """Continues a text, or several at once. Loads JAX; the second call of a session is fast.
 
@@ -157,11 +158,20 @@ class Run:
       temperature: 0 takes the most likely token. top_k, top_p: draw from fewer tokens.
       stop: texts that end a completion.
       dtype: to compute in; "" as it was trained.
+      chat: prompts are what a user says to a fine-tuned run; it answers.
     Returns:
       a `Completion` (text, tokens, finish) for a prompt; a list of them for several.
     Raises:
-      UserError: no checkpoint, a prompt that is too long, a sampling that does not fit.
+      UserError: no checkpoint, a prompt that is too long, a sampling that does not fit, a chat with
+        a run that was never trained on chats.
     """
+    template = None
+    if chat:
+      from moe_parity.data.chat_template import read
+
+      template = read(self.folder)
+      if template is None:
+        raise UserError(f"chat=True: {self.name} was never trained on chats; leave it out")
     self._start()
     from moe_parity.inference.completion import complete
     from moe_parity.inference.sampling import Sampling
@@ -174,7 +184,7 @@ class Run:
     several = [prompts] if isinstance(prompts, str) else list(prompts)
     done = complete(
       generator, tokenizer, several, max_tokens=max_tokens, sampling=sampling, stop=list(stop),
-      seed=seed,
+      seed=seed, template=template,
     )  # fmt: skip
     return done[0] if isinstance(prompts, str) else done
 

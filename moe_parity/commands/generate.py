@@ -14,6 +14,7 @@ ABOUT = """\
 Continues a prompt with a trained run, from any of its checkpoints, greedy or sampled.
 
   moe-parity generate runs/mine/runs/moe_20-s0 --prompt "It was"
+  moe-parity generate runs/mine/runs/moe_20-s0/sft --chat --prompt "Who wrote Emma?"
 
 Prints the text as it is written (--json for machines); writes nothing.
 """
@@ -30,6 +31,10 @@ def arguments(parser) -> None:
     metavar="FILE",
     help="JSON lines: texts or {'prompt': text}",
   )
+  parser.add_argument(
+    "--chat", action="store_true",
+    help="a prompt is what a user says to a fine-tuned run; print its answer",
+  )  # fmt: skip
   parser.add_argument(
     "--max-tokens", type=int, default=0, metavar="N", help="0: to the model's last position"
   )
@@ -63,6 +68,7 @@ def run(args) -> int:
   sampling = Sampling(args.temperature, args.top_k, args.top_p)
   sizes, prompts = read_mesh(args), _prompts(args)
   on_disk(args.folder, "generate reads a run on this machine")
+  template = _template(args)
   from moe_parity.startup import start_jax
 
   start_jax()
@@ -77,7 +83,8 @@ def run(args) -> int:
     num_positions=args.context,
     tokenizer=args.tokenizer,
   )
-  printer = Printer(prompts, sys.stdout, quiet=args.json)
+  shown = [f"{prompt}\n" for prompt in prompts] if args.chat else prompts
+  printer = Printer(shown, sys.stdout, quiet=args.json)
   start = time.perf_counter()
   done = complete(
     generator,
@@ -88,6 +95,7 @@ def run(args) -> int:
     stop=args.stop,
     seed=args.seed,
     on_text=printer.add,
+    template=template,
   )
   seconds = time.perf_counter() - start
   if args.json:
@@ -100,6 +108,25 @@ def run(args) -> int:
     file=sys.stderr,
   )
   return 0
+
+
+def _template(args):
+  """The run's chat template; None without --chat.
+
+  Raises:
+    UserError: the run has none.
+  """
+  if not args.chat:
+    return None
+  from moe_parity.data.chat_template import read
+
+  template = read(args.folder)
+  if template is None:
+    raise UserError(
+      f"--chat: {args.folder} was never trained on chats; fine-tune it (moe-parity sft), or leave"
+      " --chat out"
+    )
+  return template
 
 
 def _prompts(args) -> list[str]:

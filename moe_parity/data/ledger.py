@@ -22,6 +22,7 @@ from moe_parity.data.checked_npz import read_arrays
 from moe_parity.errors import UserError
 
 _MODULUS = 1 << 256
+COLUMNS = ("num_examples", "num_scored_tokens")  # of windows of chats
 
 
 def order_digest(windows: np.ndarray, first_row: int = 0) -> int:
@@ -47,6 +48,8 @@ class Ledger:
     domain_ids: the group of each window, in a mixture; data["order"]["groups"] names them.
     unique_budget: windows of each group (of all, without a mixture) the run may see, or None.
     max_tokens: tokens the run may see; None is no bound.
+    columns: what each window holds besides tokens (examples, scored tokens), int [num_windows]
+      each; kept with the counts.
     host_index, num_hosts: which part of each global batch `update` is given.
   """
 
@@ -59,9 +62,11 @@ class Ledger:
     domain_ids: np.ndarray | None = None,
     unique_budget: Sequence[int] | None = None,
     max_tokens: int | None = None,
+    columns: dict[str, np.ndarray] | None = None,
     host_index: int = 0,
     num_hosts: int = 1,
   ):
+    self.columns = columns or {}
     self.counts = np.zeros(num_windows, np.uint32)
     self.seq_len, self.data, self.domain_ids = seq_len, dict(data or {}), domain_ids
     self.host_index, self.num_hosts = host_index, num_hosts
@@ -92,6 +97,7 @@ class Ledger:
       domain_ids=domain_ids,
       unique_budget=[order.num_unique] if domain_ids is None else order.unique_by_group,
       max_tokens=loader.num_tokens,
+      columns=getattr(loader.split, "columns", None),
       host_index=loader.host_index,
       num_hosts=loader.num_hosts,
     )
@@ -175,6 +181,10 @@ class Ledger:
       for i, name in enumerate(names)
     }
 
+  def by_column(self) -> dict[str, int]:
+    """What was seen of each of `columns`, repeats included; {} without any."""
+    return {name: int(np.dot(self.counts, column)) for name, column in self.columns.items()}
+
   def summary(self) -> dict:
     """Counts for people and for the certificate."""
     seen = self.counts[self.counts > 0]
@@ -188,6 +198,7 @@ class Ledger:
       "num_rows": self.row,
       "order_sha256": f"{self.digest:064x}",
       "by_domain": self.by_domain(),
+      **self.by_column(),
       **self.data,
     }
 
@@ -223,6 +234,7 @@ class Ledger:
     """Writes the ledger as .npz, replacing an older one atomically."""
     meta = {"seq_len": self.seq_len, "data": self.data}
     arrays = self.state() | ({} if self.domain_ids is None else {"domain_ids": self.domain_ids})
+    arrays |= self.columns
     text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     files.write_npz(path, meta=text, **arrays)
 
@@ -236,14 +248,18 @@ class Ledger:
     again = "run the arm again"
     state = ("counts", "row", "digest")
     try:
-      data = read_arrays(path, ("meta", *state), again, ("domain_ids", "labels"))
+      optional = ("domain_ids", "labels", *COLUMNS)
+      data = read_arrays(path, ("meta", *state), again, optional)
     except FileNotFoundError:
       raise UserError(f"{path} does not exist; a run writes its ledger when it ends") from None
     meta = checked_json.parse(data["meta"].tobytes(), _META, str(path), again)
     domain_ids = data.get("domain_ids", data.get("labels"))  # `labels` until November 2026
     if problem := _problem(data, domain_ids, meta["data"]):
       raise UserError(f"{path} is damaged ({problem}); {again}")
-    ledger = cls(data["counts"].size, meta["seq_len"], meta["data"], domain_ids=domain_ids)
+    columns = {name: data[name] for name in COLUMNS if name in data}
+    ledger = cls(
+      data["counts"].size, meta["seq_len"], meta["data"], domain_ids=domain_ids, columns=columns
+    )
     ledger.restore({name: data[name] for name in state})
     return ledger
 
@@ -269,6 +285,9 @@ def _problem(data: dict[str, np.ndarray], domain_ids: np.ndarray | None, named: 
     return "row is no integer of at least 0"
   if digest.shape != (32,) or digest.dtype != np.uint8:
     return "digest is not 32 bytes"
+  for name in set(COLUMNS) & set(data):
+    if data[name].shape != counts.shape or data[name].dtype.kind not in "iu":
+      return f"{name} does not give an integer for every window"
   if domain_ids is None:
     return ""
   groups = named.get("order", {}).get("groups")

@@ -7,7 +7,7 @@ follows from it, so a run resumes exactly, on any number of hosts.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,21 @@ _ORDER_BLOCK = 4096  # positions whose windows are computed at once
 _ENDLESS = 1 << 40  # steps of a run whose number of tokens is not limited
 
 
+@runtime_checkable
+class Rows(Protocol):
+  """What a loader and its ledger need of a source of rows."""
+
+  name: str
+  fingerprint: str
+  location: str
+
+  def num_windows(self, seq_len: int) -> int:
+    """Rows that there are."""
+
+  def row(self, window: int, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """(inputs, targets) of a row, each [seq_len]."""
+
+
 class Loader:
   """An endless or bounded stream of batches; `iter` begins at `start_row`.
 
@@ -29,7 +44,7 @@ class Loader:
   joined in order give the global batch whatever their number.
 
   Args:
-    split: the stream, usually `store.train`.
+    split: the stream, usually `store.train`; or anything with its `row`, `num_windows` and names.
     batch_sequences: rows in a global batch.
     num_unique_tokens: budget of unique data, rounded down to whole windows; 0 is all of the stream.
       With a mixture it is what the mixture says.
@@ -46,7 +61,7 @@ class Loader:
 
   def __init__(
     self,
-    split: Split,
+    split: Split | Rows,
     batch_sequences: int,
     seq_len: int,
     num_unique_tokens: int = 0,
@@ -100,9 +115,7 @@ class Loader:
     windows = self.windows(first, first + share)
     inputs, targets = _aligned(share, self.seq_len), _aligned(share, self.seq_len)
     for row, window in enumerate(windows):
-      start = int(window) * self.seq_len
-      text = self.split.tokens[start : start + self.seq_len + 1]
-      inputs[row], targets[row] = text[:-1], text[1:]
+      inputs[row], targets[row] = self.split.row(int(window), self.seq_len)
     return {"inputs": inputs, "targets": targets, "window": windows.astype(np.int32)}
 
   def check(self, row: int) -> None:

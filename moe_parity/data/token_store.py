@@ -161,6 +161,11 @@ class Split:
     """Whole rows of seq_len targets; the tail that fills no row is never read."""
     return max(0, (self.num_tokens - 1) // seq_len)
 
+  def row(self, window: int, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """(inputs, targets) of one window: targets are the inputs' next tokens."""
+    text = self.tokens[window * seq_len : (window + 1) * seq_len + 1]
+    return text[:-1], text[1:]
+
   def rows(self, windows: np.ndarray | Sequence[int], seq_len: int) -> np.ndarray:
     """int32 [windows, seq_len + 1]: the tokens of each window."""
     windows = np.asarray(windows, np.int64)

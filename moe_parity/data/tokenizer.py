@@ -59,6 +59,7 @@ class Tokenizer:
     vocab_size: ids run from 0 to vocab_size - 1.
     bos_id, eos_id, pad_id: where a vocabulary has no such token, the end of a document also begins
       one and pads.
+    special_ids: id of every token that is marked special, by its name.
     fingerprint: sha256 of the description, whatever its layout on disk.
     is_byte_level: every id stands for known bytes, so bits can be counted on any cut of a stream.
     token_bytes: int64 [vocab_size], bytes an id stands for, also of added tokens that are text; 0
@@ -87,6 +88,7 @@ class Tokenizer:
     added = description.get("added_tokens") or []
     self._added = {token["content"]: token for token in added}
     specials = {token["content"]: token["id"] for token in added if token.get("special")}
+    self.special_ids = dict(specials)
     ids = self._vocab | {content: token["id"] for content, token in self._added.items()}
     self.vocab_size = _vocab_size(ids, name)
     # A name in the plain vocabulary may be a merge that texts contain.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from moe_parity.data.chat_template import ChatTemplate
 from moe_parity.data.tokenizer import Tokenizer
 from moe_parity.errors import UserError
 from moe_parity.inference.generator import Generator
@@ -40,6 +41,7 @@ def complete(
   stop: Sequence[str] = (),
   seed: int = 0,
   on_text: Callable[[int, str, bool], None] = lambda row, text, is_last: None,
+  template: ChatTemplate | None = None,
 ) -> list[Completion]:
   """Continues every prompt until a stop or for `max_tokens`.
 
@@ -52,15 +54,20 @@ def complete(
     on_text: is given (number of the prompt, new text, whether it is the last) as it comes; text
       that may turn out to be the beginning of a stop, or that ends inside a character, is held back
       until that is clear.
+    template: prompts are what a user says, and the completion is the assistant's answer.
   Raises:
     UserError: an empty stop text; see `Generator.generate`.
   """
   if "" in stop:
     raise UserError("stop='' is in every text; leave it out or give the text to stop at")
-  ids = [
-    np.concatenate([[tokenizer.bos_id], encoded]).astype(np.int32)
-    for encoded in tokenizer.encode_batch(list(prompts))
-  ]
+  if template is None:
+    ids = [
+      np.concatenate([[tokenizer.bos_id], encoded]).astype(np.int32)
+      for encoded in tokenizer.encode_batch(list(prompts))
+    ]
+  else:
+    asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    ids = [template.encode_prompt(tokenizer, messages) for messages in asked]
   if not max_tokens:
     longest = max((len(row) for row in ids), default=0)
     max_tokens = max(generator.num_positions - longest, 1)

@@ -7,6 +7,7 @@ import secrets
 import shutil
 
 from moe_parity import files
+from moe_parity.data import chat_template
 from moe_parity.data.tokenizer import Tokenizer
 from moe_parity.errors import UserError
 from moe_parity.inference.generator import check_finite
@@ -70,7 +71,7 @@ def export_run(
     listed = tensors(model.architecture, model_type, learned_scale=learned)
     names = shards.write(unfinished, listed, lambda tensor: tensor.read(leaves), shard_bytes)
     _write_config(unfinished, model, found, model_type)
-    write_tokenizer(unfinished, found, model.plan["seq_len"])
+    write_tokenizer(unfinished, found, model.plan["seq_len"], chat_template.read(run))
     card = model_card(run, model_type, step)
     files.write_bytes(unfinished / "README.md", card.encode("utf-8"))
     if out.exists():
@@ -97,8 +98,17 @@ def _write_config(folder, model: TrainedModel, tokenizer: Tokenizer, model_type:
       shutil.copyfile(code / name, folder / name)
 
 
-def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, seq_len: int) -> None:
-  """tokenizer.json and tokenizer_config.json; a text is begun with the token that begins one."""
+def write_tokenizer(
+  folder: pathlib.Path,
+  tokenizer: Tokenizer,
+  seq_len: int,
+  template: chat_template.ChatTemplate | None = None,
+) -> None:
+  """tokenizer.json and tokenizer_config.json; a text is begun with the token that begins one.
+
+  Args:
+    template: of a run that was trained on chats; apply_chat_template then works.
+  """
   description = json.loads(json.dumps(tokenizer.description))
   names = {token["id"]: token["content"] for token in description.get("added_tokens") or []}
   vocab = description["model"].get("vocab")
@@ -123,6 +133,8 @@ def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, seq_len: int) ->
     "clean_up_tokenization_spaces": False,
     "model_input_names": ["input_ids", "attention_mask"],
   }
+  if template is not None:
+    config["chat_template"] = template.jinja()
   files.write_json(folder / "tokenizer_config.json", config)
 
 

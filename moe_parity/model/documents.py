@@ -11,6 +11,8 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+NOT_SCORED = -1  # a target of packed chats that the loss leaves out
+
 
 @dataclasses.dataclass(frozen=True)
 class DocumentSeparators:
@@ -42,6 +44,18 @@ class DocumentSeparators:
     if self.begin_id == self.end_id:
       return jnp.ones(targets_BS.shape, bool)
     return targets_BS != self.begin_id
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatSeparators(DocumentSeparators):
+  """Chats packed into rows: each is a document, and rows state which targets count.
+
+  `begin_id` begins a chat and occurs nowhere else in one; `end_id` ends every turn of an assistant.
+  """
+
+  def loss_mask(self, targets_BS: Int[Array, "B S"]) -> Bool[Array, "B S"]:
+    """Targets that are token ids; NOT_SCORED stands for those that are context or padding."""
+    return targets_BS >= 0
 
 
 def document_separators(tokenizer, cross_documents: bool) -> DocumentSeparators | None:

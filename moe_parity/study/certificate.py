@@ -16,6 +16,7 @@ from moe_parity.planning.arm_costs import RESOURCES, executed_flops
 from moe_parity.planning.arm_plan import with_later_fields
 from moe_parity.study import evidence
 from moe_parity.study.evidence import guarded, line
+from moe_parity.study.finetuning_checks import finetuning_checks, same_chats
 from moe_parity.training import run_folder
 
 CERTIFICATE = "certificate.json"
@@ -68,6 +69,8 @@ def _run_checks(folder: pathlib.Path, value: dict) -> list[dict]:
   checks += guarded("result.json", lambda: evidence.score_checks(result))
   checks += guarded("result.json", lambda: evidence.learning_checks(plan, result))
   checks += guarded("ledger.npz", lambda: evidence.ledger_checks(ledger, plan, config))
+  if plan.get("finetuning"):
+    checks += guarded("chats", lambda: finetuning_checks(folder, plan, result, ledger))
   log_every = config["train"]["log_every"]
   checks += guarded(
     "metrics.jsonl", lambda: evidence.metrics_checks(plan, folder, log_every or plan["num_steps"])
@@ -249,6 +252,7 @@ def _data_checks(budget: dict, runs: Sequence[tuple]) -> list[dict]:
     line("one token stream", 1, len(streams), len(streams) == 1,
          "sha256 of the token file in each ledger")
   ]  # fmt: skip
+  checks += same_chats(runs)
   if not budget["equal_data"]:
     return checks
   by_seed: dict[object, dict[str, str]] = {}

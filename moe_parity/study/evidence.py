@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 
 from moe_parity import config as configs
+from moe_parity.data import chat_template
 from moe_parity.data.audit import order_checks
 from moe_parity.data.ledger import Ledger
+from moe_parity.files import sha256_of, tree_sha256
 from moe_parity.training import run_folder
 
 METRICS, LEDGER = "metrics.jsonl", "ledger.npz"
-FILES = (run_folder.CONFIG, run_folder.PLAN, run_folder.RESULT, run_folder.DATA, METRICS, LEDGER)
+FILES = (run_folder.CONFIG, run_folder.PLAN, run_folder.RESULT, run_folder.DATA, METRICS, LEDGER,
+         chat_template.FILE)  # fmt: skip
 _SUM_TOLERANCE = 1e-9  # relative: sums of float64 over documents
 # What reading a damaged file can raise; anything else is a fault of ours and must show.
 DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, EOFError)
@@ -50,8 +53,8 @@ def guarded(name: str, checks: Callable[[], Sequence[dict]]) -> list[dict]:
 def file_hashes(folder: pathlib.Path, step: int) -> dict[str, str]:
   """sha256 of every file that the certificate rests on; the checkpoint of `step` is one entry, over
   the names and contents of its files."""
-  hashes = {name: _sha256(folder / name) for name in FILES if (folder / name).is_file()}
-  return hashes | {f"checkpoints/{step}": _tree_sha256(folder / "checkpoints" / str(step))}
+  hashes = {name: sha256_of(folder / name) for name in FILES if (folder / name).is_file()}
+  return hashes | {f"checkpoints/{step}": tree_sha256(folder / "checkpoints" / str(step))}
 
 
 def changed_files(folder: pathlib.Path, certified: dict[str, str]) -> list[str]:
@@ -61,22 +64,9 @@ def changed_files(folder: pathlib.Path, certified: dict[str, str]) -> list[str]:
     path = folder / name
     if not path.exists():
       problems.append(f"{name} is missing")
-    elif (_tree_sha256(path) if path.is_dir() else _sha256(path)) != before:
+    elif (tree_sha256(path) if path.is_dir() else sha256_of(path)) != before:
       problems.append(f"{name} was changed")
   return problems
-
-
-def _sha256(path: pathlib.Path) -> str:
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _tree_sha256(folder: pathlib.Path) -> str:
-  digest = hashlib.sha256()
-  for path in sorted(folder.rglob("*")):
-    if path.is_file():
-      digest.update(f"{path.relative_to(folder).as_posix()} {_sha256(path)}\n".encode())
-  return digest.hexdigest()
 
 
 def score_checks(result: dict) -> Iterator[dict]:

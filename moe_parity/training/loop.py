@@ -31,6 +31,7 @@ from moe_parity.training.metrics import (
 )
 from moe_parity.training.out_of_memory import explained
 from moe_parity.training.setup import ArmRun, choose_run_attention, set_up
+from moe_parity.training.stage import Stage, pretraining
 from moe_parity.training.state import TrainState
 
 
@@ -55,6 +56,7 @@ def train_arm(
   report: Callable[[Progress], None] = lambda progress: None,
   warn: Callable[[str], None] = print,
   control: RunControl | None = None,
+  stage: Stage | None = None,
 ) -> dict:
   """Trains, evaluates and returns what result.json holds. A finished run returns at once.
 
@@ -65,6 +67,7 @@ def train_arm(
     report: called for every logged step, in the first of several processes.
     warn: called there with a line about each damaged checkpoint that was passed over.
     control: whether the run may write and must stop.
+    stage: rows, initial state and further results; None pretrains on the store's text.
   Raises:
     UserError: the folder holds another run; the data cannot feed the plan; a device has too little
       memory (`OutOfMemoryError`).
@@ -72,8 +75,8 @@ def train_arm(
     Stopped: `control` asked for it; a checkpoint of the last step taken is on disk.
   """
   config = config_of_arm(config, plan)
-  documents = document_separators(store.tokenizer, config.data.cross_documents)
-  options = step_options(config, plan, documents)
+  stage = stage or pretraining(config, plan, store)
+  options = step_options(config, plan, stage.documents)
   mesh = make_run_mesh(config, plan)
   control = control or RunControl()
   control.check_owner()
@@ -83,7 +86,9 @@ def train_arm(
     return result
   num_devices = 1 if mesh is None else mesh.size
   with explained(config, plan, num_devices), contextlib.ExitStack() as exit_stack:
-    run, state = set_up(config, plan, store, folder, options, mesh, warn, control, exit_stack)
+    run, state = set_up(
+      config, plan, store, stage, folder, options, mesh, warn, control, exit_stack
+    )
     with control.stop.stepping():
       state = train(run, state, report)
     return finish(run, state)
@@ -175,6 +180,7 @@ def finish(run: ArmRun, state: TrainState) -> dict:
   taken_apart = {}
   if plan.architecture.is_moe:
     taken_apart = take_apart(run, state)
+  further = run.stage.further_results(run, state)
   if not multihost.is_primary():
     multihost.barrier(f"{plan.name}: finished")  # the first process writes the result meanwhile
     return run_folder.read_result(run.folder)
@@ -196,6 +202,7 @@ def finish(run: ArmRun, state: TrainState) -> dict:
     "train_cross_entropy": final_cross_entropy(run.folder, plan.num_steps),
     "validation": validation,
     **taken_apart,
+    **further,
   }
   run.control.check_owner()
   files.write_json(run.folder / run_folder.RESULT, result)

@@ -19,6 +19,7 @@ from moe_parity.data.token_store import TokenStore
 from moe_parity.evaluation import bits_per_character
 from moe_parity.evaluation.model_scorer import make_scorer
 from moe_parity.kernels.common import attention_device
+from moe_parity.model.documents import document_separators
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.attention_choice import AttentionChoice
 from moe_parity.sharding import multihost
@@ -28,12 +29,12 @@ from moe_parity.training.checkpoint import Checkpoints
 from moe_parity.training.control import RunControl
 from moe_parity.training.metrics import read_metrics
 from moe_parity.training.peak_flops import measure_peak_flops
+from moe_parity.training.stage import Stage
 from moe_parity.training.state import (
   TrainState,
   abstract_state,
   checkpoint_state,
   from_checkpoint,
-  init_state,
   to_checkpoint,
 )
 from moe_parity.training.step import StepOptions, make_train_step
@@ -48,6 +49,7 @@ class ArmRun:
   Attributes:
     first_step: finished steps of the checkpoint that it resumes from, 0 for a fresh run.
     train_step: compiled; (state, inputs, targets) -> (state, scalars).
+    stage: what it trains on and from, and what it adds to the result.
     make_scorer: (params, buffers) -> the model as `bits_per_character.evaluate` takes it.
     checkpoint_layout: the abstract state as checkpoints store it.
   """
@@ -55,6 +57,7 @@ class ArmRun:
   config: ConfigDict
   plan: ArmPlan
   store: TokenStore
+  stage: Stage
   folder: pathlib.Path
   mesh: Mesh | None
   first_step: int
@@ -109,6 +112,7 @@ def set_up(
   config: ConfigDict,
   plan: ArmPlan,
   store: TokenStore,
+  stage: Stage,
   folder: pathlib.Path,
   options: StepOptions,
   mesh: Mesh | None,
@@ -119,6 +123,7 @@ def set_up(
   """Everything that a claimed run folder needs before its next step, and the state to start from.
 
   Args:
+    stage: rows and initial state.
     warn: called, in the first process, with a line about each damaged checkpoint passed over, and
       with one about attention where it is fused or could have been.
     exit_stack: closes the checkpoints and the telemetry.
@@ -130,13 +135,13 @@ def set_up(
   attention = choose_run_attention(config, plan)
   if multihost.is_primary() and (attention.reason or attention.implementation != "blocks"):
     warn(f"{plan.name}: attention by {attention.implementation}" + _because(attention.reason))
-  loader = functools.partial(_loader, plan, store)
-  ledger = Ledger.for_loader(loader())  # refuses a budget larger than the corpus, before compiling
+  # Refuses a budget larger than the corpus, before compiling.
+  ledger = Ledger.for_loader(stage.make_loader(0))
   layout = checkpoint_state(plan.architecture, model, optimizer, mesh)
   checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
   exit_stack.callback(checkpoints.close)
   first_step, state = _restored_or_new(
-    checkpoints, ledger, layout, plan, (model, optimizer), mesh, warn
+    checkpoints, ledger, layout, plan, (model, optimizer), mesh, warn, stage
   )
   train_step, compile_seconds = _compile(
     make_train_step(plan.architecture, model, optimizer, options, mesh), state, plan
@@ -149,14 +154,15 @@ def set_up(
     config=config,
     plan=plan,
     store=store,
+    stage=stage,
     folder=folder,
     mesh=mesh,
     first_step=first_step,
-    loader=loader(start_row=first_step * plan.batch_sequences),
+    loader=stage.make_loader(first_step * plan.batch_sequences),
     ledger=ledger,
     train_step=train_step,
     compile_seconds=compile_seconds,
-    make_scorer=make_scorer(plan.architecture, model, options.documents, mesh),
+    make_scorer=make_scorer(plan.architecture, model, _text_separators(config, store), mesh),
     checkpoints=checkpoints,
     checkpoint_layout=layout,
     telemetry=telemetry,
@@ -166,7 +172,14 @@ def set_up(
 
 
 def _restored_or_new(
-  checkpoints: Checkpoints, ledger: Ledger, layout: TrainState, plan: ArmPlan, options, mesh, warn
+  checkpoints: Checkpoints,
+  ledger: Ledger,
+  layout: TrainState,
+  plan: ArmPlan,
+  options,
+  mesh: Mesh | None,
+  warn: Callable[[str], None],
+  stage: Stage,
 ) -> tuple[int, TrainState]:
   """The newest checkpoint's step and state, its ledger put into `ledger`; else 0 and a new state.
 
@@ -175,7 +188,7 @@ def _restored_or_new(
   """
   restored = checkpoints.restore(layout, ledger.state())
   if not restored:
-    return 0, init_state(plan.architecture, *options, plan.seed, mesh)
+    return 0, stage.initial_state(*options, mesh)
   for warning in restored.warnings if multihost.is_primary() else ():
     warn(f"{plan.name}: {warning}; resuming from step {restored.step}")
   ledger.restore(restored.ledger)
@@ -194,19 +207,8 @@ def _because(reason: str) -> str:
   return f" ({reason})" if reason else ""
 
 
-def _loader(plan: ArmPlan, store: TokenStore, start_row: int = 0) -> Loader:
-  return Loader(
-    store.train,
-    plan.batch_sequences,
-    plan.seq_len,
-    plan.num_unique_tokens,
-    plan.data_seed,
-    start_row=start_row,
-    num_tokens=plan.num_tokens,
-    mixture=plan.mixture,
-    host_index=jax.process_index(),
-    num_hosts=jax.process_count(),
-  )
+def _text_separators(config: ConfigDict, store: TokenStore):
+  return document_separators(store.tokenizer, config.data.cross_documents)
 
 
 def _timer(config, plan, folder, mesh, first_step: int) -> TrainingTimer:

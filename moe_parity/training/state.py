@@ -79,11 +79,9 @@ def init_state(
 ) -> TrainState:
   """A fresh state: weights drawn on the host, optimizer at zero. The same numbers on any mesh."""
   _, params, buffers = abstract_model(architecture, model)
-  init = make_optimizer(optimizer).init
   if mesh is None:
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), buffers)
-    params, buffers = jax.device_put((init_params(params, seed), zeros))
-    return TrainState(jnp.zeros((), jnp.int32), params, buffers, jax.jit(init)(params))
+    return with_fresh_optimizer(*jax.device_put((init_params(params, seed), zeros)), optimizer)
 
   def init_leaf(variable, draw_shard):
     axes = variable.axes.rjust(len(variable.shape), "-")
@@ -91,15 +89,30 @@ def init_state(
     sharding = NamedSharding(mesh, partition_spec(axes, WEIGHTS))
     return jax.make_array_from_callback(shape, sharding, draw_shard)
 
-  abstract = abstract_state(architecture, model, optimizer, mesh)
   params = init_params(params, seed, init_leaf)
-  opt_state = jax.jit(init, out_shardings=shardings(abstract.optimizer, mesh))(params)
-  zeros = abstract.step, buffers
-  step, buffers = jax.jit(
-    lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), zeros),
-    out_shardings=shardings(zeros, mesh),
+  placed = abstract_state(architecture, model, optimizer, mesh).buffers
+  buffers = _zeros(placed, mesh)
+  return with_fresh_optimizer(params, buffers, optimizer, mesh)
+
+
+def with_fresh_optimizer(
+  params: nnx.State, buffers: nnx.State, optimizer: OptimizerOptions, mesh: Mesh | None = None
+) -> TrainState:
+  """The state before a first step from these weights, which lie where they are trained: optimizer
+  at zero."""
+  init = make_optimizer(optimizer).init
+  if mesh is None:
+    return TrainState(jnp.zeros((), jnp.int32), params, buffers, jax.jit(init)(params))
+  placed = shardings(jax.eval_shape(init, params), mesh)
+  step = _zeros(jax.ShapeDtypeStruct((), jnp.int32), mesh)
+  return TrainState(step, params, buffers, jax.jit(init, out_shardings=placed)(params))
+
+
+def _zeros(abstract: Any, mesh: Mesh) -> Any:
+  return jax.jit(
+    lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract),
+    out_shardings=shardings(abstract, mesh),
   )()
-  return TrainState(step, params, buffers, opt_state)
 
 
 def to_checkpoint(state: TrainState, layout: TrainState) -> TrainState:

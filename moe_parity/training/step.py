@@ -65,6 +65,7 @@ def objective(
     mask_T, num_scored = jnp.ones(targets_T.shape, jnp.float32), targets_T.size
   else:
     mask_T = documents.loss_mask(targets_BS).reshape(-1).astype(jnp.float32)
+    targets_T = jnp.maximum(targets_T, 0)  # a target that is no token has weight 0
   cross_entropy = model.weighted_nll(hidden_TD, targets_T, mask_T) / num_scored
   total = cross_entropy
   if stats is not None:

@@ -1,0 +1,170 @@
+"""`moe-parity sft`."""
+
+import json
+import pathlib
+
+from moe_parity.commands.common import json_argument, on_disk, place, worker_argument
+from moe_parity.commands.output import print_table
+from moe_parity.errors import UserError
+
+HELP = "fine-tune a trained run on chats"
+ABOUT = """\
+Fine-tunes a trained run on chats, with the loss on what the assistant says. Tries every pair of
+--learning-rates and --epochs and keeps the one with the lowest loss on held-out chats. Run the same
+command again to resume. A study fine-tunes all its arms with --config.finetuning.data=FILE.
+
+  moe-parity sft runs/mine/runs/moe_20-s0 --data chats.jsonl
+  moe-parity sft runs/demo/runs/moe_20-s0 --data builtin --learning-rates 0.3 --epochs 4
+
+Writes a run folder (RUN/sft, or --out) with the chat template and finetuning.json, the sweep.
+"""
+FORMAT_HELP = "messages | sharegpt | alpaca; as the first record shows if left out"
+
+
+def arguments(parser) -> None:
+  parser.add_argument("folder", type=place, metavar="RUN")
+  parser.add_argument(
+    "--data", required=True, metavar="FILE,FILE", help="chats in JSON, one a line; or builtin"
+  )
+  parser.add_argument("--out", type=place, default=None, metavar="DIR", help="RUN/sft if left out")
+  parser.add_argument("--format", default=None, metavar="NAME", help=FORMAT_HELP)
+  parser.add_argument("--learning-rates", type=_numbers, default=None, metavar="X,X",
+                      help="times the run's own pretraining peak (0.1,0.3)")  # fmt: skip
+  parser.add_argument("--epochs", type=_integers, default=None, metavar="N,N",
+                      help="passes over the chats (2,4)")  # fmt: skip
+  parser.add_argument("--batch-sequences", type=int, default=None, metavar="N",
+                      help="packed rows a step (8)")  # fmt: skip
+  parser.add_argument("--held-out", type=float, default=None, metavar="SHARE",
+                      help="of the chats, for validation (0.1)")  # fmt: skip
+  for name, what in (("too-long", "longer than the model's positions"), ("duplicates", "there")):
+    what = f"chats {what}{' twice' if what == 'there' else ''}: refuse | leave-out, and count"
+    parser.add_argument(f"--{name}", default=None, metavar="HOW", help=what)
+  parser.add_argument("--ignore-keys", dest="ignored_keys", type=_words, default=None,
+                      metavar="KEY,KEY", help="of a record, that do not matter")  # fmt: skip
+  parser.add_argument("--template", default=None, metavar="FILE",
+                      help="JSON: special tokens that mark system, user and assistant")  # fmt: skip
+  worker_argument(parser)
+  json_argument(parser)
+
+
+def _words(text: str) -> tuple[str, ...]:
+  return tuple(part for part in text.split(",") if part)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+  return tuple(float(part) for part in _words(text))
+
+
+def _integers(text: str) -> tuple[int, ...]:
+  return tuple(int(part) for part in _words(text))
+
+
+def run(args) -> int:
+  on_disk(args.folder, "sft reads a run on this machine")
+  from moe_parity.finetuning.base_run import open_base
+  from moe_parity.finetuning.sweep import candidates
+
+  base = open_base(args.folder)
+  config = _config(args, base)
+  candidates(config.finetuning)
+  out = on_disk(args.out or args.folder / "sft", "sft writes into a folder of this machine")
+  _check_out(out)
+  from moe_parity.finetuning.finetune import chat_rows
+  from moe_parity.training.load_run import open_run_data
+
+  store = open_run_data(args.folder, config)
+  rows = chat_rows(config, store, base.plan["seq_len"])
+  from moe_parity.startup import start_jax
+  from moe_parity.study.certificate import certify_run
+  from moe_parity.study.workers.stop_signals import StopSignals
+
+  with StopSignals() as stop:
+    start_jax()
+    stop.join_processes()
+    tried, chosen = _sweep(args, config, base, store, rows, out, stop)
+  passed = certify_run(out)["passed"]
+  if args.json:
+    print(json.dumps({"chosen": chosen["candidate"], "candidates": tried}, indent=2))
+  else:
+    print_table(tried)
+    print(_sentence(base, rows, out, chosen, passed))
+  return 0 if passed else 1
+
+
+def _config(args, base):
+  """The config of the base run, with the fine-tuning that the command line asks for."""
+  from ml_collections import ConfigDict
+
+  from moe_parity.config import from_stored
+  from moe_parity.defaults import base as defaults
+  from moe_parity.training import run_folder
+
+  config = ConfigDict(from_stored(run_folder.read_json(base.folder / run_folder.CONFIG)))
+  config.finetuning = defaults().finetuning
+  for name in config.finetuning:
+    if getattr(args, name, None) is not None:
+      config.finetuning[name] = getattr(args, name)
+  config.evaluation.ablations = ()
+  return config.lock()
+
+
+def _check_out(out: pathlib.Path) -> None:
+  """
+  Raises:
+    UserError: the folder holds something else than a fine-tuning run.
+  """
+  from moe_parity.finetuning.sweep import CANDIDATES
+
+  if out.exists() and any(out.iterdir()) and not (out / CANDIDATES).is_dir():
+    raise UserError(f"--out={out} is not empty and holds no fine-tuned run; give a new folder")
+
+
+def _sweep(args, config, base, store, rows, out, stop) -> tuple[list[dict], dict]:
+  """(every candidate, the chosen one), which `out` then holds."""
+  from moe_parity import files
+  from moe_parity.console import TrainingBars
+  from moe_parity.finetuning import sweep
+  from moe_parity.finetuning.finetune import finetune_arm, plan_candidate
+  from moe_parity.study.workers.run_lease import leased
+  from moe_parity.training.control import RunControl
+  from moe_parity.training.loop import NotFiniteError
+
+  (out / sweep.CANDIDATES).mkdir(parents=True, exist_ok=True)
+  sweep.check_candidates(out, rows.counts)
+  tried = []
+  with TrainingBars() as bars, leased(out, bars.print, args.worker) as lease:
+    stop.release = lambda: lease.release("stopped")
+    for rate, epochs in sweep.candidates(config.finetuning):
+      plan = plan_candidate(config, base, rows, rate, epochs)
+      name = sweep.candidate_name(rate, epochs)
+      folder = out / sweep.CANDIDATES / name
+      on_log = lambda p, label=f"{plan.name} {name}": bars.update(label, p)  # noqa: E731
+      control = RunControl(lease.check, stop)
+      try:
+        result = finetune_arm(config, plan, store, base, rows, folder, on_log, bars.print, control)
+      except NotFiniteError as error:
+        bars.print(f"{name}: {error}")
+        result = None
+      tried.append(sweep.row_of(rate, epochs, result))
+    chosen = sweep.best(tried)
+    lease.check()
+    sweep.adopt(out / sweep.CANDIDATES / chosen["candidate"], out)
+    files.write_json(out / sweep.SWEEP, {"chosen": chosen["candidate"], "candidates": tried})
+  return tried, chosen
+
+
+def _sentence(base, rows, out, chosen: dict, passed: bool) -> str:
+  from moe_parity.training import run_folder
+
+  found = run_folder.read_result(out)
+  before = found["finetuning"]["before"]
+  counts = rows.counts
+  left_out = {
+    "too long": counts["num_too_long_left_out"], "duplicates": counts["num_duplicates_left_out"],
+  }  # fmt: skip
+  words = "".join(f", {number} {name} left out" for name, number in left_out.items() if number)
+  return (
+    f"{base.plan['name']}: {counts['num_examples']} chats{words}; held-out answers"
+    f" {before['bpc']:.4f} -> {chosen['bpc']:.4f} bits per character ({chosen['candidate']}), text"
+    f" {found['validation']['bpc']:.4f}; certificate {'passed' if passed else 'FAILED'}\n{out}"
+  )

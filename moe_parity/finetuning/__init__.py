@@ -1,0 +1,1 @@
+"""Supervised fine-tuning (SFT) on chats, after pretraining and under equal resources."""

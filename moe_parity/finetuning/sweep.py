@@ -1,0 +1,110 @@
+"""The small sweep behind a fine-tuned run: every arm tries the same candidates, as often and as
+long, and keeps the one with the lowest loss on held-out chats.
+
+A candidate is a learning rate, as a multiple of the arm's own pretraining peak, and a number of
+passes. The choice is made on the chats that the winner's score is then stated for, which flatters
+it a little and all arms alike; `finetuning.json` lists every candidate.
+"""
+
+import itertools
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from moe_parity import files
+from moe_parity.errors import UserError
+from moe_parity.planning.finetuning_plan import candidate_name
+from moe_parity.training import run_folder
+
+SWEEP = "finetuning.json"
+CANDIDATES = "candidates"
+
+
+def candidates(settings: ConfigDict) -> list[tuple[float | int, int]]:
+  """(learning rate, epochs) of every candidate, in the order of the config.
+
+  Raises:
+    UserError: none, or one twice.
+  """
+  rates, epochs = tuple(settings.learning_rates), tuple(settings.epochs)
+  if not rates or not epochs:
+    raise UserError(
+      f"finetuning.learning_rates={rates} and epochs={epochs} leave no candidate; give one of each"
+    )
+  found = list(itertools.product(rates, epochs))
+  names = [candidate_name(*pair) for pair in found]
+  if len(set(names)) < len(names):
+    twice = next(name for name in names if names.count(name) > 1)
+    raise UserError(f"finetuning: candidate {twice} is there twice; name each rate and epoch once")
+  return found
+
+
+def check_candidates(out: pathlib.Path, counts: dict) -> None:
+  """
+  Raises:
+    UserError: a candidate that is there already reads other chats: they could not be compared.
+  """
+  for path in sorted((out / CANDIDATES).glob(f"*/{run_folder.PLAN}")):
+    stated = run_folder.read_json(path).get("finetuning", {})
+    for name, value in counts.items():
+      if stated.get(name) != value:
+        raise UserError(
+          f"{path.parent} was trained with {name}={stated.get(name)}, the chats now have {value};"
+          " use another --out, or remove this one"
+        )
+
+
+def row_of(learning_rate: float | int, epochs: int, result: dict | None) -> dict:
+  """A candidate and its loss on held-out chats; infinite where it diverged (no result)."""
+  score = result["finetuning"]["validation"] if result else None
+  return {
+    "candidate": candidate_name(learning_rate, epochs),
+    "learning_rate": learning_rate,
+    "epochs": epochs,
+    "cross_entropy": score["cross_entropy"] if score else math.inf,
+    "bpc": score["bpc"] if score else math.inf,
+    "text_bpc": result["validation"]["bpc"] if result else math.inf,
+  }
+
+
+def best(rows: Sequence[dict]) -> dict:
+  """The candidate with the lowest loss, the first of equals.
+
+  Raises:
+    UserError: all diverged.
+  """
+  row = min(rows, key=lambda row: row["cross_entropy"])
+  if not math.isfinite(row["cross_entropy"]):
+    names = ", ".join(row["candidate"] for row in rows)
+    raise UserError(f"every candidate diverged ({names}); lower finetuning.learning_rates")
+  return row
+
+
+def adopt(candidate: pathlib.Path, out: pathlib.Path) -> None:
+  """Makes `out` the run folder that a candidate is, result.json last; files are linked where the
+  disk can. What `out` held of another candidate goes first."""
+  names = sorted(path.name for path in candidate.iterdir())
+  kept = (CANDIDATES, "lease")
+  (out / run_folder.RESULT).unlink(missing_ok=True)
+  for path in list(out.iterdir()):
+    if path.name not in kept:
+      shutil.rmtree(path) if path.is_dir() else path.unlink()
+  for name in names:
+    if name in (*kept, run_folder.RESULT):
+      continue
+    if (candidate / name).is_dir():
+      shutil.copytree(candidate / name, out / name, copy_function=_link)
+    else:
+      shutil.copy2(candidate / name, out / name)
+  files.write_bytes(out / run_folder.RESULT, (candidate / run_folder.RESULT).read_bytes())
+
+
+def _link(source: str, target: str) -> None:
+  try:
+    os.link(source, target)
+  except OSError:
+    shutil.copy2(source, target)
