@@ -111,7 +111,7 @@ def test_other_chats_in_the_same_folder_are_refused(tuned, run, capsys, tmp_path
 @pytest.mark.parametrize(
   "options, message",
   [
-    (["--too-long=refuse"], r"chats are longer than the 64 positions .*chats.jsonl, line \d+\) tak"),
+    (["--too-long=refuse"], r"are longer than the 64 positions .*chats.jsonl, line \d+\) tak"),
     (["--held-out=2"], "held_out=2.0 is no share"),
     (["--epochs=0"], "finetuning.epochs=0 is not a whole number above 0"),
     (["--learning-rates=-1"], "holds -1.0, which is no multiple"),

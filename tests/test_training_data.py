@@ -183,7 +183,7 @@ def test_a_window_over_the_unique_budget_is_refused(store, step, tmp_path, monke
         found["window"][0] = np.setdiff1d(np.arange(5000), self.windows(0, 5000))[0]
       return found
 
-  monkeypatch.setattr(setup, "Loader", Wandering)
+  monkeypatch.setattr(stage, "Loader", Wandering)
   with pytest.raises(BudgetOverrun, match="unique tokens seen, the plan allows") as caught:
     # The whole budget but one window was read before: an epoch later the stray one is too much.
     wrong = dataclasses.replace(dense, num_unique_tokens=3 * dense.batch_sequences * S)

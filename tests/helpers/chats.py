@@ -1,4 +1,4 @@
-"""Chats for tests, and what of them is scored by an algorithm of its own: a machine that reads ids."""
+"""Chats for tests, and which of their ids are scored, by a reader that knows no template."""
 
 import json
 import random
