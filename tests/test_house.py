@@ -1,6 +1,7 @@
 """The rooms of the package import one way, without circles, and planning needs no array library."""
 
 import ast
+import collections
 import pathlib
 import subprocess
 import sys
@@ -91,6 +92,18 @@ def test_no_files_import_each_other_in_a_circle():
   for module in sorted(MODULES):
     if room_of(module):  # the package itself only offers names
       visit(module, [])
+
+
+def test_no_class_name_stands_for_two_things():
+  files = collections.defaultdict(list)
+  for module, path in MODULES.items():
+    # Files that travel with an exported model name its layers as Transformers do.
+    if not module.startswith("moe_parity.interchange.remote_code"):
+      for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ClassDef):
+          files[node.name].append(module)
+  assert len(files) > 100
+  assert not {name: found for name, found in files.items() if len(found) > 1}
 
 
 @pytest.mark.parametrize("room", ["planning", "paper", "launch"])

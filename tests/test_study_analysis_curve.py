@@ -29,7 +29,7 @@ def fit(bpc, rates=RATES, draws=500, sources=(), documents=None, random=0, seeds
 
 def seeds(sd, df, num_arms=7):
   """Seeds of one noise, known to `df` in all."""
-  return [uncertainty.Source(sd * np.eye(num_arms), df, "seeds")]
+  return [uncertainty.VarianceSource(sd * np.eye(num_arms), df, "seeds")]
 
 
 def studies(truth, num_seeds, seed_sd, num_studies, document_sd=0.0):

@@ -9,7 +9,7 @@ import scipy.stats
 from moe_parity.study.analysis import arms as averaged
 from moe_parity.study.analysis import document_noise, seed_noise, uncertainty
 from moe_parity.study.analysis.arms import Scores
-from moe_parity.study.analysis.uncertainty import Source
+from moe_parity.study.analysis.uncertainty import VarianceSource
 
 DOMAINS = np.repeat(["novels", "bible", "lexicon", "math"], [24, 11, 4, 7])
 NO_DOCUMENTS = np.zeros(0), np.zeros(0, str)
@@ -174,19 +174,19 @@ def test_moderated_variances_have_the_posterior_of_their_draws():
 
 
 def test_one_contrast_at_once_is_one_alone():
-  source = [Source(np.eye(1), 5, "seeds")]
+  source = [VarianceSource(np.eye(1), 5, "seeds")]
   found = uncertainty.intervals(np.zeros(1), np.eye(1), source)
   assert found.joint == pytest.approx(found.alone, rel=0.01)
   assert found.alone[1, 0] == pytest.approx(scipy.stats.t.ppf(0.975, 5))
 
 
 def test_many_contrasts_at_once_are_wider():
-  found = uncertainty.intervals(np.zeros(5), np.eye(5), [Source(np.eye(5), 1e9, "seeds")])
+  found = uncertainty.intervals(np.zeros(5), np.eye(5), [VarianceSource(np.eye(5), 1e9, "seeds")])
   assert found.joint[1] == pytest.approx(np.full(5, 2.57), abs=0.03)  # 5 independent normals
 
 
 def test_sources_of_two_kinds_follow_satterthwaite():
-  sources = [Source(np.eye(1), 4, "documents"), Source(2 * np.eye(1), 6, "seeds")]
+  sources = [VarianceSource(np.eye(1), 4, "documents"), VarianceSource(2 * np.eye(1), 6, "seeds")]
   _, df = uncertainty.combined(np.eye(1), sources)
   assert df == pytest.approx([(1 + 4) ** 2 / (1 / 4 + 16 / 6)])
 

@@ -31,8 +31,10 @@ def study(results, convention="paper"):
   for arm in plan["arms"]:
     result = results.get((arm["name"], arm["seed"]), {})
     status = "done" if result else "pending"
-    runs.append(reading.Run(arm["name"], arm["seed"], status, "", pathlib.Path(), arm, result, {}))
-  return reading.Study(pathlib.Path(), "s", {}, plan, {}, tuple(runs), ())
+    runs.append(
+      reading.RunRecord(arm["name"], arm["seed"], status, "", pathlib.Path(), arm, result, {})
+    )
+  return reading.StudyRecord(pathlib.Path(), "s", {}, plan, {}, tuple(runs), ())
 
 
 def result(step_seconds, machine=A, **fields):

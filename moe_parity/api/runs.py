@@ -32,7 +32,7 @@ class Run:
     plan, result, certificate: its JSON files; {} where one is not there (yet).
   """
 
-  def __init__(self, run: reading.Run, place: Place):
+  def __init__(self, run: reading.RunRecord, place: Place):
     self._run, self._place = run, place
     self._loaded: dict[int | None, Any] = {}
     self._generators: dict[tuple, Any] = {}

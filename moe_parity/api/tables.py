@@ -6,7 +6,7 @@ from typing import Any
 from moe_parity.report import cards
 
 
-class Rows(list):
+class TableRows(list):
   """A list of dictionaries with the same keys; a notebook shows it as a table."""
 
   def _repr_html_(self) -> str:
@@ -14,10 +14,10 @@ class Rows(list):
 
 
 def as_table(rows: Iterable[Mapping[str, Any]]) -> Any:
-  """The rows as a DataFrame, or as `Rows` where pandas is not installed."""
+  """The rows as a DataFrame, or as `TableRows` where pandas is not installed."""
   rows = [dict(row) for row in rows]
   try:
     import pandas
   except ImportError:
-    return Rows(rows)
+    return TableRows(rows)
   return pandas.DataFrame(rows)

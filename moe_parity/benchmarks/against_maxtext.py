@@ -45,7 +45,7 @@ MAXTEXT_WORK = {
 
 
 def take_turns(step) -> None:
-  """Worker: a line in, one step, a line [wall seconds, CPU seconds] out."""
+  """A worker: a line in, one step, a line [wall seconds, CPU seconds] out."""
   while sys.stdin.readline():
     wall, cpu = time.perf_counter(), time.process_time()
     step()
@@ -54,7 +54,7 @@ def take_turns(step) -> None:
 
 
 def ours(work: str) -> None:
-  """Worker: `moe-parity bench --only=step`'s step of one kind, in float32."""
+  """A worker: `moe-parity bench --only=step`'s step of one kind, in float32."""
   import jax
 
   from moe_parity.benchmarks import suite
@@ -72,7 +72,7 @@ def ours(work: str) -> None:
 
 
 def maxtext(work: str, folder: str) -> None:
-  """Worker: MaxText's own training loop, held before each step until it is told to go on."""
+  """A worker: MaxText's own training loop, held before each step until it is told to go on."""
   os.environ |= {"DECOUPLE_GCLOUD": "TRUE", "JAX_PLATFORMS": "cpu"}
   import jax
   import maxtext
@@ -109,7 +109,7 @@ def maxtext(work: str, folder: str) -> None:
   train.main(["train", str(base), *(f"{key}={value}" for key, value in settings.items())])
 
 
-class Worker:
+class StepProcess:
   """A process that does one step at a time."""
 
   def __init__(self, python: str, *arguments: str, log: pathlib.Path):
@@ -139,7 +139,7 @@ def compare(python: str, rounds: int) -> dict:
     for work in MAXTEXT_WORK:
       for side, interpreter in (("maxtext", python), ("ours", sys.executable)):
         arguments = ("--worker", side, work, folder)
-        worker = Worker(interpreter, *arguments, log=here / f"{side}_{work}.log")
+        worker = StepProcess(interpreter, *arguments, log=here / f"{side}_{work}.log")
         workers[work, side] = worker
         for _ in range(WARM_UP):
           worker.step()

@@ -28,7 +28,7 @@ DOMAINS = {5: (5,), 60: (30, 20, 10)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Noise:
+class NoiseModel:
   """Standard deviations in BPC: sd_A of each arm's error (dense first), and level of the seeds."""
 
   name: str
@@ -37,11 +37,11 @@ class Noise:
 
 
 NOISES = (
-  Noise("equal", (0.04,) * 6),
-  Noise("equal, seeds share a level", (0.04,) * 6, level=0.06),
-  Noise("rising 1 to 4", (0.02, 0.02, 0.03, 0.04, 0.06, 0.08)),
-  Noise("dense 3 times the others", (0.06,) + (0.02,) * 5),
-  Noise("one MoE arm 7.5 times the others", (0.02, 0.02, 0.02, 0.15, 0.02, 0.02)),
+  NoiseModel("equal", (0.04,) * 6),
+  NoiseModel("equal, seeds share a level", (0.04,) * 6, level=0.06),
+  NoiseModel("rising 1 to 4", (0.02, 0.02, 0.03, 0.04, 0.06, 0.08)),
+  NoiseModel("dense 3 times the others", (0.06,) + (0.02,) * 5),
+  NoiseModel("one MoE arm 7.5 times the others", (0.02, 0.02, 0.02, 0.15, 0.02, 0.02)),
 )
 INTERVALS = (
   "an arm's BPC",
@@ -55,7 +55,7 @@ INTERVALS = (
 
 def run(
   num_studies: int = 500,
-  noises: Sequence[Noise] = NOISES,
+  noises: Sequence[NoiseModel] = NOISES,
   seeds: Sequence[int] = (2, 3),
   documents: Sequence[int] = (5, 60),
   num_draws: int = 1000,
@@ -77,7 +77,11 @@ def run(
 
 
 def scores(
-  rng: np.random.Generator, truth_A: np.ndarray, noise: Noise, num_seeds: int, num_documents: int
+  rng: np.random.Generator,
+  truth_A: np.ndarray,
+  noise: NoiseModel,
+  num_seeds: int,
+  num_documents: int,
 ) -> Scores:
   """Scores of a made-up study, dense first."""
   sizes = DOMAINS[num_documents]
@@ -100,7 +104,7 @@ def scores(
 
 
 def _one(
-  rng: np.random.Generator, noise: Noise, num_seeds: int, num_documents: int, num_draws: int
+  rng: np.random.Generator, noise: NoiseModel, num_seeds: int, num_documents: int, num_draws: int
 ) -> dict[str, float]:
   """One study: for every interval the share of its values that it holds."""
   truth_A = np.concatenate([[DENSE], FLOOR + CURVATURE * np.log(RATES / OPTIMUM) ** 2])

@@ -78,14 +78,14 @@ def run(args) -> int:
 def open_study(args, config, store):
   """The study of a command's arguments; those that a command does not have are left at their
   defaults."""
-  from moe_parity.study.folder import Study
+  from moe_parity.study.folder import StudyFolder
 
   given = {"leases": getattr(args, "leases", ""), "command": args.command}
   given["worker"] = getattr(args, "worker", "")
   if hasattr(args, "stale_after"):
     given["stale_seconds"] = args.stale_after
   if not isinstance(args.workdir, str):
-    return Study(config, store, args.workdir, **given)
+    return StudyFolder(config, store, args.workdir, **given)
   from moe_parity.study.workers.bucket_study import BucketStudy
 
   if getattr(args, "coordinator", "") or getattr(args, "num_processes", 0):

@@ -22,7 +22,7 @@ from moe_parity.data import corpus, storage
 from moe_parity.data import tokenizer as tokenizers
 from moe_parity.data.bpe_training import train_bpe, vocab_size_of
 from moe_parity.data.corpus import BUILTIN, Source
-from moe_parity.data.encode import Documents, Progress, encode, join, split_parts
+from moe_parity.data.encode import CorpusReader, Progress, encode, join, split_parts
 from moe_parity.data.formats import format_of
 from moe_parity.data.manifest import FORMAT, MANIFEST, SPLITS, VERSION
 from moe_parity.data.scan import DROPPED, TRAIN, VALIDATION, HeldOut, Scan, scan
@@ -68,7 +68,7 @@ def build(
     table.save(work / "scan.npz")
   kept = int(table.num_bytes[table.split != DROPPED].sum())
   report("read", kept, kept)
-  documents = Documents(sources, rule, table)
+  documents = CorpusReader(sources, rule, table)
   tokenizer = _tokenizer(spec, work, documents, report)
   parts = split_parts(table)
   encode(work, parts, documents, tokenizer, workers or os.cpu_count() or 1, report, allow_lossy)
@@ -97,7 +97,7 @@ def _claim(work: Path, inputs: dict) -> None:
     record.write_text(json.dumps(inputs))
 
 
-def _tokenizer(spec: str, work: Path, documents: Documents, report: Progress) -> Tokenizer:
+def _tokenizer(spec: str, work: Path, documents: CorpusReader, report: Progress) -> Tokenizer:
   if spec == "bytes":
     return tokenizers.byte_tokenizer()
   if not spec.startswith("bpe:"):
@@ -124,7 +124,9 @@ def _sample(table: Scan) -> np.ndarray:
   return wanted if wanted.any() else train
 
 
-def _texts(documents: Documents, wanted: np.ndarray, total: int, report: Progress) -> Iterator[str]:
+def _texts(
+  documents: CorpusReader, wanted: np.ndarray, total: int, report: Progress
+) -> Iterator[str]:
   done = 0
   for row, document in documents.read(wanted):
     yield document.text[: max(1, 2 * TOKENIZER_BYTES - done)]

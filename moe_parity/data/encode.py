@@ -30,7 +30,7 @@ PART_BYTES = 8 << 20
 Progress = Callable[[str, int, int], None]
 
 
-class Documents:
+class CorpusReader:
   """The corpus once more, checked against the scan."""
 
   def __init__(self, sources: Sequence[Source], rule: HeldOut, table: Scan):
@@ -79,7 +79,7 @@ def split_parts(table: Scan) -> list[Part]:
 def encode(
   work: Path,
   parts: list[Part],
-  documents: Documents,
+  documents: CorpusReader,
   tokenizer: Tokenizer,
   workers: int,
   report: Progress,

@@ -33,7 +33,7 @@ from moe_parity.kernels.residual_stacks import ResidualBuffers, layer_spec
 from moe_parity.kernels.tile_layout import TileMap, tile_map
 from moe_parity.planning import tpu_slices
 
-Rows = Float[Array, " R *D"]
+RowArray = Float[Array, " R *D"]
 Hidden = Float[Array, "R W"]  # whole chunks: W is at least I
 WeightsIn = Float[Array, "L 2 I D"]
 WeightsDown = Float[Array, "L I D"]
@@ -41,13 +41,13 @@ WeightsDown = Float[Array, "L I D"]
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def grouped_swiglu(
-  x_RD: Rows,
+  x_RD: RowArray,
   weight_R: Float[Array, " R"],
   w_in_L2ID: WeightsIn,
   w_down_LID: WeightsDown,
   count_L: Int[Array, " L"],
   expected_rows: int,
-) -> Rows:
+) -> RowArray:
   """weight * down(silu(gate(x)) * up(x)) of rows sorted by expert.
 
   Args:
@@ -62,7 +62,7 @@ def grouped_swiglu(
   return _forward_kernel(tiles, buffers, x_RD, weight_R, w_in_L2ID, w_down_LID, expected_rows)[0]
 
 
-def _residual_shapes(x_RD: Rows, w_in_L2ID: WeightsIn) -> tuple[jax.ShapeDtypeStruct, ...]:
+def _residual_shapes(x_RD: RowArray, w_in_L2ID: WeightsIn) -> tuple[jax.ShapeDtypeStruct, ...]:
   """Rows, and the hidden layer before the activation: gate and up."""
   tiling = SwigluTiling.of(w_in_L2ID)
   hidden_RI = jax.ShapeDtypeStruct((x_RD.shape[0], tiling.num_chunks * tiling.chunk), x_RD.dtype)
@@ -196,7 +196,7 @@ def _mask_rows(a, num_valid):
 def _forward_kernel(
   tiles: TileMap,
   buffers: ResidualBuffers,
-  x_RD: Rows,
+  x_RD: RowArray,
   weight_R: Float[Array, " R"],
   w_in_L2ID: WeightsIn,
   w_down_LID: WeightsDown,
@@ -244,7 +244,7 @@ def _forward_kernel(
 def _dgrad_kernel(
   tiles: TileMap,
   buffers: ResidualBuffers,
-  dy_RD: Rows,
+  dy_RD: RowArray,
   weight_R: Float[Array, " R"],
   w_in_L2ID: WeightsIn,
   w_down_LID: WeightsDown,
@@ -303,7 +303,7 @@ def _dgrad_kernel(
 def _wgrad_kernel(
   tiles: TileMap,
   buffers: ResidualBuffers,
-  dy_RD: Rows,
+  dy_RD: RowArray,
   w_in_L2ID: WeightsIn,
   dgate_RI: Hidden,
   dup_RI: Hidden,

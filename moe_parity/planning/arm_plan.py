@@ -1,4 +1,4 @@
-"""What a plan says: one run (`ArmPlan`), and all of them under their shared budget (`Plan`)."""
+"""Plans: of one run (`ArmPlan`), and of all runs under one budget (`ComparisonPlan`)."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ class ArmPlan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """A study on paper.
+class ComparisonPlan:
+  """All runs that are compared at one budget.
 
   Attributes:
     name: of the config. budget: the shared resources as derived: num_params, train_flops (FLOPs),

@@ -37,7 +37,7 @@ HEADROOM = 1.2  # what compilers add to planned bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidate:
+class MeshCandidate:
   """A mesh an arm can train on, with its estimates for one device."""
 
   sizes: MeshSizes
@@ -55,7 +55,7 @@ def candidates(
   dtype: str = "bfloat16",
   remat: str = "layer",
   kernels: bool = False,
-) -> list[Candidate]:
+) -> list[MeshCandidate]:
   """Meshes of all of a slice's devices for an arm, best first; those planned not to fit come last.
 
   Args:
@@ -90,7 +90,7 @@ def _all_sizes(num_devices: int, is_moe: bool) -> Iterator[MeshSizes]:
 
 def _estimate(
   plan: ArmPlan, slice_: Slice, sizes: MeshSizes, memory: Memory, item: int, micro: int, remat: str
-) -> Candidate:
+) -> MeshCandidate:
   """The step time estimated for a mesh."""
   generation, is_rematerialized = slice_.generation, remat != "none"
   tokens = plan.batch_sequences * plan.seq_len // slice_.num_devices
@@ -101,7 +101,7 @@ def _estimate(
   sent = weights / 2 + rows * max(ring / 8, 0.5)
   seconds = compute / generation.flops_per_device + sent / generation.link_bandwidth
   fits = memory.total * HEADROOM <= generation.hbm_bytes
-  return Candidate(sizes, memory, weights + rows, seconds, fits)
+  return MeshCandidate(sizes, memory, weights + rows, seconds, fits)
 
 
 def weight_bytes(architecture: Architecture, sizes: MeshSizes, item: int, micro: int) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 from moe_parity.errors import UserError
 from moe_parity.planning.accounting import Cost, cost_of
 from moe_parity.planning.architecture import Architecture, dense_of_active_size
-from moe_parity.planning.arm_plan import ArmPlan, Plan
+from moe_parity.planning.arm_plan import ArmPlan, ComparisonPlan
 from moe_parity.planning.budget import ArmSpec, Budget
 from moe_parity.planning.decisions import Decisions, get, read_decisions
 from moe_parity.planning.domain_shares import check_epochs, plan_mixture
@@ -47,7 +47,7 @@ def make_plan(
   available_tokens: int | None = None,
   available_by_domain: Mapping[str, int] | None = None,
   vocab_size: int = 0,
-) -> Plan:
+) -> ComparisonPlan:
   """The plan of a config: an object or mapping with seed, budget, arms, and, where they are there,
   name, optimizer (final_learning_rate, warmup_steps), data (tokenizer, weights, max_epochs) and
   model (attention_block).
@@ -85,7 +85,7 @@ def make_plan(
     check_arms(read_mesh(mesh), arms, get(train, "micro_batch_sequences", 0))
   spread = max(at_parity, default=0) - min(at_parity, default=0)
   equal_data = spread <= budget.flops_tolerance * shared_unique
-  return Plan(
+  return ComparisonPlan(
     name=str(get(config, "name", "")),
     budget=_derived_budget(budget, train_flops, shared_unique, equal_data, _dense(drafts)),
     arms=arms,
@@ -155,7 +155,7 @@ def _derived_budget(
   equal_data: bool,
   dense: _Draft | None,
 ) -> dict[str, Any]:
-  """`Plan.budget`."""
+  """`ComparisonPlan.budget`."""
   return {
     "num_params": budget.num_params,
     "train_flops": train_flops,

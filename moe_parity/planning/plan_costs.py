@@ -4,12 +4,12 @@ weights."""
 from typing import Any
 
 from moe_parity.planning.arm_costs import arm_costs
-from moe_parity.planning.arm_plan import Plan
+from moe_parity.planning.arm_plan import ComparisonPlan
 from moe_parity.planning.attention_choice import attention_rows
 from moe_parity.planning.memory import planned_memory
 
 
-def memory_of(config: Any, plan: Plan) -> list[dict | None]:
+def memory_of(config: Any, plan: ComparisonPlan) -> list[dict | None]:
   """Planned bytes of a device for every arm, by what they hold; None where the mesh is open."""
   planned: dict[str, dict | None] = {}
   for arm in plan.arms:  # the seeds of an arm need the same
@@ -19,7 +19,7 @@ def memory_of(config: Any, plan: Plan) -> list[dict | None]:
   return [planned[arm.name] for arm in plan.arms]
 
 
-def with_costs(config: Any, plan: Plan) -> dict[str, Any]:
+def with_costs(config: Any, plan: ComparisonPlan) -> dict[str, Any]:
   """The plan ready for JSON, each arm with its `device_memory_bytes`, its `costs` (executed FLOPs,
   parameters with vocabulary, bytes of weights, all relative to dense too) and `attention`, the
   implementation that known devices take."""
@@ -34,8 +34,8 @@ def with_costs(config: Any, plan: Plan) -> dict[str, Any]:
   return values
 
 
-def rows_with_memory(config: Any, plan: Plan) -> list[dict[str, Any]]:
-  """`Plan.to_rows`, each with the GiB of a device (None where the mesh is open)."""
+def rows_with_memory(config: Any, plan: ComparisonPlan) -> list[dict[str, Any]]:
+  """`ComparisonPlan.to_rows`, each with the GiB of a device (None where the mesh is open)."""
   return [
     row | {"GiB a device": bytes_ and round(bytes_["total"] / 2**30, 2)}
     for row, bytes_ in zip(plan.to_rows(), memory_of(config, plan), strict=True)

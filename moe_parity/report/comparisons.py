@@ -30,7 +30,7 @@ class AnalyzedComparison:
   """A comparison with its study folder as read, and its analysis.json."""
 
   name: str
-  study: reading.Study
+  study: reading.StudyRecord
   report: dict
 
   @property

@@ -19,7 +19,7 @@ NORMS = (
 )
 
 
-def gate_sums(study: reading.Study) -> figure_style.Drawing | None:
+def gate_sums(study: reading.StudyRecord) -> figure_style.Drawing | None:
   """The sum of a token's gates over training, mean over MoE layers, a line for each run."""
   runs = []
   for run in study.runs:
@@ -57,7 +57,7 @@ def gate_sums(study: reading.Study) -> figure_style.Drawing | None:
   )
 
 
-def layer_norms(study: reading.Study) -> figure_style.Drawing | None:
+def layer_norms(study: reading.StudyRecord) -> figure_style.Drawing | None:
   """Routed, shared and residual RMS of every MoE layer, a panel for each arm."""
   arms = _averaged(study)
   if not arms:
@@ -102,7 +102,7 @@ def layer_norms(study: reading.Study) -> figure_style.Drawing | None:
   )
 
 
-def layers(study: reading.Study) -> Table:
+def layers(study: reading.StudyRecord) -> Table:
   """Gate sum and norms in every MoE layer of every finished run."""
   rows = []
   for run in study.runs:
@@ -192,7 +192,7 @@ _WORDS = {
 }
 
 
-def _averaged(study: reading.Study) -> list[tuple[str, dict[str, np.ndarray]]]:
+def _averaged(study: reading.StudyRecord) -> list[tuple[str, dict[str, np.ndarray]]]:
   """(arm, its layers' numbers as means over seeds)."""
   by_arm: dict[str, list[dict]] = {}
   for run in study.runs:

@@ -151,7 +151,7 @@ def _difference_panel(axis: Any, report: dict) -> None:
   axis.set_ylabel("MoE \N{MINUS SIGN} dense (BPC)")
 
 
-def loss_curves(study: reading.Study) -> figure_style.Drawing | None:
+def loss_curves(study: reading.StudyRecord) -> figure_style.Drawing | None:
   """Training cross-entropy over tokens and over FLOPs, one line for each run."""
   lines = []
   for run in study.runs:
@@ -201,7 +201,7 @@ def loss_curves(study: reading.Study) -> figure_style.Drawing | None:
   )
 
 
-def _look(run: reading.Run, color: Any) -> dict[str, Any]:
+def _look(run: reading.RunRecord, color: Any) -> dict[str, Any]:
   look: dict[str, Any] = {"linewidth": 1.2, "color": color}
   if run.plan["kind"] == "dense" and run.plan["role"] != "arm":
     look["color"] = figure_style.REFERENCE

@@ -21,7 +21,7 @@ MAX_LABELS = 8  # arms that are named along the axis where all have one activati
 LINE_GAP = 15  # pixels between names of horizontal lines
 
 
-def first_figure(study: reading.Study, report: dict) -> str:
+def first_figure(study: reading.StudyRecord, report: dict) -> str:
   """The figure as HTML, for desk and phone; "" where no MoE arm is done."""
   groups = [g for g in report["groups"] if g["kind"] == "moe" and g["role"] == "arm"]
   if not groups:
@@ -56,7 +56,7 @@ def _caption(report: dict) -> str:
   return " ".join(found)
 
 
-def run_links(study: reading.Study, name: str) -> list[str]:
+def run_links(study: reading.StudyRecord, name: str) -> list[str]:
   """Links from the page to an arm's run folders, in the order of its seeds.
 
   They are relative to the study's folder report/ and start with "..", so that no name makes one
@@ -104,7 +104,7 @@ def hover_text(group: Mapping, plan: Mapping, row: Mapping | None = None) -> str
 class _Plot:
   """Scales and marks of the figure at one width."""
 
-  def __init__(self, study: reading.Study, report: dict, moe: Sequence[dict], width: int):
+  def __init__(self, study: reading.StudyRecord, report: dict, moe: Sequence[dict], width: int):
     self.study, self.report, self.moe, self.width = study, report, moe, width
     self.lines = [g for g in report["groups"] if g["kind"] == "dense" and g["role"] != "check"]
     self.rows = {row["name"]: row for row in report["comparisons"]}

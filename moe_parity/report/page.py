@@ -94,7 +94,7 @@ def _own(name: str) -> str:
 
 
 def page(
-  study: reading.Study,
+  study: reading.StudyRecord,
   report: dict,
   steps: dict[str, dict],
   drawings: dict[str, figure_style.Drawing],
@@ -148,7 +148,7 @@ def _sections_below(study, report, steps, drawings, parts, others) -> list[Secti
   ]
 
 
-def _document(study: reading.Study, first: str, contents: str, body: str) -> str:
+def _document(study: reading.StudyRecord, first: str, contents: str, body: str) -> str:
   """The HTML around the first screen, the list of contents and the sections."""
   title = html.escape(study.name)
   created = html.escape(str(study.info.get("created", "")))
@@ -213,7 +213,7 @@ def every_drawing(
 
 
 def _tables(
-  study: reading.Study, report: dict, steps: dict, counted: list[specialization.Counted]
+  study: reading.StudyRecord, report: dict, steps: dict, counted: list[specialization.Counted]
 ) -> dict[str, Table]:
   planned = study.plan.get("arms", [])
   every = [

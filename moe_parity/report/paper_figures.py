@@ -118,7 +118,7 @@ def excess_over_dense(report: dict) -> figure_style.Drawing | None:
   )
 
 
-def compute_ratio(study: reading.Study) -> figure_style.Drawing | None:
+def compute_ratio(study: reading.StudyRecord) -> figure_style.Drawing | None:
   """Figure 2 of the paper: what a token costs against r_a, as a ratio to the dense arm."""
   plans = {arm["name"]: arm for arm in study.plan.get("arms", []) if arm["role"] == "arm"}.values()
   dense = next((arm for arm in plans if arm["kind"] == "dense"), None)
@@ -162,7 +162,7 @@ def compute_ratio(study: reading.Study) -> figure_style.Drawing | None:
   )
 
 
-def loss_over_data(study: reading.Study) -> figure_style.Drawing | None:
+def loss_over_data(study: reading.StudyRecord) -> figure_style.Drawing | None:
   """Figure 3 of the paper: loss over tokens for each activation rate, this study and Table 9."""
   runs: dict[str, tuple[float, list[dict]]] = {}
   for run in study.runs:

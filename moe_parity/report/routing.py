@@ -11,7 +11,7 @@ MAX_STEPS = 100
 LOG_SPAN = 3  # colors reach from an eighth of the even load to eight times it
 
 
-def health(study: reading.Study) -> figure_style.Drawing | None:
+def health(study: reading.StudyRecord) -> figure_style.Drawing | None:
   """MaxVio, router entropy, dead experts and balance loss over training, one line for each run."""
   runs = []
   for run in study.runs:
@@ -62,7 +62,7 @@ def health(study: reading.Study) -> figure_style.Drawing | None:
   )
 
 
-def loads(runs: list[reading.Run]) -> figure_style.Drawing | None:
+def loads(runs: list[reading.RunRecord]) -> figure_style.Drawing | None:
   """Heat maps, a row for each run: its experts at the end, and the fullest expert over time."""
   maps = []
   for run in runs:

@@ -136,7 +136,7 @@ def resources(report: dict, tables: Tables) -> Section:
   return Section("Resources", body + bullets(found["hidden"]))
 
 
-def certificate(study: reading.Study, report: dict, tables: Tables) -> Section:
+def certificate(study: reading.StudyRecord, report: dict, tables: Tables) -> Section:
   """Outcome, the checks across arms, and (folded) those of every run."""
   found = report["certificate"]
   if found["passed"]:
@@ -249,7 +249,7 @@ def method(report: dict) -> Section:
   return Section(title, paragraphs(lines))
 
 
-def reproduce(study: reading.Study, tables: Tables) -> Section:
+def reproduce(study: reading.StudyRecord, tables: Tables) -> Section:
   """Command, versions, data hashes and config."""
   info = study.info
   if info.get("command"):

@@ -17,12 +17,12 @@ SPAN = 2  # colors reach from a quarter to four times
 class Counted:
   """A run with its counted choices and the statistics of each MoE layer."""
 
-  run: reading.Run
+  run: reading.RunRecord
   choices: statistics.RoutingCounts
   layers: list[dict]
 
 
-def read(study: reading.Study) -> list[Counted]:
+def read(study: reading.StudyRecord) -> list[Counted]:
   """Every run that has specialization.npz; the first seed of an arm."""
   found: dict[str, Counted] = {}
   for run in study.runs:

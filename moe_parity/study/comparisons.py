@@ -20,7 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moe_parity.errors import UserError
-from moe_parity.planning.arm_plan import ArmPlan, Plan
+from moe_parity.planning.arm_plan import ArmPlan, ComparisonPlan
 from moe_parity.planning.plan import make_plan
 from moe_parity.study.methods.method import method_of
 from moe_parity.study.reading import COMPARISONS_FOLDER
@@ -45,7 +45,7 @@ class Comparison:
 
   name: str
   config: ConfigDict
-  plan: Plan
+  plan: ComparisonPlan
   runs: tuple[str, ...]
 
   @property

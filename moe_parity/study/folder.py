@@ -13,7 +13,7 @@ from moe_parity import files
 from moe_parity.data.mixture import planner_inputs
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
-from moe_parity.planning.arm_plan import ArmPlan, Plan, with_later_fields
+from moe_parity.planning.arm_plan import ArmPlan, ComparisonPlan, with_later_fields
 from moe_parity.study.comparisons import Comparison, Results, plan_comparisons, run_seen_from
 from moe_parity.study.methods.method import method_of
 from moe_parity.study.workers.leases import FAILED, RUNNING, Leases
@@ -81,7 +81,7 @@ def select(arms: Sequence[ArmPlan], only: Sequence[str], option: str = "--only")
   return [arm for arm in arms if not only or arm.name in only]
 
 
-class Study:
+class StudyFolder:
   """A study and its folder, as one worker holds them."""
 
   def __init__(
@@ -256,7 +256,7 @@ def leases_folder(folder: pathlib.Path) -> pathlib.Path:
   return folder / (OLD_LEASES if (folder / OLD_LEASES).is_dir() else LEASES)
 
 
-def _grown(path: pathlib.Path, plan: Plan, staged: bool) -> bool:
+def _grown(path: pathlib.Path, plan: ComparisonPlan, staged: bool) -> bool:
   """Whether a plan holds more arms than the one on disk, of a staged study.
 
   Another worker may be a stage ahead, so the one on disk may also hold more.

@@ -1,7 +1,7 @@
 """Reads run and study folders: all that analysis and report know, they know from here.
 
-A study that is half done is the normal case: every planned run gets a `Run`, finished or not, and
-what is damaged is named in `Study.problems` instead of being passed over.
+A study that is half done is the normal case: every planned run gets a `RunRecord`, finished or not,
+and what is damaged is named in `StudyRecord.problems` instead of being passed over.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ STEPS = ("architecture", "activation_rate", "data_reuse")  # of the paper
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunRecord:
   """One arm with one seed. `status` is one of STATUSES; "done" means that result.json is there."""
 
   name: str
@@ -42,7 +42,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class StudyRecord:
   """A folder of runs. `info` is study.json, `plan` plan.json; {} where a file is not there yet."""
 
   folder: pathlib.Path
@@ -50,11 +50,11 @@ class Study:
   info: dict
   plan: dict
   certificate: dict
-  runs: tuple[Run, ...]
+  runs: tuple[RunRecord, ...]
   problems: tuple[str, ...]
 
 
-def read_study(folder: str | pathlib.Path) -> Study:
+def read_study(folder: str | pathlib.Path) -> StudyRecord:
   """Reads a study folder, or one run folder as a study of one run.
 
   study.json says which runs there are and what became of them; plan.json adds planned runs that
@@ -75,7 +75,9 @@ def read_study(folder: str | pathlib.Path) -> Study:
     )
   if not info and "arms" not in plan:
     run = _read_run(folder, plan.get("name", folder.name), int(plan.get("seed", 0)), {}, problems)
-    return Study(folder, run.name, {}, {"arms": [plan]}, run.certificate, (run,), tuple(problems))
+    return StudyRecord(
+      folder, run.name, {}, {"arms": [plan]}, run.certificate, (run,), tuple(problems)
+    )
   runs = []
   listed = {}
   for arm in info.get("arms", []):
@@ -89,7 +91,7 @@ def read_study(folder: str | pathlib.Path) -> Study:
     runs.append(_read_run(path, name, seed, entry, problems, planned.get((name, seed), {})))
   name = info.get("name") or folder.resolve().name
   certificate = _read_json(folder / "certificate.json", problems)
-  return Study(folder, name, info, plan, certificate, tuple(runs), tuple(problems))
+  return StudyRecord(folder, name, info, plan, certificate, tuple(runs), tuple(problems))
 
 
 def comparison_folders(study_folder: pathlib.Path) -> list[pathlib.Path]:
@@ -98,7 +100,7 @@ def comparison_folders(study_folder: pathlib.Path) -> list[pathlib.Path]:
   return sorted(path.parent for path in plans)
 
 
-def read_everything(folder: str | pathlib.Path) -> list[tuple[str, Run]]:
+def read_everything(folder: str | pathlib.Path) -> list[tuple[str, RunRecord]]:
   """(label, run) of a study or run folder and of the comparisons it has, each run once.
 
   A label holds the comparison: "unique/moe_20".
@@ -176,7 +178,7 @@ def _read_run(
   entry: dict,
   problems: list[str],
   plan: dict | None = None,
-) -> Run:
+) -> RunRecord:
   plan = _read_json(folder / "plan.json", problems) or plan or {}
   result = _read_json(folder / "result.json", problems)
   status = entry.get("status") or "running"
@@ -184,7 +186,7 @@ def _read_run(
     status = "done"
   elif status == "done" or status not in STATUSES:
     status = "missing"
-  return Run(
+  return RunRecord(
     name=name,
     seed=seed,
     status=status,

@@ -17,7 +17,7 @@ import time
 
 from moe_parity import files
 from moe_parity.defaults import base, dense_arm, moe_arm
-from moe_parity.study.folder import Study
+from moe_parity.study.folder import StudyFolder
 from moe_parity.study.workers.runner import RunActions
 from moe_parity.training import run_folder
 from tests.helpers import small_store
@@ -45,8 +45,8 @@ def store():
   return small_store.small_store(folder, count=900)
 
 
-def open_study(folder, made=None, **kwargs) -> Study:
-  return Study(made or config(), store(), pathlib.Path(folder), **kwargs)
+def open_study(folder, made=None, **kwargs) -> StudyFolder:
+  return StudyFolder(made or config(), store(), pathlib.Path(folder), **kwargs)
 
 
 def bpc_of(arm) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe_parity.study.analysis import document_noise, seed_noise, uncertainty
-from moe_parity.study.analysis.uncertainty import Source
+from moe_parity.study.analysis.uncertainty import VarianceSource
 
 ONE_SEED = "one seed"
 NOT_DISTINGUISHABLE = "not distinguishable"
@@ -55,11 +55,11 @@ class Arms:
   num_seeds_A: np.ndarray
   nats_AN: np.ndarray
   noise: seed_noise.SeedNoise
-  document_sources: list[Source]
-  seed_sources: list[Source]
+  document_sources: list[VarianceSource]
+  seed_sources: list[VarianceSource]
 
   @property
-  def sources(self) -> list[Source]:
+  def sources(self) -> list[VarianceSource]:
     return self.document_sources + self.seed_sources
 
   def is_judged(self, arm: int, base: int) -> bool:
@@ -97,10 +97,10 @@ def average(scores: Scores) -> Arms:
     for a in range(num_arms):
       root = np.zeros((num_arms, 1))
       root[a] = math.sqrt(noise.variance_A[a] / num_seeds_A[a])
-      seed_sources.append(Source(root, float(noise.df_A[a]), "seeds"))
+      seed_sources.append(VarianceSource(root, float(noise.df_A[a]), "seeds"))
     in_seed_RS = seed_R[:, None] == np.arange(noise.level_df + 1)
     level = math.sqrt(noise.level_variance) * (average_AR @ in_seed_RS)
-    seed_sources.append(Source(level, noise.level_df, "levels"))
+    seed_sources.append(VarianceSource(level, noise.level_df, "levels"))
   return Arms(
     scores=scores,
     value_A=average_AR @ scores.value_R,

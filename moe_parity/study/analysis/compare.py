@@ -73,7 +73,7 @@ def _equal(budget: dict) -> dict[str, bool]:
   return {"compute": True, "data": budget.get("equal_data", True)}
 
 
-def _comparable(study: reading.Study, warnings: list[str]) -> list[reading.Run]:
+def _comparable(study: reading.StudyRecord, warnings: list[str]) -> list[reading.RunRecord]:
   """Finished runs validated alike: same mode, same documents as most. The rest is named."""
   done = []
   for run in study.runs:
@@ -103,7 +103,7 @@ def _comparable(study: reading.Study, warnings: list[str]) -> list[reading.Run]:
   return kept
 
 
-def _row(run: reading.Run) -> dict:
+def _row(run: reading.RunRecord) -> dict:
   plan, validation = run.plan, run.result.get("validation", {})
   row = {"name": run.name, "seed": run.seed, "status": run.status}
   for key in (
@@ -127,11 +127,11 @@ def _finite(value: int | float | None) -> float | None:
   return value if value is not None and math.isfinite(value) else None
 
 
-def _absence(run: reading.Run) -> dict:
+def _absence(run: reading.RunRecord) -> dict:
   return {"name": run.name, "seed": run.seed, "status": run.status, "error": run.error}
 
 
-def _certificate(study: reading.Study) -> dict:
+def _certificate(study: reading.StudyRecord) -> dict:
   """The study's certificate and those of its finished runs: `passed` only if all are there and did.
 
   None: something is missing and nothing failed.

@@ -21,7 +21,7 @@ _OF_MOE = {"dense better": "control better"}
 
 def explain_lead(
   arms: Arms,
-  runs: Sequence[reading.Run],
+  runs: Sequence[reading.RunRecord],
   names: Sequence[str],
   moe: Sequence[int],
   base: int,
@@ -71,7 +71,7 @@ def _fields(row: averaged.Difference, words: dict[str, str]) -> dict:
   }
 
 
-def _ablations(runs: Sequence[reading.Run], lead: float) -> dict[str, dict[str, float]]:
+def _ablations(runs: Sequence[reading.RunRecord], lead: float) -> dict[str, dict[str, float]]:
   """By how much each ablation raises the arm's BPC, and what that leaves of its lead."""
   scores = [run.result.get("ablations", {}) for run in runs]
   found = {}

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from moe_parity.study.analysis.uncertainty import Source
+from moe_parity.study.analysis.uncertainty import VarianceSource
 
 
 def ratio_of_sums(nats_RN: np.ndarray, units_N: np.ndarray) -> np.ndarray:
@@ -24,7 +24,7 @@ def ratio_of_sums(nats_RN: np.ndarray, units_N: np.ndarray) -> np.ndarray:
   return nats_RN.sum(-1) / (units_N.sum() * math.log(2))
 
 
-def sources(nats_RN: np.ndarray, units_N: np.ndarray, domain_N: np.ndarray) -> list[Source]:
+def sources(nats_RN: np.ndarray, units_N: np.ndarray, domain_N: np.ndarray) -> list[VarianceSource]:
   """One source of uncertainty a domain, over the rows R (runs, or arms averaged over seeds).
 
   Args:
@@ -34,7 +34,9 @@ def sources(nats_RN: np.ndarray, units_N: np.ndarray, domain_N: np.ndarray) -> l
   """
   root = residuals(nats_RN, units_N, domain_N)
   return [
-    Source(root[:, members], _domain_df(units_N[members]), f"documents of {domain_N[members[0]]}")
+    VarianceSource(
+      root[:, members], _domain_df(units_N[members]), f"documents of {domain_N[members[0]]}"
+    )
     for members in _domains(domain_N)
   ]
 

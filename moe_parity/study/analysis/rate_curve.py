@@ -17,7 +17,7 @@ import math
 import numpy as np
 
 from moe_parity.study.analysis import uncertainty
-from moe_parity.study.analysis.uncertainty import Source
+from moe_parity.study.analysis.uncertainty import VarianceSource
 
 NUM_COEFFICIENTS = 3
 FORMS = {
@@ -62,7 +62,7 @@ def fit(
   rate_A: np.ndarray,
   bpc_A: np.ndarray,
   deviations_BA: np.ndarray,
-  sources: list[Source],
+  sources: list[VarianceSource],
   seeds_known: bool,
   rng: np.random.Generator,
 ) -> Curve:
@@ -186,7 +186,7 @@ def _fit_draws(
 
 
 def _explained(
-  rate_A: np.ndarray, form: str, square: float, df: int, sources: list[Source]
+  rate_A: np.ndarray, form: str, square: float, df: int, sources: list[VarianceSource]
 ) -> tuple[float, float]:
   """Compares the scatter about the curve with what seeds and documents leave there (an F test).
 

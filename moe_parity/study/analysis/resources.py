@@ -10,7 +10,7 @@ from moe_parity.planning.arm_costs import RESOURCES, arm_costs, hidden_differenc
 from moe_parity.study import reading
 
 
-def resources(study: reading.Study, baseline: str) -> dict:
+def resources(study: reading.StudyRecord, baseline: str) -> dict:
   """convention (of the budget), rows (one an arm), hidden (sentences on differences from dense that
   the convention does not show), notes (how far seconds can be compared).
 
@@ -46,7 +46,7 @@ def resources(study: reading.Study, baseline: str) -> dict:
 class _Measured:
   """Seconds of an arm's finished runs, and the machines they ran on."""
 
-  def __init__(self, study: reading.Study, name: str):
+  def __init__(self, study: reading.StudyRecord, name: str):
     runs = [run for run in study.runs if run.name == name and run.done]
     self.seconds = None
     if runs:
@@ -61,14 +61,14 @@ class _Measured:
     return self.seconds / other.seconds if alike else None
 
 
-def _seconds(run: reading.Run) -> float:
+def _seconds(run: reading.RunRecord) -> float:
   """Of all its steps: steady ones, or as a run of an earlier version summed them up."""
   if "step_seconds" in run.result:
     return run.result["step_seconds"] * run.result["finished_step"]
   return float(run.result["seconds"])
 
 
-def _machine(run: reading.Run) -> str:
+def _machine(run: reading.RunRecord) -> str:
   """The machine in words; "" where a run of an earlier version does not say it."""
   on = run.result.get("machine")
   if not on:

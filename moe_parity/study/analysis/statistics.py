@@ -19,13 +19,13 @@ FEW_DOCUMENTS = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class ScoreTable:
   """Arms with what their plans say: names, the first run of each, rate_A (activation rate), and
   the indices of MoE arms, dense arms, dense references (other C) and controls (other N)."""
 
   arms: Arms
   names: list[str]
-  runs: list[reading.Run]
+  runs: list[reading.RunRecord]
   rate_A: np.ndarray
   moe: list[int]
   dense: list[int]
@@ -38,7 +38,9 @@ class Table:
     return min(self.dense, key=lambda a: self.arms.value_A[a]) if self.dense else None
 
 
-def of_runs(runs: list[reading.Run], warnings: list[str]) -> tuple[dict, rate_curve.Curve | None]:
+def of_runs(
+  runs: list[reading.RunRecord], warnings: list[str]
+) -> tuple[dict, rate_curve.Curve | None]:
   """groups, baseline, comparisons, references, by_domain, picked, controls, noise, curve, num_rates
   and documents of analysis.json; and the fitted curve. Adds to `warnings`."""
   empty = {"groups": [], "baseline": "", "comparisons": [], "references": [], "by_domain": []}
@@ -74,7 +76,7 @@ def of_runs(runs: list[reading.Run], warnings: list[str]) -> tuple[dict, rate_cu
   return report, fitted
 
 
-def tabulate(runs: list[reading.Run]) -> Table:
+def tabulate(runs: list[reading.RunRecord]) -> ScoreTable:
   """Runs as arms, in the order in which they come."""
   names = list(dict.fromkeys(run.name for run in runs))
   first = [next(run for run in runs if run.name == name) for name in names]
@@ -84,7 +86,7 @@ def tabulate(runs: list[reading.Run]) -> Table:
 
   arm_R = np.array([names.index(run.name) for run in runs])
   scores = scores_of([run.result for run in runs], arm_R, np.array([run.seed for run in runs]))
-  return Table(
+  return ScoreTable(
     arms=averaged.average(scores),
     names=names,
     runs=first,
@@ -114,7 +116,7 @@ def scores_of(results: Sequence[dict], arm_R: np.ndarray, seed_R: np.ndarray) ->
   )
 
 
-def _groups(table: Table) -> list[dict]:
+def _groups(table: ScoreTable) -> list[dict]:
   """A row for every arm."""
   arms = table.arms
   interval = arms.own_intervals() if arms.sources else np.stack([arms.value_A, arms.value_A])
@@ -135,7 +137,7 @@ def _groups(table: Table) -> list[dict]:
   return rows
 
 
-def _noise(arms: Arms, runs: list[reading.Run]) -> dict:
+def _noise(arms: Arms, runs: list[reading.RunRecord]) -> dict:
   """The seeds' noise in numbers, and whether a seed also draws its own data."""
   data_seeds = {run.seed: run.plan.get("data_seed") for run in runs}
   known = arms.noise.df > 0
@@ -174,7 +176,7 @@ def _document_facts(arms: Arms, warnings: list[str]) -> dict:
   }  # fmt: skip
 
 
-def _comparisons(table: Table, base: int) -> list[dict]:
+def _comparisons(table: ScoreTable, base: int) -> list[dict]:
   """A row for every MoE arm against `base`; verdicts go by the simultaneous intervals."""
   arms = table.arms
   rows = averaged.differences(arms, table.moe, base) if table.moe else []
@@ -191,7 +193,7 @@ def _comparisons(table: Table, base: int) -> list[dict]:
   ]
 
 
-def _by_domain(table: Table, base: int) -> list[dict]:
+def _by_domain(table: ScoreTable, base: int) -> list[dict]:
   """Differences to dense within each domain, each interval by itself; None for one document."""
   rows, domain_N = [], table.arms.scores.domain_N
   for domain in dict.fromkeys(domain_N.tolist()) if table.moe else ():
@@ -211,7 +213,7 @@ def _by_domain(table: Table, base: int) -> list[dict]:
   return rows
 
 
-def _picked(table: Table, base: int) -> dict | None:
+def _picked(table: ScoreTable, base: int) -> dict | None:
   """The lowest MoE arm: its difference to dense as it stands, and as scored by runs and documents
   that did not pick it; None where arms do not share two seeds."""
   if not table.moe:
@@ -235,7 +237,7 @@ def _num_rates(rate_A: np.ndarray) -> int:
   return 0 if not len(rate_A) else 1 + int((np.diff(np.sort(rate_A)) > RATE_TOLERANCE).sum())
 
 
-def _curve(table: Table, groups: list[dict]) -> tuple[rate_curve.Curve, dict]:
+def _curve(table: ScoreTable, groups: list[dict]) -> tuple[rate_curve.Curve, dict]:
   arms, moe = table.arms, table.moe
   rng = np.random.default_rng(uncertainty.SEED)
   sources = [dataclasses.replace(s, root_AM=s.root_AM[moe]) for s in arms.sources]

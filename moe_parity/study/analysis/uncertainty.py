@@ -20,7 +20,7 @@ _JOINT_DRAWS = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class VarianceSource:
   """root_AM: the covariance over arms is root root'; df: the degrees of freedom behind it; kind:
   sources of one kind are known no better together than each by itself."""
 
@@ -44,7 +44,7 @@ class Intervals:
 def intervals(
   estimate_K: np.ndarray,
   contrast_KA: np.ndarray,
-  sources: list[Source],
+  sources: list[VarianceSource],
   level: int | float = LEVEL,
 ) -> Intervals:
   """Intervals of `contrast_KA @ arms`, which were estimated as `estimate_K`."""
@@ -59,7 +59,9 @@ def intervals(
   return Intervals(estimate_K, error_K, df_K, alone, joint)
 
 
-def combined(contrast_KA: np.ndarray, sources: list[Source]) -> tuple[np.ndarray, np.ndarray]:
+def combined(
+  contrast_KA: np.ndarray, sources: list[VarianceSource]
+) -> tuple[np.ndarray, np.ndarray]:
   """Covariance [K, K] of contrasts and the degrees of freedom of each."""
   covariance = np.zeros((len(contrast_KA), len(contrast_KA)))
   variance_IK = np.zeros((len(sources), len(contrast_KA)))
@@ -71,14 +73,14 @@ def combined(contrast_KA: np.ndarray, sources: list[Source]) -> tuple[np.ndarray
   return covariance, _degrees_of_freedom(variance_IK, sources)
 
 
-def total(contrast_KA: np.ndarray, sources: list[Source]) -> tuple[float, float]:
+def total(contrast_KA: np.ndarray, sources: list[VarianceSource]) -> tuple[float, float]:
   """The sum of the contrasts' variances and its degrees of freedom."""
   variance_I1 = np.array([[((contrast_KA @ s.root_AM) ** 2).sum()] for s in sources])
   return float(variance_I1.sum()), float(_degrees_of_freedom(variance_I1, sources)[0])
 
 
 def draws(
-  num_arms: int, sources: list[Source], num_draws: int, rng: np.random.Generator
+  num_arms: int, sources: list[VarianceSource], num_draws: int, rng: np.random.Generator
 ) -> np.ndarray:
   """Joint deviations [num_draws, A] of arms, Student's t with one number of degrees of freedom:
   that of the sum of the variances of all arms about their mean."""
@@ -93,7 +95,7 @@ def draws(
   return deviations
 
 
-def _degrees_of_freedom(variance_IK: np.ndarray, sources: list[Source]) -> np.ndarray:
+def _degrees_of_freedom(variance_IK: np.ndarray, sources: list[VarianceSource]) -> np.ndarray:
   """Of sums over sources I, by the rule at the head of this file; 1 where nothing varies."""
   spread_K = np.zeros(variance_IK.shape[1])
   for kind in {source.kind for source in sources}:

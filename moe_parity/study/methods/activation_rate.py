@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from moe_parity.defaults import dense_arm, moe_arm
 from moe_parity.errors import UserError
-from moe_parity.planning.arm_plan import Plan
+from moe_parity.planning.arm_plan import ComparisonPlan
 from moe_parity.planning.budget import CONTROL_SHAPE
 from moe_parity.planning.plan import make_plan
 from moe_parity.study.comparisons import Comparison, Results, template, with_arms
@@ -212,7 +212,7 @@ def _batch_near(config: ConfigDict, arm, multiple: int | float) -> int:
   return min(good, key=lambda b: abs(math.log(b / wanted)))
 
 
-def _fixed_data(config: ConfigDict, first: Plan) -> ConfigDict:
+def _fixed_data(config: ConfigDict, first: ComparisonPlan) -> ConfigDict:
   """The sweep at the tokens of the dense arm, without references."""
   arms = sweep_arms(config)
   arms = {name: arm for name, arm in arms.items() if arm.compute_multiple == 1}
@@ -221,7 +221,7 @@ def _fixed_data(config: ConfigDict, first: Plan) -> ConfigDict:
   return with_arms(config, arms, shared="tokens", dense_tokens=tokens, train_flops=0.0)
 
 
-def _resized(config: ConfigDict, first: Plan, num_params: int) -> ConfigDict:
+def _resized(config: ConfigDict, first: ComparisonPlan, num_params: int) -> ConfigDict:
   """The config at another N: tokens a parameter and shape ratios of the main comparison's arms.
 
   Raises:
@@ -248,5 +248,5 @@ def _resized(config: ConfigDict, first: Plan, num_params: int) -> ConfigDict:
   )
 
 
-def _replicated(plan: Plan, more_seeds: Sequence[int]) -> bool:
+def _replicated(plan: ComparisonPlan, more_seeds: Sequence[int]) -> bool:
   return any(arm.kind == "moe" and arm.seed in more_seeds for arm in plan.arms)

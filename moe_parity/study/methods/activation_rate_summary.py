@@ -150,7 +150,7 @@ def _transfer(curves: dict[int, tuple[dict, rate_curve.Curve | None]]) -> dict |
   return {"sizes": sorted(curves), "optima": optima, "pairs": pairs}
 
 
-def _tuning(study: reading.Study, report: dict) -> dict | None:
+def _tuning(study: reading.StudyRecord, report: dict) -> dict | None:
   """Each side's best learning rate or batch, and what the comparison is if each takes its best.
 
   Only first seeds are compared, so that an arm with three seeds is not set against one with one.
@@ -190,7 +190,7 @@ def _tuning(study: reading.Study, report: dict) -> dict | None:
 
 
 def _tuned_intervals(
-  sides: list[dict], runs: list[list[reading.Run]], noise: dict
+  sides: list[dict], runs: list[list[reading.RunRecord]], noise: dict
 ) -> dict[str, list[float] | None]:
   """Intervals of each side's gain, by its kind, and of MoE minus dense, "tuned", each side at its
   best: documents and seeds. They hold for all settings at once, for the best was picked by score.
@@ -209,7 +209,7 @@ def _tuned_intervals(
   for a, of in enumerate(runs):
     root = np.zeros((len(runs), 1))
     root[a] = noise["sd"] / math.sqrt(len(of))
-    sources.append(uncertainty.Source(root, noise["df"], "seeds"))
+    sources.append(uncertainty.VarianceSource(root, noise["df"], "seeds"))
   one = dict(zip(names, np.eye(len(names)), strict=True))
 
   def interval(pairs: list[tuple[str, str]], wanted: tuple[str, str]) -> list[float]:
@@ -230,7 +230,7 @@ def _tuned_intervals(
   return found
 
 
-def _tuned_arm(name: str, runs: list[reading.Run], base: reading.Run | None) -> dict:
+def _tuned_arm(name: str, runs: list[reading.RunRecord], base: reading.RunRecord | None) -> dict:
   plan = runs[0].plan
   multiple = None
   if base is not None:

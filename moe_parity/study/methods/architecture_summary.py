@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.study import reading
 from moe_parity.study.analysis.arms import differences
-from moe_parity.study.analysis.statistics import Table, tabulate
+from moe_parity.study.analysis.statistics import ScoreTable, tabulate
 from moe_parity.study.comparisons import Comparison, Results
 from moe_parity.study.methods import selection
 from moe_parity.study.methods.architecture import SIDES, Stage, stages
@@ -65,7 +65,9 @@ def summarize(
   return value | {"headline": _headline(value), "sentences": _sentences(value)}
 
 
-def _stage(stage: Stage, plans: dict[str, ArmPlan], runs: dict[str, list[reading.Run]]) -> dict:
+def _stage(
+  stage: Stage, plans: dict[str, ArmPlan], runs: dict[str, list[reading.RunRecord]]
+) -> dict:
   made = stage.selection
   options = []
   for index, option in enumerate(stage.options):
@@ -103,7 +105,7 @@ def _columns(arm: ArmPlan) -> dict[str, Any]:
   return row
 
 
-def _measured(runs: list[reading.Run]) -> dict[str, Any]:
+def _measured(runs: list[reading.RunRecord]) -> dict[str, Any]:
   """Means over the seeds that are done."""
   if not runs:
     return {"loss": None, "balance_loss": None, "bpc": None, "num_seeds": 0}
@@ -129,7 +131,7 @@ def _last(rows: list[dict], kind: str) -> dict | None:
   return next(o for o in done[-1]["options"] if o["label"] == done[-1]["chosen"])
 
 
-def _between(rows: list[dict], table: Table | None) -> dict | None:
+def _between(rows: list[dict], table: ScoreTable | None) -> dict | None:
   """The MoE backbone minus the dense one, BPC, with an interval; None while one is missing."""
   arms = [_last(rows, kind) for kind in ("dense", "moe")]
   if table is None or None in arms or any(arm["bpc"] is None for arm in arms):

@@ -50,15 +50,17 @@ def summarize(
   return value | {"headline": _headline(value), "sentences": _sentences(value)}
 
 
-def _by_arm(study: reading.Study) -> dict[str, list[reading.Run]]:
-  arms: dict[str, list[reading.Run]] = {}
+def _by_arm(study: reading.StudyRecord) -> dict[str, list[reading.RunRecord]]:
+  arms: dict[str, list[reading.RunRecord]] = {}
   for run in study.runs:
     if run.done and math.isfinite(run.result["validation"]["bpc"]):
       arms.setdefault(run.name, []).append(run)
   return arms
 
 
-def _scheme(comparison: Comparison, arms: dict[str, list[reading.Run]], dense: list | None) -> dict:
+def _scheme(
+  comparison: Comparison, arms: dict[str, list[reading.RunRecord]], dense: list | None
+) -> dict:
   budget = comparison.plan.budget
   planned = {arm.name: arm for arm in comparison.plan.arms}
   rows = []
@@ -117,7 +119,7 @@ def _repeated(
   return arms
 
 
-def _average(arms: Sequence[list[reading.Run]]) -> Arms:
+def _average(arms: Sequence[list[reading.RunRecord]]) -> Arms:
   """Arms from their runs, with the noise of these runs alone: of one scheme, so that a seed that
   runs under every scheme counts once."""
   runs = [(a, run) for a, of in enumerate(arms) for run in of]
@@ -189,7 +191,7 @@ def _costs(arms: dict[str, dict[str, list]]) -> list[dict]:
   return sorted(rows, key=lambda row: (order[row["name"]], row["epochs"]))
 
 
-def _mean(runs: list[reading.Run], name: str) -> float:
+def _mean(runs: list[reading.RunRecord], name: str) -> float:
   return float(np.mean([run.result["validation"][name] for run in runs]))
 
 

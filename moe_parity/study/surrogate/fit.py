@@ -22,15 +22,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe_parity.errors import UserError
-from moe_parity.study.surrogate.laws import LAWS, ArmFeatures, Law, Mean, Ridge, log_ranges
-from moe_parity.study.surrogate.rows import SAME_REUSE, SAME_SIZE, Rows
+from moe_parity.study.surrogate.laws import LAWS, ArmFeatures, LossLaw, Mean, Ridge, log_ranges
+from moe_parity.study.surrogate.rows import SAME_REUSE, SAME_SIZE, ScoredRuns
 
 LEVEL = 0.95
 MIN_SHAPES = 3
 BORROWED_SPREAD = 0.1  # of the published exponents, when the rows are another's runs
 VARIABLES = {"num_params": "N", "activation_rate": "r_a", "num_tokens": "D", "epochs": "epochs"}
 _EDGE = 1.02  # a rounded budget is not called an extrapolation
-Form = Mean | Ridge | Law
+Form = Mean | Ridge | LossLaw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Surrogate:
     errors: of every form, in the order tried.
   """
 
-  rows: Rows
+  rows: ScoredRuns
   form: Form
   theta: np.ndarray
   folds: tuple[np.ndarray, ...]
@@ -202,7 +202,7 @@ class Surrogate:
     return ~alike.any(1), ~(alike & (reuse_gap <= SAME_REUSE)).any(1)
 
 
-def fit(rows: Rows, published: Rows | None = None) -> Surrogate:
+def fit(rows: ScoredRuns, published: ScoredRuns | None = None) -> Surrogate:
   """Fits every form, and takes the one with the smallest error on left-out shapes.
 
   Args:
@@ -225,17 +225,19 @@ def fit(rows: Rows, published: Rows | None = None) -> Surrogate:
   return dataclasses.replace(tried[best], errors=tuple(errors))
 
 
-def leave_one_size_out(rows: Rows, published: Rows | None = None) -> list[dict]:
+def leave_one_size_out(rows: ScoredRuns, published: ScoredRuns | None = None) -> list[dict]:
   """`leave_out` by size."""
   return leave_out(rows, rows.size, published)
 
 
-def leave_one_reuse_out(rows: Rows, published: Rows | None = None) -> list[dict]:
+def leave_one_reuse_out(rows: ScoredRuns, published: ScoredRuns | None = None) -> list[dict]:
   """`leave_out` by how often text is read, within a size."""
   return leave_out(rows, rows.reuse, published)
 
 
-def leave_out(rows: Rows, group: np.ndarray, published: Rows | None = None) -> list[dict]:
+def leave_out(
+  rows: ScoredRuns, group: np.ndarray, published: ScoredRuns | None = None
+) -> list[dict]:
   """Each group of rows hidden in turn: form chosen and fitted without it, then asked for its rows.
 
   Returns:
@@ -265,7 +267,7 @@ def leave_out(rows: Rows, group: np.ndarray, published: Rows | None = None) -> l
   return found
 
 
-def _forms(published: Rows | None) -> list[Form]:
+def _forms(published: ScoredRuns | None) -> list[Form]:
   forms: list[Form] = [Mean(), Ridge(), *LAWS]
   for law in LAWS if published else ():
     prior = law.shape_prior(law.fit(published.inputs, published.bpc), BORROWED_SPREAD)
@@ -276,7 +278,7 @@ def _forms(published: Rows | None) -> list[Form]:
   return forms
 
 
-def _fit_form(form: Form, rows: Rows) -> Surrogate:
+def _fit_form(form: Form, rows: ScoredRuns) -> Surrogate:
   """One form with its folds; `errors` is still empty."""
   theta = form.fit(rows.inputs, rows.bpc)
   folds, by_shape = _left_out(form, rows, rows.shape, theta)
@@ -291,7 +293,7 @@ def _fit_form(form: Form, rows: Rows) -> Surrogate:
 
 
 def _left_out(
-  form: Form, rows: Rows, group: np.ndarray, start: np.ndarray
+  form: Form, rows: ScoredRuns, group: np.ndarray, start: np.ndarray
 ) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
   """The form without each group, and its errors of ln BPC on the group it did not see."""
   folds, error = [], np.zeros(len(rows))

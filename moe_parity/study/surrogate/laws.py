@@ -116,7 +116,7 @@ class Ridge:
 
 
 @dataclasses.dataclass(frozen=True)
-class Law:
+class LossLaw:
   """The law above, or a part of it.
 
   Attributes:
@@ -182,14 +182,14 @@ class Law:
     return tuple(np.array([of[name] for name in PARAMETERS]) for of in (centers, spreads))
 
 
-ADDITIVE = Law(
+ADDITIVE = LossLaw(
   "additive law", "E + G N^-a r_a^-g + B D_eff^-b: size and sparsity in one term, data in another",
   absent=("A", "z", "h"),
 )  # fmt: skip
-COUPLED = Law(
+COUPLED = LossLaw(
   "coupled law", "additive law, with data worth r_a^z and an offset for dense", absent=("A",)
 )
-SATURATING = Law(
+SATURATING = LossLaw(
   "saturating law", "E + N^-a (A + G r_a^-g) + B r_a^z D_eff^-b: sparsity costs ever less as r_a "
   "grows; an offset for dense"
 )  # fmt: skip

@@ -19,7 +19,7 @@ PUBLISHED = ("table09", "table10", "table11", "table14", "table16")
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class ScoredRuns:
   """Runs with their score, all on one held-out text.
 
   Attributes:
@@ -41,11 +41,11 @@ class Rows:
   def __len__(self) -> int:
     return len(self.bpc)
 
-  def keep(self, chosen: np.ndarray) -> "Rows":
+  def keep(self, chosen: np.ndarray) -> "ScoredRuns":
     """The rows where `chosen` is true; groups keep their numbers."""
     labels = tuple(label for label, kept in zip(self.labels, chosen, strict=True) if kept)
     fields = (self.inputs, self.bpc, self.shape, self.size, self.reuse)
-    return Rows(labels, *(field[chosen] for field in fields), self.source)
+    return ScoredRuns(labels, *(field[chosen] for field in fields), self.source)
 
   def size_name(self, size: int | np.integer) -> str:
     """Such as "MoE 2.15B"."""
@@ -55,16 +55,18 @@ class Rows:
     return f"{'dense' if rows.dense[0] else 'MoE'} {number}"
 
 
-def make_rows(labels: Sequence[str], inputs: ArmFeatures, bpc: np.ndarray, source: str) -> Rows:
-  """Rows with their groups."""
+def make_rows(
+  labels: Sequence[str], inputs: ArmFeatures, bpc: np.ndarray, source: str
+) -> ScoredRuns:
+  """Runs with their groups."""
   shapes = [(round(float(n)), round(float(r), 6)) for n, r in _pairs(inputs)]
   shape = np.unique(np.array(shapes), axis=0, return_inverse=True)[1].reshape(-1)
   size = _clusters(inputs.num_params, inputs.dense.astype(int), SAME_SIZE)
   reuse = _clusters(inputs.epochs, size, SAME_REUSE)
-  return Rows(tuple(labels), inputs, np.asarray(bpc, np.float64), shape, size, reuse, source)
+  return ScoredRuns(tuple(labels), inputs, np.asarray(bpc, np.float64), shape, size, reuse, source)
 
 
-def published_rows() -> Rows:
+def published_rows() -> ScoredRuns:
   """The 46 runs of Tables 9, 10, 11, 14 and 16 that have a BPC; a run printed twice counts once.
 
   N and r_a by the `paper` convention, tokens from iterations x batch x S, so that no row rests on
@@ -84,7 +86,7 @@ def published_rows() -> Rows:
   return make_rows(labels, arrays, np.array(bpc), "the tables of arXiv:2506.12119v1")
 
 
-def study_rows(folders: Sequence[str | pathlib.Path]) -> Rows:
+def study_rows(folders: Sequence[str | pathlib.Path]) -> ScoredRuns:
   """Every finished run of study (or run) folders, those of a study's parts too.
 
   Raises:

@@ -1,4 +1,4 @@
-"""A study on a bucket: a `Study` in a scratch folder with a `BucketMirror` behind it.
+"""A study on a bucket: a `StudyFolder` in a scratch folder with a `BucketMirror` behind it.
 
 Workers share nothing but the bucket. Each trains in a scratch folder of its own, in the cache, that
 goes when the worker ends; those of workers of this host that were killed go when the next begins.
@@ -18,7 +18,7 @@ from moe_parity.data import storage
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.study.comparisons import Comparison
-from moe_parity.study.folder import LEASES, OLD_LEASES, PLAN, STUDY, Arm, Study
+from moe_parity.study.folder import LEASES, OLD_LEASES, PLAN, STUDY, Arm, StudyFolder
 from moe_parity.study.reading import COMPARISONS_FOLDER
 from moe_parity.study.workers.bucket_mirror import BucketMirror
 from moe_parity.study.workers.runner import TRACE
@@ -26,8 +26,8 @@ from moe_parity.study.workers.runner import TRACE
 SCHEME = "gs://"
 
 
-class BucketStudy(Study):
-  """See `Study`; `folder` is the scratch folder, `url` the study's."""
+class BucketStudy(StudyFolder):
+  """See `StudyFolder`; `folder` is the scratch folder, `url` the study's."""
 
   def __init__(
     self, config: ConfigDict, store: TokenStore, url: str, *, leases: str = "", **kwargs

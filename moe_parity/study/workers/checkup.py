@@ -21,7 +21,7 @@ LEAST_DISK_GB = 5
 MOST_SKEW_SECONDS = 60  # certificates of https services and tokens of clouds fail beyond minutes
 
 
-class Finding(NamedTuple):
+class HealthCheck(NamedTuple):
   """One thing looked at; `mend` is a command or a step, "" where it is well."""
 
   what: str
@@ -30,7 +30,7 @@ class Finding(NamedTuple):
   mend: str = ""
 
 
-def checkup(workdir: str | pathlib.Path | None) -> list[Finding]:
+def checkup(workdir: str | pathlib.Path | None) -> list[HealthCheck]:
   """Everything that is looked at, in the order a start would need it.
 
   Args:
@@ -42,13 +42,13 @@ def checkup(workdir: str | pathlib.Path | None) -> list[Finding]:
   return findings
 
 
-def python() -> Finding:
+def python() -> HealthCheck:
   """The interpreter's version."""
   ok = sys.version_info >= LEAST_PYTHON
-  return Finding("python", ok, platform.python_version(), "" if ok else "bash launch/local.sh")
+  return HealthCheck("python", ok, platform.python_version(), "" if ok else "bash launch/local.sh")
 
 
-def jax_and_devices() -> list[Finding]:
+def jax_and_devices() -> list[HealthCheck]:
   """JAX, jaxlib and libtpu by version, and the devices that JAX offers."""
   versions = {}
   for name in ("jax", "jaxlib", "libtpu"):
@@ -56,9 +56,9 @@ def jax_and_devices() -> list[Finding]:
       versions[name] = importlib.metadata.version(name)
   text = ", ".join(f"{name} {version}" for name, version in versions.items())
   if "jax" not in versions:
-    return [Finding("jax", False, "not installed", "bash launch/local.sh --setup")]
+    return [HealthCheck("jax", False, "not installed", "bash launch/local.sh --setup")]
   fits = versions["jax"].split(".")[:3] == versions.get("jaxlib", "").split(".")[:3]
-  found = [Finding("jax", fits, text, "" if fits else f"pip install jaxlib=={versions['jax']}")]
+  found = [HealthCheck("jax", fits, text, "" if fits else f"pip install jaxlib=={versions['jax']}")]
   try:
     import jax
 
@@ -67,40 +67,42 @@ def jax_and_devices() -> list[Finding]:
     libtpu.silence_probe()
     devices = jax.devices()
     kinds = sorted({device.device_kind for device in devices})
-    found.append(Finding("devices", True, f"{len(devices)} x {', '.join(kinds)}"))
+    found.append(HealthCheck("devices", True, f"{len(devices)} x {', '.join(kinds)}"))
   except RuntimeError as error:
     line = " ".join(str(error).split())[:200]
     mend = "end the process that holds the chips, or install the extra tpu, gpu or gpu-cuda12"
-    found.append(Finding("devices", False, line, mend))
+    found.append(HealthCheck("devices", False, line, mend))
   return found
 
 
-def driver() -> Finding:
+def driver() -> HealthCheck:
   """The NVIDIA driver, and whether JAX has a plugin for it."""
   program = shutil.which("nvidia-smi")
   if program is None:
-    return Finding("driver", True, "no NVIDIA GPU")
+    return HealthCheck("driver", True, "no NVIDIA GPU")
   query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
   asked = subprocess.run(query, capture_output=True, text=True)
   version = asked.stdout.split("\n")[0].strip()
   if asked.returncode or not version.split(".")[0].isdigit():
-    return Finding("driver", False, "nvidia-smi fails", "install the NVIDIA driver, then reboot")
+    mend = "install the NVIDIA driver, then reboot"
+    return HealthCheck("driver", False, "nvidia-smi fails", mend)
   extra = "gpu" if int(version.split(".")[0]) >= 580 else "gpu-cuda12"
   plugin = "jax_cuda13_plugin" if extra == "gpu" else "jax_cuda12_plugin"
   ok = importlib.util.find_spec(plugin) is not None
-  return Finding("driver", ok, version, "" if ok else f"EXTRA={extra} bash launch/local.sh --setup")
+  mend = f"EXTRA={extra} bash launch/local.sh --setup"
+  return HealthCheck("driver", ok, version, "" if ok else mend)
 
 
-def disk(folder: pathlib.Path, what: str) -> Finding:
+def disk(folder: pathlib.Path, what: str) -> HealthCheck:
   """Free space where a folder is or would be made."""
   there = next(path for path in (folder, *folder.parents) if path.exists())
   free = shutil.disk_usage(there).free / 1e9
   ok = free >= LEAST_DISK_GB
   mend = "" if ok else "free some space, or set MOE_PARITY_CACHE to another disk"
-  return Finding(f"{what} disk", ok, f"{free:.0f} GB free at {folder}", mend)
+  return HealthCheck(f"{what} disk", ok, f"{free:.0f} GB free at {folder}", mend)
 
 
-def study_place(workdir: str | pathlib.Path) -> list[Finding]:
+def study_place(workdir: str | pathlib.Path) -> list[HealthCheck]:
   """Whether a place can be read, written, and used for leases; and its clock against this host's.
 
   Writes two small objects and removes them.
@@ -116,12 +118,12 @@ def study_place(workdir: str | pathlib.Path) -> list[Finding]:
     mend = "gcloud auth application-default login" if remote else "chmod it, or use another place"
     if remote and importlib.util.find_spec("gcsfs") is None:
       mend = "pip install gcsfs"
-    return [Finding("place", False, f"{workdir}: {line}", mend)]
+    return [HealthCheck("place", False, f"{workdir}: {line}", mend)]
   finally:
     _remove(workdir, name)
     if is_new and pathlib.Path(workdir).is_dir():
       pathlib.Path(workdir).rmdir()
-  findings = [Finding("place", True, f"{workdir}: read, write, compare-and-swap")]
+  findings = [HealthCheck("place", True, f"{workdir}: read, write, compare-and-swap")]
   if storage.is_remote(workdir):
     return [*findings, clock_skew()]
   return [*findings, disk(pathlib.Path(workdir), "place's")]
@@ -163,7 +165,7 @@ def compare_and_swap(workdir: str | pathlib.Path, name: str) -> None:
     raise UserError(f"{workdir} grants one lease twice: workers there would train one run at once")
 
 
-def clock_skew() -> Finding:
+def clock_skew() -> HealthCheck:
   """This host's clock against Cloud Storage's."""
   import urllib.request
 
@@ -174,10 +176,10 @@ def clock_skew() -> Finding:
   except OSError as error:
     date = getattr(error, "headers", {}).get("Date") if hasattr(error, "headers") else None
   if not date:
-    return Finding("clock", True, "not known: storage.googleapis.com did not answer")
+    return HealthCheck("clock", True, "not known: storage.googleapis.com did not answer")
   skew = time.time() - parsedate_to_datetime(date).timestamp()
   ok = abs(skew) <= MOST_SKEW_SECONDS
-  return Finding("clock", ok, f"{skew:+.0f} s", "" if ok else "sudo timedatectl set-ntp true")
+  return HealthCheck("clock", ok, f"{skew:+.0f} s", "" if ok else "sudo timedatectl set-ntp true")
 
 
 def _remove(workdir: str | pathlib.Path, name: str) -> None:

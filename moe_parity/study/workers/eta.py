@@ -6,7 +6,7 @@ from moe_parity.console import duration
 from moe_parity.planning.arm_costs import executed_flops
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.study.comparisons import Results
-from moe_parity.study.folder import Study, Task
+from moe_parity.study.folder import StudyFolder, Task
 
 HOUR = 3600.0
 
@@ -16,7 +16,7 @@ def device_flops(arm: ArmPlan) -> int | float:
   return executed_flops(arm.to_dict())
 
 
-def speeds(study: Study, tasks: Sequence[Task]) -> dict[str, float]:
+def speeds(study: StudyFolder, tasks: Sequence[Task]) -> dict[str, float]:
   """FLOP/s by kind of arm, over compiling and training, from the study's finished runs."""
   spent: dict[str, list[float]] = {}
   for task in tasks:
@@ -29,7 +29,7 @@ def speeds(study: Study, tasks: Sequence[Task]) -> dict[str, float]:
 
 
 def remaining_runs(
-  study: Study, tasks: Sequence[Task], peak: Callable[[], float]
+  study: StudyFolder, tasks: Sequence[Task], peak: Callable[[], float]
 ) -> tuple[list[dict], list[str]]:
   """A row a run, and where the hours come from.
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from moe_parity.errors import UserError, disk_is_full
 from moe_parity.study import certificate
-from moe_parity.study.folder import Arm, Study, Task, tasks_of
+from moe_parity.study.folder import Arm, StudyFolder, Task, tasks_of
 from moe_parity.study.workers.leases import (
   DONE,
   FAILED,
@@ -140,7 +140,7 @@ class _Worker:
 
 
 def run_study(
-  study: Study,
+  study: StudyFolder,
   *,
   only: Sequence[str] = (),
   runs: Sequence[str] = (),
