@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from moe_parity.aot import libtpu
 from moe_parity.errors import Stopped, UserError, disk_is_full
 
 COMMANDS = (  # each a file of moe_parity/commands
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   # Imports and tracing make many objects and little garbage: looking for it at every 700th object,
   # as Python does, is a twentieth of the time to a first loss.
   gc.set_threshold(50_000)
+  libtpu.silence_probe()
   argv = list(sys.argv[1:] if argv is None else argv)
   parser = _parser()
   args, overrides = parser.parse_known_args(argv)

@@ -85,16 +85,21 @@ class Plan:
       rows += [name | row for row in rows_with_memory(comparison.config, comparison.plan)]
     return rows
 
-  def _repr_html_(self) -> str:
+  def _facts(self) -> tuple[str, ...]:
     budget = self.budget
-    facts = (
+    return (
       f"N = {count(budget['num_params'])}",
       f"C = {scientific(budget['train_flops'])} FLOPs ({budget['convention']})",
       f"unique tokens {count(budget['num_unique_tokens'])}",
       f"reuse: {budget['reuse']}",
     )
+
+  def __repr__(self) -> str:
+    return f"Plan {self.name}: {', '.join(self._facts())}"
+
+  def _repr_html_(self) -> str:
     return cards.card(
-      f"Plan {self.name}", facts, cards.table(self._rows()), cards.items(self.notes)
+      f"Plan {self.name}", self._facts(), cards.table(self._rows()), cards.items(self.notes)
     )
 
 

@@ -203,7 +203,7 @@ class Run:
     self._place.fetch_checkpoints(self.folder)
     start_jax()
 
-  def _repr_html_(self) -> str:
+  def _facts(self) -> list[str]:
     plan = self.plan
     facts = [self.status]
     if plan:
@@ -215,9 +215,15 @@ class Run:
       ]
     if self.bpc is not None:
       facts.append(f"{self.bpc:.4f} bits per character")
+    return facts
+
+  def __repr__(self) -> str:
+    return f"Run {self.name} (seed {self.seed}): {', '.join(self._facts())}"
+
+  def _repr_html_(self) -> str:
     body = f"<div>{cards.words(self.error)}</div>" if self.error else ""
     title = f"Run {self.name} (seed {self.seed})"
-    return cards.card(title, facts, body, mood=MOODS.get(self.status, "open"))
+    return cards.card(title, self._facts(), body, mood=MOODS.get(self.status, "open"))
 
 
 def open_run(place: str | pathlib.Path) -> Run:

@@ -136,7 +136,7 @@ class Study:
     """The report's figures by name, those there is data for; a notebook shows one as it is."""
     return page.every_drawing(self.folder, self.analysis)
 
-  def _repr_html_(self) -> str:
+  def _facts(self) -> list[str]:
     certificate = {True: "passed", False: "did NOT pass", None: "not complete"}[self.passed]
     done = sum(arm["status"] == "done" for arm in self.analysis["arms"])
     budget = self.plan.get("budget", {})
@@ -147,9 +147,15 @@ class Study:
         f"C = {scientific(budget['train_flops'])} FLOPs",
         *facts,
       ]
+    return facts
+
+  def __repr__(self) -> str:
+    return f"Study {self.name}: {', '.join(self._facts())}"
+
+  def _repr_html_(self) -> str:
     shown = tables.comparisons(self.analysis)
     body = f"<p>{cards.words(self.verdict)}</p>{shown.html() if shown.rows else ''}"
-    return cards.card(f"Study {self.name}", facts, body, mood=MOODS[self.passed])
+    return cards.card(f"Study {self.name}", self._facts(), body, mood=MOODS[self.passed])
 
 
 def open_study(place: str | pathlib.Path) -> Study:

@@ -272,8 +272,8 @@ def _grown(path: pathlib.Path, plan: ComparisonPlan, staged: bool) -> bool:
   old["arms"] = [
     with_later_fields(arm, known.get((arm["name"], arm["seed"]), {})) for arm in old["arms"]
   ]
+  old, new = _by_arm(old), _by_arm(new)
   if staged:
-    old, new = _by_arm(old), _by_arm(new)
     fewer, more = sorted((old["arms"], new["arms"]), key=len)
     if fewer.keys() <= more.keys():
       for plan_ in (old, new):
