@@ -18,6 +18,7 @@ from moe_parity.errors import UserError, suggest
 # Former names of fields, and of a field's values. A config or command line that uses one is refused
 # with the new name; configs stored in run folders are translated (`from_stored`).
 RENAMED_FIELDS = {
+  "budget.shared": "budget.held_fixed",
   "mesh.exchange": "mesh.token_dispatch",
   "model.streams": "model.num_batch_splits",
 }

@@ -40,7 +40,7 @@ def _budget() -> ConfigDict:
   budget.params_tolerance = 0.003  # largest |N - budget| / budget of an arm
   budget.flops_tolerance = 0.005  # likewise for C
   budget.batch_multiple = 1  # batches are rounded to a multiple of this many sequences
-  budget.shared = "compute"  # compute (C) | tokens (D: a sweep at fixed data, not at parity)
+  budget.held_fixed = "compute"  # compute (C) | tokens (D: a sweep at fixed data, not at parity)
   return budget
 
 

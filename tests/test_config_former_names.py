@@ -16,6 +16,7 @@ STORED = pathlib.Path(__file__).parent / "golden" / "run_before_token_dispatch" 
   ("override", "words"),
   [
     ("mesh.exchange=ragged", "mesh.exchange is now called mesh.token_dispatch"),
+    ("budget.shared=tokens", "budget.shared is now called budget.held_fixed"),
     ("model.streams=2", "model.streams is now called model.num_batch_splits"),
     ("mesh.token_dispatch=merged", "'merged' is now called 'ragged_all_to_all_dedup'"),
     ("mesh.token_dispatch=padded", "'padded' is now called 'all_to_all'"),
@@ -45,11 +46,11 @@ def test_a_config_stored_before_has_the_new_names():
   stored = json.loads(STORED.read_text())
   assert stored["mesh"]["exchange"] == "ragged"
   now = config.from_stored(stored)
-  assert now["mesh"] == {"data": 1, "fsdp": 2, "expert": 4, "token_dispatch": "ragged_all_to_all"}
-  assert {k: v for k, v in now.items() if k != "mesh"} == {
-    k: v for k, v in stored.items() if k != "mesh"
-  }
   assert config.from_stored(now) == now
+  assert now["mesh"] == {"data": 1, "fsdp": 2, "expert": 4, "token_dispatch": "ragged_all_to_all"}
+  assert now["budget"].pop("held_fixed") == stored["budget"].pop("shared") == "compute"
+  same = stored.keys() - {"mesh"}
+  assert {name: now[name] for name in same} == {name: stored[name] for name in same}
 
 
 def test_a_config_older_than_the_mesh_takes_the_platforms_own():

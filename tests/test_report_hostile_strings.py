@@ -19,7 +19,7 @@ OWN_TAGS = {
   "abbr", "b", "ul", "li", "nav", "table", "thead", "tbody", "tr", "th", "td", "span", "details",
   "summary", "pre", "script",
 }  # fmt: skip
-KEPT = {"status", "kind", "role", "layout", "convention", "mode", "held", "reuse", "shared"}
+KEPT = {"status", "kind", "role", "layout", "convention", "mode", "held", "reuse", "held_fixed"}
 
 
 def poisoned(value, key=""):

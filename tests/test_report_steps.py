@@ -153,6 +153,7 @@ def test_every_part_has_its_certificate_figure_and_tables_on_the_page_and_beside
   fake_study.write_study(tmp_path, fake_study.Fake(rates=rates, telemetry=False))
   for name, budget in (
     ("unique", {"reuse": "unique", "equal_data": False}),
+    # As an earlier version called budget.held_fixed.
     ("fixed_data", {"shared": "tokens", "dense_tokens": 3_000_000}),
     ("epochs_16", {"reuse": "epochs", "epochs": 16.0}),
     ("epochs_4", {"reuse": "epochs", "epochs": 4.0}),

@@ -133,7 +133,7 @@ def test_fixed_data_shares_tokens_and_the_loss_falls_as_a_power_of_the_rate(tmp_
   made = config(fixed_data=True)
   study, _ = run(tmp_path, made, actions=fake_training.actions(truth=truth))
   comparison = study.comparisons[1]
-  assert comparison.name == "fixed_data" and comparison.plan.budget["shared"] == "tokens"
+  assert comparison.name == "fixed_data" and comparison.plan.budget["held_fixed"] == "tokens"
   tokens = [arm.num_tokens for arm in comparison.plan.arms]
   assert max(tokens) / min(tokens) < 1.01
   assert {arm.role for arm in comparison.plan.arms} == {"arm"}

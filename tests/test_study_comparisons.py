@@ -41,9 +41,10 @@ def test_arms_share_n_and_c_or_d_and_what_the_scheme_promises_or_are_refused(
       assert abs(arm.num_params / budget["num_params"] - 1) <= 0.003
       assert arm.num_tokens == arm.num_steps * arm.batch_sequences * seq_len
       assert arm.train_flops == arm.num_tokens * arm.train_flops_per_token
-      shared = "num_tokens" if budget["shared"] == "tokens" else "train_flops"
-      wanted = budget["dense_tokens"] if shared == "num_tokens" else budget["train_flops"]
-      assert abs(getattr(arm, shared) / wanted - 1) <= 0.0055
+      at_tokens = budget["held_fixed"] == "tokens"
+      wanted = budget["dense_tokens"] if at_tokens else budget["train_flops"]
+      spent = arm.num_tokens if at_tokens else arm.train_flops
+      assert abs(spent / wanted - 1) <= 0.0055
       assert arm.num_unique_tokens <= arm.num_tokens
       assert abs(arm.peak_learning_rate) > arm.final_learning_rate
     unique = {arm.num_unique_tokens for arm in at_parity}

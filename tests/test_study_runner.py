@@ -194,6 +194,16 @@ def test_a_study_with_leases_in_an_old_folder_resumes(tmp_path):
   assert not (tmp_path / "leases").exists()
 
 
+def test_a_study_planned_under_a_former_field_name_resumes(tmp_path):
+  fake_training.open_study(tmp_path).derive()
+  path = tmp_path / "plan.json"
+  plan = json.loads(path.read_text())
+  plan["budget"]["shared"] = plan["budget"].pop("held_fixed")
+  path.write_text(json.dumps(plan))
+  arms, _ = run(tmp_path, only=["dense"])
+  assert arms["dense"] == ("done", "")
+
+
 def test_a_folder_that_another_worker_is_making_is_joined_and_anything_else_refused(tmp_path):
   being_made, other = tmp_path / "being_made", tmp_path / "other"
   (being_made / "leases").mkdir(parents=True)

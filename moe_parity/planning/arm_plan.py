@@ -10,6 +10,7 @@ from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.arm_costs import cost_rows
 
 LATER_FIELDS = ("attention_block", "routed_scale")  # fields that plans on disk may lack
+FORMER_BUDGET_FIELDS = {"shared": "held_fixed"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +148,13 @@ class ComparisonPlan:
       for arm in self.arms
       for domain, entry in arm.mixture.items()
     ]
+
+
+def budget_of(plan: dict[str, Any]) -> dict[str, Any]:
+  """The budget in a `ComparisonPlan.to_dict()`, {} where it has none; fields that an earlier
+  version named otherwise have the names of today."""
+  budget = dict(plan.get("budget", {}))
+  return {FORMER_BUDGET_FIELDS.get(name, name): value for name, value in budget.items()}
 
 
 def with_later_fields(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

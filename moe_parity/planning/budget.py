@@ -14,7 +14,7 @@ from moe_parity.planning.solver import solve
 from moe_parity.planning.targets import RATE_TOLERANCE, Targets
 
 REUSE = ("unique", "strict", "loose", "epochs")
-SHARED = ("compute", "tokens")
+HELD_FIXED = ("compute", "tokens")
 GATES = ("", "raw", "normalized")
 ROLES = ("", "check")
 CONTROL_TOLERANCE = 0.02  # of a control's N: a small model has few shapes
@@ -32,8 +32,8 @@ class Budget:
       two epochs, the dense arm one), epochs (every arm `epochs` epochs).
     params_tolerance, flops_tolerance: largest share an arm may differ from N; from C and D^.
     batch_multiple: batches the plan derives are multiples of this many sequences.
-    shared: what the arms share besides N: "compute" (C, and tokens follow) or "tokens" (the dense
-      arm's D, and compute follows: the paper's sweeps at fixed data, which are not at parity).
+    held_fixed: what is the same in all arms besides N: "compute" (C, and tokens follow) or "tokens"
+      (the dense arm's D, and compute follows: the paper's sweeps at fixed data, not at parity).
   """
 
   num_params: int
@@ -47,15 +47,17 @@ class Budget:
   params_tolerance: float | int = 0.003
   flops_tolerance: float | int = 0.005
   batch_multiple: int = 1
-  shared: str = "compute"
+  held_fixed: str = "compute"
 
   def __post_init__(self) -> None:
     check_convention(self.convention)
-    if self.shared not in SHARED:
-      raise UserError(f"budget.shared={self.shared!r} is not known; use {', '.join(SHARED)}")
-    if self.shared == "tokens" and not self.dense_tokens:
+    if self.held_fixed not in HELD_FIXED:
       raise UserError(
-        "budget.shared='tokens' and budget.dense_tokens=0; give the tokens that every arm sees"
+        f"budget.held_fixed={self.held_fixed!r} is not known; use {', '.join(HELD_FIXED)}"
+      )
+    if self.held_fixed == "tokens" and not self.dense_tokens:
+      raise UserError(
+        "budget.held_fixed='tokens' and budget.dense_tokens=0; give the tokens that every arm sees"
       )
     if self.reuse not in REUSE:
       raise UserError(f"budget.reuse={self.reuse!r} is not known; use {', '.join(REUSE)}")

@@ -169,7 +169,7 @@ def _derived_budget(
     "params_tolerance": budget.params_tolerance,
     "flops_tolerance": budget.flops_tolerance,
     "batch_multiple": budget.batch_multiple,
-    "shared": budget.shared,
+    "held_fixed": budget.held_fixed,
   }
 
 
@@ -202,7 +202,7 @@ def _dense(drafts: list[_Draft]) -> _Draft | None:
 
 def _flops_of(budget: Budget, draft: _Draft, train_flops: float | int) -> float | int:
   """What an arm spends: the shared C, or what the shared tokens cost it; times its multiple."""
-  if budget.shared == "tokens":
+  if budget.held_fixed == "tokens":
     train_flops = draft.cost.train_flops_per_token * budget.dense_tokens
   return train_flops * draft.spec.compute_multiple
 

@@ -20,7 +20,7 @@ def plan_notes(
     equal_data: whether the arms at parity see the same number of unique tokens.
   """
   notes = []
-  if budget.shared == "tokens":
+  if budget.held_fixed == "tokens":
     notes.append(
       "the arms share N and D and differ in compute: a sweep at fixed data, not at parity"
     )

@@ -57,7 +57,7 @@ def what(comparison: AnalyzedComparison) -> str:
   """What all arms of a comparison share, in words."""
   budget = comparison.study.plan["budget"]
   shared = f"C = {scientific(budget['train_flops'])} FLOPs"
-  if budget.get("shared") == "tokens":
+  if budget.get("held_fixed") == "tokens":
     shared = f"{count(budget['dense_tokens'])} tokens, whatever that costs"
   reuse = budget["reuse"]
   if reuse == "epochs":
@@ -80,7 +80,7 @@ def drawings(comparisons: list[AnalyzedComparison]) -> list[figure_style.Drawing
 
 
 def _of(comparison: AnalyzedComparison, title: str) -> str:
-  at_tokens = comparison.study.plan["budget"].get("shared") == "tokens"
+  at_tokens = comparison.study.plan["budget"].get("held_fixed") == "tokens"
   return title.replace("fixed N and C", "fixed N and D") if at_tokens else title
 
 

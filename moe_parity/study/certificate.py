@@ -13,7 +13,7 @@ from moe_parity import files
 from moe_parity.data.ledger import Ledger
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_costs import RESOURCES, executed_flops
-from moe_parity.planning.arm_plan import with_later_fields
+from moe_parity.planning.arm_plan import budget_of, with_later_fields
 from moe_parity.study import evidence
 from moe_parity.study.evidence import guarded, line
 from moe_parity.study.finetuning_checks import finetuning_checks, same_chats
@@ -176,7 +176,7 @@ def certify_study(folder: pathlib.Path) -> dict:
   References (dense at twice the compute) are certified as runs and left out of the comparison;
   controls (dense of another N) are compared in C and unique tokens.
   """
-  budget = run_folder.read_json(folder / run_folder.PLAN)["budget"]
+  budget = budget_of(run_folder.read_json(folder / run_folder.PLAN))
   checks, runs, missing, found = [], [], [], {}
   for arm, place in _places(folder):
     label = f"{arm['name']} (seed {arm['seed']})"
@@ -223,7 +223,7 @@ def _plan_checks(label: str, arm: dict, folder: pathlib.Path) -> list[dict]:
 def _budget_checks(budget: dict, runs: Sequence[tuple]) -> tuple[list[dict], dict[str, float]]:
   """N, C (or tokens) and unique tokens of every run against the budget; and the tolerances."""
   tolerances = {"num_params": budget["params_tolerance"]}
-  if budget["shared"] == "tokens":
+  if budget["held_fixed"] == "tokens":
     tolerances["num_tokens"] = budget["flops_tolerance"]
     budget = budget | {"num_tokens": budget["dense_tokens"]}
   else:

@@ -13,7 +13,7 @@ from moe_parity import files
 from moe_parity.data.mixture import planner_inputs
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
-from moe_parity.planning.arm_plan import ArmPlan, ComparisonPlan, with_later_fields
+from moe_parity.planning.arm_plan import ArmPlan, ComparisonPlan, budget_of, with_later_fields
 from moe_parity.study.comparisons import Comparison, Results, plan_comparisons, run_seen_from
 from moe_parity.study.methods.method import method_of
 from moe_parity.study.workers.leases import FAILED, RUNNING, Leases
@@ -267,6 +267,7 @@ def _grown(path: pathlib.Path, plan: ComparisonPlan, staged: bool) -> bool:
   old, new = run_folder.read_json(path), plan.to_dict()
   new.pop("notes")  # words about the plan, which a later version may choose otherwise
   old.pop("notes", None)
+  old["budget"] = budget_of(old)
   grown = len(new["arms"]) > len(old["arms"])
   known = {(arm["name"], arm["seed"]): arm for arm in new["arms"]}
   old["arms"] = [

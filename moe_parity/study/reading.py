@@ -11,6 +11,7 @@ import pathlib
 import numpy as np
 
 from moe_parity.errors import UserError
+from moe_parity.planning.arm_plan import budget_of
 
 # Where a study keeps its further comparisons, each a study folder; the name on disk is one that all
 # folders written so far have, so that they load and resume.
@@ -69,6 +70,8 @@ def read_study(folder: str | pathlib.Path) -> StudyRecord:
   problems: list[str] = []
   info = _read_json(folder / "study.json", problems)
   plan = _read_json(folder / "plan.json", problems)
+  if "budget" in plan:
+    plan["budget"] = budget_of(plan)
   if not info and not plan:
     raise UserError(
       f"{str(folder)!r} holds neither study.json nor plan.json; a study or run folder has one"

@@ -68,7 +68,7 @@ def analyze_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, rate_cur
 def _equal(budget: dict) -> dict[str, bool]:
   """What the arms share besides N, by plan: a sweep at fixed data differs in compute, and some
   reuse schemes in unique data."""
-  if budget.get("shared") == "tokens":
+  if budget.get("held_fixed") == "tokens":
     return {"tokens": True, "compute": False}
   return {"compute": True, "data": budget.get("equal_data", True)}
 

@@ -218,7 +218,7 @@ def _fixed_data(config: ConfigDict, first: ComparisonPlan) -> ConfigDict:
   arms = {name: arm for name, arm in arms.items() if arm.compute_multiple == 1}
   arms["dense"].seeds = tuple(config.study.seeds)
   tokens = first.budget["dense_tokens"]
-  return with_arms(config, arms, shared="tokens", dense_tokens=tokens, train_flops=0.0)
+  return with_arms(config, arms, held_fixed="tokens", dense_tokens=tokens, train_flops=0.0)
 
 
 def _resized(config: ConfigDict, first: ComparisonPlan, num_params: int) -> ConfigDict:

@@ -30,7 +30,7 @@ def summarize(
   for comparison in comparisons:
     report, fitted = compare.analyze_with_curve(folder / comparison.folder)
     sweeps.append(_sweep(comparison, report))
-    if comparison.plan.budget["shared"] == "compute":
+    if comparison.plan.budget["held_fixed"] == "compute":
       curves[comparison.plan.budget["num_params"]] = (report, fitted)
   main = compare.analyze(folder)
   tuning = _tuning(reading.read_study(folder), main)
@@ -50,7 +50,7 @@ def summarize(
 
 def _sweep(comparison: Comparison, report: dict) -> dict:
   budget = comparison.plan.budget
-  held = budget["shared"]
+  held = budget["held_fixed"]
   plans = {arm.name: arm for arm in comparison.plan.arms}
   arms = []
   for group in report["groups"]:
