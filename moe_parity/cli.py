@@ -12,8 +12,9 @@ from moe_parity.aot import libtpu
 from moe_parity.errors import Stopped, UserError, disk_is_full
 
 COMMANDS = (  # each a file of moe_parity/commands
-  *("plan", "account", "train", "study", "report", "evaluate", "generate", "sft", "export"),
-  *("import", "prepare", "data", "predict", "compile", "bench", "demo", "doctor", "test"),
+  *("plan", "account", "train", "study", "report", "evaluate", "generate", "sft"),
+  *("downstream", "export", "import", "prepare", "data", "predict", "compile", "bench"),
+  *("demo", "doctor", "test"),
 )
 
 ABOUT = """\

@@ -10,7 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from moe_parity.planning.memory import MAX_LOGITS_IN_MEMORY
 
@@ -32,6 +32,26 @@ def token_nll(
     return _nll(hidden_TD, targets_T, head_DV)[0]
   chunks = _chunks(num_chunks, hidden_TD, targets_T)
   return jax.lax.map(lambda chunk: _nll(*chunk, head_DV)[0], chunks).reshape(-1)
+
+
+def token_scores(
+  hidden_TD: Float[Array, "T D"],
+  targets_T: Int[Array, " T"],
+  head_DV: Float[Array, "D V"],
+  max_logits: int = MAX_LOGITS_IN_MEMORY,
+) -> tuple[Float[Array, " T"], Bool[Array, " T"]]:
+  """-ln p(target) of every token, float32, and whether no other token is more likely."""
+
+  def scores(hidden_TD, targets_T):
+    nll_T, logit_TV, _ = _nll(hidden_TD, targets_T, head_DV)
+    return nll_T, jnp.argmax(logit_TV, axis=-1) == targets_T
+
+  num_chunks = _num_chunks(hidden_TD.shape[0], head_DV.shape[1], max_logits)
+  if num_chunks == 1:
+    return scores(hidden_TD, targets_T)
+  chunks = _chunks(num_chunks, hidden_TD, targets_T)
+  nll, is_top = jax.lax.map(lambda chunk: scores(*chunk), chunks)
+  return nll.reshape(-1), is_top.reshape(-1)
 
 
 def weighted_nll(

@@ -157,6 +157,12 @@ class Transformer(nnx.Module):
 
     return self._sharded_over_tokens(local_nll, hidden_TD, targets_T)
 
+  def token_scores(
+    self, hidden_TD: Float[Array, "T D"], targets_T: Int[Array, " T"]
+  ) -> tuple[Float[Array, " T"], Bool[Array, " T"]]:
+    """-ln p(target) of every token in nats, float32, and whether it is the most likely token."""
+    return self._sharded_over_tokens(cross_entropy.token_scores, hidden_TD, targets_T)
+
   def weighted_nll(
     self,
     hidden_TD: Float[Array, "T D"],

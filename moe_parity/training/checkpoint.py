@@ -144,6 +144,18 @@ def save_model(folder: pathlib.Path, step: int, params: Any, buffers: Any) -> No
     checkpointer.save_checkpointables(step, parts)
 
 
+def newest_step(folder: pathlib.Path) -> int:
+  """Finished steps of the newest checkpoint in a folder of checkpoints.
+
+  Raises:
+    UserError: there is none.
+  """
+  steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+  if not steps:
+    raise UserError(f"{folder} holds no checkpoint; train the run first")
+  return max(steps)
+
+
 def load_model(
   folder: pathlib.Path, params: Any, buffers: Any, step: int | None = None
 ) -> tuple[Any, Any]:

@@ -133,27 +133,37 @@ def open_generator(
   """
   run = load_run(folder, sizes, step)
   options = dataclasses.replace(run.options, dtype=dtype) if dtype else run.options
-  trained = run.plan["seq_len"]
-  if num_positions > trained and options.position != "alibi":
-    raise UserError(
-      f"context={num_positions} exceeds the {trained} positions of training, and the distances"
-      f" beyond them mean nothing to a model with position={options.position!r}; use at most"
-      f" {trained} (ALiBi alone takes more)"
-    )
-  if num_positions < 0:
-    raise UserError(f"context={num_positions} is negative; use 0 for the {trained} of training")
+  num_positions = window(run, num_positions)
   found = open_tokenizer(folder, run, tokenizer)
   generator = Generator(
     run.architecture,
     options,
     run.params,
     run.buffers,
-    num_positions=num_positions or trained,
+    num_positions=num_positions,
     num_ids=found.vocab_size,
     documents=document_separators(found, run.config.data.cross_documents),
     mesh=run.mesh,
   )
   return generator, found
+
+
+def window(run: TrainedModel, num_positions: int) -> int:
+  """Positions that a run's model takes: those of training, or `num_positions`.
+
+  Raises:
+    UserError: more than a model without ALiBi has seen, or less than none.
+  """
+  trained, position = run.plan["seq_len"], run.options.position
+  if num_positions > trained and position != "alibi":
+    raise UserError(
+      f"context={num_positions} exceeds the {trained} positions of training, and the distances"
+      f" beyond them mean nothing to a model with position={position!r}; use at most"
+      f" {trained} (ALiBi alone takes more)"
+    )
+  if num_positions < 0:
+    raise UserError(f"context={num_positions} is negative; use 0 for the {trained} of training")
+  return num_positions or trained
 
 
 def evaluate_run(

@@ -1,0 +1,100 @@
+"""A trained run that is examined: its model, tokenizer and what it takes requests with."""
+
+import dataclasses
+import functools
+import pathlib
+
+from moe_parity import files
+from moe_parity.downstream.likelihood import Likelihood
+from moe_parity.errors import UserError
+from moe_parity.inference.generator import Generator
+from moe_parity.planning.mesh_sizes import MeshSizes
+from moe_parity.training.checkpoint import newest_step
+from moe_parity.training.load_run import TrainedModel, load_run, open_tokenizer, window
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What decides a number besides checkpoint and task.
+
+  Attributes:
+    step: of the checkpoint; None takes the newest.
+    dtype: to compute in; "" as trained.
+    context: positions of the window; 0 as many as in training.
+    limit: items of a task at most, the same ones in every run; 0 for all.
+    run_code: generated programs are executed (see `sandbox`).
+    tokenizer: a tokenizer.json, where the run's data are not at hand.
+  """
+
+  step: int | None = None
+  dtype: str = ""
+  context: int = 0
+  limit: int = 0
+  run_code: bool = False
+  tokenizer: str = ""
+
+  def __post_init__(self):
+    for name in ("context", "limit"):
+      if getattr(self, name) < 0:
+        raise UserError(f"{name}={getattr(self, name)} is negative; use 0 for all there is")
+
+
+class Examinee:
+  """A run with its checkpoint loaded. Programs are made when they are first needed."""
+
+  def __init__(self, folder: pathlib.Path, settings: Settings, sizes: MeshSizes = MeshSizes()):  # noqa: B008 - frozen
+    """
+    Raises:
+      UserError: no run, no checkpoint, another tokenizer, a window beyond what the model has
+        seen; see `load_run`.
+    """
+    self.folder, self.settings = folder, settings
+    self.run: TrainedModel = load_run(folder, sizes, settings.step)
+    self.tokenizer = open_tokenizer(folder, self.run, settings.tokenizer)
+    options = self.run.options
+    self.options = dataclasses.replace(options, dtype=settings.dtype) if settings.dtype else options
+    self.num_positions = window(self.run, settings.context)
+
+  @functools.cached_property
+  def key(self) -> dict:
+    """What of the run and the settings decides its numbers, by content."""
+    step = self.settings.step
+    if step is None:
+      step = newest_step(self.folder / "checkpoints")
+    return {
+      "checkpoint": files.tree_sha256(self.folder / "checkpoints" / str(step)),
+      "step": step,
+      "tokenizer": self.tokenizer.fingerprint,
+      "dtype": str(self.options.dtype),
+      "context": self.num_positions,
+      "limit": self.settings.limit,
+    }
+
+  @functools.cached_property
+  def likelihood(self) -> Likelihood:
+    """Scores continuations.
+
+    Raises:
+      UserError: weights that are not finite.
+    """
+    return Likelihood(
+      self.run.architecture,
+      self.options,
+      self.run.params,
+      self.run.buffers,
+      num_positions=self.num_positions,
+      mesh=self.run.mesh,
+    )
+
+  @functools.cached_property
+  def generator(self) -> Generator:
+    """Continues text; see `likelihood`."""
+    return Generator(
+      self.run.architecture,
+      self.options,
+      self.run.params,
+      self.run.buffers,
+      num_positions=self.num_positions,
+      num_ids=self.tokenizer.vocab_size,
+      mesh=self.run.mesh,
+    )

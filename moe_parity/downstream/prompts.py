@@ -1,0 +1,45 @@
+"""Texts of items as ids: what `Likelihood` and `Generator` are given.
+
+Context and continuation are encoded each by itself, as OLMES does, and the context begins with the
+token that begins a document in training. A text that is shared by choices is encoded once.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moe_parity.data.tokenizer import Tokenizer
+from moe_parity.downstream.likelihood import Continuation
+from moe_parity.downstream.tasks import BenchmarkTask
+from moe_parity.errors import UserError
+
+
+def requests(task: BenchmarkTask, tokenizer: Tokenizer) -> tuple[list[Continuation], np.ndarray]:
+  """(a request for every choice of every item, the item that each belongs to).
+
+  Raises:
+    UserError: a continuation of no tokens.
+  """
+  pairs, item_R = [], []
+  for number, item in enumerate(task.items):
+    for choice, continuation in enumerate(item.continuations):
+      pairs.append((item.context(choice), continuation))
+      item_R.append(number)
+  ids = encode([text for pair in pairs for text in pair], tokenizer)
+  made = []
+  for (context, continuation), r in zip(pairs, item_R, strict=True):
+    if not len(ids[continuation]):
+      raise UserError(
+        f"{task.name}, item {task.items[r].name}: the choice {continuation!r} has no tokens, so it"
+        " has no likelihood; leave the task out"
+      )
+    begin = np.array([tokenizer.bos_id], np.int32)
+    made.append(Continuation(np.concatenate([begin, ids[context]]), ids[continuation]))
+  return made, np.array(item_R, np.int64)
+
+
+def encode(texts: Sequence[str], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+  """Text -> ids, without special ids."""
+  distinct = list(dict.fromkeys(texts))
+  encoded = tokenizer.encode_batch(distinct)
+  return {text: ids.astype(np.int32) for text, ids in zip(distinct, encoded, strict=True)}

@@ -1,0 +1,88 @@
+"""The paper's 29 benchmarks: category, metric, shots, where the data come from, and which are here.
+
+`benchmarks.csv` has a row for each, in the paper's two groups: 13 of pretrained and 16 of
+fine-tuned models. Where a benchmark cannot be had without a network, its row says why; a report
+lists it with that reason. `tasks` are names of `catalog`, `lm_eval` one of lm-eval's own, for who
+has a network.
+"""
+
+import csv
+import dataclasses
+import functools
+from importlib import resources
+
+from moe_parity.downstream.tasks import BenchmarkTask
+
+CATEGORIES = ("knowledge", "reasoning", "comprehensive", "math", "code")
+GROUPS = ("PT", "SFT")  # pretrained, fine-tuned
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+  """A row of benchmarks.csv. `tasks` is empty exactly where `reason` says why it is not here;
+  `evidence` says how the paper is known to use it."""
+
+  name: str
+  group: str
+  category: str
+  metric: str
+  shots: str
+  source: str
+  tasks: tuple[str, ...]
+  lm_eval: str
+  reason: str
+  evidence: str
+
+
+@functools.cache
+def benchmarks() -> tuple[Benchmark, ...]:
+  """All rows, in the file's order."""
+  text = (resources.files(__package__) / "benchmarks.csv").read_text("utf-8")
+  rows = csv.DictReader(text.splitlines())
+  return tuple(Benchmark(**{**row, "tasks": tuple(row["tasks"].split())}) for row in rows)
+
+
+def labeled(task: BenchmarkTask) -> BenchmarkTask:
+  """The task with the category and name of its benchmark, where the registry knows it."""
+  for row in benchmarks():
+    if task.name in row.tasks or task.name == row.lm_eval:
+      return dataclasses.replace(task, category=row.category, benchmark=row.name)
+  return task
+
+
+def group_of(name: str) -> str:
+  """PT or SFT of a benchmark's name; "" for none of the registry."""
+  return next((row.group for row in benchmarks() if row.name == name), "")
+
+
+SUITES = {
+  # Choices by likelihood and gold answers in bits per byte: what a small model can show.
+  "small": (
+    *("arc_easy_rc_0shot", "arc_challenge_rc_0shot", "hellaswag_rc_5shot", "piqa_rc_0shot"),
+    *("winogrande_rc_0shot", "socialiqa_rc_0shot", "boolq_rc_0shot", "sciq_rc_0shot"),
+    *("openbookqa_rc_0shot", "csqa_rc_0shot", "mmlu_rc_0shot"),
+    *("gsm8k_gold_bpb_5shot", "codex_humaneval_gold_bpb_0shot", "codex_mbpp_gold_bpb_0shot"),
+    *("nq_open_bpb_0shot", "triviaqa_bpb_0shot", "squad_bpb_5shot"),
+  ),
+  # OLMES as it is: five examples before each question, whole splits.
+  "olmes": (
+    *("arc_easy_test_rc_5shot", "arc_challenge_test_rc_5shot", "hellaswag_val_rc_5shot"),
+    *("piqa_val_rc_5shot", "winogrande_val_rc_5shot", "socialiqa_val_rc_5shot"),
+    *("boolq_val_rc_5shot", "openbookqa_test_rc_5shot", "csqa_val_rc_5shot", "mmlu_rc_5shot"),
+  ),
+  # Answers that are written, without running any program.
+  "generate": (
+    *("gsm8k_generate_5shot", "naturalqs_open_generate_5shot", "triviaqa_generate_0shot"),
+    *("squad_generate_5shot",),
+  ),
+  # Programs that are run: needs --run-code.
+  "code": ("codex_humaneval_generate_0shot", "codex_mbpp_generate_0shot"),
+}
+SUITES["paper"] = tuple(
+  dict.fromkeys(
+    task
+    for row in benchmarks()
+    for task in row.tasks
+    if not (task.startswith("codex") and "generate" in task)
+  )
+)

@@ -1,0 +1,130 @@
+"""Results on disk: a task's scores in its run's folder, found again by what decides them.
+
+RUN/downstream/<task>-<key>.json holds scores, .npz the values of every item, .part.npz the nats of
+an examination that was interrupted. The key hashes the checkpoint's content, the items, the
+tokenizer and every setting that changes a number, so another checkpoint never meets old scores.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import re
+import zipfile
+
+import numpy as np
+
+from moe_parity import files
+from moe_parity.downstream import intervals
+from moe_parity.downstream.likelihood import RequestNats, empty
+from moe_parity.downstream.metrics import LOWER_IS_BETTER
+
+FOLDER = "downstream"
+VERSION = 1  # of how items are scored; part of every key
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+  """What each item scored.
+
+  Attributes:
+    names: of the items.
+    by_metric: metric -> value of every item.
+    weights: metric -> weight of every item, for metrics that weigh them (bits per byte of lm-eval).
+  """
+
+  names: tuple[str, ...]
+  by_metric: dict[str, np.ndarray]
+  weights: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+class ResultFile:
+  """Where the result of one task with one key is."""
+
+  def __init__(self, run: pathlib.Path, task: str, key: dict):
+    self.key = {"version": VERSION, **key}
+    text = json.dumps(self.key, sort_keys=True, ensure_ascii=True)
+    name = re.sub(r"[^\w.-]+", "_", task)[:80]
+    self._stem = run / FOLDER / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+  @property
+  def json(self) -> pathlib.Path:
+    return self._with(".json")
+
+  def _with(self, suffix: str) -> pathlib.Path:
+    return self._stem.with_name(self._stem.name + suffix)
+
+  def read(self) -> dict | None:
+    """The result, None where it is not there whole."""
+    if not self._with(".npz").is_file():
+      return None
+    try:
+      return json.loads(self.json.read_text("utf-8"))
+    except (OSError, ValueError):
+      return None
+
+  def write(self, result: dict, values: Values) -> dict:
+    """Writes the values, then the result; returns it as `read` will give it."""
+    self.json.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {f"value/{name}": value for name, value in values.by_metric.items()}
+    arrays |= {f"weight/{name}": value for name, value in values.weights.items()}
+    files.write_npz(self._with(".npz"), names=np.array(values.names, str), **arrays)
+    files.write_json(self.json, result | {"key": self.key, "values": self._with(".npz").name})
+    self._with(".part.npz").unlink(missing_ok=True)
+    return json.loads(self.json.read_text("utf-8"))
+
+  def write_part(self, scores: RequestNats) -> None:
+    """Saves what is computed of an unfinished task."""
+    self.json.parent.mkdir(parents=True, exist_ok=True)
+    files.write_npz(self._with(".part.npz"), compressed=False, **scores._asdict())
+
+  def read_part(self, number: int) -> RequestNats:
+    """What an interrupted examination had computed of `number` requests; nothing where it is
+    damaged: it is computed anew."""
+    try:
+      with np.load(self._with(".part.npz")) as file:
+        scores = RequestNats(*(file[name] for name in RequestNats._fields))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+      return empty(number)
+    return scores if len(scores.nats) == number else empty(number)
+
+
+def read_values(path: pathlib.Path) -> Values:
+  """The values of a result's items."""
+  with np.load(path) as file:
+    arrays = {name: file[name] for name in file.files}
+
+  def those(kind: str) -> dict[str, np.ndarray]:
+    return {n.partition("/")[2]: a for n, a in arrays.items() if n.startswith(f"{kind}/")}
+
+  return Values(tuple(arrays["names"].tolist()), those("value"), those("weight"))
+
+
+def scores_of(values: Values, chance: dict[str, float | None]) -> dict[str, dict]:
+  """Metric -> value, its bootstrap interval over items, chance level and what the two say."""
+  found = {}
+  for name, value_N in values.by_metric.items():
+    weight_N = values.weights.get(name)
+    interval = intervals.bootstrap(value_N, weight_N)
+    found[name] = {
+      "value": intervals.mean(value_N, weight_N),
+      "interval": interval,
+      "higher_is_better": name not in LOWER_IS_BETTER,
+      "chance": chance.get(name),
+      "against_chance": intervals.against(interval, chance.get(name)),
+    }
+  return found
+
+
+def read_all(run: pathlib.Path) -> list[dict]:
+  """Every finished result of a run's folder, by name; `path` is where its values are."""
+  found = []
+  for path in sorted((run / FOLDER).glob("*.json")):
+    try:
+      result = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+      continue
+    values = path.parent / str(result.get("values", ""))
+    if "task" in result and values.is_file():
+      found.append(result | {"path": values})
+  return found

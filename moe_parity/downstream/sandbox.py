@@ -1,0 +1,66 @@
+"""Runs a program that a model wrote, in a process of its own with limits.
+
+Limits: seconds, memory, size of files, number of processes, an empty folder as home, nothing of the
+environment, no input, no network where the kernel lets a process give it up (Linux, user
+namespaces). It is a fence against accidents, not against an attacker: what it may read is what you
+may read. Run it in a container if you do not trust the model.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+
+from moe_parity.downstream.tasks import Item
+
+SECONDS = 5
+MEMORY_BYTES = 1 << 30
+FILE_BYTES = 1 << 20
+
+# Runs in the child before the program: limits first, then the program from standard input.
+_GUARD = """
+import os, resource, sys
+seconds, memory, size = map(int, sys.argv[1:4])
+try:
+  os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)
+except (AttributeError, OSError):
+  pass
+for limit, value in (("CPU", seconds), ("AS", memory), ("FSIZE", size), ("CORE", 0), ("NPROC", 0)):
+  try:
+    resource.setrlimit(getattr(resource, "RLIMIT_" + limit), (value, value))
+  except (ValueError, OSError):
+    pass
+source = sys.stdin.read()
+exec(compile(source, "program", "exec"), {"__name__": "__main__"})
+"""
+
+
+def passes(item: Item, text: str, seconds: int = SECONDS) -> bool:
+  """Whether the program that an item's text begins or is passes the item's tests."""
+  program = text if not item.entry or item.entry in text else item.header + text
+  return run(f"{program}\n{item.tests}\n", seconds)
+
+
+def run(program: str, seconds: int = SECONDS) -> bool:
+  """Whether a Python program ends by itself, in time, without an error."""
+  with tempfile.TemporaryDirectory() as folder:
+    process = subprocess.Popen(
+      [sys.executable, "-I", "-c", _GUARD, *map(str, (seconds, MEMORY_BYTES, FILE_BYTES))],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+      cwd=folder,
+      env={"HOME": folder, "TMPDIR": folder, "PATH": os.defpath},
+      start_new_session=True,
+    )
+    try:
+      process.communicate(program.encode("utf-8", "replace"), timeout=seconds + 2)
+    except subprocess.TimeoutExpired:
+      pass
+    finally:
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # and whatever it started
+      process.wait()
+    return process.returncode == 0

@@ -1,0 +1,175 @@
+"""The command on a run that `train` made, and items of our own."""
+
+import json
+import math
+import pathlib
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from moe_parity import cli
+from moe_parity.downstream import likelihood
+from moe_parity.downstream.examinee import Examinee, Settings
+from moe_parity.downstream.likelihood import Likelihood
+from moe_parity.model.transformer import abstract_model
+from tests.helpers import olmes_package
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("downstream") / "run"
+  few = ["--config.budget.dense_tokens=10000"]
+  config = f"--config={ROOT}/configs/demo.py:tiny"
+  assert cli.main(["train", config, "--arm=moe_20", f"--workdir={folder}", *few]) == 0
+  return folder
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+  return olmes_package.write(tmp_path_factory.mktemp("olmes"))
+
+
+def examined(run, package, *options):
+  return cli.main(["downstream", str(run), f"--olmes={package}", *options])
+
+
+@pytest.fixture(scope="module")
+def nats_by_hand(run):
+  """(context, continuation) -> nats, from the logits of both at once."""
+  examinee = Examinee(run, Settings(context=128))
+  graph = abstract_model(examinee.run.architecture, examinee.options)[0]
+
+  @jax.jit
+  def logits(params, buffers, row):
+    model = nnx.merge(graph, params, buffers)
+    return model.logits(model.final_hidden(row[None])[0])
+
+  def nats(context, continuation):
+    one, other = examinee.tokenizer.encode_batch([context, continuation])
+    ids = np.concatenate([[examinee.tokenizer.bos_id], one, other]).astype(np.int32)
+    row = np.zeros(128, np.int32)
+    row[: len(ids) - 1] = ids[:-1]
+    found = np.asarray(logits(examinee.run.params, examinee.run.buffers, row), np.float64)
+    found -= np.log(np.exp(found).sum(-1, keepdims=True))
+    places = np.arange(len(one), len(ids) - 1)
+    return -found[places, other].sum()
+
+  return nats
+
+
+def test_choices_are_scored_as_by_hand(run, package, nats_by_hand, capsys):
+  assert examined(run, package, "--tasks=zoo_rc_0shot", "--context=128", "--json") == 0
+  (result,) = json.loads(capsys.readouterr().out)
+  right, bits = [], []
+  for context, choices, gold in olmes_package.CHOICES:
+    nats = np.array([nats_by_hand(context, text) for text in choices])
+    right.append(np.argmin(nats / [len(text) for text in choices]) == gold)
+    bits.append(nats[gold] / math.log(2) / len(choices[gold].encode()))
+  score = result["scores"]["accuracy_per_char"]
+  assert score["value"] == np.mean(right)
+  assert score["interval"][0] <= score["value"] <= score["interval"][1]
+  assert score["chance"] == pytest.approx((1 / 3 + 1 / 3 + 1 / 2 + 1 / 4) / 4)
+  assert result["scores"]["bits_per_byte"]["value"] == pytest.approx(np.mean(bits), rel=1e-5)
+  assert result["metric"] == "accuracy_per_char" and result["num_items"] == 4
+
+
+def test_a_result_is_found_again_and_not_for_other_settings(run, package, capsys):
+  options = ["--tasks=gsm8k_gold_bpb_5shot", "--json"]
+  assert examined(run, package, *options) == 0
+  first = capsys.readouterr()
+  assert examined(run, package, *options) == 0
+  again = capsys.readouterr()
+  assert again.out == first.out and "examined before" in again.err
+  assert examined(run, package, *options, "--limit=1") == 0
+  other = capsys.readouterr()
+  assert "examined before" not in other.err and json.loads(other.out)[0]["num_items"] == 1
+
+
+def test_prompts_that_do_not_fit_are_counted_and_said(run, package, capsys):
+  """64 positions of bytes hold the longest question and answer but for a few."""
+  assert examined(run, package, "--tasks=zoo_rc_0shot", "--limit=4") == 0
+  shown = capsys.readouterr()
+  assert "the window is shorter than the prompts of" not in shown.err
+  assert examined(run, package, "--tasks=zoo_rc_0shot", "--context=30") == 0
+  assert "the window is shorter than the prompts of 4 of 4 items; " in capsys.readouterr().err
+
+
+def test_an_interrupted_task_resumes_where_it_was(run, package, monkeypatch, capsys):
+  options = ["--tasks=zoo_rc_0shot", "--context=100", "--json"]
+  whole = Likelihood._score_batch
+  calls = []
+
+  def interrupted(self, pieces, rows, size, scores):
+    if calls:
+      raise KeyboardInterrupt
+    calls.append(len(rows))
+    whole(self, pieces, rows, size, scores)
+
+  monkeypatch.setattr(likelihood, "TOKENS_PER_BATCH", {"cpu": 256})  # several batches
+  monkeypatch.setattr(Likelihood, "_score_batch", interrupted)
+  assert examined(run, package, *options) == 130
+  monkeypatch.setattr(Likelihood, "_score_batch", whole)
+  capsys.readouterr()
+  assert examined(run, package, *options) == 0
+  shown = capsys.readouterr()
+  assert f"zoo_rc_0shot resumes: {calls[0]} of 12 requests scored" in shown.err
+  resumed = json.loads(shown.out)[0]["scores"]
+  for path in (run / "downstream").glob("zoo*"):
+    path.unlink()
+  assert examined(run, package, *options) == 0
+  assert json.loads(capsys.readouterr().out)[0]["scores"] == resumed
+
+
+def test_numbers_that_are_generated_are_compared(run, package, capsys):
+  assert examined(run, package, "--tasks=gsm8k_generate_5shot", "--json") == 0
+  (result,) = json.loads(capsys.readouterr().out)
+  assert result["scores"]["exact_number"]["value"] in (0.0, 0.5, 1.0)
+  assert len(result["texts"]) == 2 and all("\n" not in text for text in result["texts"])
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    (["--tasks=zoo_rc_0sho"], "did you mean 'zoo_rc_0shot'?"),
+    (["--tasks=drop_bpb_5shot"], "drop_bpb_5shot is not scored: its answers are Python tuples"),
+    (["--suite=smal"], "--suite=smal is not one of small, olmes.* did you mean 'small'?"),
+    ([], "nothing to examine on; give --tasks=NAME"),
+    (["--tasks=zoo_rc_0shot", "--limit=-1"], "limit=-1 is negative"),
+    (["--tasks=zoo_rc_0shot", "--step=3"], "holds no checkpoint of step 3"),
+    (["--tasks=zoo_rc_0shot", "--olmes=nowhere"], "--olmes=nowhere holds no oe_eval_tasks"),
+  ],
+)
+def test_a_mistake_is_one_line(run, package, capsys, options, message):
+  assert examined(run, package, *options) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and error.count("\n") == 1
+  assert re.search(message.replace("?", "[?]"), error)
+
+
+def test_another_tokenizer_is_refused(run, package, tmp_path, capsys):
+  own = Examinee(run, Settings()).tokenizer
+  description = json.loads(json.dumps(own.description))
+  description["model"]["vocab"]["zz"] = own.vocab_size
+  (tmp_path / "other.json").write_text(json.dumps(description))
+  options = ["--tasks=zoo_rc_0shot", f"--tokenizer={tmp_path}/other.json"]
+  assert examined(run, package, *options) == 2
+  assert "has 273 ids and the run's vocabulary 272; give the tokenizer" in capsys.readouterr().err
+
+
+def test_a_run_without_checkpoint_is_refused(run, package, tmp_path, capsys):
+  shutil.copytree(run, tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoints"))
+  assert examined(tmp_path / "bare", package, "--tasks=zoo_rc_0shot") == 2
+  assert "holds no checkpoint; train the run first" in capsys.readouterr().err
+
+
+def test_the_list_names_every_benchmark_and_why_not(package, capsys):
+  assert cli.main(["downstream", "--list", f"--olmes={package}", "--json"]) == 0
+  shown = json.loads(capsys.readouterr().out)
+  assert "zoo_rc_0shot" in shown["tasks"] and len(shown["benchmarks"]) == 29
+  assert all(row["here"] == "yes" or row["tasks, or why not"] for row in shown["benchmarks"])
