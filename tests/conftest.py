@@ -1,4 +1,4 @@
-"""Eight simulated CPU devices and strict shapes, for every test that touches JAX.
+"""Eight simulated CPU devices and strict shapes, for every test that touches JAX; slow marks.
 
 Options go through the environment, so tests of plain Python never pay for importing JAX.
 """
@@ -8,6 +8,8 @@ import sys
 
 import hypothesis
 import pytest
+
+from tests.list_slow import listed
 
 # How long an example takes says who else is on the machine.
 hypothesis.settings.register_profile(
@@ -21,6 +23,13 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Most of the tests' time is compiling, which takes half as long without the expensive passes, for
 # the same arithmetic. With 0 the tests compile as a user does.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
+def pytest_collection_modifyitems(items):
+  slow = listed()
+  for item in items:
+    if f"{item.path.name}::{getattr(item, 'originalname', item.name)}" in slow:
+      item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

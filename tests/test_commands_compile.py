@@ -12,6 +12,7 @@ from moe_parity.planning.expert_parallel import tile_padded_rows
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.planning.tpu_slices import parse_slice
 
+pytestmark = pytest.mark.compile
 TINY = (
   *("--config=configs/paper_7b.py:activation_rate=0.2,tiny", "--config.budget.batch_multiple=8"),
   *("--config.model.dtype=bfloat16", "--config.model.remat=layer", "--arm=moe_20"),

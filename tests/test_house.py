@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.list_slow import listed
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "moe_parity"
 # Every room may import those before it. Rooms of one line know nothing of each other.
@@ -116,3 +118,11 @@ for file in pkgutil.iter_modules(room.__path__, room.__name__ + "."):
 print(sorted({{"jax", "numpy", "flax"}} & set(sys.modules)))"""
   result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
   assert result.stdout.strip() == "[]"
+
+
+def test_every_test_of_the_list_of_slow_ones_exists():
+  """A renamed test would silently be a fast one."""
+  for name in listed():
+    file, function = name.split("::")
+    assert f"def {function}(" in (ROOT / "tests" / file).read_text(), name
+  assert listed()

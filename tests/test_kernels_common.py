@@ -45,6 +45,7 @@ def compiles(function, *shapes, mesh):
     return jitted.lower(*operands).compile()
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize(
   "topology, mebibytes", [("v4-8", 16), ("v5e-4", 128), ("v5p-8", 64), ("v6e-4", 128)]
 )
@@ -54,6 +55,7 @@ def test_a_core_has_the_memory_of_its_generation(topology, mebibytes):
     assert 3 * common.vmem_bytes() / 4 <= common.vmem_budget_bytes() <= common.vmem_bytes()
 
 
+@pytest.mark.compile
 def test_gradients_of_wide_experts_fit_a_chip():
   """400 hidden channels of 4,096 are no whole 128s: sums of their gradients in one piece, with what
   is read and written meanwhile, take 49 MiB, more than a kernel has on v5p."""
@@ -73,6 +75,7 @@ def test_gradients_of_wide_experts_fit_a_chip():
   assert compiles(gradients, counts, (lanes, dtype), (lanes, dtype), (w_in, dtype), mesh=mesh)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("topology", ["v4-8", "v5p-8"])
 def test_choices_of_any_number_of_tokens_fit_a_chip(topology):
   rows, is_there = ((6, 4003, 16, 128), jnp.bfloat16), ((6, 4003), np.bool_)
@@ -93,6 +96,7 @@ def test_a_simulated_platform_ends_with_its_context():
   assert common.platform() == "cpu"
 
 
+@pytest.mark.compile
 def test_compile_cache_holds_no_program_of_absent_devices(tmp_path):
   """JAX warns, which fails a test, where it reads one back."""
   before = jax.config.jax_persistent_cache_min_compile_time_secs

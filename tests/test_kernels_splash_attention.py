@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from moe_parity.aot.topology import slice_mesh, without_compile_cache
@@ -36,6 +37,7 @@ def test_splash_and_its_gradients_are_plain_attentions():
     np.testing.assert_allclose(a, b, atol=4e-5 * float(jnp.abs(b).max()))
 
 
+@pytest.mark.compile
 def test_splash_and_its_gradients_compile_for_a_tpu():
   """Wide heads with ALiBi, shared keys and documents, on the generation with the least memory."""
   slice_ = parse_slice("v5e-4")
