@@ -19,6 +19,8 @@ import quote_decode  # noqa: E402 - the folder of this file is no package
 import quote_studies as studies  # noqa: E402
 from quote_tables import markdown  # noqa: E402
 
+from moe_parity.report import glossary  # noqa: E402
+
 FIGURES = (
   "demo/curve.png",
   "mixture_small/activation_rate.png",
@@ -154,6 +156,15 @@ def log() -> str:
   return "\n".join(markdown(["", "date", "question and result", "in short"], rows))
 
 
+def symbols() -> str:
+  """The paper's letters with their names in code, as the report page explains them."""
+  rows = [
+    [symbol.letters, ", ".join(f"`{name}`" for name in symbol.code), symbol.meaning]
+    for symbol in glossary.TABLE
+  ]
+  return "\n".join(markdown(["symbol", "in code", "meaning"], rows)[1:])
+
+
 BLOCKS = {
   "demo": studies.demo,
   "findings": studies.findings,
@@ -169,6 +180,7 @@ BLOCKS = {
   "decode_computed": quote_decode.computed,
   "coverage": coverage,
   "log": log,
+  "symbols": symbols,
 }
 
 

@@ -1,10 +1,11 @@
-"""Markdown tables."""
+"""Tables and cells of the docs."""
+
+from moe_parity.markdown import table
 
 
 def markdown(names: list[str], rows: list[list]) -> list[str]:
   """The lines of a table, with an empty line before it."""
-  lines = [names, ["---"] * len(names), *rows]
-  return ["", *("| " + " | ".join(map(str, line)) + " |" for line in lines)]
+  return ["", *table(names, rows).splitlines()]
 
 
 def interval(bounds: list[float]) -> str:

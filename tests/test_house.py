@@ -15,7 +15,7 @@ PACKAGE = ROOT / "moe_parity"
 # Every room may import those before it. Rooms of one line know nothing of each other.
 ORDER = (
   ("errors",),
-  ("escapes", "console", "files", "launch"),
+  ("escapes", "console", "files", "markdown", "launch"),
   ("defaults", "config"),
   ("planning",),
   ("paper", "data", "kernels"),

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+from moe_parity import markdown
 from moe_parity.interchange.hf_config import CLASSES, NORM_EPSILON, ROPE_BASE
 from moe_parity.interchange.tensors import LLAMA, OWN
 from moe_parity.training import run_folder
@@ -168,8 +169,7 @@ def _data(folder: pathlib.Path) -> str:
 
 
 def _table(rows, header=("", "")) -> str:
-  lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-  return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+  return markdown.table(header, rows).rstrip()
 
 
 def _count(value) -> str | None:

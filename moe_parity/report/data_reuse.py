@@ -5,7 +5,7 @@ from typing import Any
 from moe_parity.report import figure_style, paper_figures
 from moe_parity.report.table_formats import Column, Table, count, fixed, interval, percent, signed
 
-BESIDE = 1.012  # schemes of one activation rate are drawn apart by this factor, or bars hide bars
+SHIFT = 1.012  # schemes of one activation rate are drawn apart by this factor, or bars hide bars
 
 
 def schemes(step: dict) -> Table:
@@ -89,29 +89,7 @@ def by_scheme(step: dict) -> figure_style.Drawing | None:
       sharey=_comparable(lines),
     )
     own, other = axes
-    every = []
-    looks = figure_style.series(len(lines))
-    for i, ((scheme, arms), (color, marker)) in enumerate(zip(lines, looks, strict=True)):
-      dense = scheme["baseline"]["bpc"]
-      every += [arm["activation_rate"] for arm in arms]
-      beside = BESIDE ** (i - (len(lines) - 1) / 2)
-      rates = [beside * arm["activation_rate"] for arm in arms]
-      errors = {row["name"]: row for row in scheme["comparisons"]}
-      values = [100 * (arm["bpc"] / dense - 1) for arm in arms]
-      own.plot(rates, values, "-", color=color, linewidth=1)
-      for arm, rate, value in zip(arms, rates, values, strict=True):
-        ends = (errors.get(arm["name"]) or {}).get("simultaneous")
-        bars = figure_style.bars(value, ends and [100 * end / dense for end in ends])
-        own.errorbar(rate, value, bars, fmt=marker, color=color, capsize=2.5, markersize=4.5)
-      epochs = [arm["epochs"] for arm in arms]
-      ends = dict.fromkeys(f"{epoch:.2g}" for epoch in (min(epochs), max(epochs)))
-      passes = " to ".join(ends)
-      own.plot([], [], marker + "-", color=color, label=scheme_label(scheme, passes))
-    published = []
-    for sweep, color in zip(paper_figures.published_sweeps(), paper_figures.COLORS, strict=True):
-      other.plot(sweep.rates, sweep.excess_pct, "o-", color=color, markersize=3.5, linewidth=1,
-                 label=f"{sweep.label}, {sweep.reuse}")  # fmt: skip
-      published += sweep.rates
+    every, published = _draw_schemes(own, lines), _draw_published(other)
     for axis, rates, title in ((own, every, "this study"), (other, published, "the paper")):
       axis.axhline(0, color=figure_style.DENSE, linewidth=1.3)
       figure_style.rate_axis(axis, rates, round_ticks=True)
@@ -132,6 +110,38 @@ def by_scheme(step: dict) -> figure_style.Drawing | None:
     "side have one activation rate.",
     draw,
   )
+
+
+def _draw_schemes(axis: Any, lines: list[tuple[dict, list[dict]]]) -> list[float]:
+  """A line a scheme, arms of one rate alongside each other; returns the rates of all points."""
+  every = []
+  looks = figure_style.series(len(lines))
+  for i, ((scheme, arms), (color, marker)) in enumerate(zip(lines, looks, strict=True)):
+    dense = scheme["baseline"]["bpc"]
+    every += [arm["activation_rate"] for arm in arms]
+    shift = SHIFT ** (i - (len(lines) - 1) / 2)
+    rates = [shift * arm["activation_rate"] for arm in arms]
+    errors = {row["name"]: row for row in scheme["comparisons"]}
+    values = [100 * (arm["bpc"] / dense - 1) for arm in arms]
+    axis.plot(rates, values, "-", color=color, linewidth=1)
+    for arm, rate, value in zip(arms, rates, values, strict=True):
+      ends = (errors.get(arm["name"]) or {}).get("simultaneous")
+      bars = figure_style.bars(value, ends and [100 * end / dense for end in ends])
+      axis.errorbar(rate, value, bars, fmt=marker, color=color, capsize=2.5, markersize=4.5)
+    epochs = [arm["epochs"] for arm in arms]
+    passes = " to ".join(dict.fromkeys(f"{epoch:.2g}" for epoch in (min(epochs), max(epochs))))
+    axis.plot([], [], marker + "-", color=color, label=scheme_label(scheme, passes))
+  return every
+
+
+def _draw_published(axis: Any) -> list[float]:
+  """The paper's sweeps; returns the rates of all points."""
+  rates = []
+  for sweep, color in zip(paper_figures.published_sweeps(), paper_figures.COLORS, strict=True):
+    axis.plot(sweep.rates, sweep.excess_pct, "o-", color=color, markersize=3.5, linewidth=1,
+              label=f"{sweep.label}, {sweep.reuse}")  # fmt: skip
+    rates += sweep.rates
+  return rates
 
 
 def _comparable(lines: list[tuple[dict, list[dict]]]) -> bool:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from moe_parity import markdown
 from moe_parity.report import glossary
 
 
@@ -42,12 +43,8 @@ class Table:
     ]
 
   def markdown(self) -> str:
-    def line(cells: list[str]) -> str:
-      return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
-
-    rule = ["---:" if c.number else "---" for c in self.columns]
-    head = [c.header for c in self.columns]
-    return line(head) + line(rule) + "".join(line(cells) for cells in self.cells())
+    numbers = [place for place, column in enumerate(self.columns) if column.number]
+    return markdown.table([c.header for c in self.columns], self.cells(), numbers)
 
   def text(self) -> str:
     """Aligned columns as wide as their cells, numbers to the right, for a terminal."""
