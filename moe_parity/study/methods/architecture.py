@@ -48,7 +48,7 @@ class Option:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class SearchStage:
   """A stage as far as it is known; the first option is the one in place.
 
   Attributes:
@@ -80,7 +80,7 @@ def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
   return {"": with_arms(config, arms)}
 
 
-def stages(config: ConfigDict, results: Results) -> list[Stage]:
+def stages(config: ConfigDict, results: Results) -> list[SearchStage]:
   """The stages of both sides, up to and with the first of each that is not complete."""
   config = with_text(config)
   moe, dense = template(config, "moe"), template(config, "dense")
@@ -138,7 +138,7 @@ def pending_notes(config: ConfigDict, comparisons: Sequence[Comparison]) -> list
   ]
 
 
-def _side(config: ConfigDict, results: Results, kind: str, fields: dict) -> Iterator[Stage]:
+def _side(config: ConfigDict, results: Results, kind: str, fields: dict) -> Iterator[SearchStage]:
   """The stages of one side, each from the selection before."""
   place = Option("", "dense" if kind == "dense" else _named(kind, "start"), fields)
   trained = {identity(plan_of(config, kind, fields)): place}
@@ -158,7 +158,7 @@ def _side(config: ConfigDict, results: Results, kind: str, fields: dict) -> Iter
       if name != SIDES[kind][0]:
         continue  # nothing asked of this stage; the first trains the arm in place all the same
     selection = _selection(results, options, config.study.seeds)
-    yield Stage(name, kind, tuple(options), tuple(skipped), selection)
+    yield SearchStage(name, kind, tuple(options), tuple(skipped), selection)
     if selection is None:
       return
     place = options[selection.chosen]

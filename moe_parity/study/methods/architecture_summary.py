@@ -15,7 +15,7 @@ from moe_parity.study.analysis.arms import differences
 from moe_parity.study.analysis.statistics import ScoreTable, tabulate
 from moe_parity.study.comparisons import Comparison, Results
 from moe_parity.study.methods import selection
-from moe_parity.study.methods.architecture import SIDES, Stage, stages
+from moe_parity.study.methods.architecture import SIDES, SearchStage, stages
 
 QUESTIONS = {
   "layout": "Which layers are MoE, and is there a shared expert?",
@@ -66,7 +66,7 @@ def summarize(
 
 
 def _stage(
-  stage: Stage, plans: dict[str, ArmPlan], runs: dict[str, list[reading.RunRecord]]
+  stage: SearchStage, plans: dict[str, ArmPlan], runs: dict[str, list[reading.RunRecord]]
 ) -> dict:
   made = stage.selection
   options = []
