@@ -15,6 +15,7 @@ from moe_parity.defaults import base, dense_arm, moe_arm
 
 RATES = (0.12, 0.2, 0.3, 0.5)
 SEEDS = (0, 1)
+LEARNING_RATES = (0.0025, 0.005, 0.01)
 
 
 def get_config(arg=None):
@@ -39,6 +40,8 @@ def get_config(arg=None):
     config.arms.dense_active = dense_arm(active_of="moe_12")
     config.arms.dense_small = dense_arm(params_multiple=0.25, d_head=32)
     config.data.draw_per_seed = True
+    # Each arm and control at its own best of the same rates, tried on a seed that is not compared.
+    config.study.learning_rate_grid = LEARNING_RATES
     for name in config.arms:
       config.arms[name].seeds = SEEDS
   config.evaluation.max_tokens = 5_000 if arg.tiny else 30_000

@@ -57,6 +57,11 @@ def _study() -> ConfigDict:
   study.small_multiples = (0.5, 0.25, 0.125)  # of these times N
   study.fixed_data = False  # whether to sweep at the dense arm's tokens as well
   study.sizes = ()  # further N to sweep, at the same tokens a parameter
+  # Peak learning rates that every arm, reference and control tries with all its tokens; each is
+  # then compared at its own best. () trains arms as they stand. See study/tuning.py.
+  study.learning_rate_grid = ()
+  study.tuning_seeds = (1000,)  # of the tries; compared runs have others
+  study.grid_extensions = 1  # times the grid may grow at an end, for all arms, where one is best
   study.learning_rates = ()  # multiples of StepLaw's to check, for the best MoE arm and dense
   study.batches = ()  # likewise for its batch
   study.epochs = ()  # data_reuse: passes over the text, besides unique, loose (2) and strict
@@ -239,7 +244,10 @@ def _arm(kind: str, **fields) -> ConfigDict:
   # Controls: dense models of another N at the budget's C and data; at most one of the two.
   arm.params_multiple = 1.0  # times the budget's N
   arm.active_of = ""  # an MoE arm's name: its depth, width and heads, with N = its N_a
-  arm.role = ""  # check: at parity, but tried for its learning rate or batch and not compared
+  # check: at parity, but tried for its learning rate or batch and not compared; tuning: a try that
+  # decides the learning rate of the arm that it `tunes` (the planner's, see study/tuning.py)
+  arm.role = ""
+  arm.tunes = ""
   for name, value in fields.items():
     arm[name] = value if name in arm else _unknown(name, arm)
   return arm

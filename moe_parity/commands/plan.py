@@ -26,6 +26,7 @@ def arguments(parser) -> None:
 def run(args) -> int:
   from moe_parity.api.plans import planned
   from moe_parity.planning.plan_costs import rows_with_memory
+  from moe_parity.study import tuning
   from moe_parity.study.methods.method import method_of
 
   config = load_config(args)
@@ -47,6 +48,8 @@ def run(args) -> int:
   if method := method_of(config):
     for note in method.pending_notes(config, list(plan.comparisons)):
       print(f"note: {note}")
+  for note in tuning.pending_notes(config, list(plan.parts), on_paper=True):
+    print(f"note: {note}")
   return 0
 
 

@@ -143,6 +143,7 @@ def dry_run(args, config, store, only) -> int:
   """Prints the queue, and what it rests on."""
   from moe_parity.console import duration
   from moe_parity.startup import start_jax
+  from moe_parity.study import tuning
   from moe_parity.study.folder import tasks_of
   from moe_parity.study.methods.method import method_of
   from moe_parity.study.workers.eta import remaining_runs
@@ -155,6 +156,7 @@ def dry_run(args, config, store, only) -> int:
   rows, notes = remaining_runs(study, tasks_of(study.comparisons, only), peak_flops)
   if method := method_of(config):
     notes += method.pending_notes(config, study.comparisons)
+  notes += tuning.pending_notes(config, study.comparisons)
   if args.json:
     print(json.dumps(rows, indent=2))
     return 0

@@ -9,7 +9,7 @@ from moe_parity.planning.accounting import ATTENTION_BLOCK
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.arm_costs import cost_rows
 
-LATER_FIELDS = ("attention_block", "routed_scale")  # fields that plans on disk may lack
+LATER_FIELDS = ("attention_block", "routed_scale", "tunes")  # fields that plans on disk may lack
 FORMER_BUDGET_FIELDS = {"shared": "held_fixed"}
 
 
@@ -21,7 +21,8 @@ class ArmPlan:
     seed: of the initial weights. data_seed: of the windows that are drawn and their order.
     role: "arm"; "reference" for one that spends another compute and is not at parity; "control" for
       a dense model of another N at equal C and data; "check" for one at parity that tries another
-      learning rate or batch and is not compared.
+      learning rate or batch and is not compared; "tuning" for a try that decides the learning rate
+      of the arm named by `tunes`.
     num_unique_tokens: whole windows the run may draw from; epochs = num_tokens / that.
     mixture: {domain: {"share", "num_tokens", "num_unique_tokens", "epochs"}}, where data.weights
       deals them out; see `planning.domain_shares`.
@@ -64,6 +65,7 @@ class ArmPlan:
   attention_block: int = ATTENTION_BLOCK
   data_seed: int = 0
   routed_scale: str = ""
+  tunes: str = ""
 
   def to_dict(self) -> dict[str, Any]:
     """All fields by name, ready for JSON."""

@@ -16,7 +16,7 @@ from moe_parity.planning.targets import RATE_TOLERANCE, Targets
 REUSE = ("unique", "strict", "loose", "epochs")
 HELD_FIXED = ("compute", "tokens")
 GATES = ("", "raw", "normalized")
-ROLES = ("", "check")
+ROLES = ("", "check", "tuning")
 CONTROL_TOLERANCE = 0.02  # of a control's N: a small model has few shapes
 CONTROL_SHAPE = ("num_layers", "d_model", "num_heads", "num_kv_heads", "d_head", "d_ffn")
 
@@ -94,7 +94,8 @@ class ArmSpec:
     gates: raw | normalized (divided by the sum of the chosen ones); "" is the config's model.
     routed_scale: as of `ModelOptions`; "" is the config's model.
     role: "check" keeps an arm at parity out of the comparison: the same shape tried with another
-      learning rate or batch. "" is an arm, a reference where compute_multiple is not 1, or a
+      learning rate or batch; "tuning" is a try that decides the learning rate of the arm, reference
+      or control that it `tunes`. "" is an arm, a reference where compute_multiple is not 1, or a
       control where one of the next two is set.
     params_multiple: N of a dense control, times the budget's: a smaller model at equal C and data.
     active_of: name of an MoE arm: a dense control of its depth, width and heads whose N is its N_a.
@@ -131,11 +132,17 @@ class ArmSpec:
   role: str = ""
   params_multiple: float | int = 1.0
   active_of: str = ""
+  tunes: str = ""
 
   def __post_init__(self) -> None:
     self._check_gates()
     if self.role not in ROLES:
       raise UserError(f"arm {self.name!r}: role={self.role!r} is not known; use 'check' or ''")
+    if (self.role == "tuning") != bool(self.tunes):
+      raise UserError(
+        f"arm {self.name!r}: role={self.role!r} with tunes={self.tunes!r}; tries of a learning rate"
+        " have both, others neither"
+      )
     if self.kind not in ("dense", "moe"):
       raise UserError(f"arm {self.name!r}: kind={self.kind!r} is not known; use 'dense' or 'moe'")
     for name in ("compute_multiple", "learning_rate_multiplier", "params_multiple"):
@@ -172,7 +179,7 @@ class ArmSpec:
       raise UserError(f"{what} in an MoE arm; controls are dense models: use kind='dense'")
     if self.active_of and self.params_multiple != 1:
       raise UserError(f"{what}: both decide N; give one of them")
-    if self.compute_multiple != 1 or self.role:
+    if self.compute_multiple != 1 or self.role not in ("", "tuning"):
       raise UserError(
         f"{what} with compute_multiple={self.compute_multiple} and role={self.role!r}: a control"
         " spends the budget's C and has that role by itself; leave both out"

@@ -301,6 +301,7 @@ def _arm_plans(
       vocabulary_params=exact.vocabulary_params,
       gates=spec.gates,
       routed_scale=spec.routed_scale,
+      tunes=spec.tunes,
       mixture=draft.mixture,
       attention_block=decisions.attention_block,
     )
@@ -310,6 +311,8 @@ def _arm_plans(
 
 def _role(spec: ArmSpec) -> str:
   """`ArmPlan.role`."""
+  if spec.tunes:
+    return spec.role
   if spec.is_reference:
     return "reference"
   return "control" if spec.is_control else spec.role or "arm"

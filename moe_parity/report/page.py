@@ -23,6 +23,7 @@ from moe_parity.report import (
   figures,
   first_figure,
   glossary,
+  learning_rates,
   paper_figures,
   resource_bars,
   routing,
@@ -54,7 +55,7 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
   report = json.loads(compare.write_analysis(study_folder).read_text())
   folder = pathlib.Path(study_folder) / "report"
   folder.mkdir(exist_ok=True)
-  counted = specialization.read(study)
+  counted = specialization.read(reading.compared(study))
   others = comparisons.read(pathlib.Path(study_folder))
   drawings = every_drawing(study_folder, report)
   drawings |= {drawing.name: drawing for drawing in comparisons.drawings(others)}
@@ -133,6 +134,7 @@ def _sections_below(study, report, steps, drawings, parts, others) -> list[Secti
     *sections.main_sweep(drawings, report, steps),
     Section("MoE against dense", table(parts["comparisons"], "nothing to compare yet")),
     sections.controls(report, drawings, parts),
+    *learning_rates.section(report, parts),
     sections.resources(report, parts),
     *sections.activation_rate(steps["activation_rate"], drawings, parts),
     *comparisons.section(list(others), drawings, parts),
@@ -187,7 +189,7 @@ def every_drawing(
   Args:
     report: what `compare.analyze` gives for the folder.
   """
-  study, steps = reading.read_study(study_folder), read_steps(study_folder)
+  study, steps = reading.compared(reading.read_study(study_folder)), read_steps(study_folder)
   counted = specialization.read(study)
   first = {run.name: run for run in reversed(study.runs) if reading.read_routing(run.folder)}
   found = [
@@ -215,11 +217,12 @@ def every_drawing(
 def _tables(
   study: reading.StudyRecord, report: dict, steps: dict, counted: list[specialization.Counted]
 ) -> dict[str, Table]:
-  planned = study.plan.get("arms", [])
+  planned = [arm for arm in study.plan.get("arms", []) if not arm.get("tunes")]
   every = [
     tables.arms(report),
     tables.resources(report),
     expert_share.controls(report),
+    learning_rates.learning_rates(report),
     expert_share.ablations(report),
     expert_share.layers(study),
     tables.domains(report),

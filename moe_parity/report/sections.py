@@ -22,6 +22,8 @@ from moe_parity.report.markup import (
 )
 from moe_parity.report.table_formats import Table
 from moe_parity.study import reading
+from moe_parity.study.analysis import controls as lead_controls
+from moe_parity.study.analysis.statistics import FEW_DOCUMENTS
 
 MAX_CHECKS = 16  # a table longer than that hides what comes after it
 Drawings = dict[str, Drawing]
@@ -31,7 +33,13 @@ Tables = dict[str, Table]
 def _tone(report: dict) -> str:
   if report["certificate"]["passed"] is False:
     return "bad"
-  return "good" if report["verdict"]["conclusive"] else "open"
+  return "good" if report["verdict"]["conclusive"] and not _is_doubtful(report) else "open"
+
+
+def _is_doubtful(report: dict) -> bool:
+  """Whether a control explains the lead, or few validation documents count."""
+  few = report["documents"].get("df", 0.0) < FEW_DOCUMENTS
+  return few or lead_controls.is_explained(report["controls"])
 
 
 def headline(report: dict, steps: dict[str, dict]) -> str:

@@ -36,7 +36,7 @@ def arms(report: dict) -> Table:
       Column("bpb", "BPB", fixed(4)),
       Column("macro_bpc", "macro BPC", fixed(4)),
     ),
-    report["arms"],
+    [row for row in report["arms"] if row["role"] != "tuning"],
   )
 
 

@@ -14,7 +14,7 @@ from moe_parity.data.ledger import Ledger
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_costs import RESOURCES, executed_flops
 from moe_parity.planning.arm_plan import budget_of, with_later_fields
-from moe_parity.study import evidence
+from moe_parity.study import effort, evidence
 from moe_parity.study.evidence import guarded, line
 from moe_parity.study.finetuning_checks import finetuning_checks, same_chats
 from moe_parity.training import run_folder
@@ -173,7 +173,8 @@ def _places(folder: pathlib.Path) -> list[tuple[dict, str]]:
 def certify_study(folder: pathlib.Path) -> dict:
   """Compares the finished runs with the budget and with each other; writes certificate.json.
 
-  References (dense at twice the compute) are certified as runs and left out of the comparison;
+  References (dense at twice the compute) and tries of learning rates are certified as runs and left
+  out of the comparison; that all arms had as many tries, and took the best, is checked;
   controls (dense of another N) are compared in C and unique tokens.
   """
   budget = budget_of(run_folder.read_json(folder / run_folder.PLAN))
@@ -192,11 +193,12 @@ def certify_study(folder: pathlib.Path) -> dict:
     config = guarded(label, lambda: [run_folder.read_json(folder / place / "config.json")])[0]  # noqa: B023
     if "model" in config:
       found[label] = config
-    if arm["role"] != "reference" and certificate["measured"]:
+    if arm["role"] not in ("reference", "tuning") and certificate["measured"]:
       runs.append((arm, certificate["measured"], certificate))
   checks += evidence.settings_checks(found)
   budget_checks, tolerances = _budget_checks(budget, runs)
   checks += budget_checks + _data_checks(budget, runs)
+  checks += guarded("tries of learning rates", lambda: _effort_checks(folder))
   value = {
     "passed": bool(runs) and all(row["passed"] for row in checks),
     "tolerances": tolerances,
@@ -218,6 +220,13 @@ def _plan_checks(label: str, arm: dict, folder: pathlib.Path) -> list[dict]:
   words = "; ".join(changed[:3]) or "the same"
   how = f"plan.json of the study and of {folder.name}"
   return [line(f"{label}: plan", "the study's", words, not changed, how)]
+
+
+def _effort_checks(folder: pathlib.Path) -> list[dict]:
+  """Whether every compared arm had as many tries of its learning rate, and took the best."""
+  places = [(arm, folder / place) for arm, place in _places(folder)]
+  tries = effort.scores_of_tries(places)
+  return list(effort.effort_checks(effort.tuned_arms([arm for arm, _ in places], tries)))
 
 
 def _budget_checks(budget: dict, runs: Sequence[tuple]) -> tuple[list[dict], dict[str, float]]:

@@ -4,12 +4,14 @@ results so far.
 Most studies are one comparison: the arms of the config, in the study folder itself. The paper's
 steps (`config.study.method`) derive their arms from two templates, `config.arms.dense` and
 `config.arms.moe`, in stages: what a stage trains depends on the results of the stages before it and
-on nothing else. So deriving again, after a kill or by another worker, gives the same arms. Further
-comparisons (another N, fixed data, another reuse scheme) have study folders of their own under
-`parts/`; a run that two comparisons share is trained once, in the folder of the first.
+on nothing else. So deriving again, after a kill or by another worker, gives the same arms. With
+`study.learning_rate_grid` every arm is tuned before it is compared (`tuning`). Further comparisons
+(another N, fixed data, another reuse scheme) have study folders of their own under `parts/`; a run
+that two comparisons share is trained once, in the folder of the first.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -22,6 +24,7 @@ from ml_collections import ConfigDict
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ArmPlan, ComparisonPlan
 from moe_parity.planning.plan import make_plan
+from moe_parity.study import tuning
 from moe_parity.study.methods.method import method_of
 from moe_parity.study.reading import COMPARISONS_FOLDER
 from moe_parity.study.workers.leases import FAILED, Leases
@@ -67,19 +70,31 @@ class Results:
 
   def get(self, name: str, seed: int, comparison: str = "") -> dict | None:
     """result.json of an arm that the comparison trained itself, None while it is not finished."""
+    return self._of_run(run_folder_of(name, seed, comparison))
+
+  @property
+  def is_on_paper(self) -> bool:
+    """Whether there is no study folder: nothing is known, and nothing will be by asking again."""
+    return self._folder is None
+
+  def _of_run(self, run: str) -> dict | None:
     if self._folder is None:
       return None
-    path = self._folder / run_folder_of(name, seed, comparison) / RESULT
+    path = self._folder / run / RESULT
     return json.loads(path.read_text()) if path.exists() else None
 
   def bpc(self, name: str, seed: int, comparison: str = "") -> float | None:
     """Validation bits per character, None while not finished, infinity where the run diverged."""
-    result = self.get(name, seed, comparison)
+    return self.bpc_of_run(run_folder_of(name, seed, comparison))
+
+  def bpc_of_run(self, run: str) -> float | None:
+    """The same by the run's folder, relative to the study folder."""
+    result = self._of_run(run)
     if result is not None:
       value = result["validation"]["bpc"]
       return value if math.isfinite(value) else math.inf
     if self._leases is not None:
-      record = self._leases.get(run_folder_of(name, seed, comparison))
+      record = self._leases.get(run)
       if record.get("state") == FAILED and record.get("kind") == "NotFiniteError":
         return math.inf
     return None
@@ -111,14 +126,23 @@ def plan_comparisons(
     UserError: as of `make_plan`, naming the comparison.
   """
   comparisons, taken = [], {}
+  planned = functools.partial(
+    make_plan,
+    available_tokens=available_tokens,
+    available_by_domain=available_by_domain,
+    vocab_size=vocab_size,
+  )
+  grid = tuning.read_grid(config)
+  first = derive(config, Results(None)) if grid.rates else {}
   for name, own_config in derive(config, results).items():
     try:
-      plan = make_plan(
-        own_config,
-        available_tokens=available_tokens,
-        available_by_domain=available_by_domain,
-        vocab_size=vocab_size,
-      )
+      if grid.rates and results.is_on_paper:
+        tuning.check_seeds(grid, own_config)
+      elif grid.rates:
+        scores_of = _scores(own_config, results, name, taken, planned)
+        arms = tuning.tuned_arms(grid, own_config, first[name].arms, scores_of)
+        own_config = with_arms(own_config, arms)
+      plan = planned(own_config)
     except UserError as error:
       raise UserError(f"comparison {name!r}: {error}" if name else str(error)) from None
     runs = tuple(
@@ -126,6 +150,23 @@ def plan_comparisons(
     )
     comparisons.append(Comparison(name, own_config, plan, runs))
   return comparisons
+
+
+def _scores(config: ConfigDict, results: Results, comparison: str, taken: dict[str, str], planned):
+  """What `tuning.tuned_arms` asks with: mean BPC of each of some tries of a comparison.
+
+  Args:
+    taken: run folders by identity, of the comparisons before. planned: `make_plan` with the data.
+  """
+
+  def scores_of(tries: dict[str, ConfigDict]) -> dict[str, float | None]:
+    found: dict[str, list] = {}
+    for arm in planned(with_arms(config, tries)).arms:
+      run = taken.get(identity(arm), run_folder_of(arm.name, arm.seed, comparison))
+      found.setdefault(arm.name, []).append(results.bpc_of_run(run))
+    return {name: tuning.mean_score(scores) for name, scores in found.items()}
+
+  return scores_of
 
 
 def run_seen_from(comparison: Comparison, run: str) -> str:

@@ -117,7 +117,7 @@ class StudyFolder:
   @property
   def staged(self) -> bool:
     """Whether results decide what else is to be trained."""
-    return self.config.study.method != "arms"
+    return self.config.study.method != "arms" or bool(self.config.study.learning_rate_grid)
 
   def derive(self, write: bool = True) -> list[Comparison]:
     """Plans all comparisons by what is known now, and writes what is new into the folder.

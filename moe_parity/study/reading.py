@@ -103,6 +103,16 @@ def comparison_folders(study_folder: pathlib.Path) -> list[pathlib.Path]:
   return sorted(path.parent for path in plans)
 
 
+def compared(study: StudyRecord) -> StudyRecord:
+  """The study without the tries of learning rates (`study/tuning.py`), which are not compared."""
+  arms = [arm for arm in study.plan.get("arms", []) if not arm.get("tunes")]
+  return dataclasses.replace(
+    study,
+    plan=study.plan | {"arms": arms},
+    runs=tuple(run for run in study.runs if not run.plan.get("tunes")),
+  )
+
+
 def read_everything(folder: str | pathlib.Path) -> list[tuple[str, RunRecord]]:
   """(label, run) of a study or run folder and of the comparisons it has, each run once.
 

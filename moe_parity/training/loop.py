@@ -166,7 +166,8 @@ def finish(run: ArmRun, state: TrainState) -> dict:
   evaluation, plan = run.config.evaluation, run.plan
   validation = run.validate(state, evaluation.mode, evaluation.max_tokens)
   counts = None
-  if plan.architecture.is_moe and evaluation.routing_tokens:
+  is_looked_into = plan.architecture.is_moe and not plan.tunes  # a try needs its score alone
+  if is_looked_into and evaluation.routing_tokens:
     counter = make_routing_counter(plan.architecture, model_options(run.config), run.mesh)
     counts = count_routing(
       counter(state.params, state.buffers),
@@ -178,7 +179,7 @@ def finish(run: ArmRun, state: TrainState) -> dict:
       seed=run.config.data.seed,
     )
   taken_apart = {}
-  if plan.architecture.is_moe:
+  if is_looked_into:
     taken_apart = take_apart(run, state)
   further = run.stage.further_results(run, state)
   if not multihost.is_primary():

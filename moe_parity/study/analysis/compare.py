@@ -9,9 +9,10 @@ Intervals: see `statistics` and `uncertainty`; the curve over activation rate: s
 
 import math
 import pathlib
+from collections.abc import Sequence
 
 from moe_parity import files
-from moe_parity.study import reading
+from moe_parity.study import effort, reading
 from moe_parity.study.analysis import rate_curve, resources, statistics, verdict
 from moe_parity.study.analysis.uncertainty import LEVEL, NUM_DRAWS
 
@@ -35,13 +36,15 @@ def analyze_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, rate_cur
   Keys: study, arms (a row for every run), groups (arms over seeds), not_done, baseline,
   equal (what arms share by plan), comparisons, references, by_domain, picked (the best arm, scored
   by runs that did not pick it), noise, curve (None without MoE arms of three rates), certificate,
-  documents, resources (what every arm cost, relative to dense), warnings, verdict.
+  documents, tuning (the learning rates that arms tried; None where they
+  did not), resources (what every arm cost, relative to dense), warnings, verdict.
 
   Raises:
     UserError: the folder is not a study.
   """
   study = reading.read_study(study_folder)
   warnings = list(study.problems)
+  tuned = _tuned(study)
   runs = _comparable(study, warnings)
   report = {
     "study": study.name,
@@ -50,12 +53,15 @@ def analyze_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, rate_cur
     "level": LEVEL,
     "num_draws": NUM_DRAWS,
     "arms": [_row(run) for run in study.runs],
-    "not_done": [_absence(run) for run in study.runs if not run.done],
+    "not_done": [_absence(run) for run in study.runs if not (run.done or _diverged(run, tuned))],
     "certificate": _certificate(study),
     "equal": _equal(study.plan.get("budget", {})),
   }
   found, fitted = statistics.of_runs(runs, warnings)
   report |= found
+  report["tuning"] = effort.report(tuned)
+  if report["controls"]:
+    report["controls"]["tuned"] = bool(tuned)
   report["resources"] = resources.resources(study, report["baseline"])
   if report["certificate"]["passed"] is False:
     for row in report["comparisons"] + report["references"]:
@@ -63,6 +69,18 @@ def analyze_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, rate_cur
   report["warnings"] = warnings
   report["verdict"] = verdict.verdict(report)
   return report, fitted
+
+
+def _tuned(study: reading.StudyRecord) -> list[effort.TunedArm]:
+  """The study's arms with the tries of their learning rates; [] where it tunes none."""
+  scores = effort.scores_of_tries((run.plan, run.folder) for run in study.runs if run.plan)
+  return effort.tuned_arms([arm for arm in study.plan.get("arms", []) if "role" in arm], scores)
+
+
+def _diverged(run: reading.RunRecord, tuned: Sequence[effort.TunedArm]) -> bool:
+  """Whether a failed run is a try that diverged: its arm is planned once all tries are known."""
+  known = {arm.name for arm in tuned}
+  return run.status == "failed" and run.plan.get("tunes") in known
 
 
 def _equal(budget: dict) -> dict[str, bool]:
@@ -77,6 +95,8 @@ def _comparable(study: reading.StudyRecord, warnings: list[str]) -> list[reading
   """Finished runs validated alike: same mode, same documents as most. The rest is named."""
   done = []
   for run in study.runs:
+    if run.plan.get("tunes"):
+      continue  # a try of a learning rate
     if run.done and not run.plan:
       warnings.append(f"{run.label} is done but has no plan.json, and is not compared")
     elif run.done and not math.isfinite(run.result["validation"]["bpc"]):

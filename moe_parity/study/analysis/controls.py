@@ -128,7 +128,9 @@ def sentences(explained: dict | None) -> list[str]:
 
 def untuned(explained: dict) -> list[str]:
   """Says where controls learn at another rate than the arm whose lead they are to explain: a
-  control at a poor rate explains too little."""
+  control at a poor rate explains too little. Nothing where each is at its own best rate."""
+  if explained.get("tuned"):
+    return []
   own = explained["peak_learning_rate"]
   others = [
     f"{row['name']} {row['peak_learning_rate']:.3g}"

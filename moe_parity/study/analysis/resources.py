@@ -23,7 +23,9 @@ def resources(study: reading.StudyRecord, baseline: str) -> dict:
   """
   arms = study.plan.get("arms", [])
   convention = next((arm["convention"] for arm in arms if "convention" in arm), "paper")
-  planned = [{"role": "arm", **arm} for arm in arms if "architecture" in arm]
+  planned = [
+    {"role": "arm", **arm} for arm in arms if "architecture" in arm and not arm.get("tunes")
+  ]
   costs = arm_costs(planned, baseline)
   measured = {cost.name: _Measured(study, cost.name) for cost in costs}
   dense = next((cost.name for cost in costs if cost.relative.get("executed_flops") == 1), "")

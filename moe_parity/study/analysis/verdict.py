@@ -5,6 +5,7 @@ was ahead. A winner is named only when resources were certified equal, training 
 repeated seeds, and every planned run is done.
 """
 
+from moe_parity.study import effort
 from moe_parity.study.analysis import controls
 
 # arXiv 2506.12119, Tables 11 and 12: the E84 K28 7B run appears with identical settings as 0.4664
@@ -21,7 +22,8 @@ def verdict(report: dict) -> dict:
   ahead = _ahead(report)
   obstacles = _obstacles(report)
   sentences = obstacles + _comparison(report) + _picked(report)
-  sentences += controls.sentences(report["controls"]) + report["resources"]["hidden"]
+  sentences += controls.sentences(report["controls"]) + effort.sentences(report["tuning"])
+  sentences += report["resources"]["hidden"]
   sentences += _noise(report)
   sentences += _optimum(report) + _region(report)
   sentences += _references(report) + _domains(report) + _multiplicity(report)
@@ -43,6 +45,7 @@ def _against(report: dict, obstacles: list[str], sentences: list[str]) -> list[s
     if not controls.is_explained(report["controls"]):  # then the controls speak for it, if tuned
       on_lead = controls.untuned(report["controls"])
   found = obstacles + on_lead + report["resources"]["hidden"] + _picked(report)
+  found += effort.edges(report["tuning"])
   fixed_text = report["noise"]["df"] and not report["noise"]["draws_data"]
   found += _noise(report) if fixed_text else []
   turned = [line for line in _domains(report) if "reversed" in line]

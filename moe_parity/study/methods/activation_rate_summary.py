@@ -261,6 +261,8 @@ def _stages(comparison: Comparison, not_done: list[str]) -> list[dict]:
     first.setdefault(arm.name, arm.seed)
   stages = {"sweep": [], "seeds": [], "checks": []}
   for arm in comparison.plan.arms:
+    if arm.tunes:
+      continue
     more = arm.kind == "moe" and arm.seed != first[arm.name]
     stage = "checks" if arm.role == "check" else "seeds" if more else "sweep"
     stages[stage].append(f"{arm.name} (seed {arm.seed})")

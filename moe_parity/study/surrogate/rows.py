@@ -100,6 +100,8 @@ def study_rows(folders: Sequence[str | pathlib.Path]) -> ScoredRuns:
       if not run.done or not run.plan or not math.isfinite(validation.get("bpc", math.nan)):
         continue
       plan = run.plan
+      if plan.get("tunes"):
+        continue  # a try at a learning rate that may be a poor one
       key = (validation["mode"], validation["seq_len"], validation["stride"])
       documents = tuple((d["source"], d["num_chars"]) for d in validation["documents"])
       texts.setdefault((*key, validation["num_chars"], documents), []).append(str(folder))

@@ -1,0 +1,70 @@
+"""The study at real depth: two sizes, text of 5, 20 and 80 bytes a parameter, every arm tuned.
+
+  moe-parity plan  --config=configs/depth.py
+  moe-parity plan  --config=configs/depth.py:tokens_per_param=20
+  moe-parity plan  --config=configs/depth.py:size=800,few=True
+  moe-parity plan  --config=configs/depth.py:tokens_per_param=80,few=True
+  moe-parity study --config=configs/depth.py --workdir=runs/depth --config.data.source=STORE
+  moe-parity study --config=configs/depth.py:tiny --workdir=runs/tiny_depth
+
+The first four are its cells, a folder each. STORE: what the two commands in the docstring of
+configs/texts/depth.py make (any token store of bytes will do). Bytes are tokens. Every arm,
+reference and control tries the same learning rates with all its tokens on a seed of its own, then
+trains with three seeds, which draw weights, text and order, at its own best. Seven activation rates,
+dense at C and at 2C, and, once it is known which MoE arm is best, dense of its active size and
+smaller dense models; with `few` three rates and less beside them. FLOPs are executed ones, text is
+reused strictly. On one CPU core 1.3, 5, 7 and 7 hours, in the order above."""
+
+from moe_parity.config import parse_arg
+from moe_parity.defaults import base, dense_arm, moe_arm
+
+RATES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.55, 0.75)
+FEW_RATES = (0.15, 0.25, 0.4)
+LEARNING_RATES = (0.004, 0.008, 0.016)
+SHAPES = {
+  # Thousands of parameters: the dense and the MoE arm. At 200: of seven dense and four MoE shapes,
+  # at a third of the compute of 5 bytes a parameter (docs/log/0018); at 800: their ratios.
+  200: (
+    dict(num_layers=3, d_model=80),
+    dict(num_layers=2, d_model=48, d_ffn=44, d_expert=8),
+  ),
+  800: (
+    dict(num_layers=5, d_model=128),
+    dict(num_layers=3, d_model=64, d_expert=16),
+  ),
+}
+
+
+def get_config(arg=None):
+  arg = parse_arg(arg, size=200, tokens_per_param=5, few=False, tiny=False)
+  config = base()
+  config.name = f"depth_n{arg.size}_b{arg.tokens_per_param}"
+  budget, study = config.budget, config.study
+  budget.num_params = 100_000 if arg.tiny else 1000 * arg.size
+  budget.dense_tokens = 20_000 if arg.tiny else arg.tokens_per_param * budget.num_params
+  budget.seq_len = 64 if arg.tiny else 128
+  budget.reuse = "strict"
+  budget.convention = "executed"
+  if arg.tiny:
+    config.arms.dense = dense_arm(d_head=16)
+    config.arms.moe = moe_arm(num_layers=2, d_model=32, d_head=16, multiple_of=4)
+  else:
+    dense, moe = SHAPES[arg.size]
+    config.arms.dense = dense_arm(**dense, d_head=16, multiple_of=1)
+    config.arms.moe = moe_arm(**moe, d_head=16, multiple_of=2)
+  study.method = "activation_rate"
+  study.activation_rates = FEW_RATES if arg.few else RATES
+  study.seeds = (0, 1, 2)
+  study.learning_rate_grid = LEARNING_RATES
+  study.grid_extensions = 2
+  if arg.tiny:
+    study.activation_rates, study.seeds, study.grid_extensions = (0.2, 0.3, 0.4), (0,), 0
+    study.small_multiples = (0.5,)
+  elif arg.few:
+    study.compute_multiples, study.small_multiples = (), (0.5,) if arg.size > 200 else ()
+  else:
+    study.small_multiples = (0.5, 0.25)
+  config.data.draw_per_seed = True
+  config.evaluation.max_tokens = 5_000 if arg.tiny else 0  # the held-out works, all of them
+  config.train.log_every = 50
+  return config
