@@ -17,7 +17,7 @@ def test_a_row_holds_both_sides_and_their_ratio():
     assert rate == pytest.approx(flops / (row[f"{side}_ms"] / 1e3) / 1e9)
 
 
-def test_routing_draws_distinct_experts_and_skew_raises_the_largest_load():
+def test_routing_draws_distinct_experts_and_skew_raises_max_load():
   rng = np.random.default_rng(0)
   shape = moe_layer.Shape(24, 3, 8, 4)
   largest = []

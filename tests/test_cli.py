@@ -29,7 +29,7 @@ def test_planning_loads_no_jax():
     assert memory["parameters"] == 4 * arm["exact_num_params"] and memory["total"] > 100 * 2**30
 
 
-def test_a_plan_says_what_a_device_of_the_mesh_holds_if_it_knows_the_mesh(capsys):
+def test_a_plan_gives_bytes_per_device_where_the_mesh_is_known(capsys):
   config = f"--config={ROOT}/configs/paper_2b.py:activation_rate=0.2"
 
   def held(*arguments):

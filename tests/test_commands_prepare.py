@@ -20,9 +20,7 @@ def mixture(tmp_path):
   return [f"prose={first}", f"code={tmp_path}/src"]
 
 
-def test_one_command_makes_a_store_of_a_mixture_and_show_says_what_it_holds(
-  tmp_path, mixture, capsys
-):
+def test_one_command_makes_a_mixture_store_and_show_lists_it(tmp_path, mixture, capsys):
   store = str(tmp_path / "s")
   arguments = ["--source", *mixture, "--held-out=hash:0.25", f"--store={store}"]
   assert cli.main(["prepare", *arguments, "--json"]) == 0
@@ -111,7 +109,7 @@ def test_sources_are_written_with_commas_and_names():
   ]
 
 
-def test_documents_without_a_domain_get_the_name_of_what_was_given(tmp_path):
+def test_documents_without_a_domain_get_their_sources_name(tmp_path):
   (tmp_path / "talks").mkdir()
   for name in ("one", "two", "three"):
     (tmp_path / "talks" / f"{name}.txt").write_text(f"{name} is a text of its own\n")

@@ -96,6 +96,33 @@ def test_no_files_import_each_other_in_a_circle():
       visit(module, [])
 
 
+def functions(path):
+  return [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
+
+
+def test_every_function_fits_a_screen():
+  """60 lines without its docstring, 75 with it."""
+  long = []
+  for module, path in MODULES.items():
+    for function in functions(path):
+      lines = function.end_lineno - function.lineno + 1
+      first = function.body[0]
+      doc = first.end_lineno - first.lineno + 1 if ast.get_docstring(function) else 0
+      if lines > 75 or lines - doc > 60:
+        long.append(f"{module}.{function.name}: {lines} lines")
+  assert not long
+
+
+def test_test_names_have_at_most_60_characters():
+  names = [
+    f.name
+    for path in (ROOT / "tests").rglob("*.py")
+    for f in functions(path)
+    if f.name.startswith("test_")
+  ]
+  assert len(names) > 500 and not [name for name in names if len(name) > 60]
+
+
 def test_no_class_name_stands_for_two_things():
   files = collections.defaultdict(list)
   for module, path in MODULES.items():

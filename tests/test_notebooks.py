@@ -86,7 +86,7 @@ def test_an_older_jax_in_the_kernel_does_not_compute(colab, monkeypatch):
   assert not colab.kernel_can_compute(ROOT)
 
 
-def test_a_slider_changes_the_text_and_without_widgets_it_is_shown(colab, monkeypatch, capsys):
+def test_a_slider_changes_text_and_without_widgets_it_is_shown(colab, monkeypatch, capsys):
   pytest.importorskip("ipywidgets")
   shown = []
   monkeypatch.setattr("IPython.display.display", shown.append)

@@ -36,7 +36,7 @@ def test_all_rows_are_there():
 
 
 @pytest.mark.parametrize("table", tables.TABLES)
-def test_every_derived_cell_has_its_printed_digits_or_is_a_listed_anomaly(table):
+def test_a_derived_cell_has_its_printed_digits_or_is_an_anomaly(table):
   for cell in CELLS:
     if cell.table != table:
       continue
@@ -48,7 +48,7 @@ def test_every_derived_cell_has_its_printed_digits_or_is_a_listed_anomaly(table)
       assert abs(cell.difference_pct) <= listed.bound_pct, cell
 
 
-def test_every_listed_cell_exists_and_its_bound_is_no_wider_than_needed():
+def test_every_anomaly_exists_and_its_bound_is_tight():
   found = {(cell.table, cell.row, cell.column): cell for cell in CELLS}
   for entry in anomalies.CELL_ANOMALIES:
     worst = max(abs(found[entry.table, row, entry.column].difference_pct) for row in entry.rows)
@@ -69,7 +69,7 @@ def test_the_nineteen_findings_are_told_with_place_and_choice():
     assert entry.where and entry.what and entry.choice
 
 
-def test_a_row_leaves_the_formula_of_its_column_only_where_that_one_fails():
+def test_a_row_leaves_its_columns_formula_only_where_that_fails():
   for name, column in {(name, column) for name, _, column in derivations.ROW_FORMULAS}:
     usual = derivations.COLUMN_FORMULAS[name].get(column, derivations.PLAIN)
     rows = [tables.row(*key[:2]) for key in derivations.ROW_FORMULAS if key[::2] == (name, column)]
@@ -85,7 +85,7 @@ def test_swapped_rates_of_table_7_fit_the_other_row():
   assert tables.rounds_to(second, tables.row("table07", 1).printed["ra_pct"])
 
 
-def test_group_1_of_table_5_counts_one_dense_and_fifteen_moe_layers():
+def test_group_1_of_table_5_has_one_dense_and_fifteen_moe_layers():
   d, f = 1408, 3904
   active = 4 * d * d * 16 + 3 * d * f + 15 * 3 * d * (2 * 800 + 1600)
   params = active + 15 * 3 * d * 33 * 800
@@ -105,7 +105,7 @@ def test_shapes_obey_the_rules_the_paper_states():
       assert shape.d_ffn == 3904 * shape.d_model // 1408
 
 
-def test_one_learning_rate_law_covers_every_run_with_a_factor_of_one_or_two():
+def test_one_law_times_1_or_2_gives_all_learning_rates():
   # A1: the factor is 2 for 2B MoE and 3B dense; the 3B MoE rows carry the rates of 2B.
   factor = {"table09": 2, "table10": 2, "table11": 1, "table16": 2}
   for row in every_row():
@@ -129,7 +129,7 @@ def test_findings_about_compute_and_data_are_what_the_tables_say():
   assert 8 in coarse and max(coarse) == 93  # A14
 
 
-def test_seven_billion_budgets_agree_to_an_iteration_under_paper_full():
+def test_7b_budgets_agree_to_an_iteration_under_paper_full():
   costs = [
     cost_of(row.architecture, 2048, "paper_full").train_flops(row.num_tokens)
     for row in (tables.row("table11", 6), tables.row("table14", 5))

@@ -151,7 +151,7 @@ def test_printed_values_are_set_against_ours():
   assert json.loads(json.dumps(found)) == found
 
 
-def test_printable_rows_are_flat_with_equal_keys_and_no_empty_column():
+def test_printable_rows_are_flat_and_have_no_empty_column():
   rows = printable(account_table([MOE | {"N_params": "6.52e9"}, DENSE], "paper"))
   assert len({tuple(row) for row in rows}) == 1
   assert rows[0]["N_params off %"] == pytest.approx(-0.096, abs=1e-3)

@@ -95,7 +95,7 @@ def test_parameters_are_those_of_every_matrix_counted_one_by_one():
   assert cost.num_active_params == count_matrices(SMALL, SMALL.experts_per_token)
 
 
-def test_exact_adds_router_and_norms_and_keeps_the_vocabulary_apart():
+def test_exact_adds_router_and_norms_but_no_vocabulary():
   cost = cost_of(SMALL, 20, "exact")
   router, norms = 3 * 9 * 7, (2 * 5 + 1) * 7
   assert cost.num_params == count_matrices(SMALL, 9) + router + norms

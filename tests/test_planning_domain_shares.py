@@ -20,7 +20,7 @@ def shares_of(found):
 
 @given(found=counts)
 @settings(max_examples=60)
-def test_a_cycle_holds_each_domain_by_its_weight_and_every_stretch_nearly(found):
+def test_a_cycle_has_domains_by_weight_and_every_stretch_nearly(found):
   shares = shares_of(found)
   assert [shares.pattern.count(i) for i in range(len(found))] == found
   total, m = sum(found), sum(count > 0 for count in found)
@@ -48,7 +48,7 @@ def test_rows_are_those_of_walking_along_the_pattern(found, num_rows):
     ("x=y=4,z=0", {"x=y": 1, "z": 0}),
   ],
 )
-def test_weights_become_the_fewest_whole_rows_of_the_same_proportion(text, expected):
+def test_weights_become_the_fewest_whole_rows_in_proportion(text, expected):
   shares = read_shares(text)
   assert dict(zip(shares.names, shares.counts, strict=True)) == expected
   assert read_shares("") is None
@@ -75,7 +75,7 @@ def planned(num_tokens, unique, available=None, max_epochs=0, reuse="strict", we
   return plan_mixture("moe", reuse, shares, num_tokens, unique, 8, available, max_epochs)
 
 
-def test_every_domain_repeats_as_often_as_the_whole_where_each_holds_its_share():
+def test_domains_that_hold_their_share_repeat_as_the_whole_does():
   found = planned(8 * 400, 8 * 160, {"a": 8 * 120, "b": 8 * 40})
   assert found["a"] == {
     "share": 3, "num_tokens": 8 * 300, "num_unique_tokens": 8 * 120, "epochs": 2.5,
@@ -114,7 +114,7 @@ def test_a_domain_of_weight_zero_needs_no_text():
 
 @given(found=counts, small=st.integers(0, 300), more=st.integers(0, 300))
 @settings(max_examples=40)
-def test_what_the_first_rows_name_is_read_once_and_grows_with_the_budget(found, small, more):
+def test_unique_rows_are_read_once_and_grow_with_the_budget(found, small, more):
   shares = shares_of(found)
   first = plan_mixture("a", "unique", shares, 8 * small, 8 * small, 8, None, 0)
   assert all(entry["epochs"] in (0.0, 1.0) for entry in first.values())
@@ -129,7 +129,7 @@ def demo_plan(*overrides, **held):
   return make_plan(loaded, available_by_domain=held or None)
 
 
-def test_a_scarce_domain_leaves_all_arms_the_same_smaller_data_and_is_named():
+def test_a_scarce_domain_shrinks_all_arms_data_and_is_named():
   weights = "--config.data.weights=prose=3,code=1"
   enough = demo_plan(weights)
   scarce = demo_plan(weights, "--config.data.max_epochs=9", prose=10**6, code=40 * 64)

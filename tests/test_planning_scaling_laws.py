@@ -52,7 +52,7 @@ def test_the_data_constrained_law_gives_its_authors_example(num_params, num_toke
   "epochs, worth",
   [(1, 1), (2, 1.968), (3, 2.875), (4, 3.726), (8, 6.624), (16, 10.582), (1e6, 16.388)],
 )
-def test_repeated_tokens_are_worth_less_and_never_more_than_their_limit(epochs, worth):
+def test_repeated_tokens_are_worth_less_up_to_a_limit(epochs, worth):
   found = DataConstrainedLaw().predict(
     num_params=1e9, num_tokens=epochs * 1e9, num_unique_tokens=1e9
   )
@@ -77,7 +77,7 @@ def test_the_joint_law_turns_against_moe_when_over_trained(dense_tokens, losses)
     assert found["loss"] == pytest.approx(loss, abs=6e-5)
 
 
-def test_the_leverage_law_gives_back_its_papers_seven_and_its_best_granularity():
+def test_the_leverage_law_has_its_papers_values():
   law = LeverageLaw()
 
   def leverage(granularity):
@@ -90,7 +90,7 @@ def test_the_leverage_law_gives_back_its_papers_seven_and_its_best_granularity()
 
 
 @given(activation=st.floats(0.001, 0.999), flops=st.floats(1e17, 1e24))
-def test_leverage_is_about_one_for_a_model_that_activates_everything(activation, flops):
+def test_leverage_is_about_one_for_a_dense_model(activation, flops):
   law = LeverageLaw()
   full = law.predict(activation_ratio=1.0, granularity=2, train_flops=flops)["leverage"]
   assert 0.9 < full < 1.1

@@ -31,7 +31,7 @@ def backbone(shape):
 
 
 @pytest.mark.parametrize("convention", ["paper", "paper_full"])
-def test_the_papers_exact_targets_give_shapes_no_worse_than_its_own(convention):
+def test_exact_targets_give_shapes_no_worse_than_the_papers(convention):
   for row in SWEEPS:
     cost = cost_of(row.architecture, 2048, convention)
     found = solve(
@@ -47,7 +47,7 @@ def test_the_papers_exact_targets_give_shapes_no_worse_than_its_own(convention):
 
 
 @pytest.mark.parametrize("convention", ["paper", "paper_full"])
-def test_the_papers_printed_targets_are_met_at_least_as_well_in_size(convention):
+def test_printed_targets_are_met_at_least_as_well_in_size(convention):
   for row in SWEEPS:
     num_params, activation_rate = int(row["N_params"]), row["ra_pct"] / 100
     found = solve(
@@ -151,7 +151,7 @@ def test_toy_sizes_have_every_rate_a_demonstration_needs(num_params, layout):
   layout=st.sampled_from(["full", "1dense", "2dense", "interleave"]),
   convention=st.sampled_from(CONVENTIONS),
 )
-def test_any_target_gives_a_shape_within_tolerance_or_an_error_with_the_nearest(
+def test_a_target_gives_a_shape_or_an_error_with_the_nearest(
   exponent, rate, data, layout, convention
 ):
   options = dict(
@@ -243,7 +243,7 @@ def test_targets_that_cannot_be_meant_are_refused(change, words):
     Targets(**({"num_params": 1_000_000, "activation_rate": 0.2} | change))
 
 
-def test_the_same_targets_give_the_same_shape_whatever_was_asked_before():
+def test_equal_targets_give_equal_shapes_whatever_came_before():
   targets = Targets(num_params=6_500_000_000, activation_rate=0.2)
   first = solve(targets)
   solve(dataclasses.replace(targets, num_params=100_000_000))

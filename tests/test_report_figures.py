@@ -25,7 +25,7 @@ def draw(drawing, width=figure_style.DESK):
     return drawing.draw(width)
 
 
-def test_points_lines_and_bars_of_the_activation_rate_figure_are_the_numbers(report):
+def test_the_activation_rate_figure_draws_the_numbers(report):
   upper, lower = draw(figures.activation_rate(report)).axes
   moe = [g for g in report["groups"] if g["kind"] == "moe"]
   points = next(line for line in upper.lines if line.get_label() == "MoE arm")
@@ -73,7 +73,7 @@ def test_loss_curves_end_at_the_tokens_and_flops_that_were_spent(folder):
 
 
 @pytest.mark.parametrize(("lines", "span"), [(350, 7), (150, 5), (24, 3)])
-def test_smoothing_is_the_mean_of_two_percent_or_of_five_lines_seen_so_far(lines, span):
+def test_smoothing_averages_two_percent_or_five_lines_so_far(lines, span):
   train = [{"num_tokens": i, "cross_entropy": float(i % 11)} for i in range(lines)]
   tokens, loss = figures._smooth(train)
   assert tokens[-1] == lines - 1 and len(tokens) == min(lines, figures.MAX_POINTS)
@@ -82,7 +82,7 @@ def test_smoothing_is_the_mean_of_two_percent_or_of_five_lines_seen_so_far(lines
   assert len(figures._smooth(train * 10)[0]) == figures.MAX_POINTS
 
 
-def test_expert_loads_are_relative_to_even_and_ordered_within_a_layer(tmp_path, folder):
+def test_expert_loads_are_relative_and_ordered_within_a_layer(tmp_path, folder):
   run = next(r for r in reading.read_study(folder).runs if r.name == "moe_25")
   loads = np.full((40, 2, 4), 0.25, np.float32)
   loads[-1, 1], loads[-2, 1] = [0.0, 0.1, 0.2, 0.7], [0.0, 0.1, 0.2, 0.7]

@@ -86,7 +86,7 @@ def test_the_page_needs_no_network_and_runs_only_its_own_script(whole):
   assert "fetch" not in script and "innerHTML" not in script
 
 
-def test_the_verdict_comes_before_the_first_figure_and_every_section_is_linked(whole):
+def test_the_verdict_comes_first_and_every_section_is_linked(whole):
   text = (whole / "report/index.html").read_text()
   _, words = read(whole / "report/index.html")
   headline = json.loads((whole / "analysis.json").read_text())["verdict"]["headline"]
@@ -113,7 +113,7 @@ def test_scores_on_the_page_are_those_of_result_json(whole):
       assert f"{domain['bpc']:.4f}" in words
 
 
-def test_every_inline_figure_is_well_formed_and_comes_for_desk_and_phone(whole):
+def test_inline_figures_are_well_formed_for_desk_and_phone(whole):
   reader, _ = read(whole / "report/index.html")
   widths = []
   for name, value in reader.attributes:
@@ -125,7 +125,7 @@ def test_every_inline_figure_is_well_formed_and_comes_for_desk_and_phone(whole):
   assert len(alts) == 18 and all(len(alt) > 40 for alt in alts)
 
 
-def test_how_to_reproduce_holds_command_versions_hashes_and_config(whole):
+def test_how_to_reproduce_has_command_versions_hashes_config(whole):
   _, words = read(whole / "report/index.html")
   info = json.loads((whole / "study.json").read_text())
   for value in (info["command"], info["data"]["train_sha256"], info["versions"]["jax"]):
@@ -149,7 +149,7 @@ def test_a_figure_or_table_of_an_older_report_does_not_stay(partial):
   assert "old.png" not in left and "notes.txt" in left and "arms.csv" in left
 
 
-def test_a_study_without_the_paper_s_steps_has_no_section_of_theirs(whole):
+def test_a_study_without_the_papers_steps_has_no_section_on_them(whole):
   _, words = read(whole / "report/index.html")
   for title in ("Architecture search", "Activation rate over budgets", "Data reuse"):
     assert title not in words

@@ -32,7 +32,7 @@ def test_published_sweeps_hold_the_digits_of_tables_10_14_and_16():
   assert (len(two.rates), len(three.rates)) == (12, 9)
 
 
-def test_a_study_stands_beside_the_paper_in_percent_of_its_own_dense_arm(folder):
+def test_a_study_and_the_paper_are_in_percent_of_their_own_dense(folder):
   report = compare.analyze(folder)
   (axis,) = draw(paper_figures.excess_over_dense(report)).axes
   bars = axis.containers
@@ -45,7 +45,7 @@ def test_a_study_stands_beside_the_paper_in_percent_of_its_own_dense_arm(folder)
   assert paper_figures.excess_over_dense({**report, "comparisons": []}) is None
 
 
-def test_the_cost_of_a_token_is_a_ratio_to_the_dense_arm_of_the_same_plan(folder):
+def test_the_cost_of_a_token_is_a_ratio_to_the_plans_dense_arm(folder):
   study = reading.read_study(folder)
   (axis,) = draw(paper_figures.compute_ratio(study)).axes
   own = next(line for line in axis.lines if line.get_label() == "this study")

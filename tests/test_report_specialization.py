@@ -41,7 +41,7 @@ def test_the_layer_split_by_domain_is_shown_as_all_there_can_be(folder):
   assert fills[0] == "white" and fills[1] != "white"
 
 
-def test_the_most_special_layer_is_drawn_with_each_domain_s_experts_together(folder):
+def test_the_most_specialized_layer_has_experts_by_domain(folder):
   figure = draw(specialization.experts(specialization.read(reading.read_study(folder))))
   use, together = figure.axes[:2]
   assert use.get_title(loc="left") == "moe_20, MoE layer 2: use by domain"

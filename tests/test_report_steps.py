@@ -40,7 +40,7 @@ def draw(drawing):
     return drawing.draw(figure_style.DESK)
 
 
-def test_the_page_holds_the_sentences_tables_and_figures_of_every_step(folder):
+def test_the_page_has_sentences_tables_and_figures_of_every_step(folder):
   _, words = read(folder / "report/index.html")
   for step in (fake_steps.architecture(), fake_steps.activation_rate(), fake_steps.data_reuse()):
     for sentence in step["sentences"]:
@@ -71,7 +71,7 @@ def test_a_damaged_step_file_is_named(tmp_path):
     reading.read_steps(tmp_path)
 
 
-def test_stage_tables_have_the_paper_s_columns_and_full_precision_in_csv(folder):
+def test_stage_tables_have_the_papers_columns_and_csv_all_digits(folder):
   layout, shape, dense = architecture.stage_tables(fake_steps.architecture())
   heads = [column.header for column in layout.columns]
   for head in ("N", "N_a", "M train", "H", "D_h", "L", "E", "K", "D_e", "D_se", "loss"):
@@ -94,7 +94,7 @@ def test_the_shape_scatter_puts_table_8_at_d_model_over_layers(folder):
   assert len(own.collections[0].get_offsets()) == 4
 
 
-def test_published_rows_at_fixed_data_are_set_against_dense_at_the_same_tokens():
+def test_published_fixed_data_rows_meet_dense_at_equal_tokens():
   two, seven = sweeps.published_fixed_data()
   # Table 9 at 114B: 0.5235 at 8.74 %; dense 2B at 114B: 0.4808. Table 11: 0.4664; dense 7B 0.4594
   assert two[1][0] == pytest.approx(0.0874) and two[2][0] == pytest.approx(0.5235 / 0.4808)
@@ -113,7 +113,7 @@ def test_fixed_data_shows_only_sweeps_that_held_tokens(folder):
   assert sweeps.panels(step | {"sweeps": step["sweeps"][:1]}) is None
 
 
-def test_every_optimum_and_the_paper_s_best_runs_lie_inside_the_axes(folder):
+def test_every_optimum_and_the_papers_best_runs_are_inside_axes(folder):
   (axis,) = draw(sweeps.transfer(fake_steps.activation_rate())).axes
   (low, high), (left, right) = axis.get_ylim(), axis.get_xlim()
   assert low < 0.16 and high > 0.35 and left < 1_200_000
@@ -138,7 +138,7 @@ def test_reuse_is_in_percent_of_the_dense_arm_of_its_own_scheme(folder):
   assert len(other.lines) == 3 and own.get_ylim() == other.get_ylim()
 
 
-def test_far_larger_differences_than_the_paper_s_get_an_axis_of_their_own():
+def test_far_larger_differences_get_an_axis_of_their_own():
   step = fake_steps.data_reuse()
   for scheme in step["schemes"]:
     scheme["baseline"]["bpc"] = 2.6
@@ -148,7 +148,7 @@ def test_far_larger_differences_than_the_paper_s_get_an_axis_of_their_own():
   assert labels[:3] == ["strict (1.8 to 10 epochs)", "unique (1.8 to 10 epochs)", "4 epochs"]
 
 
-def test_every_part_has_its_certificate_figure_and_tables_on_the_page_and_beside_it(tmp_path):
+def test_every_comparison_has_its_figure_tables_and_certificate(tmp_path):
   rates = (0.17, 0.26, 0.38)
   fake_study.write_study(tmp_path, fake_study.Fake(rates=rates, telemetry=False))
   for name, budget in (
@@ -223,7 +223,7 @@ def chromium(profile, *arguments):
 
 
 @pytest.mark.parametrize("width, shown, hidden", [(390, "phone", "desk"), (1200, "desk", "phone")])
-def test_in_a_browser_the_page_fits_and_every_figure_of_that_width_is_drawn(
+def test_in_a_browser_the_page_fits_and_every_figure_is_drawn(
   folder, tmp_path, width, shown, hidden
 ):
   frame = tmp_path / "frame.html"

@@ -65,7 +65,7 @@ def test_a_minus_is_a_minus_sign_and_in_latex_math():
   assert "$-$0.0123" in tables.comparisons(REPORT).latex()
 
 
-def test_seeds_of_an_arm_share_one_row_of_shapes_and_have_their_own_of_the_plan():
+def test_seeds_share_a_row_of_shapes_and_not_of_the_plan():
   arms = [
     {"name": "moe", "seed": s, "num_steps": 10 + s, "architecture": {"num_experts": 24}}
     for s in (0, 1)

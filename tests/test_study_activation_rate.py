@@ -55,7 +55,7 @@ def test_seeds_go_to_dense_to_the_best_rate_and_to_its_neighbors(tmp_path):
   assert study.summarize()["sentences"][-1] == "11 MoE runs and 16 dense runs are done."
 
 
-def test_a_rate_that_more_seeds_make_the_best_gets_its_neighbors_too():
+def test_a_rate_made_best_by_more_seeds_gets_its_neighbors_too():
   bpc = {(rate, 0): value for rate, value in zip(RATES, (3.2, 3.1, 3.3, 3.4, 3.5), strict=True)}
 
   class Known(Results):
@@ -75,7 +75,7 @@ def test_a_rate_that_more_seeds_make_the_best_gets_its_neighbors_too():
   assert seeded() == [0.2, 0.25, 0.3, 0.4, 0.55]
 
 
-def test_a_study_stopped_after_any_arm_and_resumed_trains_the_same_arms_once(tmp_path):
+def test_a_stopped_and_resumed_study_trains_the_same_arms_once(tmp_path):
   made = config(more_seeds=(1,), learning_rates=(0.5,))
   run(tmp_path / "whole", made)
 
@@ -101,7 +101,7 @@ def test_a_study_stopped_after_any_arm_and_resumed_trains_the_same_arms_once(tmp
     assert (folder / "plan.json").read_text() == (tmp_path / "whole/plan.json").read_text()
 
 
-def test_both_sides_get_as_many_checks_and_they_stay_out_of_the_comparison(tmp_path):
+def test_both_sides_get_equal_checks_outside_the_comparison(tmp_path):
   def truth(arm):
     better = 0.3 if arm.name == "dense_lr2" else 0.0
     return fake_training.bpc_of(arm) - better
@@ -126,7 +126,7 @@ def test_both_sides_get_as_many_checks_and_they_stay_out_of_the_comparison(tmp_p
   assert report["baseline"] == "dense"
 
 
-def test_fixed_data_shares_tokens_and_the_loss_falls_as_a_power_of_the_rate(tmp_path):
+def test_at_fixed_data_loss_falls_as_a_power_of_the_rate(tmp_path):
   def truth(arm):
     return 3.0 * arm.activation_rate**-0.05
 
@@ -151,7 +151,7 @@ def test_fixed_data_shares_tokens_and_the_loss_falls_as_a_power_of_the_rate(tmp_
   assert json.loads((tmp_path / "parts/fixed_data/certificate.json").read_text())["passed"]
 
 
-def test_two_sizes_with_one_optimum_transfer_and_two_with_different_ones_differ(tmp_path):
+def test_sizes_with_one_optimum_transfer_and_others_differ(tmp_path):
   def run_with(folder, optima):
     def truth(arm):
       if arm.kind == "dense":
@@ -174,7 +174,7 @@ def test_two_sizes_with_one_optimum_transfer_and_two_with_different_ones_differ(
   assert other["log_ratio"] == pytest.approx(math.log(0.36 / 0.24), rel=0.15)
 
 
-def test_m_is_linear_in_the_activation_rate_at_one_depth_and_width():
+def test_m_is_linear_in_r_a_at_one_depth_and_width():
   (comparison,) = plan_comparisons(config(), Results(None))
   from moe_parity.study.methods.activation_rate_summary import _flops_linear
 
@@ -204,7 +204,7 @@ def test_neighbors_stay_inside_the_sweep(values, expected):
     ({"method": "activation_rat"}, "study.method='activation_rat' is not known"),
   ],
 )
-def test_a_sweep_that_cannot_be_is_refused_before_anything_is_trained(study, words):
+def test_an_impossible_sweep_is_refused_before_training(study, words):
   with pytest.raises(UserError, match=words):
     plan_comparisons(config(**study), Results(None))
 

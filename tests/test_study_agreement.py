@@ -21,7 +21,7 @@ def test_one_process_agrees_with_itself():
 
 
 @pytest.mark.slow
-def test_processes_of_different_configs_are_refused_before_training(tmp_path):
+def test_processes_of_other_configs_are_refused_before_training(tmp_path):
   words = ["train", "--arm=moe_40", f"--workdir={tmp_path}/run", *TINY, "--config.mesh.data=2",
            "--config.budget.batch_multiple=4"]  # fmt: skip
   more = ([], ["--config.optimizer.clip_norm=0.5"])

@@ -30,7 +30,7 @@ def words(report):
   return " ".join([report["verdict"]["headline"], *report["verdict"]["sentences"]])
 
 
-def test_a_difference_is_the_ratio_of_sums_of_moe_minus_that_of_dense(tmp_path):
+def test_a_difference_is_moes_ratio_of_sums_minus_that_of_dense(tmp_path):
   folder = study(tmp_path, telemetry=False)
   report = compare.analyze(folder)
   bits = {}
@@ -148,7 +148,7 @@ def test_a_failed_check_without_numbers_is_put_into_words(tmp_path):
   assert failure == "the study: one token stream planned 1, measured 2"
 
 
-def test_a_study_certificate_without_checks_is_missing_and_not_failed(tmp_path):
+def test_a_certificate_without_checks_is_missing_and_not_failed(tmp_path):
   folder = study(tmp_path, telemetry=False)
   edit(folder / "certificate.json", lambda c: c.update(passed=False, checks=[]))
   assert compare.analyze(folder)["certificate"]["passed"] is None
@@ -190,7 +190,7 @@ def test_result_json_outranks_the_status_in_study_json(tmp_path):
   assert compare.analyze(folder)["not_done"][0]["status"] == "missing"
 
 
-def test_an_arm_validated_on_other_documents_is_named_and_not_compared(tmp_path):
+def test_an_arm_scored_on_other_documents_is_not_compared(tmp_path):
   folder = study(tmp_path, telemetry=False)
 
   def shorten(result):
@@ -202,7 +202,7 @@ def test_an_arm_validated_on_other_documents_is_named_and_not_compared(tmp_path)
   assert any("moe_38 (seed 0)" in w for w in report["warnings"])
 
 
-def test_the_reference_at_twice_the_compute_is_no_baseline_and_said_not_to_be_at_parity(tmp_path):
+def test_the_reference_at_2c_is_no_baseline_and_not_at_parity(tmp_path):
   fake = {"telemetry": False, "seeds": (0, 1), "seed_sd": 0.002}
   report = compare.analyze(study(tmp_path, reference_bpc=1.5, **fake))
   assert {r["baseline"] for r in report["comparisons"]} == {"dense"}
@@ -219,7 +219,7 @@ def test_the_best_of_several_dense_arms_is_the_baseline(tmp_path):
   assert compare.analyze(folder)["baseline"] == "dense_2c"
 
 
-def test_the_optimum_is_found_and_its_sentence_matches_the_numbers(tmp_path):
+def test_the_optimum_is_found_and_its_sentence_matches(tmp_path):
   report = compare.analyze(study(tmp_path, telemetry=False, document_sd=0.002))
   minimum = report["curve"]["minimum"]
   low, high = minimum["interval"]
@@ -309,7 +309,7 @@ def test_a_damaged_file_is_named_and_the_rest_is_read(tmp_path):
   assert len(report["comparisons"]) == 4
 
 
-def test_metrics_of_a_resumed_and_killed_run_keep_the_later_line_and_drop_the_torn_one(tmp_path):
+def test_metrics_keep_the_later_line_and_drop_a_torn_one(tmp_path):
   lines = [
     '{"kind": "train", "step": 1, "loss": 5.0}',
     '{"kind": "train", "step": 2, "loss": 4.0}',

@@ -57,12 +57,12 @@ def coverage(truth, num_seeds, seed_sd, num_studies=200):
 
 @pytest.mark.parametrize("truth", [quadratic, hyperbolic])
 @pytest.mark.parametrize("num_seeds", [1, 3])
-def test_the_interval_covers_the_true_optimum_as_often_as_it_says(truth, num_seeds):
+def test_the_interval_covers_the_optimum_as_often_as_it_says(truth, num_seeds):
   # 0.904: three binomial standard deviations (200 studies) below 0.95.
   assert coverage(truth, num_seeds, seed_sd=0.004) > 0.904
 
 
-def test_without_noise_the_optimum_is_found_whichever_form_is_true():
+def test_without_noise_the_optimum_is_found_under_every_form():
   for truth, form in ((quadratic, "quadratic"), (hyperbolic, "hyperbolic")):
     fitted = fit(truth(RATES))
     assert fitted.form == form
@@ -110,7 +110,7 @@ def test_a_true_curve_is_rarely_called_a_misfit():
   assert np.mean(misfits) < 0.1  # 5 % and three binomial standard deviations
 
 
-def test_the_region_where_the_curve_lies_below_dense_has_the_true_ends():
+def test_the_region_below_dense_has_the_true_ends():
   rng = np.random.default_rng(6)
   fitted = fit(quadratic(RATES) + rng.normal(0, 1e-5, 7), draws=1000)
   # 0.05 log(r / 0.25)^2 = 0.01 at r = 0.25 exp(+-sqrt(0.2))

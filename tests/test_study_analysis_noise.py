@@ -38,7 +38,7 @@ def document_intervals(nats, chars, domains):
   return uncertainty.intervals(contrast @ values, contrast, sources)
 
 
-def test_two_documents_sets_of_equal_length_give_the_paired_t_interval():
+def test_documents_of_equal_length_give_the_paired_t_interval():
   rng = np.random.default_rng(3)
   nats, _ = documents(rng, 2, np.repeat(["one"], 9), tail=0.0)
   chars = np.full(9, 1000.0)
@@ -120,7 +120,7 @@ def test_arms_and_seeds_each_have_a_level():
   assert same.sd < 1e-12 and same.df == 6
 
 
-def test_what_a_seed_does_to_all_arms_is_no_noise_of_a_difference():
+def test_what_a_seed_does_to_all_arms_leaves_differences_exact():
   table = np.random.default_rng(9).normal(0, 0.01, (5, 3))
   plain = averaged.average(by_seed(table))
   shifted = averaged.average(by_seed(table + np.array([0.0, 5.0, -3.0])))

@@ -97,7 +97,7 @@ def test_a_stage_is_known_only_when_the_one_before_is_done(tmp_path):
   assert order[-1] == "gates_normalized" and set(order[:-1]) == names
 
 
-def test_inside_the_noise_the_one_in_place_stays_and_the_tie_is_said(tmp_path):
+def test_a_tie_keeps_the_option_in_place_and_is_stated(tmp_path):
   def truth(arm):
     wiggle = 0.02 * (arm.seed - 0.5) * (1 if arm.name == "moe_start" else -1)
     return 2.0 - 0.001 * (arm.architecture.layout == "full") + wiggle
@@ -141,7 +141,7 @@ def test_an_option_must_be_lower_by_more_than_the_noise():
   assert close.tie and close.interval[1][0] < 0 < close.interval[1][1]
 
 
-def test_where_the_one_in_place_diverged_the_best_of_the_others_is_taken():
+def test_a_diverged_option_in_place_gives_way_to_the_best_other():
   made = selection.select([[None, *runs(2.0)], runs(2.0, 2.01), runs(1.9, 1.91)])
   assert made.chosen == 2 and made.verdict[0] == "diverged"
   assert selection.select([[None], [None]]).verdict == ("diverged", "diverged")

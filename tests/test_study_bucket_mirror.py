@@ -94,9 +94,7 @@ def test_a_snapshot_broken_off_anywhere_leaves_the_one_before_it(
   assert not any("/20/" in name for name in found)
 
 
-def test_what_is_left_of_a_broken_snapshot_goes_with_the_next_whole_one(
-  bucket, tmp_path, monkeypatch
-):
+def test_a_broken_snapshot_goes_with_the_next_whole_one(bucket, tmp_path, monkeypatch):
   mirror = BucketMirror(URL, tmp_path / "first")
   train(tmp_path / "first" / RUN, 10)
   with monkeypatch.context() as patch:
@@ -151,9 +149,7 @@ def test_a_hostile_latest_json_writes_nothing(bucket, tmp_path, text, words):
 
 
 @pytest.mark.parametrize("number", range(1, 10))
-def test_a_finished_run_counts_when_its_result_is_there_and_not_before(
-  number, bucket, tmp_path, monkeypatch
-):
+def test_a_run_is_finished_only_when_its_result_is_there(number, bucket, tmp_path, monkeypatch):
   """8 objects, result.json last; the 9th does not come."""
   mirror = BucketMirror(URL, tmp_path / "first")
   train(tmp_path / "first" / RUN, 10)
@@ -180,7 +176,7 @@ def test_a_finished_run_counts_when_its_result_is_there_and_not_before(
   assert not any(name.startswith(("snapshots", "tensorboard", "latest")) for name in there)
 
 
-def test_plans_are_fetched_again_and_the_small_files_of_parts_too(bucket, tmp_path):
+def test_plans_and_small_files_of_comparisons_are_fetched_again(bucket, tmp_path):
   mirror = BucketMirror(URL, tmp_path)
   for name in ("plan.json", "parts/unique/plan.json", "parts/unique/runs/a-s0/result.json"):
     storage.write_bytes(f"{URL}/{name}", json.dumps({"of": name}).encode())

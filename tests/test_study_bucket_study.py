@@ -66,7 +66,7 @@ def test_two_workers_of_a_bucket_give_the_study_of_one_disk(bucket, tmp_path):
   assert {"analysis.json", "certificate.json", "plan.json"} <= set(storage.names(URL))
 
 
-def test_stages_of_a_study_follow_results_that_another_worker_left(bucket, tmp_path):
+def test_stages_follow_results_that_another_worker_left(bucket, tmp_path):
   made = test_study_activation_rate.config(more_seeds=(1,), fixed_data=True, controls=False)
   first = open_study(tmp_path, made)
   run(first, only=["dense", "moe_20", "moe_25"])
@@ -84,7 +84,7 @@ def test_stages_of_a_study_follow_results_that_another_worker_left(bucket, tmp_p
   assert len(json.loads(storage.read_bytes(f"{URL}/plan.json"))["arms"]) == 11
 
 
-def test_an_arm_that_failed_leaves_its_trace_and_the_next_worker_tries_again(bucket, tmp_path):
+def test_a_failed_arm_leaves_its_trace_and_is_tried_again(bucket, tmp_path):
   states, _ = run(open_study(tmp_path), fake_training.actions(failing=("moe_30",)))
   assert states["moe_30"] == ("failed", "moe_30 broke")
   assert b"moe_30 broke" in storage.read_bytes(f"{URL}/runs/moe_30-s0/failed.txt")
@@ -123,7 +123,7 @@ def test_a_scratch_folder_goes_with_its_worker(bucket, tmp_path):
     assert other.exists() and not place.exists() and not killed.exists()
 
 
-def test_a_run_taken_over_on_another_disk_ends_as_one_never_interrupted(
+def test_a_run_taken_over_on_another_disk_ends_the_same(
   bucket,
   tmp_path,
   store,  # noqa: F811 - the fixture

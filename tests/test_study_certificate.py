@@ -72,7 +72,7 @@ def test_a_dry_run_prints_the_queue_and_trains_nothing(study, capsys):
   assert queue == {"dense": "done", "moe_20": "to do", "moe_40": "done"}
 
 
-def test_a_folder_that_holds_another_study_is_refused_with_what_differs(study, capsys):
+def test_a_folder_of_another_study_is_refused_with_what_differs(study, capsys):
   other = [CONFIG, f"--workdir={study}", SMALL[1], "--config.budget.dense_tokens=6400"]
   assert cli.main(["study", *other]) == 2
   error = capsys.readouterr().err
@@ -111,7 +111,7 @@ def edit(path, **fields):
     ({"num_unique_tokens": 4096}, {"num_unique_tokens"}),
   ],
 )
-def test_a_plan_that_is_not_what_happened_fails_its_run_and_the_study(copy, fields, failed):
+def test_a_plan_that_did_not_happen_fails_its_run_and_the_study(copy, fields, failed):
   run = copy / "runs/dense-s0"
   edit(run / "plan.json", **fields)
   found = certificate.certify_run(run)
@@ -122,7 +122,7 @@ def test_a_plan_that_is_not_what_happened_fails_its_run_and_the_study(copy, fiel
   assert any("its own certificate" in line["name"] for line in whole["checks"])
 
 
-def test_audit_proves_that_two_arms_saw_the_same_text_and_notices_one_that_did_not(copy, capsys):
+def test_audit_tells_arms_of_one_text_from_one_of_other_text(copy, capsys):
   runs = [str(copy / f"runs/{name}-s0") for name in ("dense", "moe_40")]
   assert cli.main(["data", "audit", *runs]) == 0
   assert "the same windows, in the same order over the" in capsys.readouterr().out
@@ -213,7 +213,7 @@ def test_a_trained_run_is_scored_again_to_the_same_bits(study, capsys, monkeypat
   assert cli.main(["evaluate", str(run), "--mode=strided", "--stride=16", "--max-tokens=500"]) == 0
 
 
-def test_where_no_checkpoint_can_be_read_training_refuses_and_deletes_nothing(copy):
+def test_with_no_readable_checkpoint_training_refuses(copy):
   run = copy / "runs/dense-s0"
   (run / "result.json").unlink()
   steps = sorted(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())

@@ -18,7 +18,7 @@ from moe_parity.study.comparisons import Results, plan_comparisons, run_seen_fro
   fixed_data=st.booleans(),
   size=st.sampled_from((0, 2)),
 )
-def test_arms_share_n_and_c_or_d_and_what_the_scheme_promises_or_are_refused(
+def test_arms_keep_n_c_and_the_schemes_promise_or_are_refused(
   num_params, tokens_per_param, seq_len, rates, reuse, fixed_data, size
 ):
   config = base()
@@ -54,7 +54,7 @@ def test_arms_share_n_and_c_or_d_and_what_the_scheme_promises_or_are_refused(
       assert {arm.epochs for arm in at_parity} == {1.0}
 
 
-def test_a_run_in_another_part_is_named_from_where_the_part_stands():
+def test_a_run_of_another_comparison_has_a_relative_path():
   config = base()
   config.budget.num_params, config.budget.dense_tokens, config.budget.seq_len = 100_000, 20_000, 64
   config.arms.dense = dense_arm(d_head=16)

@@ -35,7 +35,7 @@ def test_a_lead_beyond_every_control_is_said_to_be_so(tmp_path):
   assert "but" not in report["verdict"]["headline"]
 
 
-def test_a_control_that_beats_the_best_moe_stands_in_the_headline(tmp_path):
+def test_a_control_that_beats_the_best_moe_is_in_the_headline(tmp_path):
   report = analyze(tmp_path, controls={"dense_active": (150_000, 1.85)}, ablation_cost=0.01)
   assert report["controls"]["controls"][0]["to_dense"]["verdict"] == "control better"
   headline = report["verdict"]["headline"]
@@ -46,13 +46,13 @@ def test_a_control_that_beats_the_best_moe_stands_in_the_headline(tmp_path):
   assert "of it remains when its routed experts are removed" in text
 
 
-def test_a_control_that_cannot_be_told_from_it_leaves_the_lead_open(tmp_path):
+def test_an_indistinguishable_control_leaves_the_lead_open(tmp_path):
   report = analyze(tmp_path, controls={"dense_active": (150_000, 1.9005)})
   assert "cannot be told from the best of them" in report["verdict"]["headline"]
   assert "not shown to be one of the experts" in " ".join(sentences_on_lead(report))
 
 
-def test_without_controls_the_verdict_says_that_none_stand_beside_it(tmp_path):
+def test_without_controls_the_verdict_says_that_there_are_none(tmp_path):
   report = analyze(tmp_path)
   assert report["controls"]["controls"] == [] and report["controls"]["ablations"] == {}
   assert "No dense control" in " ".join(sentences_on_lead(report))
@@ -69,7 +69,7 @@ def test_no_lead_needs_no_explanation(tmp_path):
   assert not any("lead" in s for s in sentences_on_lead(report))
 
 
-def test_controls_at_another_learning_rate_are_said_to_be_untuned(tmp_path):
+def test_controls_at_another_learning_rate_are_called_untuned(tmp_path):
   folder = fake_study.write_study(
     tmp_path, Fake(**SEEDS, controls={"dense_active": (300_000, 2.05)})
   )

@@ -105,7 +105,7 @@ def test_one_seed_is_said_to_prove_nothing(tmp_path):
   assert any("one seed" in sentence for sentence in value["sentences"])
 
 
-def test_noise_around_the_law_is_covered_by_the_interval_as_often_as_it_says():
+def test_the_laws_interval_covers_as_often_as_it_says():
   rng = np.random.default_rng(11)
   decay, inside, trials = 8.0, 0, 40
   for _ in range(trials):
@@ -132,7 +132,7 @@ def test_effective_tokens_are_those_of_the_published_law():
     assert ours == pytest.approx(found["effective_tokens"], rel=1e-12)
 
 
-def test_runs_that_forget_their_text_by_more_than_seeds_explain_are_a_misfit():
+def test_runs_off_the_law_by_more_than_seed_noise_are_a_misfit():
   def fitted(harm, noise):
     points = []
     for rate in RATES:
@@ -148,7 +148,7 @@ def test_runs_that_forget_their_text_by_more_than_seeds_explain_are_a_misfit():
   assert not fitted(0.5, reuse_law.Noise(math.nan, 0))["misfit"]  # with one seed it cannot be known
 
 
-def test_what_all_schemes_of_a_seed_share_is_no_noise_of_what_repetition_costs(tmp_path):
+def test_what_a_seeds_schemes_share_is_no_noise_of_costs(tmp_path):
   def truth(arm):
     own = np.random.default_rng([arm.seed, arm.num_tokens, arm.num_unique_tokens]).normal(0, 0.002)
     return 2.0 + 0.03 * arm.epochs + 0.2 * arm.seed + own

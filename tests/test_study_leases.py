@@ -139,7 +139,7 @@ def test_two_living_workers_of_one_name_are_told(tmp_path):
   assert first.acquire("a") is None  # no quarrel: only records from before its start are former
 
 
-def test_a_worker_that_slept_finds_its_run_taken_before_it_writes(tmp_path, leases, clock):
+def test_a_worker_that_slept_finds_its_run_taken_before_writing(tmp_path, leases, clock):
   mine = leases.acquire("a")
   mine.check()
   sees, theirs = Clock(), None
@@ -169,7 +169,7 @@ def test_a_renewal_whose_answer_was_lost_costs_nothing(leases):
   assert leases.get("a")["heartbeat"] == 2
 
 
-def test_a_lease_that_cannot_be_read_counts_until_it_may_be_stale(leases, clock, monkeypatch):
+def test_an_unreadable_lease_counts_until_it_may_be_stale(leases, clock, monkeypatch):
   mine = leases.acquire("a")
 
   def away(key):

@@ -204,7 +204,7 @@ def test_a_study_planned_under_a_former_field_name_resumes(tmp_path):
   assert arms["dense"] == ("done", "")
 
 
-def test_a_folder_that_another_worker_is_making_is_joined_and_anything_else_refused(tmp_path):
+def test_a_folder_another_worker_is_making_is_joined(tmp_path):
   being_made, other = tmp_path / "being_made", tmp_path / "other"
   (being_made / "leases").mkdir(parents=True)
   (being_made / "plan.json.12ab34cd.tmp").write_text("{")
@@ -227,7 +227,7 @@ def test_a_killed_worker_costs_only_the_arm_it_was_at(tmp_path):
   assert sorted(begun) == sorted([*ARMS, "moe_30"])
 
 
-def test_an_arm_that_fails_is_recorded_the_others_go_on_and_the_next_start_tries_again(tmp_path):
+def test_a_failed_arm_is_recorded_and_tried_at_the_next_start(tmp_path):
   broken = fake_training.actions(failing=("moe_20",))
   states, lines = run(tmp_path, actions=broken)
   assert states == dict.fromkeys(ARMS, ("done", "")) | {"moe_20": ("failed", "moe_20 broke")}
@@ -251,7 +251,7 @@ def test_an_interrupted_arm_is_free_for_the_next_worker(tmp_path):
   )
 
 
-def test_output_that_nobody_reads_any_more_stops_the_worker_and_fails_no_arm(tmp_path):
+def test_closed_output_stops_the_worker_and_fails_no_arm(tmp_path):
   def into_a_closed_pipe(*args):
     raise BrokenPipeError
 
@@ -308,7 +308,7 @@ def test_a_folder_with_another_plan_or_other_files_is_refused(tmp_path):
     run(tmp_path / "other")
 
 
-def test_a_shard_begins_with_its_own_arms_and_then_helps_with_the_rest():
+def test_a_shard_begins_with_its_own_arms_and_then_helps():
   assert Shard.parse("2/3").order(list("abcdefg")) == list("beacdfg")
   orders = [Shard(i, 3).order(list("abcdefg")) for i in (1, 2, 3)]
   assert [sorted(order) for order in orders] == [list("abcdefg")] * 3

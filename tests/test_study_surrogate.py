@@ -104,7 +104,7 @@ def test_differences_are_surer_than_the_levels_they_are_made_of(published):
     assert width(row["interval"]) < width(level["interval"]) + width(levels[2]["interval"])
 
 
-def test_published_runs_count_once_and_only_table_16_repeats_tokens(published):
+def test_published_runs_count_once_and_table_16_repeats_tokens(published):
   rows, _ = published
   assert len(rows) == 46  # 51 printed, five of Table 10 stand in Table 9 as well
   for label, epochs in zip(rows.labels, rows.inputs.epochs, strict=True):
@@ -125,7 +125,7 @@ def test_rows_of_one_shape_leave_the_fit_together(published):
   assert error[nine] == pytest.approx(expected, abs=1e-5) and len(folds) == 30
 
 
-def test_the_form_with_the_smallest_error_on_left_out_shapes_predicts(published):
+def test_the_form_with_the_smallest_left_out_error_predicts(published):
   _, fitted = published
   best = min(fitted.errors, key=lambda error: error.shape)
   assert [e for e in fitted.errors if e.chosen] == [best] and best.form == fitted.form.name
@@ -133,7 +133,7 @@ def test_the_form_with_the_smallest_error_on_left_out_shapes_predicts(published)
   assert best.shape < mean.shape / 5  # BPC; the mean is what it must beat
 
 
-def test_a_hidden_size_of_the_paper_is_predicted_within_its_intervals(published):
+def test_a_left_out_size_is_predicted_within_its_intervals(published):
   rows, _ = published
   names = {rows.size_name(size): size for size in np.unique(rows.size)}
   hidden = rows.size == names["MoE 6.51B"]
@@ -144,7 +144,7 @@ def test_a_hidden_size_of_the_paper_is_predicted_within_its_intervals(published)
     assert predicted["extrapolates"]
 
 
-def test_an_arm_outside_the_rows_is_called_an_extrapolation_by_variable(published):
+def test_an_arm_outside_the_rows_is_called_an_extrapolation(published):
   _, fitted = published
   inside = ArmFeatures([2.15e9], [0.2], [2.4e11], [1.0])
   assert fitted.predict(inside)[0]["extrapolates"] == []
@@ -174,7 +174,7 @@ def test_a_user_s_runs_are_fitted_and_another_text_is_refused(tmp_path, publishe
     study_rows([first])
 
 
-def test_runs_of_a_study_s_parts_are_rows_too_and_a_shared_one_is_one(tmp_path):
+def test_runs_of_all_comparisons_are_rows_a_shared_one_once(tmp_path):
   main = fake_study.write_study(tmp_path, fake_study.Fake(telemetry=False))
   part = fake_study.write_study(main / "parts/loose", fake_study.Fake(telemetry=False))
   info = json.loads((part / "study.json").read_text())
@@ -215,7 +215,7 @@ def test_predict_answers_for_a_config_without_loading_jax():
   assert arms["dense_2c"]["interval"][0] < 0.4594 < arms["dense_2c"]["interval"][1]
 
 
-def test_predict_prints_a_row_an_arm_and_the_errors_of_every_form(capsys):
+def test_predict_prints_a_row_an_arm_and_errors_of_every_form(capsys):
   argv = ["predict", "--num-params=2.15e9", "--activation-rate=0.2,1", "--tokens=3e11"]
   assert cli.main(argv) == 0
   out = capsys.readouterr().out

@@ -61,7 +61,7 @@ def test_running_out_is_one_line_with_both_sizes_and_a_way_out():
   assert "--config.train.micro_batch_sequences=84 (now 168)" in refused(0, "none")[0]
 
 
-def test_with_no_smaller_micro_batch_remat_then_devices_are_named():
+def test_without_smaller_micro_batches_remat_then_devices_help():
   assert "--config.model.remat=layer (now none)" in refused(1, "none")[0]
   assert "--config.mesh.fsdp, now 1" in refused(1, "layer")[0]
 
