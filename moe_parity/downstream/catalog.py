@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
-from moe_parity.downstream import olmes, olmes_datasets, registry
+from moe_parity.downstream import lm_eval_tasks, olmes, olmes_datasets, registry
 from moe_parity.downstream.tasks import BenchmarkTask
 from moe_parity.errors import UserError, suggest
 
@@ -23,24 +23,40 @@ def offline_tasks(folder: str | pathlib.Path = "") -> dict[str, Callable[[], Ben
   return dict(sorted((found | olmes_datasets.names(package)).items()))
 
 
-def open_tasks(
-  names: Sequence[str], known: Mapping[str, Callable[[], BenchmarkTask]], others: Sequence[str] = ()
-) -> list[BenchmarkTask]:
-  """Reads tasks by name, each labeled with the benchmark of the registry that it belongs to.
+def sort_names(
+  names: Sequence[str], known: Mapping[str, Callable[[], BenchmarkTask]], include: tuple[str, ...]
+) -> tuple[list[str], list[str]]:
+  """(names of tasks that are read here, names that lm-eval knows).
+
+  lm-eval's index is made only for a name that is not of the first kind.
 
   Args:
-    others: names that are known elsewhere, for the suggestion only.
+    include: folders of further YAML tasks of lm-eval.
   Raises:
     UserError: a name that nothing is known by; suggests the nearest.
   """
-  for name in names:
-    if name not in known:
-      where = "" if known else f"; the OLMES tasks are not installed ({INSTALL})"
-      hint = suggest(name, [*known, *others])
+  ours = [name for name in names if name in known]
+  others = [name for name in names if name not in known]
+  if not others:
+    return ours, []
+  listed = []
+  if lm_eval_tasks.is_installed():
+    listed = lm_eval_tasks.manager(include, frozenset(others)).all_tasks
+  for name in others:
+    if name not in listed:
+      missing = [] if known else [f"the OLMES tasks are not installed: {INSTALL}"]
+      missing += [] if listed else [f"lm-eval is not installed: {lm_eval_tasks.INSTALL}"]
       raise UserError(
-        f"--tasks={name} is no task that is here{hint}{where}; moe-parity downstream --list shows"
-        " all"
+        f"--tasks={name} is no task that is here{suggest(name, [*known, *listed])};"
+        f" {'; '.join([*missing, 'moe-parity downstream --list shows all'])}"
       )
+  return ours, others
+
+
+def open_tasks(
+  names: Sequence[str], known: Mapping[str, Callable[[], BenchmarkTask]]
+) -> list[BenchmarkTask]:
+  """Reads tasks, each labeled with the benchmark of the registry that it belongs to."""
   return [registry.labeled(known[name]()) for name in names]
 
 

@@ -65,7 +65,7 @@ def examine(examinee: Examinee, task: BenchmarkTask, report: Report = lambda lin
 def _by_likelihood(
   examinee: Examinee, task: BenchmarkTask, place: ResultFile, report: Report
 ) -> tuple[Values, dict]:
-  requests, item_R = prompts.requests(task, examinee.tokenizer)
+  requests, item_R = prompts.requests(task, examinee.tokenizer, examinee.template)
   saved, latest = time.monotonic(), None
 
   def on_batch(scores: RequestNats) -> None:
@@ -126,6 +126,8 @@ def cut_line(result: Mapping) -> str:
   """What to say of prompts that did not fit; "" where all did."""
   if not result.get("num_cut"):
     return ""
+  if result["share_cut"] is None:
+    return f"{result['task']}: the window is shorter than {result['num_cut']} prompts, cut in front"
   return (
     f"{result['task']}: the window is shorter than the prompts of {result['num_cut']} of"
     f" {result['num_items']} items; {100 * result['share_cut']:.1f} % of all prompt tokens were"

@@ -5,6 +5,7 @@ import functools
 import pathlib
 
 from moe_parity import files
+from moe_parity.data import chat_template
 from moe_parity.downstream.likelihood import Likelihood
 from moe_parity.errors import UserError
 from moe_parity.inference.generator import Generator
@@ -22,6 +23,7 @@ class Settings:
     dtype: to compute in; "" as trained.
     context: positions of the window; 0 as many as in training.
     limit: items of a task at most, the same ones in every run; 0 for all.
+    chat: questions are turns of a chat, in the template that the run was fine-tuned with.
     run_code: generated programs are executed (see `sandbox`).
     tokenizer: a tokenizer.json, where the run's data are not at hand.
   """
@@ -30,6 +32,7 @@ class Settings:
   dtype: str = ""
   context: int = 0
   limit: int = 0
+  chat: bool = False
   run_code: bool = False
   tokenizer: str = ""
 
@@ -46,7 +49,7 @@ class Examinee:
     """
     Raises:
       UserError: no run, no checkpoint, another tokenizer, a window beyond what the model has
-        seen; see `load_run`.
+        seen, no chat template where chats are asked for; see `load_run`.
     """
     self.folder, self.settings = folder, settings
     self.run: TrainedModel = load_run(folder, sizes, settings.step)
@@ -54,6 +57,12 @@ class Examinee:
     options = self.run.options
     self.options = dataclasses.replace(options, dtype=settings.dtype) if settings.dtype else options
     self.num_positions = window(self.run, settings.context)
+    self.template = chat_template.read(folder) if settings.chat else None
+    if settings.chat and self.template is None:
+      raise UserError(
+        f"{folder} has no {chat_template.FILE}, so it was not fine-tuned on chats; leave --chat"
+        " out, or give a run that `moe-parity sft` made"
+      )
 
   @functools.cached_property
   def key(self) -> dict:
@@ -68,6 +77,7 @@ class Examinee:
       "dtype": str(self.options.dtype),
       "context": self.num_positions,
       "limit": self.settings.limit,
+      "chat": self.template.jinja() if self.template else "",
     }
 
   @functools.cached_property

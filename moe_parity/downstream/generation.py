@@ -15,9 +15,9 @@ def generated(
   examinee: Examinee, task: BenchmarkTask, report: Callable[[str], None] = lambda line: None
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
   """(text of every item, ids cut from the front of its prompt, ids of its prompt)."""
-  ids = prompts.encode([item.contexts[0] for item in task.items], examinee.tokenizer)
-  begin = np.array([examinee.tokenizer.bos_id], np.int32)
-  rows = [np.concatenate([begin, ids[item.contexts[0]]]) for item in task.items]
+  texts = [item.contexts[0] for item in task.items]
+  ids = prompts.contexts(texts, examinee.tokenizer, examinee.template)
+  rows = [ids[text] for text in texts]
   limits = [item.max_tokens for item in task.items]
   stops = [item.stop for item in task.items]
   texts, num_cut = continued(examinee, rows, limits, stops, task.name, report)

@@ -8,24 +8,31 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moe_parity.data.chat_template import ChatTemplate
 from moe_parity.data.tokenizer import Tokenizer
 from moe_parity.downstream.likelihood import Continuation
 from moe_parity.downstream.tasks import BenchmarkTask
 from moe_parity.errors import UserError
 
 
-def requests(task: BenchmarkTask, tokenizer: Tokenizer) -> tuple[list[Continuation], np.ndarray]:
+def requests(
+  task: BenchmarkTask, tokenizer: Tokenizer, template: ChatTemplate | None = None
+) -> tuple[list[Continuation], np.ndarray]:
   """(a request for every choice of every item, the item that each belongs to).
 
+  Args:
+    template: of chats: the context is the user's turn, and the choice, without the space that it
+      begins with, the assistant's.
   Raises:
     UserError: a continuation of no tokens.
   """
   pairs, item_R = [], []
   for number, item in enumerate(task.items):
     for choice, continuation in enumerate(item.continuations):
-      pairs.append((item.context(choice), continuation))
+      pairs.append((item.context(choice), continuation.lstrip(" ") if template else continuation))
       item_R.append(number)
-  ids = encode([text for pair in pairs for text in pair], tokenizer)
+  ids = encode([text for _, text in pairs], tokenizer)
+  begun = contexts([context for context, _ in pairs], tokenizer, template)
   made = []
   for (context, continuation), r in zip(pairs, item_R, strict=True):
     if not len(ids[continuation]):
@@ -33,9 +40,22 @@ def requests(task: BenchmarkTask, tokenizer: Tokenizer) -> tuple[list[Continuati
         f"{task.name}, item {task.items[r].name}: the choice {continuation!r} has no tokens, so it"
         " has no likelihood; leave the task out"
       )
-    begin = np.array([tokenizer.bos_id], np.int32)
-    made.append(Continuation(np.concatenate([begin, ids[context]]), ids[continuation]))
+    made.append(Continuation(begun[context], ids[continuation]))
   return made, np.array(item_R, np.int64)
+
+
+def contexts(
+  texts: Sequence[str], tokenizer: Tokenizer, template: ChatTemplate | None = None
+) -> dict[str, np.ndarray]:
+  """Text -> ids of a prompt, which begins as a document does, or is a user's turn of a chat."""
+  if template:
+    return {
+      text: template.encode_prompt(tokenizer, [{"role": "user", "content": text.strip()}])
+      for text in dict.fromkeys(texts)
+    }
+  begin = np.array([tokenizer.bos_id], np.int32)
+  ids = encode(texts, tokenizer)
+  return {text: np.concatenate([begin, found]) for text, found in ids.items()}
 
 
 def encode(texts: Sequence[str], tokenizer: Tokenizer) -> dict[str, np.ndarray]:

@@ -50,6 +50,12 @@ def labeled(task: BenchmarkTask) -> BenchmarkTask:
   return task
 
 
+def of_lm_eval(name: str) -> Benchmark | None:
+  """The benchmark of one of lm-eval's tasks, or of the group that its name begins with."""
+  known = [row for row in benchmarks() if row.lm_eval and f"{name}_".startswith(f"{row.lm_eval}_")]
+  return max(known, key=lambda row: len(row.lm_eval), default=None)
+
+
 def group_of(name: str) -> str:
   """PT or SFT of a benchmark's name; "" for none of the registry."""
   return next((row.group for row in benchmarks() if row.name == name), "")

@@ -1,0 +1,165 @@
+"""lm-eval's own numbers on local tasks, against sums by hand over a full forward pass."""
+
+import json
+import math
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from moe_parity import cli
+from moe_parity.downstream.examinee import Examinee, Settings
+from moe_parity.model.transformer import abstract_model
+
+pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install 'moe_parity[eval]'")
+pytestmark = [
+  pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+  pytest.mark.filterwarnings("ignore::FutureWarning"),
+  pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROWS = [
+  {"question": "Which one flies?", "choices": ["a stone", "a sparrow", "an oak"], "gold": 1},
+  {"question": "Which one swims?", "choices": ["herring", "hat"], "gold": 0},
+  {"question": "What do bakers bake?", "choices": ["iron", "bread", "clouds", "é"], "gold": 1},
+]
+TASKS = {
+  "zoo_choices": """output_type: multiple_choice
+doc_to_text: "Question: {{question}}\\nAnswer:"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{gold}}"
+metric_list: [{metric: acc}, {metric: acc_norm}]
+""",
+  "zoo_rolling": """output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{question}} {{choices | join(' ')}}"
+metric_list: [{metric: bits_per_byte}]
+""",
+  "zoo_written": """output_type: generate_until
+doc_to_text: "Question: {{question}}\\nAnswer:"
+doc_to_target: "{{choices[gold]}}"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 5, do_sample: false}
+metric_list: [{metric: exact_match}]
+""",
+}
+WINDOW = 48
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("lm_eval") / "run"
+  few = ["--config.budget.dense_tokens=10000"]
+  config = f"--config={ROOT}/configs/demo.py:tiny"
+  assert cli.main(["train", config, "--arm=moe_20", f"--workdir={folder}", *few]) == 0
+  return folder
+
+
+@pytest.fixture(scope="module")
+def yaml(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("yaml")
+  data = folder / "zoo.jsonl"
+  data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+  for name, text in TASKS.items():
+    head = f"task: {name}\ndataset_path: json\ntest_split: test\n"
+    head += f"dataset_kwargs: {{data_files: {{test: {data}}}}}\n"
+    (folder / f"{name}.yaml").write_text(head + text)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def nll(run):
+  """ids -> nats of each but the first, from the logits of all at once, float64 from there on."""
+  examinee = Examinee(run, Settings(context=WINDOW))
+  graph = abstract_model(examinee.run.architecture, examinee.options)[0]
+
+  @jax.jit
+  def logits(params, buffers, row):
+    model = nnx.merge(graph, params, buffers)
+    return model.logits(model.final_hidden(row[None])[0])
+
+  def nats(ids):
+    row = np.zeros(WINDOW, np.int32)
+    row[: len(ids) - 1] = ids[:-1]
+    found = np.asarray(logits(examinee.run.params, examinee.run.buffers, row), np.float64)
+    found -= np.log(np.exp(found).sum(-1, keepdims=True))
+    return -found[np.arange(len(ids) - 1), ids[1:]]
+
+  return nats
+
+
+def encoded(text):
+  return [16 + byte for byte in text.encode()]  # the byte tokenizer's layout
+
+
+def result(run, yaml, name, capsys, *options):
+  command = ["downstream", str(run), f"--include-path={yaml}", f"--tasks={name}", "--json"]
+  assert cli.main([*command, f"--context={WINDOW}", *options]) == 0
+  return json.loads(capsys.readouterr().out)[0]
+
+
+def test_choices_agree_with_sums_by_hand(run, yaml, nll, capsys):
+  found = result(run, yaml, "zoo_choices", capsys)
+  plain, normed, bits = [], [], []
+  for row in ROWS:
+    nats = []
+    for choice in row["choices"]:
+      context = [0, *encoded(f"Question: {row['question']}\nAnswer:")]
+      ids = np.array([*context, *encoded(f" {choice}")])[-WINDOW - 1 :]
+      nats.append(nll(ids)[-len(encoded(f" {choice}")) :].sum())
+    nats = np.array(nats)
+    plain.append(np.argmin(nats) == row["gold"])
+    normed.append(np.argmin(nats / [len(choice) for choice in row["choices"]]) == row["gold"])
+    bits.append(nats[row["gold"]] / math.log(2) / len(f" {row['choices'][row['gold']]}".encode()))
+  assert found["lm_eval"]["acc,none"] == pytest.approx(np.mean(plain), abs=1e-6)
+  assert found["lm_eval"]["acc_norm,none"] == pytest.approx(np.mean(normed), abs=1e-6)
+  assert found["scores"]["acc"]["value"] == pytest.approx(np.mean(plain), abs=1e-6)
+  assert found["scores"]["acc"]["chance"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 4) / 3)
+  assert found["scores"]["bits_per_byte"]["value"] == pytest.approx(np.mean(bits), rel=1e-6)
+
+
+def test_rolling_bits_per_byte_agree_with_sums_by_hand(run, yaml, nll, capsys):
+  """Disjoint windows; the last one is filled from behind, as lm-eval cuts them."""
+  found = result(run, yaml, "zoo_rolling", capsys)
+  nats, size = 0.0, 0
+  for row in ROWS:
+    text = f"{row['question']} {' '.join(row['choices'])}"
+    ids, size = np.array([0, *encoded(text)]), size + len(text.encode())
+    first = ids[: WINDOW + 1]
+    nats += nll(first).sum()
+    if len(ids) > WINDOW + 1:
+      nats += nll(ids[-WINDOW - 1 :])[-(len(ids) - WINDOW - 1) :].sum()
+  wanted = nats / math.log(2) / size
+  assert found["lm_eval"]["bits_per_byte,none"] == pytest.approx(wanted, rel=1e-6)
+  score = found["scores"]["bits_per_byte"]
+  assert score["value"] == pytest.approx(wanted, rel=1e-6)
+  assert score["interval"][0] < score["value"] < score["interval"][1]
+
+
+def test_written_answers_end_at_a_stop_and_are_judged(run, yaml, capsys):
+  found = result(run, yaml, "zoo_written", capsys)
+  assert found["lm_eval"]["exact_match,none"] == found["scores"]["exact_match"]["value"]
+  assert found["kind"] == "generate_until" and found["num_items"] == 3
+
+
+def test_a_limit_takes_the_same_items_and_another_key(run, yaml, capsys):
+  whole = result(run, yaml, "zoo_choices", capsys)
+  part = result(run, yaml, "zoo_choices", capsys, "--limit=2")
+  assert (part["num_items"], whole["num_items"]) == (2, 3)
+  assert part["values"] != whole["values"]
+
+
+def test_a_missing_folder_of_tasks_is_named(run, capsys):
+  assert cli.main(["downstream", str(run), "--include-path=nowhere", "--tasks=zoo_choices"]) == 2
+  assert "--include-path=nowhere is no folder" in capsys.readouterr().err
+
+
+def test_data_that_cannot_be_had_is_one_line(run, yaml, tmp_path, capsys):
+  text = (yaml / "zoo_choices.yaml").read_text().replace("zoo.jsonl", "gone.jsonl")
+  (tmp_path / "gone.yaml").write_text(text.replace("zoo_choices", "zoo_gone"))
+  command = ["downstream", str(run), f"--include-path={tmp_path}", "--tasks=zoo_gone"]
+  assert cli.main(command) == 2
+  error = capsys.readouterr().err
+  assert "--tasks=zoo_gone: lm-eval cannot load it" in error.splitlines()[-1]
