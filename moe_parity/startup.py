@@ -6,13 +6,12 @@ import platform
 
 from moe_parity.data.storage import cache_folder
 from moe_parity.errors import UserError
+from moe_parity.planning.gpu_cards import MEMORY_FRACTION
 
 AUTO = "auto"
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
-# Of a GPU's memory that JAX takes at its start. Its own default of 0.75 would leave 20 GiB of an
-# 80 GiB card unused; the rest is for the CUDA context, cuDNN and cuBLAS.
 GPU_MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # its name, and former
-GPU_MEMORY_FRACTION = "0.92"
+GPU_MEMORY_FRACTION = str(MEMORY_FRACTION)  # of a GPU's memory, taken at the start
 NEVER = -1  # as an unsigned number, the largest size
 
 

@@ -68,6 +68,21 @@ def estimate(
     shapes: of the operands, by name.
   """
   kind = kind_of(instruction)
+  payload, wire, groups = traffic(instruction, shapes, len(placement.coordinates))
+  seconds = max((_seconds(kind, payload, wire, group, placement) for group in groups), default=0.0)
+  return Collective(kind, axes_of(kind, groups, placement.axes), payload, wire, seconds)
+
+
+def traffic(
+  instruction: hlo.Instruction, shapes: dict[str, str], num_devices: int
+) -> tuple[int, float, list[list[int]]]:
+  """(payload bytes, wire bytes of one device, groups of devices) of a collective instruction.
+
+  Args:
+    shapes: of the operands, by name.
+    num_devices: of the program.
+  """
+  kind = kind_of(instruction)
   operand_bytes = [hlo.num_bytes(shapes.get(name, "")) for name in instruction.operands]
   result = hlo.arrays(instruction.shape)
   result_bytes = sum(array.num_bytes for array in result)
@@ -84,12 +99,10 @@ def estimate(
     pairs = [tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)\}", instruction.rest)]
     groups = [list(pair) for pair in pairs if pair[0] != pair[1]]
   else:
-    groups = replica_groups(instruction.rest, len(placement.coordinates))
+    groups = replica_groups(instruction.rest, num_devices)
   largest = max(groups, key=len, default=[])
   factor = {"collective-permute": 1.0, "all-reduce": 2 * (1 - 1 / max(len(largest), 1))}
-  wire = payload * factor.get(kind, 1 - 1 / max(len(largest), 1))
-  seconds = max((_seconds(kind, payload, wire, group, placement) for group in groups), default=0.0)
-  return Collective(kind, axes_of(kind, groups, placement.axes), payload, wire, seconds)
+  return payload, payload * factor.get(kind, 1 - 1 / max(len(largest), 1)), groups
 
 
 def replica_groups(attributes: str, num_devices: int) -> list[list[int]]:

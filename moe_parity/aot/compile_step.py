@@ -64,7 +64,7 @@ def compile_arm(
   lowered = step.lower(*arguments)
   traced = time.perf_counter()
   report = _header(config, plan, slice_, sizes) | {"lower_seconds": traced - start}
-  state = _state_bytes(arguments)
+  state = state_bytes(arguments)
   planned = _planned(config, plan, sizes)
   try:
     with without_compile_cache():
@@ -108,7 +108,7 @@ def _header(config, plan: ArmPlan, slice_: Slice, sizes: MeshSizes) -> dict:
   }
 
 
-def _state_bytes(arguments: tuple[Any, ...]) -> dict[str, int]:
+def state_bytes(arguments: tuple[Any, ...]) -> dict[str, int]:
   """Bytes of one device's part of the state and batch, by kind."""
 
   def part(tree) -> int:

@@ -209,7 +209,7 @@ def _estimate(module, instruction, shapes, placement: DevicePlacement, times: in
   if sparsecore_config:
     hbm_bytes = _sparsecore_bytes(module, instruction)
   else:
-    hbm_bytes = _hbm_bytes(module, instruction, shapes)
+    hbm_bytes = moved_bytes(module, instruction, shapes)
   cycles = int(config.get("window_config", {}).get("estimated_cycles", 0))
   note = pallas_cost_estimate(module, instruction)
   if collective is not None:
@@ -265,13 +265,13 @@ def _shapes(module: hlo.Module, name: str) -> dict[str, str]:
 def _sparsecore_bytes(module: hlo.Module, call: hlo.Instruction) -> int:
   """What the fusions behind a SparseCore's call read and write; the call itself shows no arrays."""
   return sum(
-    _hbm_bytes(module, inner, _shapes(module, name))
+    moved_bytes(module, inner, _shapes(module, name))
     for name, inner in hlo.descendants(module, call)
     if inner.opcode == "fusion"
   )
 
 
-def _hbm_bytes(module, instruction, shapes) -> int:
+def moved_bytes(module: hlo.Module, instruction: hlo.Instruction, shapes: dict[str, str]) -> int:
   """HBM bytes read and written: operands and results, on-chip ones left out, and of what reads or
   writes a part of an array the part."""
   results = hlo.num_bytes(instruction.shape, space=0)

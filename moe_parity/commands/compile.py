@@ -10,7 +10,7 @@ from moe_parity.commands.common import config_argument, json_argument, load_conf
 from moe_parity.commands.output import print_table
 from moe_parity.errors import UserError
 
-HELP = "compile an arm's step for a TPU slice you do not have: does it fit, how long would it take"
+HELP = "compile an arm's step for TPUs or GPUs you do not have: does it fit, what bounds its time"
 ABOUT = """\
 Compiles an arm's train step for a TPU slice that you do not have: does it fit in HBM, how long
 would a step take by the compiler's estimate, which communication is exposed.
@@ -25,7 +25,10 @@ GIB = 2**30
 def arguments(parser) -> None:
   config_argument(parser)
   parser.add_argument(
-    "--topology", required=True, metavar="SLICE", help="v5p-128, v6e-64, v5p:4x4x4, ..."
+    "--topology",
+    required=True,
+    metavar="NAME",
+    help="v5p-128, v6e-64, v5p:4x4x4, ...; or cards: h100, h100-8, a100, a100_40gb, l4",
   )
   parser.add_argument("--arm", default="", help="which arm; may be left out where there is one")
   parser.add_argument(
@@ -37,7 +40,7 @@ def arguments(parser) -> None:
   parser.add_argument(
     "--search", nargs="?", type=int, const=3, default=None, metavar="N",
     help="estimate every mesh's step time, compile the N best that fit (3) and report the fastest;"
-    " 0 compiles none",
+    " 0 compiles none. For cards: of every remat and micro-batch",
   )  # fmt: skip
   parser.add_argument(
     "--hlo", type=pathlib.Path, metavar="FILE", help="also write the compiled program's text"
@@ -46,12 +49,23 @@ def arguments(parser) -> None:
 
 
 def run(args) -> int:
+  from moe_parity.planning.gpu_cards import is_card, parse_host
   from moe_parity.planning.plan import make_plan
   from moe_parity.planning.tpu_slices import parse_slice
 
-  slice_ = parse_slice(args.topology)
+  target = (parse_host if is_card(args.topology) else parse_slice)(args.topology)
   config = load_config(args)
   arm = select_arm(make_plan(config).arms, args.arm)
+  if is_card(args.topology):
+    from moe_parity.commands import compile_for_cards
+
+    given = parse_mesh(args.mesh) if args.mesh else None
+    return compile_for_cards.run(args, config, arm, target, given)
+  return run_for_slice(args, config, arm, target)
+
+
+def run_for_slice(args, config, arm, slice_) -> int:
+  """Compiles for a TPU slice and prints the report."""
   meshes = choose_meshes(args, config, arm, slice_)
   if args.search is not None:
     rows = [candidate_row(candidate) for candidate in meshes]

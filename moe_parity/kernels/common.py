@@ -38,6 +38,7 @@ pl = _LazyModule("jax.experimental.pallas")
 pltpu = _LazyModule("jax.experimental.pallas.tpu")
 
 _simulated: contextvars.ContextVar[str] = contextvars.ContextVar("simulated platform", default="")
+_capability: contextvars.ContextVar[float] = contextvars.ContextVar("described GPU", default=0.0)
 
 
 def platform() -> str:
@@ -59,11 +60,25 @@ def attention_device() -> Device:
 
 
 def compute_capability() -> float:
-  """Of this machine's NVIDIA GPU, such as 9.0; 0 without one (another maker's has none)."""
+  """Of the NVIDIA GPU that is described, or else this machine's, such as 9.0; 0 without one
+  (another maker's has none)."""
   if device_platform() != "gpu":
     return 0.0
+  if described := _capability.get():
+    return described
   capability = getattr(jax.local_devices()[0], "compute_capability", "")
   return float(capability) if re.fullmatch(r"\d+\.\d+", str(capability)) else 0.0
+
+
+@contextlib.contextmanager
+def describe_gpu(capability: float) -> Iterator[None]:
+  """Programs traced inside for a mesh of GPUs are for cards of a compute capability, which are not
+  attached (`aot/gpu_topology.py`)."""
+  token = _capability.set(capability)
+  try:
+    yield
+  finally:
+    _capability.reset(token)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from moe_parity.model.init import param
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.accounting import query_block
 from moe_parity.planning.architecture import Architecture
+from moe_parity.planning.attention_choice import BLOCKS_SCOPE
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
@@ -147,7 +148,8 @@ def causal_attention(
     if document_BS is not None:
       visible_BST = document_BS[:, start:stop, None] == document_BS[:, None, :stop]
     q, k, v = q_BNRSQ[:, :, :, start:stop], k_BNSQ[:, :, :stop], v_BNSQ[:, :, :stop]
-    blocks.append(attend(q, k, v, bias_NRST, visible_BST))
+    with jax.named_scope(BLOCKS_SCOPE):
+      blocks.append(attend(q, k, v, bias_NRST, visible_BST))
   return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, S, H, Q)
 
 

@@ -22,6 +22,7 @@ IMPLEMENTATIONS = ("blocks", "cudnn", "flash", "splash")
 FUSED = ("cudnn", "flash", "splash")
 KERNEL_MULTIPLE = 128  # positions; what a TPU kernel needs a sequence to be a multiple of
 FLASH_LONGEST = 16_384  # positions whose keys and queries of a head fit on a TPU's chip
+BLOCKS_SCOPE = "attention_blocks"  # the name that a compiled program gives to what blocks compute
 NUM_COLUMNS = 4  # channels that carry ALiBi (`kernels/alibi_columns.py`)
 COLUMNS_LONGEST = 65_536  # positions that two bytes, exact in bfloat16, can tell apart
 CUDNN_MULTIPLE = 8  # channels; what cuDNN needs a head's width to be a multiple of
