@@ -1,6 +1,5 @@
 """What README and docs show is what files say, and what they tell people to type is there."""
 
-import importlib.util
 import json
 import pathlib
 import re
@@ -10,6 +9,7 @@ import pytest
 
 from moe_parity import cli, defaults
 from moe_parity import config as configs
+from tests.helpers import scripts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -23,10 +23,7 @@ TOP = "configs|launch|results|moe_parity|tests|docs|notebooks"
 
 @pytest.fixture(scope="module")
 def quote():
-  spec = importlib.util.spec_from_file_location("quote", ROOT / "docs" / "quote.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+  return scripts.load("docs/quote.py")
 
 
 def name_of(path):

@@ -241,7 +241,7 @@ def test_status_logs_image_and_queue_are_plain_commands(cluster, capsys):
     (TPU, (*STUDY, "--worker=a"), "--worker"),
     ((*TPU, "--workers=0"), STUDY, "at least 1"),
     ((*TPU, "--type=v6e-3"), STUDY, "no such slice"),
-    ((*TPU, "--name=9"), STUDY, "cannot name objects"),
+    ((*TPU, "--name=9"), STUDY, "cannot name a study"),
   ],
 )
 def test_what_cannot_run_is_refused_before_kubectl(cluster, capsys, options, words, says):

@@ -340,7 +340,7 @@ def test_ssh_counts_the_hosts_of_a_group_by_their_names(cloud, programs, capsys)
     (["--type=v6e-16"], (*STUDY, "--coordinator", "a:1"), "--coordinator"),
     (["--type=v6e-16"], ("plan", *STUDY[1:]), "only study, train"),
     (["--type=v6e-16", "--slices=0"], STUDY, "above zero"),
-    (["--type=v6e-16", "--name=42"], STUDY, "cannot name requests"),
+    (["--type=v6e-16", "--name=42"], STUDY, "cannot name a study"),
   ],
 )
 def test_what_cannot_work_is_refused_before_gcloud_is_asked(

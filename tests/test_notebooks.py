@@ -1,7 +1,6 @@
 """The notebooks run top to bottom, and their first cell leaves the kernel's own packages alone."""
 
 import functools
-import importlib.util
 import json
 import pathlib
 import re
@@ -12,6 +11,8 @@ import types
 
 import pytest
 
+from tests.helpers import scripts
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COLAB = ("jax", "jaxlib", "numpy", "flax", "optax", "scipy", "orbax-checkpoint")
@@ -20,10 +21,7 @@ by_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.s
 
 @pytest.fixture(scope="module")
 def colab():
-  spec = importlib.util.spec_from_file_location("colab", ROOT / "launch" / "colab.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+  return scripts.load("launch/colab.py")
 
 
 @functools.cache

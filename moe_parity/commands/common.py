@@ -26,6 +26,14 @@ def workdir_argument(parser: argparse.ArgumentParser, help_: str) -> None:
   parser.add_argument("--workdir", required=True, type=place, help=help_)
 
 
+def checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds --step and --tokenizer: which checkpoint of a run is read, and how its text."""
+  parser.add_argument("--step", type=int, default=0, metavar="N", help="checkpoint; 0: the newest")
+  parser.add_argument(
+    "--tokenizer", default="", metavar="FILE", help="tokenizer.json, where the data are not here"
+  )
+
+
 def place(text: str) -> str | pathlib.Path:
   """A folder of this machine's, or the URL of one elsewhere as it was written."""
   return text if "://" in text else pathlib.Path(text)

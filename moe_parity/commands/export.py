@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from moe_parity.commands.common import json_argument, on_disk, place
+from moe_parity.commands.common import checkpoint_arguments, json_argument, on_disk, place
 from moe_parity.errors import check_choice
 
 HELP = "write a trained run as a folder that transformers loads"
@@ -26,10 +26,7 @@ def arguments(parser) -> None:
     "--class", dest="model_type", default="", metavar="NAME",
     help="llama | qwen2_moe | moe_parity (our own file); the best that is exact if left out",
   )  # fmt: skip
-  parser.add_argument("--step", type=int, default=0, metavar="N", help="checkpoint; 0: the newest")
-  parser.add_argument(
-    "--tokenizer", default="", metavar="FILE", help="tokenizer.json, where the data are not here"
-  )
+  checkpoint_arguments(parser)
   parser.add_argument(
     "--shard-mb", type=float, default=5000, metavar="MB", help="the most a weight file holds"
   )

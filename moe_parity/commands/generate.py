@@ -6,7 +6,7 @@ import pathlib
 import sys
 import time
 
-from moe_parity.commands.common import json_argument, on_disk, place
+from moe_parity.commands.common import checkpoint_arguments, json_argument, on_disk, place
 from moe_parity.errors import UserError
 
 HELP = "continue text with a trained run"
@@ -49,11 +49,8 @@ def arguments(parser) -> None:
     "--context", type=int, default=0, metavar="N",
     help="positions of prompt and text; 0: those of training, ALiBi alone takes more",
   )  # fmt: skip
-  parser.add_argument("--step", type=int, default=0, metavar="N", help="checkpoint; 0: the newest")
+  checkpoint_arguments(parser)
   parser.add_argument("--dtype", default="", help="float32 | bfloat16; as trained if left out")
-  parser.add_argument(
-    "--tokenizer", default="", metavar="FILE", help="tokenizer.json, where the data are not here"
-  )
   for axis in ("data", "fsdp", "expert"):
     parser.add_argument(
       f"--{axis}", type=int, default=1, metavar="N", help=f"devices along the mesh axis {axis}"

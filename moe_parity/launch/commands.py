@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -133,6 +134,20 @@ def moe_parity_command(rest: Sequence[str], *, only: Sequence[str] = ()) -> list
   if only and words[0] not in only:
     raise UserError(f"{words[0]}: only {', '.join(only)} can be launched so; use launch/local.sh")
   return words
+
+
+def cloud_name(text: str, most: int = 40) -> str:
+  """A name that requests, labels, machines and Kubernetes objects may have.
+
+  Raises:
+    UserError: it cannot be made one, or has more than `most` characters.
+  """
+  name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+  if len(name) > most or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+    raise UserError(
+      f"{text!r} cannot name a study; give --name: a letter, then at most {most - 1} of a-z 0-9 -"
+    )
+  return name
 
 
 def option_of(words: Sequence[str], name: str) -> str:

@@ -10,6 +10,7 @@ from moe_parity.launch.commands import (
   ROOT,
   Command,
   Shell,
+  cloud_name,
   command,
   has_option,
   moe_parity_command,
@@ -91,7 +92,7 @@ def objects(args: argparse.Namespace, words: list[str]) -> list[dict]:
     if has_option(words, option):
       raise UserError(f"--{option}: every worker gets its own; leave it out")
   work = Work(
-    study=manifests.object_name(args.name or workdir.split("/")[-1]),
+    study=cloud_name(args.name or workdir.split("/")[-1], most=36),  # JobSet adds suffixes
     command=words,
     **{
       field: getattr(args, field)

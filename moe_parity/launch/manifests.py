@@ -8,11 +8,9 @@ indexed Job. Either is admitted by a Kueue queue. What follows a worker's end:
   killed, or any other code       start again, at most `max_restarts` times
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from moe_parity.errors import UserError
 from moe_parity.launch.accelerators import SliceType
 from moe_parity.launch.exit_codes import FAILED, MEND_INPUT, START_AGAIN
 
@@ -40,20 +38,6 @@ class Work(NamedTuple):
   hours: int | float
   max_restarts: int
   service_account: str = ""
-
-
-def object_name(text: str) -> str:
-  """A name that Kubernetes takes, with room for the suffixes of JobSet.
-
-  Raises:
-    UserError: it cannot be made one, or is too long.
-  """
-  name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-  if not re.fullmatch(r"[a-z][a-z0-9-]{0,35}", name):
-    raise UserError(
-      f"{text!r} cannot name objects; give --name: a letter, then at most 35 of a-z 0-9 -"
-    )
-  return name
 
 
 def jobsets(work: Work, slice_type: SliceType, workers: int) -> list[dict]:

@@ -9,6 +9,7 @@ from moe_parity.launch import tpu_look, tpu_plan, tpu_requests, tpu_states
 from moe_parity.launch.commands import (
   ROOT,
   Shell,
+  cloud_name,
   command,
   moe_parity_command,
   need,
@@ -166,7 +167,7 @@ def status(args: argparse.Namespace) -> int:
 
 def logs(args: argparse.Namespace) -> int:
   """Prints the ends of the logs that hosts wrote into the bucket."""
-  name = tpu_plan.study_name(args.workdir.rstrip("/").split("/")[-1])
+  name = cloud_name(args.workdir.rstrip("/").split("/")[-1])
   place = f"{args.workdir.rstrip('/')}/launch/logs/{name}-{args.slice}/host-{args.host}-*"
   line = command("gcloud", "storage", "cat", "--display-url", "--range=-4000", place)
   Shell(dry_run=args.dry_run).run(line, stream=True)

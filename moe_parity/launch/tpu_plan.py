@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from moe_parity.errors import UserError
 from moe_parity.launch import tpu_requests
 from moe_parity.launch.accelerators import slice_type
-from moe_parity.launch.commands import ROOT, Command, command, has_option, option_of
+from moe_parity.launch.commands import ROOT, Command, cloud_name, command, has_option, option_of
 from moe_parity.launch.tpu_requests import Request
 
 
@@ -42,7 +42,7 @@ def plan(args: argparse.Namespace, words: Sequence[str], commit: str, now: int) 
     )
   if args.slices < 1 or args.hours <= 0 or args.wait_hours <= 0:
     raise UserError("--slices, --hours and --wait-hours must be above zero")
-  study = study_name(args.name or workdir.split("/")[-1])
+  study = cloud_name(args.name or workdir.split("/")[-1])
   expires = int(now + 3600 * (args.hours + args.wait_hours))
   labels = tpu_requests.labels_of(study, owner(), expires, commit)
   return [
@@ -60,20 +60,6 @@ def plan(args: argparse.Namespace, words: Sequence[str], commit: str, now: int) 
     )
     for k in range(1, args.slices + 1)
   ]  # fmt: skip
-
-
-def study_name(text: str) -> str:
-  """A name that requests, labels and machines may have.
-
-  Raises:
-    UserError: it cannot be made one, or is too long.
-  """
-  name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-  if not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", name):
-    raise UserError(
-      f"{text!r} cannot name requests; give --name: a letter, then at most 39 of a-z 0-9 -"
-    )
-  return name
 
 
 def owner() -> str:

@@ -97,7 +97,7 @@ def by_scheme(step: dict) -> figure_style.Drawing | None:
     own.set_ylabel("BPC over dense at the same C (%)")
     if narrow:
       other.set_ylabel("BPC over dense at the same C (%)")
-    figure.legend(loc="outside lower center", ncols=1 if narrow else 2)
+    figure_style.legend_below(figure, 1 if narrow else 2)
     return figure
 
   return figure_style.Drawing(
@@ -184,7 +184,7 @@ def decay(step: dict) -> figure_style.Drawing | None:
     figure_style.log_ticks(axis.xaxis, [point["epochs"] for point in law["points"]])
     axis.set_xlabel("epochs over the unique tokens, logarithmic")
     axis.set_ylabel("cross-entropy (nats per token)")
-    figure.legend(loc="outside lower center", ncols=2 if narrow else 4)
+    figure_style.legend_below(figure, 2 if narrow else 4)
     return figure
 
   ends = law.get("interval")

@@ -45,7 +45,7 @@ def gate_sums(study: reading.StudyRecord) -> figure_style.Drawing | None:
     axis.set_ylim(bottom=0)
     axis.set_xlabel("share of training (%)")
     axis.set_ylabel("sum of a token's gates")
-    figure.legend(loc="outside lower center", ncols=2 if narrow else 5)
+    figure_style.legend_below(figure, 2 if narrow else 5)
     return figure
 
   return figure_style.Drawing(
@@ -86,7 +86,7 @@ def layer_norms(study: reading.StudyRecord) -> figure_style.Drawing | None:
       axis.set_ylabel("RMS")
     for axis in axes[-1]:
       axis.set_xlabel("MoE layer")
-    figure.legend(loc="outside lower center", ncols=3)
+    figure_style.legend_below(figure, 3)
     return figure
 
   more = ""

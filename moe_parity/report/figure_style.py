@@ -135,6 +135,24 @@ def new_figure(width: int | float, height: int | float, **grid: Any) -> tuple[An
   return figure, figure.subplots(**grid)
 
 
+def legend_below(figure: Any, ncols: int) -> None:
+  """One legend of all axes, below them."""
+  figure.legend(loc="outside lower center", ncols=ncols)
+
+
+def draw_minimum(axis: Any, minimum: dict, color: Any, label: str) -> None:
+  """The lowest point of a fitted curve; a cross where the rates tried do not bracket it."""
+  axis.plot(
+    minimum["activation_rate"],
+    minimum["bpc"],
+    "v" if minimum["bracketed"] else "x",
+    color=color,
+    markersize=7,
+    zorder=6,
+    label=label,
+  )
+
+
 def rate_color(
   rate: int | float, low: int | float, high: int | float
 ) -> tuple[float, float, float, float]:

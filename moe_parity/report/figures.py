@@ -37,7 +37,7 @@ def activation_rate(report: dict) -> figure_style.Drawing | None:
     if both:
       _difference_panel(axes[1, 0], report)
     figure_style.rate_axis(axes[-1, 0], rates)
-    figure.legend(loc="outside lower center", ncols=2 if narrow else 3)
+    figure_style.legend_below(figure, 2 if narrow else 3)
     return figure
 
   seeds = report["noise"].get("max_seeds", 1)
@@ -73,15 +73,8 @@ def _curve_panel(axis: Any, report: dict, moe: list[dict]) -> None:
     grid = fitted["grid"]
     axis.plot(grid, fitted["bpc"], color=figure_style.FIT, label=f"fit ({fitted['form']})")
     minimum = fitted["minimum"]
-    axis.plot(
-      minimum["activation_rate"],
-      minimum["bpc"],
-      "v" if minimum["bracketed"] else "x",
-      color=figure_style.FIT,
-      markersize=7,
-      zorder=6,
-      label="minimum" + ("" if minimum["bracketed"] else " (not bracketed)"),
-    )
+    label = "minimum" if minimum["bracketed"] else "minimum (not bracketed)"
+    figure_style.draw_minimum(axis, minimum, figure_style.FIT, label)
   for g in moe:
     if g["num_seeds"] > 1:
       axis.plot(
@@ -186,7 +179,7 @@ def loss_curves(study: reading.StudyRecord) -> figure_style.Drawing | None:
     axes[1].set_xlabel("training FLOPs")
     for axis in axes if narrow else axes[:1]:
       axis.set_ylabel("training cross-entropy\n(nats per token, smoothed)")
-    figure.legend(loc="outside lower center", ncols=2 if narrow else 4)
+    figure_style.legend_below(figure, 2 if narrow else 4)
     return figure
 
   return figure_style.Drawing(

@@ -104,7 +104,7 @@ def excess_over_dense(report: dict) -> figure_style.Drawing | None:
     every = rates + [rate for sweep in sweeps for rate in sweep.rates]
     figure_style.rate_axis(axis, every, round_ticks=True)
     axis.set_ylabel("BPC over dense at the same C (%)")
-    figure.legend(loc="outside lower center", ncols=1 if width < 5 else 2)
+    figure_style.legend_below(figure, 1 if width < 5 else 2)
     return figure
 
   return figure_style.Drawing(
@@ -149,7 +149,7 @@ def compute_ratio(study: reading.StudyRecord) -> figure_style.Drawing | None:
     figure_style.rate_axis(axis, every, round_ticks=True)
     figure_style.percent_ticks(axis)
     axis.set_ylabel("FLOPs per token, MoE / dense (%)")
-    figure.legend(loc="outside lower center", ncols=1 if width < 5 else 2)
+    figure_style.legend_below(figure, 1 if width < 5 else 2)
     return figure
 
   return figure_style.Drawing(
@@ -200,7 +200,7 @@ def loss_over_data(study: reading.StudyRecord) -> figure_style.Drawing | None:
       axis.set_xlabel("training tokens D, logarithmic")
     own.set_ylabel("validation BPC during training")
     other.set_ylabel("validation BPC at the end")
-    figure.legend(loc="outside lower center", ncols=2 if narrow else 4)
+    figure_style.legend_below(figure, 2 if narrow else 4)
     return figure
 
   return figure_style.Drawing(

@@ -48,7 +48,7 @@ def health(study: reading.StudyRecord) -> figure_style.Drawing | None:
       axis.set_title(title)
     for axis in np.atleast_2d(axes)[-1] if not narrow else axes[-1:]:
       axis.set_xlabel("share of training (%)")
-    figure.legend(loc="outside lower center", ncols=2 if narrow else 5)
+    figure_style.legend_below(figure, 2 if narrow else 5)
     return figure
 
   return figure_style.Drawing(

@@ -79,7 +79,7 @@ def by_layer(counted: list[Counted]) -> figure_style.Drawing | None:
     axis.set_xlim(0.5, most + 0.5)
     axis.set_xlabel("MoE layer")
     axis.set_ylabel("information over chance\n(% of the most there can be)")
-    figure.legend(loc="outside lower center", ncols=2 if width < 5 else 5)
+    figure_style.legend_below(figure, 2 if width < 5 else 5)
     return figure
 
   seen = shown[0].choices.tokens_N

@@ -83,15 +83,7 @@ def _panel(axis: Any, sweep: dict) -> None:
       )  # fmt: skip
   best = sweep.get("optimum")
   if best and best.get("bpc") is not None:
-    axis.plot(
-      best["activation_rate"],
-      best["bpc"],
-      "v" if best["bracketed"] else "x",
-      color=figure_style.ACCENT,
-      markersize=7,
-      zorder=6,
-      label="fitted minimum",
-    )
+    figure_style.draw_minimum(axis, best, figure_style.ACCENT, "fitted minimum")
   for low, high in _surely(sweep):
     axis.axvspan(low, high, color=figure_style.BETTER, alpha=0.12, linewidth=0)
   figure_style.rate_axis(axis, [arm["activation_rate"] for arm in moe])
@@ -128,7 +120,7 @@ def fixed_data(step: dict) -> figure_style.Drawing | None:
     figure_style.rate_axis(axis, every, round_ticks=True)
     figure_style.log_ticks(axis.yaxis, [*heights, 1.0])
     axis.set_ylabel("BPC / dense at the same tokens")
-    figure.legend(loc="outside lower center", ncols=1 if width < 5 else 2)
+    figure_style.legend_below(figure, 1 if width < 5 else 2)
     return figure
 
   return figure_style.Drawing(
@@ -182,7 +174,7 @@ def transfer(step: dict) -> figure_style.Drawing | None:
     figure_style.log_ticks(axis.yaxis, shown, lambda rate: f"{100 * rate:.3g}")
     axis.set_xlabel("total parameters N, without vocabulary")
     axis.set_ylabel("best activation rate (%)")
-    figure.legend(loc="outside lower center", ncols=1 if width < 5 else 2)
+    figure_style.legend_below(figure, 1 if width < 5 else 2)
     return figure
 
   return figure_style.Drawing(
