@@ -48,7 +48,7 @@ def run(args) -> int:
   if method := method_of(config):
     for note in method.pending_notes(config, list(plan.comparisons)):
       print(f"note: {note}")
-  for note in tuning.pending_notes(config, list(plan.parts), on_paper=True):
+  for note in tuning.pending_notes(config, list(plan.comparisons), on_paper=True):
     print(f"note: {note}")
   return 0
 
