@@ -20,7 +20,7 @@ from moe_parity.study.finetuning_checks import finetuning_checks, same_chats
 from moe_parity.training import run_folder
 
 CERTIFICATE = "certificate.json"
-# Fields of a run's plan that say how it stands to the budget and the other arms of one part.
+# Fields of a run's plan that say how it stands to the budget and the other arms of a comparison.
 _RELATIVE = ("compute_ratio", "residual_params_pct", "residual_flops_pct", "residual_unique_pct")
 
 
@@ -213,7 +213,7 @@ def certify_study(folder: pathlib.Path) -> dict:
 def _plan_checks(label: str, arm: dict, folder: pathlib.Path) -> list[dict]:
   """Whether a run's own plan is the study's."""
   own = with_later_fields(run_folder.read_json(folder / run_folder.PLAN), arm)
-  # A run that two parts share stands in one of them, with what that part compares it by.
+  # A run that two comparisons share is in one of them, with what that one compares it by.
   ignored = _RELATIVE + (("name", "role") if ".." in folder.parts else ())
   planned, own = ({k: v for k, v in plan.items() if k not in ignored} for plan in (arm, own))
   changed = configs.differences(planned, own)

@@ -87,7 +87,7 @@ def published_rows() -> ScoredRuns:
 
 
 def study_rows(folders: Sequence[str | pathlib.Path]) -> ScoredRuns:
-  """Every finished run of study (or run) folders, those of a study's parts too.
+  """Every finished run of study (or run) folders, and of all comparisons of a study.
 
   Raises:
     UserError: no finished run; folders whose scores cannot be compared (other held-out text,
