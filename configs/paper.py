@@ -9,7 +9,7 @@ SHAPE = ("layout", "num_layers", "d_model", "num_heads", "num_kv_heads", "d_head
          "num_experts", "experts_per_token", "d_expert", "d_shared")  # fmt: skip
 
 
-def budget(arg, name, num_params, dense, moe_table):
+def budget(arg, name, num_params, dense, moe_table, cards=None):
   """A config with N, C and D^ of one of the paper's budgets.
 
   Args:
@@ -17,13 +17,18 @@ def budget(arg, name, num_params, dense, moe_table):
     num_params: N, between the dense row's and the MoE rows'.
     dense: row of Table 14 that sets N and C; its tokens are D^ under strict reuse.
     moe_table: table whose shapes are the MoE arms, one for each activation rate it holds.
+    cards: GiB of a GPU -> (remat, micro-batch) that it has room for.
   """
-  arg = parse_arg(arg, arms="all", activation_rate=0.0, reuse="strict", printed=False, tiny=False)
+  arg = parse_arg(
+    arg, arms="all", activation_rate=0.0, reuse="strict", printed=False, tiny=False, gib=0
+  )
   config = base()
   config.name = name
   config.data.tokenizer = "bpe:65536"
   config.model.dtype = "bfloat16"
   config.model.remat = "layer"
+  if arg.gib:
+    for_one_card(config, arg.gib, cards)
   config.budget.seq_len = 2048
   config.budget.batch_multiple = 8
   config.budget.num_params = num_params
@@ -41,6 +46,19 @@ def budget(arg, name, num_params, dense, moe_table):
     for key in chosen:
       config.arms[key] = arms[key]()
   return config
+
+
+def for_one_card(config, gib, cards):
+  """Sets what a GPU of `gib` GiB has room for.
+
+  Raises:
+    UserError: a memory that the budget was compiled for and does not fit, or was not compiled for.
+  """
+  if gib not in (cards or {}):
+    known = ", ".join(map(str, cards or {}))
+    way = f"use gib={known}" if known else "use several cards: --config.mesh.fsdp"
+    raise UserError(f"gib={gib}: {config.name} is not known to fit one such card; {way}")
+  config.model.remat, config.train.micro_batch_sequences = cards[gib]
 
 
 def moe_rows(name):

@@ -131,6 +131,29 @@ def compiled() -> str:
   return "\n".join(markdown(names, rows))
 
 
+def gpu_compiled() -> str:
+  """Steps compiled for NVIDIA cards without one, a row a file."""
+  gib, rows = 2**30, []
+  for path in sorted((RESULTS / "gpu_compiled").glob("*.json")):
+    report = json.loads(path.read_text())
+    memory, attention, seconds = report["memory"], report["attention"], report["seconds"]
+    mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items() if size > 1)
+    rows.append([
+      f"{report['arm']} of {report['config']}", f"{report['topology']} {mesh}".strip(),
+      report["remat"], f"{report['micro_batch_sequences']} of {report['batch_sequences']}",
+      f"{memory['temporaries'] / gib:.1f}",
+      f"{memory['total'] / gib:.1f} of {memory['usable'] / gib:.1f}",
+      "yes" if report["fits"] else "no", attention["cudnn_calls"],
+      f"{attention['score_bytes'] / gib:.1f}" if attention["score_bytes"] else "none",
+      report["cublas_calls"], f"{seconds['roofline']:.2f}",
+      f"{100 * report['roofline_share_of_peak']:.0f} %",
+    ])  # fmt: skip
+  names = ["arm", "cards", "remat", "micro-batch", "temporaries, GiB", "all, GiB", "fits",
+           "cuDNN calls", "scores in HBM, GiB", "cuBLASLt calls", "roofline, s",
+           "peak at the roofline"]  # fmt: skip
+  return "\n".join(markdown(names, rows))
+
+
 def coverage() -> str:
   """How often nominal 95 % intervals held the truth, by interval and kind of noise."""
   measured: dict[str, dict[str, list[float]]] = {}
@@ -175,6 +198,7 @@ BLOCKS = {
   "maxtext": maxtext,
   "stacked": stacked,
   "compiled": compiled,
+  "gpu_compiled": gpu_compiled,
   "decode_measured": quote_decode.measured,
   "decode_prefill": quote_decode.prefill,
   "decode_computed": quote_decode.computed,

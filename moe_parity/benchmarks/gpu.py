@@ -40,10 +40,10 @@ STEPS = (
   ("single_gpu", "moe_20", {}, 24),
   ("single_gpu", "dense", {"model.attention": "blocks"}, 24),
   ("single_gpu", "moe_20", {"model.attention": "blocks"}, 24),
-  ("single_gpu", "dense", {"model.remat": "none"}, 24),
-  ("single_gpu", "moe_20", {"model.remat": "none"}, 24),
+  ("single_gpu", "dense", {"model.remat": "layer"}, 24),
+  ("single_gpu", "moe_20", {"model.remat": "layer"}, 24),
   ("single_gpu", "moe_20", {"train.micro_batch_sequences": 24}, 24),
-  ("paper_2b", "moe_20", {"train.micro_batch_sequences": 8}, 16),
+  ("paper_2b", "moe_20", {"model.remat": "none", "train.micro_batch_sequences": 4}, 16),
 )
 TINY_STEPS = (("single_gpu", "dense", {}, 2), ("single_gpu", "moe_20", {}, 2))
 

@@ -13,6 +13,7 @@ what differs.
 
   moe-parity plan --config=configs/paper_7b.py
   moe-parity plan --config=configs/demo.py --config.budget.dense_tokens=400000
+  moe-parity plan --config=configs/single_gpu.py --topology=h100 --share=0.4     # with its hours
 
 Prints a table (--json for machines); writes nothing.
 """
@@ -20,6 +21,15 @@ Prints a table (--json for machines); writes nothing.
 
 def arguments(parser) -> None:
   config_argument(parser)
+  parser.add_argument(
+    "--topology",
+    default="",
+    metavar="NAME",
+    help="also print hours on this card, host or slice (h100, h100-8, a100, l4, v5p-128, ...)",
+  )
+  parser.add_argument(
+    "--share", type=float, default=0.4, metavar="S", help="of its peak that a step reaches (0.4)"
+  )
   json_argument(parser)
 
 
@@ -43,6 +53,8 @@ def run(args) -> int:
     if comparison.plan.mixture_rows():
       print()
       print_table(comparison.plan.mixture_rows())
+    if args.topology:
+      print_hours(config, comparison.plan, args.topology, args.share)
     for note in [*comparison.plan.notes, *attention_notes(config, comparison.plan)]:
       print(f"note: {note}")
   if method := method_of(config):
@@ -51,6 +63,18 @@ def run(args) -> int:
   for note in tuning.pending_notes(config, list(plan.comparisons), on_paper=True):
     print(f"note: {note}")
   return 0
+
+
+def print_hours(config, plan, topology: str, share: float) -> None:
+  """Hours of every arm on a device at a stated share of its peak, and of all together."""
+  from moe_parity.planning.hours import hours_rows
+
+  rows = hours_rows(plan, topology, share, config.model.dtype)
+  print()
+  print_table(rows)
+  total = sum(row["hours"] for row in rows)
+  print(f"{total:,.1f} hours in all on {topology} at {100 * share:.0f} % of its peak, by executed"
+        " FLOPs; the share is stated, not measured")  # fmt: skip
 
 
 def attention_notes(config, plan) -> list[str]:
