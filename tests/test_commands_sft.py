@@ -113,7 +113,7 @@ def test_other_chats_in_the_same_folder_are_refused(tuned, run, capsys, tmp_path
   [
     (["--too-long=refuse"], r"are longer than the 64 positions .*chats.jsonl, line \d+\) tak"),
     (["--held-out=2"], "held_out=2.0 is no share"),
-    (["--epochs=0"], "finetuning.epochs=0 is not a whole number above 0"),
+    (["--epochs=0"], "finetuning.epochs holds 0, no whole number above 0"),
     (["--learning-rates=-1"], "holds -1.0, which is no multiple"),
     (["--learning-rates="], "leave no candidate"),
     (["--epochs=2,2"], "candidate lr0p3_e2 is there twice"),

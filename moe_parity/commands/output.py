@@ -31,6 +31,27 @@ def print_verdict(analysis: dict, page: str | pathlib.Path, step: dict | None = 
   print(f"\nreport: {page}")
 
 
+def print_finetuning(tuned: dict) -> None:
+  """finetuning.json of a study: what each arm kept, and its scores on held-out chats and text."""
+  rows = [
+    {
+      "arm": arm["name"],
+      "seed": arm["seed"],
+      "candidate": arm["chosen"],
+      "chats before": arm["before"]["bpc"],
+      "chats after": arm["after"]["bpc"],
+      "text before": arm["text_bpc_before"],
+      "text after": arm["text_bpc_after"],
+    }
+    for arm in tuned["chosen"]
+  ]
+  words = {True: "passed", False: "FAILED", None: "not whole"}[tuned["passed"]]
+  left = len(tuned["arms"]) - len(rows)
+  print("\nfine-tuned, bits per character:")
+  print_table(rows)
+  print(f"certificate of fine-tuning: {words}" + (f"; {left} runs are not there yet" * bool(left)))
+
+
 def _print_words(headline: str, sentences: Sequence[str]) -> None:
   print("\n" + textwrap.fill(headline, 96))
   for sentence in sentences:

@@ -12,7 +12,7 @@ from moe_parity.commands.common import (
   workdir_argument,
   worker_argument,
 )
-from moe_parity.commands.output import print_table, print_verdict
+from moe_parity.commands.output import print_finetuning, print_table, print_verdict
 from moe_parity.errors import UserError
 from moe_parity.launch.exit_codes import FAILED, START_AGAIN, WHOLE
 
@@ -157,6 +157,10 @@ def dry_run(args, config, store, only) -> int:
   if method := method_of(config):
     notes += method.pending_notes(config, study.comparisons)
   notes += tuning.pending_notes(config, study.comparisons)
+  if config.finetuning.data:
+    from moe_parity.study.finetuning import pending_note
+
+    notes += filter(None, [pending_note(config, study.comparisons)])
   if args.json:
     print(json.dumps(rows, indent=2))
     return 0
@@ -190,6 +194,7 @@ def run_and_judge(args, config, store, only) -> int:
     arms = _run(args, study, only, runs, stop)
     stop_followers()
   step = study.summarize()
+  tuned = study.summarize_finetuning()
   write_report(study.folder)
   analysis = json.loads((study.folder / "analysis.json").read_text())
   page = study.publish()
@@ -197,12 +202,17 @@ def run_and_judge(args, config, store, only) -> int:
     print(json.dumps(analysis, indent=2))
   else:
     print_verdict(analysis, page, step)
+  passed = analysis["certificate"]["passed"]
+  if tuned is not None:
+    passed = False if tuned["passed"] is False else passed
+    if not args.json:
+      print_finetuning(tuned)
   if running := [arm.name for arm in arms if arm.status == "running"]:
     print(f"with other workers still: {', '.join(running)}; the report grows when they are done")
   asked = [
     arm for arm in arms if (not only or arm.name in only) and (not runs or arm.folder in runs)
   ]
-  return exit_code(asked, analysis["certificate"]["passed"])
+  return exit_code(asked, passed)
 
 
 def exit_code(arms, passed) -> int:

@@ -41,6 +41,14 @@ class BaseRun:
       )
 
 
+def is_ready(folder: pathlib.Path) -> bool:
+  """Whether a run of a study is finished and certified; one whose certificate failed never is."""
+  if not all((folder / name).is_file() for name in (run_folder.RESULT, CERTIFICATE)):
+    return False
+  certificate = run_folder.read_json(folder / CERTIFICATE)
+  return bool(certificate.get("passed") and certificate.get("files"))
+
+
 def open_base(folder: pathlib.Path) -> BaseRun:
   """
   Raises:
@@ -71,4 +79,10 @@ def open_base(folder: pathlib.Path) -> BaseRun:
       f" {CERTIFICATE}, and train it again"
     )
   step = plan["num_steps"]
-  return BaseRun(folder, plan, step, certificate["files"][f"checkpoints/{step}"])
+  sha256 = certificate.get("files", {}).get(f"checkpoints/{step}")
+  if sha256 is None:
+    raise UserError(
+      f"{folder / CERTIFICATE} states no hash of the checkpoint of step {step}, as those of early"
+      " versions; run its `train` or `study` command again"
+    )
+  return BaseRun(folder, plan, step, sha256)

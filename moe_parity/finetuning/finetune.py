@@ -23,7 +23,7 @@ from moe_parity.training.checkpoint import load_model
 from moe_parity.training.control import RunControl
 from moe_parity.training.loop import Progress, train_arm
 from moe_parity.training.setup import ArmRun
-from moe_parity.training.stage import Stage, loader_of
+from moe_parity.training.stage import TrainingStage, loader_of
 from moe_parity.training.state import (
   TrainState,
   from_checkpoint,
@@ -95,7 +95,9 @@ def check_rows(plan: FinetuningPlan, rows: ChatRows) -> None:
       )
 
 
-def _stage(config, plan, store, base: BaseRun, rows: ChatRows, folder: pathlib.Path) -> Stage:
+def _stage(
+  config, plan, store, base: BaseRun, rows: ChatRows, folder: pathlib.Path
+) -> TrainingStage:
   separators = ChatSeparators(store.tokenizer.bos_id, store.tokenizer.eos_id)
 
   def scored(mesh, params, buffers) -> dict:
@@ -119,6 +121,6 @@ def _stage(config, plan, store, base: BaseRun, rows: ChatRows, folder: pathlib.P
     after = scored(run.mesh, state.params, state.buffers)
     return {"finetuning": {"validation": after, "before": before}}
 
-  return Stage(
+  return TrainingStage(
     functools.partial(loader_of, plan, rows.train), initial_state, separators, further_results
   )

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from moe_parity import files
 from moe_parity.errors import UserError
-from moe_parity.planning.finetuning_plan import candidate_name
+from moe_parity.planning.finetuning_plan import candidate_name, check_candidate
 from moe_parity.training import run_folder
 
 SWEEP = "finetuning.json"
@@ -28,7 +28,7 @@ def candidates(settings: ConfigDict) -> list[tuple[float | int, int]]:
   """(learning rate, epochs) of every candidate, in the order of the config.
 
   Raises:
-    UserError: none, or one twice.
+    UserError: none, one twice, or one that cannot be.
   """
   rates, epochs = tuple(settings.learning_rates), tuple(settings.epochs)
   if not rates or not epochs:
@@ -36,6 +36,8 @@ def candidates(settings: ConfigDict) -> list[tuple[float | int, int]]:
       f"finetuning.learning_rates={rates} and epochs={epochs} leave no candidate; give one of each"
     )
   found = list(itertools.product(rates, epochs))
+  for pair in found:
+    check_candidate(*pair)
   names = [candidate_name(*pair) for pair in found]
   if len(set(names)) < len(names):
     twice = next(name for name in names if names.count(name) > 1)

@@ -49,16 +49,9 @@ def plan_finetuning(
     num_rows: packed rows of one pass, a multiple of the batch.
     learning_rate: times the arm's own pretraining peak.
   Raises:
-    UserError: a rate, a batch or epochs that cannot be.
+    UserError: see `check_candidate`.
   """
-  for name, value in (("epochs", epochs), ("batch_sequences", batch_sequences)):
-    if type(value) is not int or value < 1:
-      raise UserError(f"finetuning.{name}={value!r} is not a whole number above 0; use 1 or more")
-  if not 0 < learning_rate < float("inf"):
-    raise UserError(
-      f"finetuning.learning_rates holds {learning_rate!r}, which is no multiple of a learning rate;"
-      " use numbers above 0 such as 0.1"
-    )
+  check_candidate(learning_rate, epochs)
   assert num_rows % batch_sequences == 0, "packing fills whole batches"
   num_steps = epochs * num_rows // batch_sequences
   num_tokens = epochs * num_rows * base["seq_len"]
@@ -82,6 +75,20 @@ def plan_finetuning(
   }
   finetuning = {"learning_rate_multiple": float(learning_rate), **data, **before}
   return FinetuningPlan(**fields, finetuning=finetuning)
+
+
+def check_candidate(learning_rate: float | int, epochs: int) -> None:
+  """
+  Raises:
+    UserError: a rate or a number of passes that cannot be.
+  """
+  if type(epochs) is not int or epochs < 1:
+    raise UserError(f"finetuning.epochs holds {epochs!r}, no whole number above 0; use 1 or more")
+  if not 0 < learning_rate < float("inf"):
+    raise UserError(
+      f"finetuning.learning_rates holds {learning_rate!r}, which is no multiple of a learning rate;"
+      " use numbers above 0 such as 0.1"
+    )
 
 
 def candidate_name(learning_rate: float | int, epochs: int) -> str:

@@ -21,6 +21,7 @@ from moe_parity.report import (
   expert_share,
   figure_style,
   figures,
+  finetuning,
   first_figure,
   glossary,
   learning_rates,
@@ -57,10 +58,13 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
   folder.mkdir(exist_ok=True)
   counted = specialization.read(reading.compared(study))
   others = comparisons.read(pathlib.Path(study_folder))
+  tuned = finetuning.read(pathlib.Path(study_folder))
   drawings = every_drawing(study_folder, report)
   drawings |= {drawing.name: drawing for drawing in comparisons.drawings(others)}
   parts = _tables(study, report, steps, counted)
   parts |= {made.name: made for made in comparisons.all_tables(others)}
+  if tuned:
+    parts["finetuned"] = finetuning.finetuned(tuned)
   written = {"index.html"}
   for drawing in drawings.values():
     stem = file_name(drawing.name)
@@ -72,7 +76,7 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
     for ending, text in (("md", part.markdown()), ("csv", part.csv()), ("tex", part.latex())):
       files.write_bytes(folder / f"{stem}.{ending}", text.encode())
       written.add(f"{stem}.{ending}")
-  html = page(study, report, steps, drawings, parts, others)
+  html = page(study, report, steps, drawings, parts, others, tuned)
   files.write_bytes(folder / "index.html", html.encode())
   for path in folder.iterdir():
     if path.suffix in (".png", ".svg", ".md", ".csv", ".tex") and path.name not in written:
@@ -101,8 +105,9 @@ def page(
   drawings: dict[str, figure_style.Drawing],
   parts: dict[str, Table],
   others: Sequence[comparisons.AnalyzedComparison] = (),
+  tuned: dict | None = None,
 ) -> str:
-  """The whole HTML text."""
+  """The whole HTML text; `tuned` is finetuning.json."""
   symbols = glossary.FirstUses()
   top = [
     sections.headline(report, steps),
@@ -112,7 +117,7 @@ def page(
     sections.findings(steps),
   ]
   first = "".join(part + symbols.line(part) for part in top)
-  below = _sections_below(study, report, steps, drawings, parts, others)
+  below = _sections_below(study, report, steps, drawings, parts, others, tuned or {})
   body = "\n".join(
     f'<section id="s{i}"><h2>{html.escape(s.title)}</h2>\n{symbols.line(s.body)}{s.body}</section>'
     for i, s in enumerate(below)
@@ -121,7 +126,7 @@ def page(
   return _document(study, first, contents, body)
 
 
-def _sections_below(study, report, steps, drawings, parts, others) -> list[Section]:
+def _sections_below(study, report, steps, drawings, parts, others, tuned) -> list[Section]:
   """What follows the first screen, in order; arguments as of `page`."""
   domains = table(parts["domains"], "no arm is evaluated yet")
   domains += details(
@@ -138,6 +143,7 @@ def _sections_below(study, report, steps, drawings, parts, others) -> list[Secti
     sections.resources(report, parts),
     *sections.activation_rate(steps["activation_rate"], drawings, parts),
     *comparisons.section(list(others), drawings, parts),
+    *finetuning.section(tuned),
     Section("Arms", table(parts["arms"], "no arms are planned") + table(parts["effort"])),
     Section("Plan", plan),
     sections.certificate(study, report, parts),

@@ -70,14 +70,15 @@ class Results:
 
   def get(self, name: str, seed: int, comparison: str = "") -> dict | None:
     """result.json of an arm that the comparison trained itself, None while it is not finished."""
-    return self._of_run(run_folder_of(name, seed, comparison))
+    return self.of_run(run_folder_of(name, seed, comparison))
 
   @property
   def is_on_paper(self) -> bool:
     """Whether there is no study folder: nothing is known, and nothing will be by asking again."""
     return self._folder is None
 
-  def _of_run(self, run: str) -> dict | None:
+  def of_run(self, run: str) -> dict | None:
+    """The same by the run's folder, relative to the study folder."""
     if self._folder is None:
       return None
     path = self._folder / run / RESULT
@@ -89,7 +90,7 @@ class Results:
 
   def bpc_of_run(self, run: str) -> float | None:
     """The same by the run's folder, relative to the study folder."""
-    result = self._of_run(run)
+    result = self.of_run(run)
     if result is not None:
       value = result["validation"]["bpc"]
       return value if math.isfinite(value) else math.inf

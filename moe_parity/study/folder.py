@@ -13,6 +13,7 @@ from moe_parity import files
 from moe_parity.data.mixture import planner_inputs
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
+from moe_parity.finetuning.sweep import SWEEP as FINETUNING
 from moe_parity.planning.arm_plan import ArmPlan, ComparisonPlan, budget_of, with_later_fields
 from moe_parity.study.comparisons import Comparison, Results, plan_comparisons, run_seen_from
 from moe_parity.study.methods.method import method_of
@@ -113,11 +114,15 @@ class StudyFolder:
       heartbeat_seconds=min(20, stale_seconds / 4),
     )
     self.comparisons: list[Comparison] = []
+    self._chat_rows = None
 
   @property
   def staged(self) -> bool:
     """Whether results decide what else is to be trained."""
-    return self.config.study.method != "arms" or bool(self.config.study.learning_rate_grid)
+    study = self.config.study
+    return (
+      study.method != "arms" or bool(study.learning_rate_grid) or bool(self.config.finetuning.data)
+    )
 
   def derive(self, write: bool = True) -> list[Comparison]:
     """Plans all comparisons by what is known now, and writes what is new into the folder.
@@ -130,6 +135,11 @@ class StudyFolder:
     self._check_settings()
     known = planner_inputs(self.store, self.config)
     comparisons = plan_comparisons(self.config, Results(self.folder, self.leases), **known)
+    if self.config.finetuning.data:
+      from moe_parity.study.finetuning import finetuning_comparisons  # loads JAX
+
+      rows = self._read_chats()  # whatever is wrong with them is said before any arm is trained
+      comparisons += finetuning_comparisons(self.config, comparisons[0], self.folder, rows)
     for comparison in comparisons:
       path = self.folder / comparison.folder / PLAN
       grown = not path.exists() or _grown(path, comparison.plan, self.staged)
@@ -138,6 +148,14 @@ class StudyFolder:
         files.write_json(path, comparison.plan.to_dict())
     self.comparisons = comparisons
     return comparisons
+
+  def _read_chats(self):
+    """The study's chats as rows, read once."""
+    from moe_parity.finetuning.finetune import chat_rows
+
+    if self._chat_rows is None:
+      self._chat_rows = chat_rows(self.config, self.store, self.config.budget.seq_len)
+    return self._chat_rows
 
   def _check_settings(self) -> None:
     """
@@ -178,6 +196,9 @@ class StudyFolder:
 
   def fetch(self, run: str) -> None:
     """Before a run is trained: makes its folder what was kept of it."""
+
+  def fetch_checkpoint(self, run: str) -> None:
+    """Before a finished run is fine-tuned: brings its checkpoint here."""
 
   def upload_checkpoint(
     self, run: str, check: Callable[[], None], log: Callable[[str], None]
@@ -220,6 +241,17 @@ class StudyFolder:
     results = Results(self.folder, self.leases)
     value = method.summarize(self.config, self.folder, self.comparisons, results)
     files.write_json(self.folder / f"{self.config.study.method}.json", value)
+    return value
+
+  def summarize_finetuning(self) -> dict | None:
+    """Writes finetuning.json, what came of every arm on chats; None without that stage."""
+    if not self.config.finetuning.data:
+      return None
+    from moe_parity.study.finetuning import summarize
+
+    results = Results(self.folder, self.leases)
+    value = summarize(self.config, self.comparisons[0], self.folder, results)
+    files.write_json(self.folder / FINETUNING, value)
     return value
 
   def _write_comparison(self, comparison: Comparison, arms: list[Arm]) -> None:

@@ -16,6 +16,7 @@ from moe_parity.planning.arm_plan import budget_of
 # Where a study keeps its further comparisons, each a study folder; the name on disk is one that all
 # folders written so far have, so that they load and resume.
 COMPARISONS_FOLDER = "parts"
+FINETUNING_PREFIX = "sft_"  # of the comparisons that hold fine-tuned runs
 STATUSES = ("done", "running", "pending", "failed", "missing")
 STEPS = ("architecture", "activation_rate", "data_reuse")  # of the paper
 
@@ -98,9 +99,17 @@ def read_study(folder: str | pathlib.Path) -> StudyRecord:
 
 
 def comparison_folders(study_folder: pathlib.Path) -> list[pathlib.Path]:
-  """Study folders of a study's further comparisons, sorted; [] if it has none."""
+  """Study folders of a study's further comparisons, sorted; [] if it has none.
+
+  Those of fine-tuned runs are left out: their models are trained on something else.
+  """
   plans = (study_folder / COMPARISONS_FOLDER).glob("*/plan.json")
-  return sorted(path.parent for path in plans)
+  return sorted(path.parent for path in plans if not is_finetuning(path.parent.name))
+
+
+def is_finetuning(comparison: str) -> bool:
+  """Whether a comparison of this name holds fine-tuned runs."""
+  return comparison.startswith(FINETUNING_PREFIX)
 
 
 def compared(study: StudyRecord) -> StudyRecord:

@@ -31,7 +31,7 @@ from moe_parity.training.metrics import (
 )
 from moe_parity.training.out_of_memory import explained
 from moe_parity.training.setup import ArmRun, choose_run_attention, set_up
-from moe_parity.training.stage import Stage, pretraining
+from moe_parity.training.stage import TrainingStage, pretraining
 from moe_parity.training.state import TrainState
 
 
@@ -56,7 +56,7 @@ def train_arm(
   report: Callable[[Progress], None] = lambda progress: None,
   warn: Callable[[str], None] = print,
   control: RunControl | None = None,
-  stage: Stage | None = None,
+  stage: TrainingStage | None = None,
 ) -> dict:
   """Trains, evaluates and returns what result.json holds. A finished run returns at once.
 

@@ -29,7 +29,7 @@ from moe_parity.training.checkpoint import Checkpoints
 from moe_parity.training.control import RunControl
 from moe_parity.training.metrics import read_metrics
 from moe_parity.training.peak_flops import measure_peak_flops
-from moe_parity.training.stage import Stage
+from moe_parity.training.stage import TrainingStage
 from moe_parity.training.state import (
   TrainState,
   abstract_state,
@@ -57,7 +57,7 @@ class ArmRun:
   config: ConfigDict
   plan: ArmPlan
   store: TokenStore
-  stage: Stage
+  stage: TrainingStage
   folder: pathlib.Path
   mesh: Mesh | None
   first_step: int
@@ -112,7 +112,7 @@ def set_up(
   config: ConfigDict,
   plan: ArmPlan,
   store: TokenStore,
-  stage: Stage,
+  stage: TrainingStage,
   folder: pathlib.Path,
   options: StepOptions,
   mesh: Mesh | None,
@@ -179,7 +179,7 @@ def _restored_or_new(
   options,
   mesh: Mesh | None,
   warn: Callable[[str], None],
-  stage: Stage,
+  stage: TrainingStage,
 ) -> tuple[int, TrainState]:
   """The newest checkpoint's step and state, its ledger put into `ledger`; else 0 and a new state.
 

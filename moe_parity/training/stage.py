@@ -19,7 +19,7 @@ from moe_parity.training.state import TrainState, init_state
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class TrainingStage:
   """One stage of training.
 
   Attributes:
@@ -37,13 +37,13 @@ class Stage:
   further_results: Callable[[Any, TrainState], dict] = lambda run, state: {}
 
 
-def pretraining(config: ConfigDict, plan: ArmPlan, store: TokenStore) -> Stage:
+def pretraining(config: ConfigDict, plan: ArmPlan, store: TokenStore) -> TrainingStage:
   """Windows of the store's text, and weights that the arm's seed draws."""
 
   def initial_state(model, optimizer, mesh):
     return init_state(plan.architecture, model, optimizer, plan.seed, mesh)
 
-  return Stage(
+  return TrainingStage(
     functools.partial(loader_of, plan, store.train),
     initial_state,
     document_separators(store.tokenizer, config.data.cross_documents),

@@ -17,6 +17,7 @@ import time
 
 from moe_parity import files
 from moe_parity.defaults import base, dense_arm, moe_arm
+from moe_parity.planning.finetuning_plan import FinetuningPlan
 from moe_parity.study.folder import StudyFolder
 from moe_parity.study.workers.runner import RunActions
 from moe_parity.training import run_folder
@@ -88,7 +89,11 @@ def actions(*, seconds=0.0, truth=bpc_of, failing=(), hanging=()) -> RunActions:
     if arm.name in failing:
       raise RuntimeError(f"{arm.name} broke")
     time.sleep(3600 if arm.name in hanging else seconds)
-    files.write_json(folder / "result.json", result(arm, truth(arm)))
+    told = result(arm, truth(arm))
+    if isinstance(arm, FinetuningPlan):
+      score = {"cross_entropy": truth(arm), "bpc": truth(arm), "examples": []}
+      told["finetuning"] = {"validation": score, "before": score}
+    files.write_json(folder / "result.json", told)
 
   def certify(folder):
     plan = run_folder.read_json(folder / "plan.json")
@@ -96,6 +101,11 @@ def actions(*, seconds=0.0, truth=bpc_of, failing=(), hanging=()) -> RunActions:
     ledger = {"sha256": "0" * 8, "order": {"seed": 0}}
     told = {"passed": True, "checks": [], "ledger": ledger, "unique_windows_sha256": "0" * 8}
     measured = {"measured": {name: plan[name] for name in names}}
+    measured["files"] = {f"checkpoints/{plan['num_steps']}": f"hash of {plan['name']}"}
+    if stated := plan.get("finetuning"):
+      ledger["num_tokens"] = plan["num_tokens"]
+      for name in ("num_examples", "num_scored_tokens"):
+        ledger[name] = stated[name] * round(plan["epochs"])
     files.write_json(folder / "certificate.json", told | measured)
 
   return RunActions(train, certify, lambda folder: None)

@@ -30,7 +30,8 @@ from moe_parity.study.reading import COMPARISONS_FOLDER
 from moe_parity.training import run_folder
 
 LATEST, SNAPSHOTS, CHECKPOINTS = "latest.json", "snapshots", "checkpoints"
-WITH_CHECKPOINT = ("config.json", "plan.json", "metrics.jsonl", "routing.npz")
+WITH_CHECKPOINT = ("config.json", "plan.json", "metrics.jsonl", "routing.npz",
+                   "chat_template.json", "before.json")  # fmt: skip
 NOT_KEPT = ("tensorboard", "failed.txt")  # drawn from metrics.jsonl; what went wrong is over
 RETRIES = 3
 _LATEST = {"step": int, "snapshot": str, "files": {str: [object]}}
@@ -101,6 +102,14 @@ class BucketMirror:
         continue
       self._uploaded_step[run] = latest["step"]
       return
+
+  def fetch_checkpoints(self, run: str) -> None:
+    """Brings the checkpoints of a finished run here."""
+    for name in storage.names(f"{self.url}/{run}/{CHECKPOINTS}"):
+      path = f"{run}/{CHECKPOINTS}/{name}"
+      if not self._has(path):
+        (self.local / path).parent.mkdir(parents=True, exist_ok=True)
+        self._get(path)
 
   def upload_checkpoint(
     self, run: str, check: Callable[[], None], log: Callable[[str], None]

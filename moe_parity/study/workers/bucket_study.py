@@ -18,7 +18,15 @@ from moe_parity.data import storage
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.study.comparisons import Comparison
-from moe_parity.study.folder import LEASES, OLD_LEASES, PLAN, STUDY, Arm, StudyFolder
+from moe_parity.study.folder import (
+  FINETUNING,
+  LEASES,
+  OLD_LEASES,
+  PLAN,
+  STUDY,
+  Arm,
+  StudyFolder,
+)
 from moe_parity.study.reading import COMPARISONS_FOLDER
 from moe_parity.study.workers.bucket_mirror import BucketMirror
 from moe_parity.study.workers.runner import TRACE
@@ -69,6 +77,9 @@ class BucketStudy(StudyFolder):
   def fetch(self, run: str) -> None:
     self.mirror.fetch(run)
 
+  def fetch_checkpoint(self, run: str) -> None:
+    self.mirror.fetch_checkpoints(run)
+
   def upload_checkpoint(
     self, run: str, check: Callable[[], None], log: Callable[[str], None]
   ) -> None:
@@ -87,7 +98,8 @@ class BucketStudy(StudyFolder):
     return arms
 
   def publish(self) -> str:
-    names = (f"{self.config.study.method}.json", "certificate.json", "analysis.json", "report")
+    names = (f"{self.config.study.method}.json", FINETUNING, "certificate.json", "analysis.json",
+             "report")  # fmt: skip
     for comparison in self.comparisons:
       for name in (_named(comparison, name) for name in names):
         if (self.folder / name).exists():

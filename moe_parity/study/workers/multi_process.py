@@ -18,10 +18,11 @@ from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.arm_plan import ArmPlan
+from moe_parity.planning.finetuning_plan import FinetuningPlan
 from moe_parity.sharding import multihost
+from moe_parity.study.finetuning import train_run
 from moe_parity.study.workers.runner import RunActions
 from moe_parity.training.control import RunControl, StopRequests
-from moe_parity.training.loop import train_arm
 
 
 def broadcasting_actions(actions: RunActions) -> RunActions:
@@ -45,7 +46,7 @@ def run_follower(store: TokenStore, stop: StopRequests) -> None:
   while (message := multihost.broadcast_bytes(None)) is not None:
     config, arm, folder = from_message(message)
     try:
-      train_arm(config, arm, store, folder, control=RunControl(stop=stop))
+      train_run(config, arm, store, folder, control=RunControl(stop=stop))
     except UserError:
       continue  # the first process met it too and writes it down
 
@@ -66,5 +67,6 @@ def from_message(message: bytes) -> tuple[ConfigDict, ArmPlan, pathlib.Path]:
   """The inverse of `to_message`; tuples of the config are lists, as in config.json."""
   run = json.loads(message)
   architecture = Architecture.from_dict(run["arm"].pop("architecture"))
-  arm = ArmPlan(architecture=architecture, **run["arm"])
+  kind = FinetuningPlan if "finetuning" in run["arm"] else ArmPlan
+  arm = kind(architecture=architecture, **run["arm"])
   return ConfigDict(run["config"]).lock(), arm, pathlib.Path(run["folder"])

@@ -18,7 +18,9 @@ from typing import Any
 
 from moe_parity.errors import UserError, disk_is_full
 from moe_parity.study import certificate
+from moe_parity.study.finetuning import base_of, train_run
 from moe_parity.study.folder import Arm, StudyFolder, Task, tasks_of
+from moe_parity.study.reading import is_finetuning
 from moe_parity.study.workers.leases import (
   DONE,
   FAILED,
@@ -30,7 +32,7 @@ from moe_parity.study.workers.leases import (
 from moe_parity.study.workers.shard import Shard
 from moe_parity.training import run_folder
 from moe_parity.training.control import RunControl, StopRequests
-from moe_parity.training.loop import Progress, train_arm
+from moe_parity.training.loop import Progress
 
 TRACE = "failed.txt"
 POLL_SECONDS = 5.0  # between looks at what other workers have finished
@@ -40,7 +42,7 @@ POLL_SECONDS = 5.0  # between looks at what other workers have finished
 class RunActions:
   """What is done with a run; tests put something quicker in its place."""
 
-  train: Callable[..., Any] = train_arm
+  train: Callable[..., Any] = train_run
   certify: Callable[[pathlib.Path], dict] = certificate.certify_run
   recheck: Callable[[pathlib.Path], None] = certificate.recheck_run
 
@@ -101,6 +103,8 @@ class _Worker:
       self.on_log(task, progress)
 
     self.study.fetch(task.run)
+    if is_finetuning(task.comparison.name):
+      self.study.fetch_checkpoint(base_of(task.run))
     control = RunControl(lease.check, self.stop)
     run = task.comparison.config, task.arm, self.study.store, folder
     self.actions.train(*run, on_log, self.log, control)
