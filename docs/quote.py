@@ -16,6 +16,7 @@ RESULTS = ROOT / "results"
 sys.path[:0] = [str(ROOT), str(HERE)]
 
 import quote_decode  # noqa: E402 - the folder of this file is no package
+import quote_fields  # noqa: E402
 import quote_studies as studies  # noqa: E402
 from quote_tables import markdown  # noqa: E402
 
@@ -205,6 +206,7 @@ BLOCKS = {
   "coverage": coverage,
   "log": log,
   "symbols": symbols,
+  "fields": quote_fields.fields,
 }
 
 

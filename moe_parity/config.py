@@ -8,12 +8,14 @@ import pathlib
 import runpy
 import sys
 import sysconfig
+import traceback
 from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from moe_parity.errors import UserError, suggest
+from moe_parity.fields.check import as_given, row_of
 
 # Former names of fields, and of a field's values. A config or command line that uses one is refused
 # with the new name; configs stored in run folders are translated (`from_stored`).
@@ -94,10 +96,11 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
   root = str(path.resolve().parent.parent)
   sys.path.insert(0, root)  # so that a config may import others: `from configs import x`
   try:
-    result = runpy.run_path(str(path))["get_config"](arg or None)
+    result = _made_by(path, arg or None)
   finally:
     sys.path.remove(root)
   _refuse_former_names(result, overrides)
+  overrides = [_as_count(override) for override in overrides]
   if not overrides:
     return result.lock()  # the flags below print the config twice, which is slow for many arms
   argv = ["moe-parity", *overrides]
@@ -110,11 +113,59 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
   except (AttributeError, KeyError) as error:
     raise UserError(f"unknown config key {_one_line(error)}") from None
   except (flags.IllegalFlagValueError, TypeError, ValueError) as error:
-    raise UserError(f"config override: {_one_line(error)}") from None
+    raise UserError(f"config override: {_one_line(error)}{_way_out(error, overrides)}") from None
   if rest:
     raise UserError(f"unexpected argument {rest[0]!r}; fields are set by --config.name=value")
   _refuse_former_names(result)
   return result.lock()
+
+
+def _made_by(path: pathlib.Path, arg: str | None) -> ConfigDict:
+  """What a config file's get_config returns.
+
+  Raises:
+    UserError: it has none, returns no config, or fails; names the line.
+  """
+  try:
+    get_config = runpy.run_path(str(path)).get("get_config")
+    if not callable(get_config):
+      raise UserError(f"--config={path} has no function get_config(arg); see configs/demo.py")
+    result = get_config(arg)
+  except UserError:
+    raise
+  except Exception as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    line = lines[-1] if lines else getattr(error, "lineno", None)
+    where = f"--config={path}" + (f", line {line}" if line else "")
+    raise UserError(f"{where}: {type(error).__name__}: {_one_line(error)}; mend the file") from None
+  if not isinstance(result, ConfigDict):
+    raise UserError(
+      f"--config={path}: get_config returns {type(result).__name__}, not a config; begin with"
+      " moe_parity.defaults.base()"
+    )
+  return result
+
+
+def _as_count(override: str) -> str:
+  """An override of a whole number that is written 2e9, as its digits; any other as it is."""
+  name, equals, text = override.partition("=")
+  row = row_of(name.removeprefix("--config."))
+  with contextlib.suppress(ValueError, OverflowError):
+    if equals and row is not None and not text.strip().lstrip("+-").isdigit():
+      value = as_given(row, float(text))
+      return f"{name}={value}" if isinstance(value, int) else override
+  return override
+
+
+def _way_out(error: Exception, overrides: Sequence[str]) -> str:
+  """What the field may hold whose override failed; "" where that is not known."""
+  for override in overrides:
+    path = override.removeprefix("--config.").partition("=")[0]
+    row = row_of(path)
+    if row is not None and path in str(error):
+      return f"; give {row.kind.words()}"
+  return ""
 
 
 def _refuse_former_names(config: ConfigDict, overrides: Sequence[str] = ()) -> None:

@@ -58,7 +58,7 @@ def test_any_checkpoint_and_any_mesh_will_do(run, capsys):
     ([], "there is no prompt; give --prompt="),
     (["--prompt=" + 70 * "a"], "prompt 1 of 71 tokens.* exceed the 64 positions"),
     (["--prompt=a", "--temperature=-1"], "temperature=-1.0 must be"),
-    (["--prompt=a", "--dtype=float16"], "model.dtype='float16' is not one of"),
+    (["--prompt=a", "--dtype=float16"], "model.dtype='float16' is not known"),
     (["--prompts=nowhere.jsonl"], "--prompts=nowhere.jsonl is no file"),
     (["--prompt=a", "--data=9"], "9 devices and 8 are here"),
     (["--prompt=a", "--context=-1"], "context=-1 is negative"),

@@ -232,7 +232,7 @@ def test_a_broken_file_is_refused(tmp_path, text, words):
 def test_a_missing_file_and_an_unknown_convention_are_refused(tmp_path):
   with pytest.raises(UserError, match="no such file"):
     account_file(tmp_path / "none.csv", "paper")
-  with pytest.raises(UserError, match="'papers' is not known; use paper"):
+  with pytest.raises(UserError, match="'papers' is not known; give paper"):
     account_file(tmp_path / "none.csv", "papers")
 
 

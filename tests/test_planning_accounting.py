@@ -226,7 +226,7 @@ def test_kappa_is_the_papers_attention_overhead():
 @pytest.mark.parametrize(
   "seq_len, convention, words",
   [
-    (2048, "papr", "'papr' is not known; use paper, paper_full, exact"),
+    (2048, "papr", r"'papr' is not known; give paper \| paper_full.*did you mean 'paper'"),
     (0, "paper", "seq_len=0"),
     (True, "paper", "seq_len=True"),
   ],

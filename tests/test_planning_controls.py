@@ -63,7 +63,7 @@ def test_controls_change_nothing_of_the_arms_they_stand_beside():
     (dict(kind="dense", active_of="moe_20", d_ffn=64), "d_ffn: the MoE arm decides the shape"),
     (dict(kind="dense", params_multiple=0.5, compute_multiple=2), "spends the budget's C"),
     (dict(kind="dense", params_multiple=0.5, role="check"), "spends the budget's C"),
-    (dict(kind="dense", params_multiple=-1), "params_multiple=-1 is not above 0"),
+    (dict(kind="dense", params_multiple=-1), "params_multiple=-1 is below 1e-06"),
   ],
 )
 def test_a_control_that_cannot_be_is_refused(fields, words):

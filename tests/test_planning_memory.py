@@ -142,7 +142,7 @@ def test_the_papers_7b_moe_fits_64_chips_and_not_one():
     ({"mesh": {"data": 0}}, "data=0 is below 1"),
     ({"mesh": {"expert": 6}}, "expert=6 exceeds num_experts=5"),
     ({"mesh": {"data": 5}}, "batch_sequences=12 is not a multiple of 5.*use 10"),
-    ({"remat": "some"}, "remat='some' is not one of"),
+    ({"remat": "some"}, "model.remat='some' is not known"),
     ({"dtype": "int8"}, "dtype='int8'"),
     ({"micro_batches": 0}, "micro_batches=0"),
     ({"seq_len": 0}, "seq_len=0"),

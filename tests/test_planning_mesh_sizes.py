@@ -40,7 +40,7 @@ def test_sizes_that_do_not_multiply_to_the_devices_are_refused(sizes, num_device
 @pytest.mark.parametrize(
   "fields, told",
   [
-    (dict(data=0), r"mesh.data=0 is no number of devices; use 1 or more"),
+    (dict(data=0), "mesh.data=0 is below 1; give a whole number, -1 or 1 to"),
     (dict(data=-1, fsdp=-1), r"only one axis can take the rest; set the other -1 to 1"),
   ],
 )

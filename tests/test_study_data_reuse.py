@@ -171,8 +171,8 @@ def test_too_few_runs_give_no_law():
   "change, words",
   [
     (lambda c: c.budget.update(reuse="loose"), "sets the scheme of each comparison itself"),
-    (lambda c: c.study.update(epochs=(0.5, 2.0)), "at least 1 in rising order"),
-    (lambda c: c.study.update(epochs=(4.0, 2.0)), "at least 1 in rising order"),
+    (lambda c: c.study.update(epochs=(0.5, 2.0)), "has 0.5, which is below 1"),
+    (lambda c: c.study.update(epochs=(4.0, 2.0)), "give them in rising order"),
   ],
 )
 def test_schemes_that_cannot_be_are_refused(change, words):

@@ -12,6 +12,7 @@ from moe_parity.api.tables import as_table
 from moe_parity.data.mixture import planner_inputs
 from moe_parity.data.token_store import is_store, open_store
 from moe_parity.errors import UserError, suggest
+from moe_parity.fields.check import as_given, row_of
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.plan_costs import memory_of, rows_with_memory, with_costs
 from moe_parity.report import cards
@@ -148,7 +149,7 @@ def changed(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
       if i < len(sections):
         target = target[section]
     try:
-      target[last] = value
+      target[last] = as_given(row_of(name), value)
     except TypeError as error:
       raise UserError(f"field {name}={value!r}: {' '.join(str(error).split())}") from None
   return copy.lock()

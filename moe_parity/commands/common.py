@@ -119,13 +119,15 @@ def planned(args):
   """(config, plan, store): the plan knows the corpus, so that a budget it cannot feed is refused
   before JAX is loaded. Of several comparisons it is the plan of the first."""
   from moe_parity.data.mixture import planner_inputs
+  from moe_parity.evaluation.split_rows import check_run_rows
   from moe_parity.study.comparisons import Results, plan_comparisons
 
   config = load_config(args)
   plan_comparisons(config, Results(None))  # wrong numbers are named before any text is read
   store = open_data(config)
-  return (
-    config,
-    plan_comparisons(config, Results(None), **planner_inputs(store, config))[0].plan,
-    store,
-  )
+  known = planner_inputs(store, config)
+  comparisons = plan_comparisons(config, Results(None), **known)
+  for comparison in comparisons:
+    for arm in comparison.plan.arms:
+      check_run_rows(config, arm, store.validation)
+  return config, comparisons[0].plan, store

@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from moe_parity.data.token_store import Split
-from moe_parity.errors import UserError, check_choice
+from moe_parity.errors import UserError
 from moe_parity.evaluation.bits_per_character import Score
 from moe_parity.evaluation.model_scorer import make_scorer
 from moe_parity.model.documents import DocumentSeparators
@@ -28,17 +28,6 @@ from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
 from moe_parity.planning.architecture import Architecture
 from moe_parity.sharding import mesh as meshes
-
-ABLATIONS = ("routed_removed", "router_shuffled", "top_1")
-
-
-def check_ablations(names) -> tuple[str, ...]:
-  """The names of `evaluation.ablations` as a tuple.
-
-  Raises:
-    UserError: a name that is none of ABLATIONS.
-  """
-  return tuple(check_choice("evaluation.ablations", name, ABLATIONS) for name in names)
 
 
 def ablated_scores(
@@ -53,7 +42,7 @@ def ablated_scores(
   """(name, the ablated model as a `Score`), one at a time; top_1 is left out where K is 1.
 
   Args:
-    names: as `check_ablations` gives them. documents: as of `make_scorer`.
+    names: of `evaluation.ablations`. documents: as of `make_scorer`.
   """
   make = make_scorer(architecture, options, documents, mesh)
   if "routed_removed" in names:

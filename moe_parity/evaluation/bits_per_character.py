@@ -28,8 +28,8 @@ import numpy as np
 from moe_parity.data.token_store import Documents, Split
 from moe_parity.data.window_order import key, permute
 from moe_parity.errors import UserError
+from moe_parity.planning.config_rules import check_scoring
 
-MODES = ("document", "strided", "packed")
 # (inputs int32 [B, S], targets int32 [B, S], mask bool [B, S]) -> nats [B, S]; one shape throughout
 # lets a jitted model compile once. What it returns where the mask is false is ignored.
 Score = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -66,7 +66,7 @@ def evaluate(
   Raises:
     UserError: an impossible combination of arguments, or nats that are not finite.
   """
-  _check(mode, seq_len, batch_sequences, stride, max_tokens)
+  check_scoring(mode, seq_len, batch_sequences, stride, max_tokens)
   documents = split.documents
   if mode == "packed":
     windows = _some_windows(split.num_windows(seq_len), seq_len, max_tokens, seed)
@@ -248,17 +248,3 @@ def _accumulate(
       documents.num_chars[is_scored],
     )
   return nats, (num_tokens, num_bytes, num_chars)
-
-
-def _check(mode: str, seq_len: int, batch_sequences: int, stride: int, max_tokens: int) -> None:
-  if mode not in MODES:
-    raise UserError(f"evaluation mode {mode!r} is not one of {', '.join(MODES)}")
-  if mode == "strided" and not 1 <= stride <= seq_len:
-    raise UserError(f"stride={stride} must lie in 1..{seq_len} (seq_len) for mode=strided")
-  if mode != "strided" and stride:
-    raise UserError(f"stride={stride} is for mode=strided, the mode is {mode}; use stride=0")
-  if min(seq_len, batch_sequences) < 1 or max_tokens < 0:
-    raise UserError(
-      f"seq_len={seq_len}, batch_sequences={batch_sequences} must be positive and "
-      f"max_tokens={max_tokens} must not be negative"
-    )

@@ -10,11 +10,11 @@ from moe_parity import files
 from moe_parity.data import chat_template
 from moe_parity.data.tokenizer import Tokenizer
 from moe_parity.errors import UserError
+from moe_parity.fields.choices import LEARNED
 from moe_parity.inference.generator import check_finite
 from moe_parity.interchange import hf_config, shards
 from moe_parity.interchange.model_card import model_card
 from moe_parity.interchange.tensors import leaves_of, tensors
-from moe_parity.planning.routed_scale import LEARNED
 from moe_parity.training import run_folder
 from moe_parity.training.load_run import TrainedModel, load_run, open_tokenizer
 

@@ -1,10 +1,11 @@
 """Which Hugging Face class holds a model of ours exactly, and its config.json."""
 
 from moe_parity.errors import UserError, check_choice
+from moe_parity.fields.choices import LEARNED, PER_CHOICE
 from moe_parity.interchange.tensors import LLAMA, NO_SHARED, OWN, QWEN2_MOE
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.architecture import Architecture
-from moe_parity.planning.routed_scale import LEARNED, PER_CHOICE, constant_scale
+from moe_parity.planning.routed_scale import constant_scale
 
 CLASSES = {
   LLAMA: "LlamaForCausalLM",
@@ -57,7 +58,7 @@ def routed_scale_of(architecture: Architecture, options: ModelOptions) -> float 
     return LEARNED
   if options.routed_scale == PER_CHOICE:
     return architecture.num_experts / architecture.experts_per_token
-  return constant_scale("model.routed_scale", options.routed_scale)
+  return constant_scale(options.routed_scale)
 
 
 def make_config(

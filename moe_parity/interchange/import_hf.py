@@ -12,6 +12,7 @@ from moe_parity import files
 from moe_parity.data.tokenizer import load
 from moe_parity.defaults import base
 from moe_parity.errors import UserError
+from moe_parity.fields.choices import LEARNED
 from moe_parity.interchange import shards
 from moe_parity.interchange.export import read_json
 from moe_parity.interchange.read_config import Imported, read_config
@@ -26,7 +27,6 @@ from moe_parity.interchange.tensors import (
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
 from moe_parity.planning.architecture import Architecture
-from moe_parity.planning.routed_scale import LEARNED
 from moe_parity.training import run_folder
 from moe_parity.training.checkpoint import save_model
 

@@ -16,13 +16,14 @@ from moe_parity.experts.assignments import drop_beyond_capacity
 from moe_parity.experts.expert_ffn import expert_ffn, implementation_for
 from moe_parity.experts.expert_parallel import expert_parallel_ffn
 from moe_parity.experts.looped_ffn import FEW_ASSIGNMENTS, looped_ffn
+from moe_parity.fields.choices import LEARNED, PER_CHOICE
 from moe_parity.kernels.common import platform
 from moe_parity.model.feedforward import FeedForward
 from moe_parity.model.init import param
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.expert_parallel import ExpertParallelShape, default_token_dispatch
-from moe_parity.planning.routed_scale import LEARNED, PER_CHOICE, constant_scale
+from moe_parity.planning.routed_scale import constant_scale
 from moe_parity.sharding import mesh
 
 
@@ -130,7 +131,7 @@ class MoE(nnx.Module):
     elif options.routed_scale == LEARNED:
       self.routed_scale = nnx.Param(jnp.ones((1,), jnp.float32), axes="-")
     else:
-      self.constant_scale = constant_scale("model.routed_scale", options.routed_scale)
+      self.constant_scale = constant_scale(options.routed_scale)
     self.selection_bias = SelectionBias(jnp.zeros((e,), jnp.float32), axes="-")
     self.experts_in = param(e, 2, i, d, axes="E2ID", fan_in=d)
     self.experts_out = param(e, i, d, axes="EID", scale=shrink)

@@ -2,19 +2,8 @@
 
 import dataclasses
 
-from moe_parity.errors import UserError, check_choice
-from moe_parity.planning.attention_choice import (
-  IMPLEMENTATIONS,
-  AttentionChoice,
-  Device,
-  choose_attention,
-)
-from moe_parity.planning.routed_scale import check_routed_scale
-
-POSITIONS = ("alibi", "rope", "none")
-REMAT_POLICIES = ("none", "dots", "layer")
-DTYPES = ("float32", "bfloat16")
-ATTENTIONS = ("", *IMPLEMENTATIONS)
+from moe_parity.fields.check import check_values
+from moe_parity.planning.attention_choice import AttentionChoice, Device, choose_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,25 +55,8 @@ class ModelOptions:
   is_probing: bool = False
 
   def __post_init__(self):
-    check_choice("model.position", self.position, POSITIONS)
-    check_routed_scale("model.routed_scale", self.routed_scale)
-    check_choice("model.remat", self.remat, REMAT_POLICIES)
-    check_choice("model.dtype", self.dtype, DTYPES)
-    check_choice("model.attention", self.attention, ATTENTIONS)
-    if self.capacity_factor < 0:
-      raise UserError(
-        f"model.capacity_factor={self.capacity_factor} is negative; use 0 (nothing is dropped) or"
-        " more than 1"
-      )
-    if self.num_batch_splits < 0:
-      raise UserError(
-        f"model.num_batch_splits={self.num_batch_splits} is negative; use 0, the platform's own"
-        " number"
-      )
-    if self.attention_block < 1:
-      raise UserError(
-        f"model.attention_block={self.attention_block} must be at least 1; 512 is a good choice"
-      )
+    check_values("model", vars(self), "model")
+    check_values("mesh", vars(self), "mesh")
 
   def attention_choice(self, device: Device, seq_len: int, d_head: int) -> AttentionChoice:
     """Which implementation computes attention on a device.

@@ -29,9 +29,11 @@ from __future__ import annotations
 import dataclasses
 
 from moe_parity.errors import UserError
+from moe_parity.fields.check import check_kind
+from moe_parity.fields.choices import CONVENTIONS
+from moe_parity.fields.kinds import Choice
 from moe_parity.planning.architecture import Architecture
 
-CONVENTIONS = ("paper", "paper_full", "exact", "executed")
 ATTENTION_BLOCK = 512  # queries at a time where a config's model.attention_block says nothing
 # Parts of a model that are parameters, and products that are FLOPs, under a convention.
 _MATRICES = ("attention", "dense_ffn", "routed_experts", "shared_expert")
@@ -83,8 +85,7 @@ class Cost:
 
 def check_convention(convention: str) -> None:
   """Raises UserError unless `convention` is one of CONVENTIONS."""
-  if convention not in CONVENTIONS:
-    raise UserError(f"convention={convention!r} is not known; use {', '.join(CONVENTIONS)}")
+  check_kind("convention", convention, Choice(CONVENTIONS))
 
 
 def counts_router_and_norms(convention: str) -> bool:

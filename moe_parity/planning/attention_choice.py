@@ -18,7 +18,6 @@ import math
 
 from moe_parity.errors import UserError
 
-IMPLEMENTATIONS = ("blocks", "cudnn", "flash", "splash")
 FUSED = ("cudnn", "flash", "splash")
 KERNEL_MULTIPLE = 128  # positions; what a TPU kernel needs a sequence to be a multiple of
 FLASH_LONGEST = 16_384  # positions whose keys and queries of a head fit on a TPU's chip

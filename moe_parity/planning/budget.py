@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
-from moe_parity.errors import UserError, suggest
-from moe_parity.planning.accounting import check_convention, cost_of
+from moe_parity.errors import UserError
+from moe_parity.fields.check import check_kind, check_values, items, section_values
+from moe_parity.fields.table import ARM_NAME
+from moe_parity.planning.accounting import cost_of
 from moe_parity.planning.architecture import Architecture, layer_pattern
-from moe_parity.planning.routed_scale import check_routed_scale
 from moe_parity.planning.solver import solve
 from moe_parity.planning.targets import RATE_TOLERANCE, Targets
 
-REUSE = ("unique", "strict", "loose", "epochs")
-HELD_FIXED = ("compute", "tokens")
-GATES = ("", "raw", "normalized")
-ROLES = ("", "check", "tuning")
 CONTROL_TOLERANCE = 0.02  # of a control's N: a small model has few shapes
 CONTROL_SHAPE = ("num_layers", "d_model", "num_heads", "num_kv_heads", "d_head", "d_ffn")
 
@@ -50,30 +46,13 @@ class Budget:
   held_fixed: str = "compute"
 
   def __post_init__(self) -> None:
-    check_convention(self.convention)
-    if self.held_fixed not in HELD_FIXED:
-      raise UserError(
-        f"budget.held_fixed={self.held_fixed!r} is not known; use {', '.join(HELD_FIXED)}"
-      )
+    check_values("budget", vars(self), "budget")
     if self.held_fixed == "tokens" and not self.dense_tokens:
       raise UserError(
         "budget.held_fixed='tokens' and budget.dense_tokens=0; give the tokens that every arm sees"
       )
-    if self.reuse not in REUSE:
-      raise UserError(f"budget.reuse={self.reuse!r} is not known; use {', '.join(REUSE)}")
     if not self.train_flops and not self.dense_tokens:
       raise UserError("budget.train_flops=0 and budget.dense_tokens=0; give one of them")
-    for name, least in (("num_params", 1), ("seq_len", 1), ("batch_multiple", 1), ("epochs", 1)):
-      if getattr(self, name) < least:
-        raise UserError(
-          f"budget.{name}={getattr(self, name)} is below {least}; give at least {least}"
-        )
-    for name in ("params_tolerance", "flops_tolerance"):
-      if not 0 < getattr(self, name) < 0.5:
-        raise UserError(
-          f"budget.{name}={getattr(self, name)} is not a share between 0 and 0.5; "
-          f"write 0.005 for 0.5 %"
-        )
     if self.unique_tokens and self.reuse in ("loose", "epochs"):
       raise UserError(
         f"budget.unique_tokens={self.unique_tokens} with reuse={self.reuse!r}, which "
@@ -135,41 +114,24 @@ class ArmSpec:
   tunes: str = ""
 
   def __post_init__(self) -> None:
-    self._check_gates()
-    if self.role not in ROLES:
-      raise UserError(f"arm {self.name!r}: role={self.role!r} is not known; use 'check' or ''")
+    check_kind("the name of an arm", self.name, ARM_NAME)
+    check_values("arms.*", vars(self), f"arms.{self.name}")
+    self._check_dense()
     if (self.role == "tuning") != bool(self.tunes):
       raise UserError(
         f"arm {self.name!r}: role={self.role!r} with tunes={self.tunes!r}; tries of a learning rate"
         " have both, others neither"
       )
-    if self.kind not in ("dense", "moe"):
-      raise UserError(f"arm {self.name!r}: kind={self.kind!r} is not known; use 'dense' or 'moe'")
-    for name in ("compute_multiple", "learning_rate_multiplier", "params_multiple"):
-      if getattr(self, name) <= 0:
-        raise UserError(f"arm {self.name!r}: {name}={getattr(self, name)} is not above 0; use 1.0")
     if self.is_control:
       self._check_control()
-    self._check_run()
 
-  def _check_gates(self) -> None:
-    if self.gates not in GATES:
-      raise UserError(
-        f"arm {self.name!r}: gates={self.gates!r} is not one of {', '.join(GATES[1:])}"
-      )
+  def _check_dense(self) -> None:
     if self.gates and self.kind == "dense":
       raise UserError(f"arm {self.name!r}: gates={self.gates!r} in a dense arm; leave it out")
-    check_routed_scale(f"arm {self.name!r}: routed_scale", self.routed_scale)
     if self.routed_scale and self.kind == "dense":
       raise UserError(
         f"arm {self.name!r}: routed_scale={self.routed_scale!r} in a dense arm; leave it out"
       )
-
-  def _check_run(self) -> None:
-    if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
-      raise UserError(f"arm {self.name!r}: seeds={self.seeds} are not whole numbers of at least 0")
-    if len(set(self.seeds)) < len(self.seeds):
-      raise UserError(f"arm {self.name!r}: seeds={self.seeds} name one seed twice; drop one")
 
   def _check_control(self) -> None:
     what = (
@@ -291,59 +253,22 @@ _SOLVER_FIELDS = tuple(
 
 def read_budget(section: Any) -> Budget:
   """The budget of a config: a mapping or anything with attributes; unknown names are refused."""
-  return Budget(**_fields(section, Budget, "budget"))
+  fields = section_values(section, "budget")
+  if "num_params" not in fields:
+    raise UserError("budget.num_params is missing; give the parameters that every arm shares")
+  return Budget(**fields)
 
 
 def read_arms(section: Any, default_seed: int) -> list[ArmSpec]:
   """The arms of a config in its order; an arm without seeds runs with the config's."""
-  names = _names(section)
-  if not names:
-    raise UserError("the config has no arms; add config.arms.<name>")
   arms = []
-  for name in names:
-    fields = _fields(_value(section, name), ArmSpec, f"arm {name!r}", without=("name",))
+  for name, value in items(section, "arms"):
+    check_kind("the name of an arm", name, ARM_NAME)
+    fields = section_values(value, "arms.*", f"arms.{name}")
     if "kind" not in fields:
       raise UserError(f"arm {name!r} has no kind; use kind='dense' or kind='moe'")
     fields["seeds"] = tuple(fields.get("seeds") or ()) or (default_seed,)
     arms.append(ArmSpec(name=name, **fields))
+  if not arms:
+    raise UserError("the config has no arms; add config.arms.<name>")
   return arms
-
-
-def _fields(section: Any, kind: type, where: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
-  """The named values of a section, with whole floats made whole where a count is meant."""
-  known = {field.name: field for field in dataclasses.fields(kind) if field.name not in without}
-  found = {}
-  for name in _names(section):
-    if name not in known:
-      hint = suggest(name, known) or f"; use {', '.join(known)}"
-      raise UserError(f"{where} has no field {name!r}{hint}")
-    found[name] = _checked(_value(section, name), known[name].type, f"{where}: {name}")
-  for name, field in known.items():
-    if field.default is dataclasses.MISSING and name not in found and name != "kind":
-      raise UserError(f"{where}: {name} is missing; give it")
-  return found
-
-
-def _checked(value: Any, kind: str, where: str) -> Any:
-  if kind == "int" and isinstance(value, float) and value.is_integer():
-    return int(value)  # 2.15e9 is a count
-  wanted = {
-    "int": (int, "a whole number"),
-    "str": (str, "text"),
-    "bool": (bool, "True or False"),
-    "float | int": ((int, float), "a number"),
-    "tuple[int, ...]": ((tuple, list), "a tuple of whole numbers"),
-  }[kind]
-  if not isinstance(value, wanted[0]) or (isinstance(value, bool) and kind != "bool"):
-    raise UserError(f"{where}={value!r} is not {wanted[1]}; correct the config")
-  if isinstance(value, float) and not math.isfinite(value):
-    raise UserError(f"{where}={value!r} is not finite; correct the config")
-  return value
-
-
-def _names(section: Any) -> list[str]:
-  return list(section.keys() if hasattr(section, "keys") else vars(section))
-
-
-def _value(section: Any, name: str) -> Any:
-  return section[name] if hasattr(section, "keys") else getattr(section, name)

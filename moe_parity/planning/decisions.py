@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from moe_parity.errors import UserError
+from moe_parity.fields.check import get
+from moe_parity.fields.choices import BYTE_VOCABULARY
 from moe_parity.planning.accounting import ATTENTION_BLOCK
 from moe_parity.planning.budget import ArmSpec, Budget, read_arms, read_budget
+from moe_parity.planning.config_rules import check_config
 from moe_parity.planning.domain_shares import Shares, read_shares
-
-_BYTE_VOCABULARY = 16 + 256  # special tokens and bytes of the built-in tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,7 @@ def read_decisions(config: Any, vocab_size: int = 0) -> Decisions:
   Raises:
     UserError: a section that is missing, or a field against a rule.
   """
+  check_config(config)
   data, optimizer = get(config, "data", {}), get(config, "optimizer", {})
   model, tokenizer = get(config, "model", {}), str(get(data, "tokenizer", ""))
   return Decisions(
@@ -67,21 +68,6 @@ def read_decisions(config: Any, vocab_size: int = 0) -> Decisions:
 def _vocabulary(tokenizer: str) -> int:
   """Vocabulary of a tokenizer by its name, 0 where only its file would tell."""
   if tokenizer == "bytes":
-    return _BYTE_VOCABULARY
+    return BYTE_VOCABULARY
   size = tokenizer.removeprefix("bpe:")
   return int(size) if tokenizer.startswith("bpe:") and size.isdigit() else 0
-
-
-_REQUIRED = object()
-
-
-def get(section: Any, name: str, default: Any = _REQUIRED) -> Any:
-  """A value of a section: a mapping, a config dictionary or a plain object."""
-  if hasattr(section, "keys"):
-    if name in section:
-      return section[name]
-  elif hasattr(section, name):
-    return getattr(section, name)
-  if default is _REQUIRED:
-    raise UserError(f"the config has no {name!r}; it needs seed, budget and arms")
-  return default

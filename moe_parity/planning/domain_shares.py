@@ -138,8 +138,6 @@ def plan_mixture(
 
 def check_epochs(arm: str, name: str, epochs: float, max_epochs: float | int) -> None:
   """Refuses data that an arm would read more often than data.max_epochs, to two decimals."""
-  if max_epochs < 0:
-    raise UserError(f"data.max_epochs={max_epochs} is below 0; give 0 for no bound")
   if max_epochs and round(epochs, 2) > max_epochs:
     raise UserError(
       f"arm {arm!r} would read {name!r} {epochs:.2f} times, data.max_epochs={max_epochs:g}; give"

@@ -18,14 +18,11 @@ import dataclasses
 import math
 
 from moe_parity.errors import UserError
+from moe_parity.fields.check import check_kind, check_value
+from moe_parity.fields.choices import TOKEN_DISPATCHERS
+from moe_parity.fields.kinds import Choice
 from moe_parity.planning import tpu_slices
 
-TOKEN_DISPATCHERS = (
-  "all_to_all",
-  "ragged_all_to_all_dedup",
-  "ragged_all_to_all",
-  "all_gather",
-)
 RAGGED = ("ragged_all_to_all_dedup", "ragged_all_to_all")  # need a ragged all-to-all collective
 
 # Buffers of the first round hold this much of the mean load of balanced routing; those of an
@@ -160,11 +157,7 @@ def check_name(token_dispatch: str) -> None:
   Raises:
     UserError: no such token dispatcher.
   """
-  if token_dispatch not in TOKEN_DISPATCHERS:
-    raise UserError(
-      f"token_dispatch={token_dispatch!r} is not one of {', '.join(TOKEN_DISPATCHERS)}; leave it"
-      " out for the platform's own"
-    )
+  check_kind("mesh.token_dispatch", token_dispatch, Choice(TOKEN_DISPATCHERS))
 
 
 def check_token_dispatch(
@@ -195,10 +188,7 @@ def check_token_dispatch(
       f"{num_devices} devices on the expert axis share {num_experts} experts, so some would own"
       f" none; use at most {num_experts}"
     )
-  if not 0 <= capacity_factor < math.inf:
-    raise UserError(
-      f"capacity_factor={capacity_factor} must be 0 (nothing dropped) or positive; 1.25 is usual"
-    )
+  check_value("model.capacity_factor", capacity_factor)
 
 
 def default_token_dispatch(

@@ -31,13 +31,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_parity.errors import UserError
+from moe_parity.fields.check import check_value
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.attention_choice import FUSED
 from moe_parity.planning.expert_parallel import CAPACITY_HEADROOM, tile_padded_rows
 from moe_parity.planning.mesh_sizes import AXES
 from moe_parity.planning.tpu_slices import LANES
 
-REMAT = ("none", "dots", "layer")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 MAX_LOGITS_IN_MEMORY = 2**26  # logits of the loss that exist at a time on a device
 
@@ -124,10 +124,8 @@ def device_memory(
 def _check(
   seq_len: int, batch_sequences: int, num_shards: int, micro_batches: int, dtype: str, remat: str
 ) -> None:
-  if remat not in REMAT:
-    raise UserError(f"remat={remat!r} is not one of {', '.join(REMAT)}")
-  if dtype not in DTYPE_BYTES:
-    raise UserError(f"dtype={dtype!r} is not one of {', '.join(DTYPE_BYTES)}")
+  check_value("model.remat", remat)
+  check_value("model.dtype", dtype)
   sizes = dict(seq_len=seq_len, batch_sequences=batch_sequences, micro_batches=micro_batches)
   for name, value in sizes.items():
     if value < 1:

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe_parity.errors import UserError
+from moe_parity.fields.check import check_value, check_values, get
 from moe_parity.planning.architecture import Architecture
-from moe_parity.planning.expert_parallel import check_name
 
 AXES = ("data", "fsdp", "expert")
 
@@ -55,15 +55,9 @@ def read_mesh(section: Any) -> MeshSizes:
     UserError: a size that is no positive number (or -1), or more than one -1; a token dispatcher
       that does not exist.
   """
-  if token_dispatch := getattr(section, "token_dispatch", ""):
-    check_name(token_dispatch)
-  sizes = MeshSizes(*(getattr(section, axis) for axis in AXES))
-  for axis in AXES:
-    size = getattr(sizes, axis)
-    if size < 1 and size != -1:
-      raise UserError(
-        f"mesh.{axis}={size} is no number of devices; use 1 or more, or -1 for the rest"
-      )
+  check_value("mesh.token_dispatch", get(section, "token_dispatch", ""))
+  sizes = MeshSizes(*(get(section, axis, 1) for axis in AXES))
+  check_values("mesh", vars(sizes), "mesh")
   if dataclasses.astuple(sizes).count(-1) > 1:
     raise UserError(f"mesh {sizes}: only one axis can take the rest; set the other -1 to 1")
   return sizes

@@ -12,16 +12,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_parity.errors import UserError
+from moe_parity.fields.check import get
 from moe_parity.planning.accounting import Cost, cost_of
 from moe_parity.planning.architecture import Architecture, dense_of_active_size
 from moe_parity.planning.arm_plan import ArmPlan, ComparisonPlan
 from moe_parity.planning.budget import ArmSpec, Budget
-from moe_parity.planning.decisions import Decisions, get, read_decisions
+from moe_parity.planning.decisions import Decisions, read_decisions
 from moe_parity.planning.domain_shares import check_epochs, plan_mixture
 from moe_parity.planning.mesh_sizes import check_arms, read_mesh
 from moe_parity.planning.plan_notes import plan_notes, vocabulary_notes
 from moe_parity.planning.run_length import (
   RunLength,
+  check_micro_batches,
   make_run_length,
   peak_learning_rate,
   warmup_steps,
@@ -80,9 +82,11 @@ def make_plan(
     arm for draft in drafts
     for arm in _arm_plans(decisions, draft, train_flops, shared_unique, _dense(drafts))
   ]  # fmt: skip
+  micro = get(get(config, "train", {}), "micro_batch_sequences", 0)
+  for arm in arms:
+    check_micro_batches(arm.name, arm.batch_sequences, micro)
   if mesh := get(config, "mesh", None):
-    train = get(config, "train", {})
-    check_arms(read_mesh(mesh), arms, get(train, "micro_batch_sequences", 0))
+    check_arms(read_mesh(mesh), arms, micro)
   spread = max(at_parity, default=0) - min(at_parity, default=0)
   equal_data = spread <= budget.flops_tolerance * shared_unique
   return ComparisonPlan(

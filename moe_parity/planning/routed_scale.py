@@ -7,36 +7,14 @@ shared expert. A scale undoes that.
 
 from __future__ import annotations
 
-import math
-
-from moe_parity.errors import UserError
-
-PER_CHOICE, LEARNED = "E/K", "learned"
+from moe_parity.fields.check import check_value
 
 
-def check_routed_scale(field: str, value: str) -> None:
-  """
-  Raises:
-    UserError: `value` is neither "", a positive number as text, "E/K" nor "learned".
-  """
-  if value not in ("", PER_CHOICE, LEARNED):
-    constant_scale(field, value)
-
-
-def constant_scale(field: str, value: str) -> float:
+def constant_scale(value: str) -> float:
   """The number that a text stands for; "" is 1.
 
   Raises:
-    UserError: it is no positive, finite number.
+    UserError: it is none, or out of range.
   """
-  if not value:
-    return 1.0
-  try:
-    scale = float(value)
-  except ValueError:
-    scale = math.nan
-  if not (math.isfinite(scale) and scale > 0):
-    raise UserError(
-      f"{field}={value!r} is not a positive number, {PER_CHOICE!r} or {LEARNED!r}; use '' for 1"
-    )
-  return scale
+  check_value("model.routed_scale", value)
+  return float(value) if value else 1.0

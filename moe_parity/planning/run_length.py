@@ -100,3 +100,17 @@ def warmup_steps(num_steps: int, wanted: int) -> int:
 def peak_learning_rate(num_params: int, num_tokens: int) -> float:
   """StepLaw's peak learning rate for all non-vocabulary parameters and the tokens seen."""
   return STEP_LAW.predict(num_params=num_params, num_tokens=num_tokens)["peak_learning_rate"]
+
+
+def check_micro_batches(name: str, batch_sequences: int, micro: int) -> None:
+  """Refuses `train.micro_batch_sequences` that do not divide the batch of an arm; 0 is the batch.
+
+  Raises:
+    UserError: with the largest that does.
+  """
+  if micro and batch_sequences % micro:
+    largest = next(n for n in range(min(micro, batch_sequences), 0, -1) if not batch_sequences % n)
+    raise UserError(
+      f"train.micro_batch_sequences={micro} does not divide the batch of {batch_sequences}"
+      f" sequences of arm {name!r}; use {largest}, or set budget.batch_multiple={micro}"
+    )

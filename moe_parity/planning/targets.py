@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from moe_parity.errors import UserError
-from moe_parity.planning.accounting import check_convention
+from moe_parity.fields.check import check_values
 from moe_parity.planning.architecture import layer_pattern
 
 RATE_TOLERANCE = 0.005  # largest |r_a - target| of a solved shape
@@ -59,25 +58,8 @@ class Targets:
   params_tolerance: float = 0.003
 
   def __post_init__(self) -> None:
-    check_convention(self.convention)
-    kinds = {field.name: field.type for field in dataclasses.fields(self)}
-    for name in (name for name, kind in kinds.items() if kind == "int"):
-      value = getattr(self, name)
-      if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise UserError(f"{name}={value!r} is not a whole number of at least 0; 0 leaves it open")
-    for name in (name for name, kind in kinds.items() if kind.startswith("float")):
-      value = getattr(self, name)
-      if (
-        not isinstance(value, int | float)
-        or isinstance(value, bool)
-        or not math.isfinite(value)
-        or value < 0
-      ):
-        raise UserError(f"{name}={value!r} is not a number of at least 0; 0 leaves it open")
-    if not self.num_params:
-      raise UserError("num_params=0; give the parameters every arm shares, without vocabulary")
-    if self.kind not in ("dense", "moe"):
-      raise UserError(f"kind={self.kind!r} is not known; use 'dense' or 'moe'")
+    check_values("arms.*", vars(self), "")
+    check_values("budget", vars(self), "")
     if self.kind == "dense":
       self._check_dense()
     else:

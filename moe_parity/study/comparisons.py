@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ArmPlan, ComparisonPlan
+from moe_parity.planning.config_rules import check_config
 from moe_parity.planning.plan import make_plan
 from moe_parity.study import tuning
 from moe_parity.study.methods.method import method_of
@@ -126,6 +127,7 @@ def plan_comparisons(
   Raises:
     UserError: as of `make_plan`, naming the comparison.
   """
+  check_config(config)
   comparisons, taken = [], {}
   planned = functools.partial(
     make_plan,

@@ -59,15 +59,13 @@ def read_grid(config: ConfigDict) -> Grid:
   )
   if not grid.rates:
     return grid
-  if len(grid.rates) < 2 or list(grid.rates) != sorted(set(grid.rates)) or grid.rates[0] <= 0:
+  if len(grid.rates) < 2 or list(grid.rates) != sorted(grid.rates):
     raise UserError(
-      f"study.learning_rate_grid={study.learning_rate_grid}: give at least two rates above 0 in"
+      f"study.learning_rate_grid={study.learning_rate_grid}: give at least two rates in"
       " rising order, for example (0.002, 0.004, 0.008)"
     )
-  if not grid.seeds or len(set(grid.seeds)) < len(grid.seeds):
-    raise UserError(f"study.tuning_seeds={grid.seeds}: give one seed or more, each once")
-  if grid.extensions < 0:
-    raise UserError(f"study.grid_extensions={grid.extensions} is below 0; use 0 or more")
+  if not grid.seeds:
+    raise UserError("study.tuning_seeds=() with a learning_rate_grid; give one seed or more")
   if study.learning_rates or study.batches:
     raise UserError(
       f"study.learning_rates={study.learning_rates}, batches={study.batches} with a"

@@ -15,6 +15,7 @@ from moe_parity.model.options import ModelOptions
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.expert_parallel import check_token_dispatch
 from moe_parity.planning.mesh_sizes import check_arm, read_mesh, resolve
+from moe_parity.planning.run_length import check_micro_batches
 from moe_parity.sharding.mesh import batch_sharding, make_mesh
 from moe_parity.training.optimizer import OptimizerOptions
 from moe_parity.training.state import abstract_state
@@ -66,13 +67,8 @@ def step_options(
   Raises:
     UserError: micro-batches that do not divide the batch.
   """
+  check_micro_batches(plan.name, plan.batch_sequences, config.train.micro_batch_sequences)
   micro = config.train.micro_batch_sequences or plan.batch_sequences
-  if plan.batch_sequences % micro:
-    divisors = [n for n in range(1, micro + 1) if plan.batch_sequences % n == 0]
-    raise UserError(
-      f"train.micro_batch_sequences={micro} does not divide the batch of {plan.batch_sequences}"
-      f" sequences of arm {plan.name!r}; use {divisors[-1]}, or set budget.batch_multiple={micro}"
-    )
   m = config.model
   return StepOptions(
     m.balance_weight,

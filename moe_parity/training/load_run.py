@@ -2,12 +2,14 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from moe_parity.config import from_stored
+from moe_parity.data import checked_json
 from moe_parity.data.fingerprint import check_same_data
 from moe_parity.data.prepare import open_data
 from moe_parity.data.token_store import TokenStore
@@ -16,16 +18,22 @@ from moe_parity.errors import UserError
 from moe_parity.evaluation import bits_per_character, specialization
 from moe_parity.evaluation.model_scorer import make_scorer
 from moe_parity.evaluation.routing_counts import count_routing, make_routing_counter
+from moe_parity.evaluation.split_rows import check_rows
+from moe_parity.fields.check import check_sections
 from moe_parity.inference.generator import Generator
 from moe_parity.model.documents import document_separators
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.architecture import Architecture
+from moe_parity.planning.config_rules import check_config, check_scoring
 from moe_parity.planning.mesh_sizes import MeshSizes, check_shape, resolve
 from moe_parity.sharding.mesh import make_mesh
 from moe_parity.training import run_folder
 from moe_parity.training.build import model_options
 from moe_parity.training.checkpoint import load_model
 from moe_parity.training.state import from_checkpoint, model_shardings
+
+# What is read of a run's plan.json here; an imported model has little more.
+PLAN_SHAPE = {"name": str, "architecture": {}, "seq_len": int}
 
 
 def open_run_data(
@@ -74,11 +82,7 @@ def load_run(
     UserError: the folder is no run, or holds no checkpoint that can be read; a mesh that the
       devices or the model do not fit.
   """
-  for name in (run_folder.PLAN, run_folder.CONFIG):
-    if not (folder / name).exists():
-      raise UserError(f"{folder} is no run folder (no {name}); give a folder that `train` made")
-  plan = run_folder.read_json(folder / run_folder.PLAN)
-  config = ConfigDict(from_stored(run_folder.read_json(folder / run_folder.CONFIG)))
+  config, plan = read_config(folder), read_plan(folder)
   architecture = Architecture.from_dict(plan["architecture"])
   options = model_options(config)
   sizes = resolve(sizes, jax.device_count())
@@ -87,6 +91,41 @@ def load_run(
   layout, placed = model_shardings(architecture, options, mesh)
   params, buffers = from_checkpoint(load_model(folder / "checkpoints", *layout, step), placed)
   return TrainedModel(architecture, options, params, buffers, config, plan, mesh)
+
+
+def read_plan(folder: pathlib.Path) -> dict:
+  """A run's plan.json.
+
+  Raises:
+    UserError: the folder is no run, or the file is damaged.
+  """
+  plan = _read(folder, run_folder.PLAN)
+  if problem := checked_json.mismatch(plan, PLAN_SHAPE):
+    raise UserError(f"{folder / run_folder.PLAN} is damaged ({problem}); restore it")
+  return plan
+
+
+def _read(folder: pathlib.Path, name: str) -> Any:
+  if not (folder / name).is_file():
+    raise UserError(f"{folder} is no run folder (no {name}); give a folder that `train` made")
+  return run_folder.read_json(folder / name)
+
+
+def read_config(folder: pathlib.Path) -> ConfigDict:
+  """A run's config.
+
+  Raises:
+    UserError: it is no JSON, or no config that could be trained.
+  """
+  path = folder / run_folder.CONFIG
+  stored = _read(folder, run_folder.CONFIG)
+  try:
+    check_sections(stored)
+    stored = from_stored(stored)
+    check_config(stored)
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from None
+  return ConfigDict(stored)
 
 
 def open_tokenizer(folder: pathlib.Path, run: TrainedModel, path: str = "") -> Tokenizer:
@@ -173,9 +212,16 @@ def evaluate_run(
   max_tokens: int,
   sizes: MeshSizes = MeshSizes(),  # noqa: B008 - frozen
 ) -> dict:
-  """Scores a run on its own validation split; see `bits_per_character.evaluate`, `load_run`."""
+  """Scores a run on its own validation split; see `bits_per_character.evaluate`, `load_run`.
+
+  What is asked is checked before the model is loaded.
+  """
+  config, plan = read_config(folder), read_plan(folder)
+  batch_sequences = config.evaluation.batch_sequences
+  check_scoring(mode, plan["seq_len"], batch_sequences, stride, max_tokens)
+  store = open_run_data(folder, config)
+  check_rows(store.validation, plan["seq_len"], mode)
   run = load_run(folder, sizes)
-  store = open_run_data(folder, run.config)
   documents = document_separators(store.tokenizer, run.config.data.cross_documents)
   return bits_per_character.evaluate(
     make_scorer(run.architecture, run.options, documents, run.mesh)(run.params, run.buffers),
@@ -184,8 +230,8 @@ def evaluate_run(
     seq_len=run.plan["seq_len"],
     stride=stride,
     max_tokens=max_tokens,
-    batch_sequences=run.config.evaluation.batch_sequences,
-    seed=run.config.data.seed,
+    batch_sequences=batch_sequences,
+    seed=config.data.seed,
   )
 
 

@@ -14,8 +14,9 @@ from moe_parity import files
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import Stopped, UserError
 from moe_parity.evaluation import specialization
-from moe_parity.evaluation.ablations import ablated_scores, check_ablations, probe_layers
+from moe_parity.evaluation.ablations import ablated_scores, probe_layers
 from moe_parity.evaluation.routing_counts import count_routing, make_routing_counter
+from moe_parity.evaluation.split_rows import check_run_rows
 from moe_parity.model.documents import document_separators
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.sharding import multihost
@@ -77,6 +78,7 @@ def train_arm(
   config = config_of_arm(config, plan)
   stage = stage or pretraining(config, plan, store)
   options = step_options(config, plan, stage.documents)
+  check_run_rows(config, plan, store.validation)
   mesh = make_run_mesh(config, plan)
   control = control or RunControl()
   control.check_owner()
@@ -220,7 +222,7 @@ def take_apart(run: ArmRun, state: TrainState) -> dict:
   trained = run.mesh, state.params, state.buffers
   documents = document_separators(run.store.tokenizer, run.config.data.cross_documents)
   scores = {}
-  names = check_ablations(evaluation.ablations)
+  names = tuple(evaluation.ablations)
   for name, score in ablated_scores(names, plan.architecture, model, documents, *trained):
     value = run.score(score, evaluation.mode, evaluation.max_tokens)
     scores[name] = {field: value[field] for field in ("bpc", "bpb", "cross_entropy")}

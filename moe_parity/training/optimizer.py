@@ -14,7 +14,8 @@ class OptimizerOptions:
     peak_learning_rate, final_learning_rate: Adam step sizes at the end of warm-up and of the run.
     num_steps, warmup_steps: optimizer steps of the run, and of the linear rise from zero.
     weight_decay: decoupled (times the learning rate), on matrices; norm scales are not decayed.
-    clip_norm: the largest global norm of the gradient; larger ones are scaled down to it.
+    clip_norm: the largest global norm of the gradient; larger ones are scaled down to it; 0 scales
+      nothing.
   """
 
   peak_learning_rate: float
@@ -59,7 +60,7 @@ def is_decayed(params) -> object:
 def make_optimizer(options: OptimizerOptions) -> optax.GradientTransformation:
   """Clip, AdamW with decay on matrices only, scheduled rate."""
   return optax.chain(
-    optax.clip_by_global_norm(options.clip_norm),
+    optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity(),
     optax.adamw(
       learning_rate(options),
       b1=options.b1,

@@ -185,9 +185,7 @@ def _options(config: ConfigDict, stage: str, place: dict) -> Iterator[tuple[str,
 
 def _layouts(config: ConfigDict, place: dict) -> Iterator[tuple[str, dict]]:
   for text in config.study.layouts:
-    layout, plus, shared = text.partition("+")
-    if shared not in ("", "se") or bool(plus) != bool(shared):
-      raise UserError(f"study.layouts: {text!r} is not a layout with or without '+se'")
+    layout, _, shared = text.partition("+")
     changed = place | {"layout": layout, "shared_expert": bool(shared), "d_shared": 0}
     yield _layout_label(changed), changed
 

@@ -1,7 +1,7 @@
 """What a study method is: the paper's steps, each of which derives its arms from two templates.
 
 `methods/<name>.py` derives the arms and `methods/<name>_summary.py` writes what they show. A new
-method is two such files and its name in METHODS.
+method is two such files and its name in METHODS of `fields/choices.py`.
 """
 
 import dataclasses
@@ -12,9 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ml_collections import ConfigDict
 
-from moe_parity.errors import UserError, suggest
-
-METHODS = ("arms", "activation_rate", "architecture", "data_reuse")
+from moe_parity.fields.check import check_value
 
 
 @runtime_checkable
@@ -56,10 +54,7 @@ def method_of(config: Any) -> Method | None:
     UserError: no such method.
   """
   name = config.study.method
-  if name not in METHODS:
-    raise UserError(
-      f"study.method={name!r} is not known; use {', '.join(METHODS)}{suggest(str(name), METHODS)}"
-    )
+  check_value("study.method", name)
   if name == "arms":
     return None
   arms = importlib.import_module(f"moe_parity.study.methods.{name}")
