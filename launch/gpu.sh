@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One host with NVIDIA GPUs: as local.sh, with JAX for the CUDA that the driver can run.
 #
+#   bash launch/gpu.sh demo --size=gpu
 #   bash launch/gpu.sh study --config=configs/single_gpu.py --workdir=runs/gpu --config.data.source=text/
 #   bash launch/gpu.sh --workers=all study --config=configs/single_gpu.py --workdir=runs/gpu
 #

@@ -67,7 +67,7 @@ def test_printed_rates_and_batches_are_the_papers():
     (["configs/demo.py", "--cofig.seed=2"], "unknown option"),
     (["configs/demo.py", "seed=2"], "unexpected argument 'seed=2'"),
     (["configs/demmo.py"], "no such file; did you mean 'configs/demo.py'"),
-    (["configs/demo.py:tinny"], "'tinny' is not one of tiny; did you mean 'tiny'"),
+    (["configs/demo.py:tinny"], "'tinny' is not one of tiny, gpu; did you mean 'tiny'"),
     (["configs/demo.py:tiny=7"], "'7' is not true or false"),
     (["configs/paper_7b.py:activation_rate=x"], "'x' is not float"),
     (["configs/paper_7b.py:activation_rate=0.9"], "activation_rate=0.9 is none of the paper's"),

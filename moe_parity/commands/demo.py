@@ -14,18 +14,25 @@ Answers the question at toy scale on a CPU: one dense arm, four MoE arms and two
 a public-domain corpus that comes with the package. Run it again to resume.
 
   moe-parity demo
+  moe-parity demo --size=gpu     # six times the parameters and tokens, in bfloat16
 
-Writes runs/demo; open runs/demo/report/index.html.
+Writes runs/demo (runs/demo_gpu); open report/index.html in it.
 """
 
 
 def arguments(parser) -> None:
-  parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/demo"))
-  parser.add_argument("--config", default=str(shipped("configs/demo.py")), help=argparse.SUPPRESS)
+  parser.add_argument(
+    "--size", choices=("cpu", "gpu"), default="cpu", help="of the arms: for a laptop, or for a GPU"
+  )
+  parser.add_argument("--workdir", type=pathlib.Path, help="runs/demo, or runs/demo_gpu")
+  parser.add_argument("--config", default="", help=argparse.SUPPRESS)
   parser.set_defaults(json=False)
 
 
 def run(args) -> int:
+  suffix = "" if args.size == "cpu" else f"_{args.size}"
+  args.workdir = args.workdir or pathlib.Path(f"runs/demo{suffix}")
+  args.config = args.config or f"{shipped('configs/demo.py')}:{suffix[1:]}"
   config, plan, store = planned(args)
   print_table(plan.to_rows())
   return run_and_judge(args, config, store, [])
