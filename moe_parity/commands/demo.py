@@ -25,14 +25,15 @@ def arguments(parser) -> None:
     "--size", choices=("cpu", "gpu"), default="cpu", help="of the arms: for a laptop, or for a GPU"
   )
   parser.add_argument("--workdir", type=pathlib.Path, help="runs/demo, or runs/demo_gpu")
-  parser.add_argument("--config", default="", help=argparse.SUPPRESS)
+  parser.add_argument("--config", default=str(shipped("configs/demo.py")), help=argparse.SUPPRESS)
   parser.set_defaults(json=False)
 
 
 def run(args) -> int:
   suffix = "" if args.size == "cpu" else f"_{args.size}"
   args.workdir = args.workdir or pathlib.Path(f"runs/demo{suffix}")
-  args.config = args.config or f"{shipped('configs/demo.py')}:{suffix[1:]}"
+  if args.size != "cpu":
+    args.config += f":{args.size}"
   config, plan, store = planned(args)
   print_table(plan.to_rows())
   return run_and_judge(args, config, store, [])
