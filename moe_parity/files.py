@@ -9,6 +9,9 @@ import os
 import pathlib
 import secrets
 from collections.abc import Iterator
+from typing import Any
+
+from moe_parity.errors import UserError
 
 
 @contextlib.contextmanager
@@ -22,11 +25,19 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
   try:
     yield temporary
-    with open(temporary, "rb+") as file:
-      os.fsync(file.fileno())
+    sync(temporary)
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def sync(path: str | os.PathLike) -> None:
+  """Returns when the content of a file, or the names in a folder, are on disk (fsync)."""
+  number = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(number)
+  finally:
+    os.close(number)
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
@@ -36,15 +47,55 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_json(
-  path: str | os.PathLike, value: object, *, indent: int = 2, allow_nan: bool = True
+  path: str | os.PathLike,
+  value: object,
+  *,
+  indent: int = 2,
+  allow_nan: bool = True,
+  seal: bool = False,
 ) -> None:
   """Writes a value as JSON atomically.
 
+  Args:
+    seal: adds a hash of the object, which `read_json` compares.
   Raises:
     ValueError: with allow_nan=False, the value holds a NaN or an infinity.
   """
+  if seal:
+    value = sealed(value)
   text = json.dumps(value, indent=indent, allow_nan=allow_nan) + "\n"
   write_bytes(path, text.encode())
+
+
+SEAL = "content_sha256"
+
+
+def sealed(value: dict) -> dict:
+  """A JSON object with a hash of itself, so that a reader notices a flipped bit (`read_json`)."""
+  value = {name: item for name, item in value.items() if name != SEAL}
+  return value | {SEAL: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()}
+
+
+def read_json(path: str | os.PathLike, way_out: str = "restore it from a copy") -> Any:
+  """The value of a JSON file, without its seal if it has one.
+
+  Args:
+    way_out: how the error ends: what the user can do.
+  Raises:
+    FileNotFoundError: it is not there.
+    UserError: it is no JSON, or not what was sealed (a flipped bit, an edit by hand).
+  """
+  try:
+    value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+  except (ValueError, RecursionError) as error:
+    reason = " ".join(str(error).split())[:200]
+    raise UserError(f"{path} is not JSON ({reason}); {way_out}") from None
+  if not isinstance(value, dict) or SEAL not in value:
+    return value
+  if sealed(value)[SEAL] != value[SEAL]:
+    raise UserError(f"{path} is not what was written (its {SEAL} differs); {way_out}")
+  del value[SEAL]
+  return value
 
 
 def write_npz(path: str | os.PathLike, *, compressed: bool = True, **arrays) -> None:

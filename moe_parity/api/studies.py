@@ -1,10 +1,10 @@
 """`mp.open_study`: what a study found, from its folder. Loads no JAX."""
 
 import functools
-import json
 import pathlib
 from typing import Any
 
+from moe_parity import files
 from moe_parity.api.places import Place
 from moe_parity.api.runs import Run
 from moe_parity.api.tables import as_table
@@ -66,7 +66,7 @@ class Study:
     results that came without its runs has the analysis that came with it."""
     path = self.folder / "analysis.json"
     if not self._read.info and path.is_file():
-      return json.loads(path.read_text())
+      return files.read_json(path)
     return compare.analyze(self.folder)
 
   @property
@@ -175,7 +175,7 @@ def open_study(place: str | pathlib.Path) -> Study:
 
 def _plan_of(place: Place) -> dict[str, Any]:
   path = place.folder / "plan.json"
-  return json.loads(path.read_text()) if path.is_file() else {}
+  return files.read_json(path) if path.is_file() else {}
 
 
 def _recounted(arm: dict[str, Any], budget: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 
+from moe_parity import files
 from moe_parity.commands.common import json_argument, on_disk, place
 from moe_parity.commands.output import print_verdict
 
@@ -30,7 +31,7 @@ def run(args) -> int:
     if (folder / "study.json").exists():
       recheck_study(folder)
   page = write_report(args.folder)
-  analysis = json.loads((args.folder / "analysis.json").read_text())
+  analysis = files.read_json(args.folder / "analysis.json")
   if args.json:
     print(json.dumps(analysis, indent=2))
   else:

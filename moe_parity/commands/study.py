@@ -2,6 +2,7 @@
 
 import json
 
+from moe_parity import files
 from moe_parity.commands.common import (
   config_argument,
   idle_devices,
@@ -196,7 +197,7 @@ def run_and_judge(args, config, store, only) -> int:
   step = study.summarize()
   tuned = study.summarize_finetuning()
   write_report(study.folder)
-  analysis = json.loads((study.folder / "analysis.json").read_text())
+  analysis = files.read_json(study.folder / "analysis.json")
   page = study.publish()
   if args.json:
     print(json.dumps(analysis, indent=2))

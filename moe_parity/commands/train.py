@@ -47,7 +47,7 @@ def run(args) -> int:
   from moe_parity.config import to_json
   from moe_parity.sharding import multihost
   from moe_parity.startup import start_jax
-  from moe_parity.study.certificate import certify_run
+  from moe_parity.study.certificate import certify_or_recheck
   from moe_parity.study.workers.agreement import check_agreement
   from moe_parity.study.workers.stop_signals import StopSignals
 
@@ -58,12 +58,16 @@ def run(args) -> int:
     result = _train(args, config, arms[0], store, stop)
   if not multihost.is_primary():
     return 0
-  passed = certify_run(args.workdir)["passed"]
+  certificate = certify_or_recheck(args.workdir)
+  passed = certificate["passed"]
   validation = result["validation"]
   print(
     f"{arms[0].name}: {validation['bpc']:.4f} bits per character, {validation['bpb']:.4f} per"
     f" byte ({validation['mode']}); certificate {'passed' if passed else 'FAILED'}"
   )
+  for row in certificate["checks"]:
+    if not row["passed"]:
+      print(f"  {row['name']}: {row['measured']}, expected {row['planned']}")
   print_lost_text(validation)
   return 0 if passed else 1
 

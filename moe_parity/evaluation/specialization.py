@@ -17,6 +17,7 @@ import pathlib
 import numpy as np
 
 from moe_parity import files
+from moe_parity.data.checked_npz import read_arrays
 
 SPECIALIZATION = "specialization.npz"
 OLDER_NAME = "specialisation.npz"  # of runs made before the package spelled it the American way
@@ -72,20 +73,29 @@ def save(counts: RoutingCounts, run_folder: pathlib.Path) -> pathlib.Path:
 
 
 def load(run_folder: pathlib.Path) -> RoutingCounts | None:
-  """What `save` wrote; None if there is none."""
+  """What `save` wrote; None if there is none.
+
+  Raises:
+    UserError: it is damaged.
+  """
   paths = (pathlib.Path(run_folder) / name for name in (SPECIALIZATION, OLDER_NAME))
   path = next((path for path in paths if path.is_file()), None)
   if path is None:
     return None
-  with np.load(path) as saved:
-    return RoutingCounts(
-      domains=tuple(str(name) for name in saved["domains"]),
-      domain_N=saved["document_domain"],
-      tokens_N=saved["document_tokens"],
-      expert_NLE=saved["expert_by_document"],
-      pair_LEE=saved["co_activation"],
-      experts_per_token=int(saved["experts_per_token"]),
-    )
+  names = (
+    "domains", "document_domain", "document_tokens", "expert_by_document", "co_activation",
+    "experts_per_token",
+  )  # fmt: skip
+  way_out = f"moe-parity evaluate {run_folder} --routing counts again"
+  saved = read_arrays(path, names, way_out)
+  return RoutingCounts(
+    domains=tuple(str(name) for name in saved["domains"]),
+    domain_N=saved["document_domain"],
+    tokens_N=saved["document_tokens"],
+    expert_NLE=saved["expert_by_document"],
+    pair_LEE=saved["co_activation"],
+    experts_per_token=int(saved["experts_per_token"]),
+  )
 
 
 def mutual_information(counts_DE: np.ndarray) -> np.ndarray | np.floating:

@@ -6,10 +6,10 @@ its certificate, its arms in the paper's columns and its figure.
 
 import dataclasses
 import html
-import json
 import pathlib
 import re
 
+from moe_parity import files
 from moe_parity.report import figure_style, figures, tables
 from moe_parity.report.markup import (
   Section,
@@ -43,7 +43,7 @@ def read(study_folder: pathlib.Path) -> list[AnalyzedComparison]:
   found = []
   folders = reading.comparison_folders(pathlib.Path(study_folder))
   for folder in sorted(folders, key=lambda folder: _by_number(folder.name)):
-    report = json.loads(compare.write_analysis(folder).read_text())
+    report = files.read_json(compare.write_analysis(folder))
     found.append(AnalyzedComparison(folder.name, reading.read_study(folder), report))
   return found
 

@@ -9,7 +9,6 @@ What a study does not have (yet) is named where it would stand.
 import base64
 import hashlib
 import html
-import json
 import pathlib
 from collections.abc import Sequence
 
@@ -53,7 +52,7 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
   """
   study = reading.read_study(study_folder)
   steps = read_steps(study_folder)
-  report = json.loads(compare.write_analysis(study_folder).read_text())
+  report = files.read_json(compare.write_analysis(study_folder))
   folder = pathlib.Path(study_folder) / "report"
   folder.mkdir(exist_ok=True)
   counted = specialization.read(reading.compared(study))

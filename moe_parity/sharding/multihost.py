@@ -20,11 +20,17 @@ def barrier(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def all_agree(fact: bool) -> bool:
-  """Whether `fact` holds in every process; the same answer in each."""
+def first_message(message: str) -> str:
+  """The first process's that is not empty, cut to 300 bytes; the same in all. "" if all are."""
   if jax.process_count() == 1:
-    return fact
-  return bool(np.all(multihost_utils.process_allgather(np.array(fact))))
+    return message
+  text = np.zeros(300, np.uint8)
+  content = np.frombuffer(message.encode()[: text.size], np.uint8)
+  text[: content.size] = content
+  for row in np.asarray(multihost_utils.process_allgather(text)).astype(np.uint8):
+    if row.any():
+      return row.tobytes().rstrip(b"\0").decode(errors="replace")
+  return ""
 
 
 def all_gather(value: np.ndarray) -> np.ndarray:
@@ -34,6 +40,8 @@ def all_gather(value: np.ndarray) -> np.ndarray:
 
 def broadcast_bytes(message: bytes | None) -> bytes | None:
   """Broadcasts the primary process's message; the argument of the others is ignored."""
+  if jax.process_count() == 1:
+    return message
   size = -1 if message is None else len(message)
   size = int(multihost_utils.broadcast_one_to_all(np.array(size, np.int64)))
   if size < 0:

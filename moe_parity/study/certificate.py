@@ -52,7 +52,7 @@ def certify_run(folder: pathlib.Path) -> dict:
   value["unique_windows_sha256"] = ""
   value["checks"] = guarded("the run's files", lambda: _run_checks(folder, value))
   value["passed"] = all(check["passed"] for check in value["checks"])
-  files.write_json(folder / CERTIFICATE, value)
+  files.write_json(folder / CERTIFICATE, value, seal=True)
   return value
 
 
@@ -65,6 +65,7 @@ def _run_checks(folder: pathlib.Path, value: dict) -> list[dict]:
   ledger = Ledger.load(folder / evidence.LEDGER)
   value |= {"ledger": ledger.summary(), "unique_windows_sha256": evidence.windows_sha256(ledger)}
   checks = guarded("checkpoint", lambda: _recounts(folder, plan, result, ledger, value))
+  checks += guarded("checkpoint", lambda: evidence.checkpoint_checks(folder, plan))
   checks += guarded("result.json", lambda: evidence.identity_checks(plan, result))
   checks += guarded("result.json", lambda: evidence.score_checks(result))
   checks += guarded("result.json", lambda: evidence.learning_checks(plan, result))
@@ -126,6 +127,15 @@ def _recounts(
   return checks
 
 
+def certify_or_recheck(folder: pathlib.Path) -> dict:
+  """Certifies a run that was not since it finished, else `recheck_run`; its certificate."""
+  written, result = folder / CERTIFICATE, folder / run_folder.RESULT
+  if not written.exists() or written.stat().st_mtime_ns < result.stat().st_mtime_ns:
+    return certify_run(folder)
+  recheck_run(folder)
+  return run_folder.read_json(written)
+
+
 def recheck_run(folder: pathlib.Path) -> None:
   """Holds a certified run's files against their hashes; a change fails its certificate.
 
@@ -143,7 +153,7 @@ def recheck_run(folder: pathlib.Path) -> None:
     checks.append(line(name, "unchanged", "; ".join(changed), False, "sha256 of each file"))
   if checks != certified["checks"]:
     certified |= {"checks": checks, "passed": all(row["passed"] for row in checks)}
-    files.write_json(path, certified)
+    files.write_json(path, certified, seal=True)
 
 
 def recheck_study(folder: pathlib.Path) -> dict:
@@ -206,7 +216,7 @@ def certify_study(folder: pathlib.Path) -> dict:
     "missing": missing,
     "relative_to_dense": relative_to_dense(runs),
   }
-  files.write_json(folder / CERTIFICATE, value)
+  files.write_json(folder / CERTIFICATE, value, seal=True)
   return value
 
 

@@ -29,6 +29,7 @@ from moe_parity.study import tuning
 from moe_parity.study.methods.method import method_of
 from moe_parity.study.reading import COMPARISONS_FOLDER
 from moe_parity.study.workers.leases import FAILED, Leases
+from moe_parity.training import run_folder
 
 RESULT = "result.json"
 # Of a plan, all that decides what a run computes; the rest is its name and how it is compared.
@@ -83,7 +84,7 @@ class Results:
     if self._folder is None:
       return None
     path = self._folder / run / RESULT
-    return json.loads(path.read_text()) if path.exists() else None
+    return run_folder.read_json(path) if path.exists() else None
 
   def bpc(self, name: str, seed: int, comparison: str = "") -> float | None:
     """Validation bits per character, None while not finished, infinity where the run diverged."""

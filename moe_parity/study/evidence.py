@@ -19,11 +19,11 @@ from moe_parity.data import chat_template
 from moe_parity.data.audit import order_checks
 from moe_parity.data.ledger import Ledger
 from moe_parity.files import sha256_of, tree_sha256
-from moe_parity.training import run_folder
+from moe_parity.training import checkpoint_hashes, run_folder
 
-METRICS, LEDGER = "metrics.jsonl", "ledger.npz"
+METRICS, LEDGER, ROUTING = "metrics.jsonl", "ledger.npz", "routing.npz"
 FILES = (run_folder.CONFIG, run_folder.PLAN, run_folder.RESULT, run_folder.DATA, METRICS, LEDGER,
-         chat_template.FILE)  # fmt: skip
+         ROUTING, chat_template.FILE)  # fmt: skip
 _SUM_TOLERANCE = 1e-9  # relative: sums of float64 over documents
 # What reading a damaged file can raise; anything else is a fault of ours and must show.
 DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, EOFError)
@@ -97,6 +97,15 @@ def score_checks(result: dict) -> Iterator[dict]:
 def _same_score(name: str, expected: int | float, stated: int | float) -> dict:
   same = math.isclose(expected, stated, rel_tol=_SUM_TOLERANCE)
   return line(f"score: {name}", expected, stated, same, "sum of the documents in result.json")
+
+
+def checkpoint_checks(folder: pathlib.Path, plan: dict) -> Iterator[dict]:
+  """Whether the last checkpoint is what was written, and of this run."""
+  path = folder / "checkpoints" / str(plan["num_steps"])
+  if not checkpoint_hashes.is_hashed(path) and not checkpoint_hashes.is_marked(path):
+    return  # of a version without hashes
+  why = checkpoint_hashes.problem(path, checkpoint_hashes.run_identity(plan))
+  yield line("checkpoint: files", "as written", why or "as written", not why, "its hashes.json")
 
 
 def identity_checks(plan: dict, result: dict) -> Iterator[dict]:

@@ -105,7 +105,7 @@ class StudyFolder:
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     expected = (LEASES, OLD_LEASES)
     strange = [n for n in names if n not in expected and not n.startswith(f"{PLAN}.")]
-    if strange and not (folder / PLAN).exists():
+    if strange and not any((folder / name).exists() for name in (PLAN, STUDY)):
       raise UserError(f"{folder} is not empty and holds no study; use another --workdir")
     self.leases = Leases(
       leases or leases_folder(folder),
@@ -145,7 +145,7 @@ class StudyFolder:
       grown = not path.exists() or _grown(path, comparison.plan, self.staged)
       if grown and write:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, comparison.plan.to_dict())
+        files.write_json(path, comparison.plan.to_dict(), seal=True)
     self.comparisons = comparisons
     return comparisons
 
@@ -240,7 +240,7 @@ class StudyFolder:
       return None
     results = Results(self.folder, self.leases)
     value = method.summarize(self.config, self.folder, self.comparisons, results)
-    files.write_json(self.folder / f"{self.config.study.method}.json", value)
+    files.write_json(self.folder / f"{self.config.study.method}.json", value, seal=True)
     return value
 
   def summarize_finetuning(self) -> dict | None:
@@ -275,6 +275,7 @@ class StudyFolder:
         "versions": versions(),
         "arms": [dataclasses.asdict(arm) for arm in arms],
       },
+      seal=True,
     )
 
 

@@ -10,6 +10,8 @@ import pathlib
 
 import numpy as np
 
+from moe_parity import files
+from moe_parity.data.checked_npz import read_arrays
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import budget_of
 
@@ -147,10 +149,7 @@ def read_steps(study_folder: str | pathlib.Path) -> dict[str, dict]:
     found[step] = {}
     if not path.is_file():
       continue
-    try:
-      found[step] = json.loads(path.read_text())
-    except ValueError as error:
-      raise UserError(f"{path} is not JSON ({error}); run the study again to write it") from None
+    found[step] = files.read_json(path, "run the study again to write it")
     if not isinstance(found[step], dict):
       raise UserError(f"{path} holds no JSON object; run the study again to write it")
   return found
@@ -184,12 +183,16 @@ def read_metrics(run_folder: pathlib.Path) -> tuple[list[dict], list[dict], str]
 
 
 def read_routing(run_folder: pathlib.Path) -> dict[str, np.ndarray]:
-  """routing.npz: steps [R], num_tokens [R], loads [R, MoE layers, experts]; {} if there is none."""
+  """routing.npz: steps [R], num_tokens [R], loads [R, MoE layers, experts]; {} if there is none.
+
+  Raises:
+    UserError: it is damaged.
+  """
   path = pathlib.Path(run_folder) / "routing.npz"
   if not path.is_file():
     return {}
-  with np.load(path) as archive:
-    routing = {key: archive[key] for key in ("steps", "num_tokens", "loads")}
+  way_out = "restore it from the newest checkpoint's logs, or remove it to do without"
+  routing = read_arrays(path, ("steps", "num_tokens", "loads"), way_out)
   return routing if routing["loads"].size else {}
 
 
@@ -224,9 +227,9 @@ def _read_json(path: pathlib.Path, problems: list[str]) -> dict:
   if not path.is_file():
     return {}
   try:
-    value = json.loads(path.read_text())
-  except ValueError as error:
-    problems.append(f"{path.parent.name}/{path.name} is not JSON ({error})")
+    value = files.read_json(path)
+  except UserError as error:
+    problems.append(str(error).removeprefix(f"{path.parent.parent}/"))
     return {}
   if not isinstance(value, dict):
     problems.append(f"{path.parent.name}/{path.name} holds a {type(value).__name__}, not an object")

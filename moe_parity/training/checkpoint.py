@@ -1,42 +1,65 @@
-"""Checkpoints of a run: train state and data ledger together, written in the background.
+"""Checkpoints of a run: train state, data ledger and logs of one step, written in the background.
 
-Orbax writes a checkpoint under a temporary name and renames it when complete, so a process killed
-at any moment leaves only complete checkpoints. One that is damaged later (a missing file, a flipped
-byte that its format detects) is skipped for the one before it, with a warning.
+Orbax writes the arrays under a temporary name. When they are complete, a copy of the logs and a
+hash of every file are added, the lease is checked once more, and the folder gets its name, its
+step. So a process killed at any moment leaves only whole checkpoints, and one that lost its run
+leaves none. One that is damaged later (a lost file, a flipped bit) is passed over for the one
+before it, with a warning that names step and file.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
-import functools
 import logging
+import os
 import pathlib
+import secrets
 import shutil
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
+from moe_parity import files
 from moe_parity.errors import UserError
 from moe_parity.sharding import multihost
+from moe_parity.training import checkpoint_hashes
 from moe_parity.training.state import TrainState
 
 MODEL, TRAINER, LEDGER = "model", "trainer", "ledger"  # parts that can be read by themselves
+LOGS = "logs"  # the run's logs as they were at the checkpoint's step
+UNFINISHED = "unfinished-"
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-  """The state after `step` steps, the ledger's arrays, a warning for each skipped checkpoint."""
+  """The state after `step` steps, the ledger's arrays, the logs by name ({} in checkpoints before
+  December 2026), a warning for each skipped checkpoint."""
 
   step: int
   state: TrainState
   ledger: dict[str, np.ndarray]
   warnings: tuple[str, ...]
+  logs: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
 
 class Checkpoints:
   """The checkpoints of one run folder."""
 
-  def __init__(self, folder: pathlib.Path, keep: int):
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    keep: int,
+    *,
+    run: str = "",
+    check_owner: Callable[[], None] = lambda: None,
+  ):
     """Keeps the newest `keep`; at least two, so that there is one to fall back on.
 
+    Args:
+      run: identifies the run (`checkpoint_hashes.run_identity`); others' checkpoints are refused.
+      check_owner: called before a checkpoint gets its name; raises where another has the run now.
     Raises:
       UserError: keep < 2.
     """
@@ -45,45 +68,60 @@ class Checkpoints:
         f"train.keep_checkpoints={keep} leaves nothing to fall back on when the newest checkpoint"
         " is damaged; use 2 or more"
       )
-    self.folder, self._keep = folder.resolve(), keep
-
-  @functools.cached_property
-  def _checkpointer(self):
-    from orbax.checkpoint import (
-      v1 as ocp,  # slow to import: a fresh run needs it only at its first save
-    )
-
-    # Orbax narrates every save at INFO, and logs with a traceback a thread what it also raises.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    return ocp.training.Checkpointer(
-      self.folder,
-      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-      preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
-      cleanup_tmp_directories=True,
-    )
-
-  def _is_open(self) -> bool:
-    return "_checkpointer" in vars(self)
+    self.folder, self._keep, self._run = folder.resolve(), keep, run
+    self._check_owner = check_owner
+    self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+    self._commit: concurrent.futures.Future | None = None
 
   def steps(self) -> list[int]:
     """Steps of the checkpoints, the newest first."""
-    if not self._is_open() and not self.folder.exists():
-      return []
-    return sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
+    return steps_of(self.folder)
 
-  def save(self, step: int, state: TrainState, ledger: dict[str, np.ndarray]) -> None:
+  def save(
+    self,
+    step: int,
+    state: TrainState,
+    ledger: dict[str, np.ndarray],
+    logs: Mapping[str, bytes] | None = None,
+  ) -> None:
     """Starts writing; returns once the arrays are copied. Waits for the save before it."""
     self.wait()
     arrays = {name: np.asarray(value) for name, value in ledger.items()}
-    self._checkpointer.save_checkpointables_async(step, _parts(state) | {LEDGER: arrays})
+    token = multihost.broadcast_bytes(secrets.token_hex(4).encode()).decode()
+    path = self.folder / f"{UNFINISHED}{step}-{token}"  # one name in all processes
+    saving = _orbax().save_checkpointables_async(
+      path, _parts(state) | {LEDGER: arrays}, custom_metadata=checkpoint_hashes.MARK
+    )
+    self._commit = self._pool.submit(self._finish, saving, path, step, dict(logs or {}))
+
+  def _finish(self, saving, path: pathlib.Path, step: int, logs: dict[str, bytes]) -> None:
+    try:
+      saving.result()
+      if multihost.is_primary():
+        for name, content in logs.items():
+          (path / LOGS).mkdir(exist_ok=True)
+          files.write_bytes(path / LOGS / name, content)
+        commit(path, step, self._run, self._check_owner)
+        for old in self.steps()[self._keep :]:
+          self._remove(old)
+    except Exception:
+      self._check_owner()  # a run that was taken over: its new owner removed what is unfinished
+      raise
+
+  def _remove(self, step: int) -> None:
+    """Takes its name first: a checkpoint half removed does not pass for one."""
+    path = self.folder / f"{UNFINISHED}removal-{step}-{secrets.token_hex(4)}"
+    os.rename(self.folder / str(step), path)
+    shutil.rmtree(path, ignore_errors=True)
 
   def wait(self) -> None:
     """Returns when the last save is on disk; raises its error if it failed (a full disk)."""
-    if self._is_open():
-      self._checkpointer.wait()
+    commit, self._commit = self._commit, None
+    if commit is not None:
+      commit.result()
 
   def restore(self, abstract_state: TrainState, abstract_ledger: dict[str, Any]) -> Restored | None:
-    """The newest checkpoint that can be read whole; None if there is none at all.
+    """The newest checkpoint that is what was written; None if there is none at all.
 
     Args:
       abstract_state: a pytree of arrays or `ShapeDtypeStruct`s (with shardings on a mesh).
@@ -91,24 +129,31 @@ class Checkpoints:
     Raises:
       UserError: there are checkpoints and none can be read.
     """
-    steps = self.steps()
+    steps = self._steps_alike()
+    if multihost.is_primary():
+      self._remove_unfinished()
     warnings = []
     for step in steps:
-      try:
-        loaded = self._checkpointer.load_checkpointables(
-          step, _parts(abstract_state) | {LEDGER: abstract_ledger}
-        )
-      except Exception as error:  # noqa: BLE001 - a damaged file surfaces as any of many types
-        loaded, why = None, _short(error)
-      if not multihost.all_agree(loaded is not None):
-        why = "another process failed on it" if loaded is not None else why
-        warnings.append(f"checkpoint of step {step} cannot be read ({why})")
+      path = self.folder / str(step)
+      why, loaded = _shared_problem(path, self._run), None
+      if not why:
+        try:
+          parts = _parts(abstract_state) | {LEDGER: abstract_ledger}
+          loaded = _orbax().load_checkpointables(path, parts)
+        except Exception as error:  # noqa: BLE001 - a damaged file surfaces as any of many types
+          why = _short(error)
+        why = multihost.first_message(why)
+      if why:
+        warnings.append(f"checkpoint of step {step} is damaged ({why})")
         continue
-      for number in [s for s in steps if s > step]:  # unreadable: set aside, never deleted
+      for number in [s for s in steps if s > step]:  # set aside, never deleted
         self._set_aside(number)
+      if not checkpoint_hashes.is_hashed(path):
+        warnings.append(f"checkpoint of step {step} has no hashes to check it by")
       ledger = {name: np.asarray(value) for name, value in loaded[LEDGER].items()}
       state = TrainState(**loaded[MODEL], **loaded[TRAINER])
-      return Restored(step, state, ledger, tuple(warnings))
+      logs = {p.name: p.read_bytes() for p in (path / LOGS).glob("*") if p.is_file()}
+      return Restored(step, state, ledger, tuple(warnings), logs)
     if steps:
       raise UserError(
         f"{self.folder}: none of the checkpoints {steps} can be read; {warnings[0]}; restore them"
@@ -116,16 +161,99 @@ class Checkpoints:
       )
     return None
 
+  def _steps_alike(self) -> list[int]:
+    """The first process's list: another may see a shared folder a moment later."""
+    listed = multihost.broadcast_bytes(" ".join(map(str, self.steps())).encode()).decode()
+    return [int(step) for step in listed.split()]
+
+  def _remove_unfinished(self) -> None:
+    """What a killed process left, under our temporary name or orbax's."""
+    if self.folder.exists():
+      for path in self.folder.iterdir():
+        if path.name.startswith(UNFINISHED) or "orbax-checkpoint-tmp" in path.name:
+          shutil.rmtree(path, ignore_errors=True)
+
   def _set_aside(self, step: int) -> None:
-    for path in self.folder.glob(f"*{step}") if multihost.is_primary() else ():
-      if path.name.rpartition("_")[2] == str(step):
-        shutil.move(path, path.with_name(f"damaged-{path.name}"))
+    if multihost.is_primary():
+      path = self.folder / f"damaged-{step}"
+      if path.exists():
+        path = path.with_name(f"{path.name}-{secrets.token_hex(4)}")
+      os.rename(self.folder / str(step), path)
     multihost.barrier(f"checkpoint {step} set aside")
-    self._checkpointer.reload()
 
   def close(self) -> None:
-    if self._is_open():
-      self._checkpointer.close()
+    """Waits for the last save. Its error, if any, was `wait`'s to raise, at a run's end or stop."""
+    with contextlib.suppress(Exception):
+      self.wait()
+    self._pool.shutdown()
+
+
+def steps_of(folder: pathlib.Path) -> list[int]:
+  """Steps of the whole checkpoints in a folder, the newest first."""
+  found = folder.iterdir() if folder.is_dir() else ()
+  return sorted((int(path.name) for path in found if path.name.isdigit()), reverse=True)
+
+
+def commit(
+  path: pathlib.Path, step: int, run: str = "", check_owner: Callable[[], None] = lambda: None
+) -> None:
+  """Hashes the complete checkpoint at `path` and gives it its name."""
+  checkpoint_hashes.write_hashes(path, step, run)
+  check_owner()
+  os.rename(path, path.with_name(str(step)))
+  files.sync(path.parent)
+
+
+def save_model(folder: pathlib.Path, step: int, params: Any, buffers: Any) -> None:
+  """Writes a checkpoint of weights alone: it can be loaded by `load_model`, not trained on."""
+  path = folder.resolve() / f"{UNFINISHED}{step}"
+  parts = {MODEL: {"params": params, "buffers": buffers}}
+  _orbax().save_checkpointables(path, parts, custom_metadata=checkpoint_hashes.MARK)
+  commit(path, step)
+
+
+def load_model(
+  folder: pathlib.Path, params: Any, buffers: Any, step: int | None = None, run: str = ""
+) -> tuple[Any, Any]:
+  """(params, buffers) of a checkpoint, without the optimizer's state.
+
+  Args:
+    params, buffers: pytrees of `ShapeDtypeStruct`s.
+    step: finished steps of the checkpoint; None takes the newest.
+    run: that it must be of; "" for any.
+  Raises:
+    UserError: there is no checkpoint, none of this step, or it is not what was written.
+  """
+  steps = sorted(steps_of(folder))
+  if not steps:
+    raise UserError(f"{folder} holds no checkpoint; train the run first")
+  step = steps[-1] if step is None else step
+  if step not in steps:
+    raise UserError(
+      f"{folder} holds no checkpoint of step {step}; there are those of"
+      f" {', '.join(map(str, steps))}"
+    )
+  path = folder.resolve() / str(step)
+  why = _shared_problem(path, run)
+  if not why:
+    try:
+      wanted = {"params": params, "buffers": buffers}
+      model = _orbax().load_checkpointables(path, {MODEL: wanted})[MODEL]
+      return model["params"], model["buffers"]
+    except Exception as error:  # noqa: BLE001 - see `restore`
+      why = _short(error)
+  raise UserError(
+    f"{folder}: the checkpoint of step {step} is damaged ({why}); restore it from a copy, or remove"
+    " it and result.json and train again to resume from the one before it"
+  )
+
+
+def _shared_problem(path: pathlib.Path, run: str) -> str:
+  """`checkpoint_hashes.problem`, the files shared by all processes; one answer in each."""
+  part, num_parts = jax.process_index(), jax.process_count()
+  return multihost.first_message(
+    checkpoint_hashes.problem(path, run, part=part, num_parts=num_parts)
+  )
 
 
 def _parts(state: TrainState) -> dict[str, dict]:
@@ -135,61 +263,13 @@ def _parts(state: TrainState) -> dict[str, dict]:
   }
 
 
-def save_model(folder: pathlib.Path, step: int, params: Any, buffers: Any) -> None:
-  """Writes a checkpoint of weights alone: it can be loaded by `load_model`, not trained on."""
+def _orbax():
+  """Slow to import: a fresh run needs it only at its first save."""
   from orbax.checkpoint import v1 as ocp
 
-  with ocp.training.Checkpointer(folder.resolve()) as checkpointer:
-    parts = {MODEL: {"params": params, "buffers": buffers}}
-    checkpointer.save_checkpointables(step, parts)
-
-
-def newest_step(folder: pathlib.Path) -> int:
-  """Finished steps of the newest checkpoint in a folder of checkpoints.
-
-  Raises:
-    UserError: there is none.
-  """
-  steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
-  if not steps:
-    raise UserError(f"{folder} holds no checkpoint; train the run first")
-  return max(steps)
-
-
-def load_model(
-  folder: pathlib.Path, params: Any, buffers: Any, step: int | None = None
-) -> tuple[Any, Any]:
-  """(params, buffers) of a checkpoint, without the optimizer's state.
-
-  Args:
-    params, buffers: pytrees of `ShapeDtypeStruct`s.
-    step: finished steps of the checkpoint; None takes the newest.
-  Raises:
-    UserError: there is no checkpoint, none of this step, or it cannot be read.
-  """
-  from orbax.checkpoint import v1 as ocp
-
-  if not folder.exists():  # a Checkpointer would make it
-    raise UserError(f"{folder} holds no checkpoint; train the run first")
-  with ocp.training.Checkpointer(folder.resolve()) as checkpointer:
-    if checkpointer.latest is None:
-      raise UserError(f"{folder} holds no checkpoint; train the run first")
-    steps = sorted(c.step for c in checkpointer.checkpoints)
-    step = steps[-1] if step is None else step
-    if step not in steps:
-      raise UserError(
-        f"{folder} holds no checkpoint of step {step}; there are those of"
-        f" {', '.join(map(str, steps))}"
-      )
-    try:
-      wanted = {"params": params, "buffers": buffers}
-      model = checkpointer.load_checkpointables(step, {MODEL: wanted})[MODEL]
-    except Exception as error:  # noqa: BLE001 - see `restore`
-      raise UserError(
-        f"{folder}: the checkpoint of step {step} cannot be read ({_short(error)}); train again to"
-        " resume from the one before it"
-      ) from error
-  return model["params"], model["buffers"]
+  # Orbax narrates every save at INFO, and logs with a traceback a thread what it also raises.
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
+  return ocp
 
 
 def _short(error: Exception) -> str:

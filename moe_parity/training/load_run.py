@@ -30,6 +30,7 @@ from moe_parity.sharding.mesh import make_mesh
 from moe_parity.training import run_folder
 from moe_parity.training.build import model_options
 from moe_parity.training.checkpoint import load_model
+from moe_parity.training.checkpoint_hashes import run_identity
 from moe_parity.training.state import from_checkpoint, model_shardings
 
 # What is read of a run's plan.json here; an imported model has little more.
@@ -89,7 +90,8 @@ def load_run(
   check_shape(sizes, plan["name"], architecture)
   mesh = make_mesh(sizes)
   layout, placed = model_shardings(architecture, options, mesh)
-  params, buffers = from_checkpoint(load_model(folder / "checkpoints", *layout, step), placed)
+  weights = load_model(folder / "checkpoints", *layout, step, run_identity(plan))
+  params, buffers = from_checkpoint(weights, placed)
   return TrainedModel(architecture, options, params, buffers, config, plan, mesh)
 
 

@@ -133,17 +133,21 @@ def train(run: ArmRun, state: TrainState, report: Callable[[Progress], None]) ->
 def log_step(run: ArmRun, step: int, scalars: dict, report: Callable[[Progress], None]) -> None:
   """Writes a finished step's line if one is due; waits for its scalars.
 
+  The first step after a resume is reported, so that a user sees the run go, and logged if due.
+
   Raises:
     NotFiniteError: the step's loss is NaN or infinite.
   """
   scalars = jax.device_get(scalars)
   if not np.isfinite(scalars["loss"]):
     raise _not_finite(run, step, float(scalars["loss"]))
-  if is_due(step, run.config.train.log_every, run.plan.num_steps) or step == run.first_step + 1:
+  is_logged = step == 1 or is_due(step, run.config.train.log_every, run.plan.num_steps)
+  if is_logged or step == run.first_step + 1:
     line = train_line(step, scalars, run.timer)
-    run.write_line(line)
-    if "load_LE" in scalars:
-      run.telemetry.write_routing(step, line["num_tokens"], scalars["load_LE"])
+    if is_logged:  # the same steps whether the run was interrupted or not
+      run.write_line(line)
+      if "load_LE" in scalars:
+        run.telemetry.write_routing(step, line["num_tokens"], scalars["load_LE"])
     if multihost.is_primary():
       report(Progress(step, run.plan.num_steps, line))
 
@@ -188,6 +192,7 @@ def finish(run: ArmRun, state: TrainState) -> dict:
     multihost.barrier(f"{plan.name}: finished")  # the first process writes the result meanwhile
     return run_folder.read_result(run.folder)
   run.control.check_owner()
+  run.telemetry.close()  # all events are on disk before the run counts as finished
   if counts is not None:
     specialization.save(counts, run.folder)
   run.ledger.save(run.folder / "ledger.npz")
@@ -208,7 +213,7 @@ def finish(run: ArmRun, state: TrainState) -> dict:
     **further,
   }
   run.control.check_owner()
-  files.write_json(run.folder / run_folder.RESULT, result)
+  files.write_json(run.folder / run_folder.RESULT, result, seal=True)
   multihost.barrier(f"{plan.name}: finished")
   return result
 

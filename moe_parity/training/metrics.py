@@ -4,24 +4,52 @@ Floats are written with `repr` precision, so two runs can be compared to the las
 """
 
 import json
+import math
 import pathlib
 import statistics
 
 import numpy as np
 
+from moe_parity.errors import UserError
 from moe_parity.training.timer import TrainingTimer
 
 METRICS = "metrics.jsonl"
+KINDS = ("train", "validation")
 
 
 def read_metrics(folder: pathlib.Path) -> list[dict]:
-  """The lines of metrics.jsonl; a last line cut short by a kill is left out."""
-  lines = []
-  with open(folder / METRICS, encoding="utf-8") as file:
-    for text in file:
-      if text.endswith("\n"):
-        lines.append(json.loads(text))
+  """The lines of metrics.jsonl; a last line cut short by a kill is left out.
+
+  Raises:
+    UserError: another line is damaged.
+  """
+  path = folder / METRICS
+  lines, num_broken = parse_metrics(path.read_bytes())
+  if num_broken:
+    raise UserError(
+      f"{path} has {num_broken} damaged lines; restore it, or remove result.json and train again to"
+      " restore it from the newest checkpoint"
+    )
   return lines
+
+
+def parse_metrics(content: bytes, last_step: int | float = math.inf) -> tuple[list[dict], int]:
+  """The lines of a metrics.jsonl up to a step, and how many others are damaged.
+
+  A last line without its end is what a kill leaves: it is left out and not counted.
+  """
+  lines, num_broken = [], 0
+  for text in content.split(b"\n")[:-1]:
+    try:
+      line = json.loads(text)
+      is_line = line["kind"] in KINDS and type(line["step"]) is int and line["seconds"] >= 0
+    except (ValueError, KeyError, TypeError, RecursionError):
+      is_line = False
+    if not is_line:
+      num_broken += 1
+    elif line["step"] <= last_step:
+      lines.append(line)
+  return lines, num_broken
 
 
 def steady_step_seconds(folder: pathlib.Path, tokens_per_step: int) -> float:

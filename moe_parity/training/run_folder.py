@@ -17,15 +17,28 @@ TOKENIZER = "tokenizer.json"  # of an imported model
 SETTINGS = ("data", "model", "optimizer")  # sections that decide a run's numbers beyond its plan
 
 
-def read_json(path: pathlib.Path):
-  """
+_WAYS_OUT = {  # the others' content is not to be had again
+  RESULT: "remove it and run the same command again: the run is scored again from its checkpoint",
+  PLAN: "remove it and run the same command again: it is derived from the config",
+  CONFIG: "remove it and run the same command again: it is written again",
+  "study.json": "remove it and run the same command again: it is written again",
+}
+
+
+def read_json(path: pathlib.Path) -> dict:
+  """A file of a run or study folder, one JSON object.
+
   Raises:
-    UserError: the file is not JSON (cut short or edited by hand).
+    UserError: it is missing, or not what was written (cut short, a flipped bit, an edit by hand).
   """
+  way_out = _WAYS_OUT.get(path.name, "restore it from a copy or use another --workdir")
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise UserError(f"{path} is not JSON ({error}); restore it or use another --workdir") from None
+    value = files.read_json(path, way_out)
+  except FileNotFoundError:
+    raise UserError(f"{path} is missing; {way_out}") from None
+  if not isinstance(value, dict):
+    raise UserError(f"{path} holds no JSON object; {way_out}")
+  return value
 
 
 def read_result(folder: pathlib.Path) -> dict | None:
@@ -54,14 +67,16 @@ def claim(
     _check_same_run(folder, config, plan, fingerprint)
   if not write or (folder / RESULT).exists():
     return
-  files.write_json(folder / CONFIG, config)
+  files.write_json(folder / CONFIG, config, seal=True)
   if is_new:
-    files.write_json(folder / PLAN, plan)
+    files.write_json(folder / PLAN, plan, seal=True)
   _note_data(folder, fingerprint)
 
 
 def _check_same_run(folder: pathlib.Path, config: dict, plan: dict, fingerprint: dict) -> None:
-  old_plan, old_config = read_json(folder / PLAN), read_json(folder / CONFIG)
+  old_plan = read_json(folder / PLAN)
+  # A config that is lost is written again; plan, data and checkpoints say whose the folder is.
+  old_config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else config
   plan = json.loads(json.dumps(plan))
   changed = configs.differences(with_later_fields(old_plan, plan), plan, "plan.")
   changed += configs.differences(settings(old_config), settings(config))
@@ -81,7 +96,7 @@ def _note_data(folder: pathlib.Path, fingerprint: dict[str, str]) -> None:
   known = read_json(folder / DATA)["versions"] if (folder / DATA).exists() else []
   if versions() not in known:
     known = [*known, versions()]
-  files.write_json(folder / DATA, {"fingerprint": fingerprint, "versions": known})
+  files.write_json(folder / DATA, {"fingerprint": fingerprint, "versions": known}, seal=True)
 
 
 def settings(config: dict) -> dict:

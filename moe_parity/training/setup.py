@@ -24,10 +24,11 @@ from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.attention_choice import AttentionChoice
 from moe_parity.sharding import multihost
 from moe_parity.sharding.mesh import put_batch
+from moe_parity.training import run_folder
 from moe_parity.training.build import model_options, optimizer_options
 from moe_parity.training.checkpoint import Checkpoints
+from moe_parity.training.checkpoint_hashes import run_identity
 from moe_parity.training.control import RunControl
-from moe_parity.training.metrics import read_metrics
 from moe_parity.training.peak_flops import measure_peak_flops
 from moe_parity.training.stage import TrainingStage
 from moe_parity.training.state import (
@@ -101,11 +102,12 @@ class ArmRun:
     self.telemetry.write(line)
 
   def save_checkpoint(self, step: int, state: TrainState) -> None:
-    """Starts writing the state after `step`, the ledger up to it and the routing before it."""
+    """Starts writing the state after `step`, with the ledger and the logs up to it."""
     self.control.check_owner()
-    self.telemetry.save_routing()
+    logs = self.telemetry.snapshot()
     self.ledger.collect(multihost.all_gather)
-    self.checkpoints.save(step, to_checkpoint(state, self.checkpoint_layout), self.ledger.state())
+    stored = to_checkpoint(state, self.checkpoint_layout)
+    self.checkpoints.save(step, stored, self.ledger.state(), logs)
 
 
 def set_up(
@@ -138,16 +140,24 @@ def set_up(
   # Refuses a budget larger than the corpus, before compiling.
   ledger = Ledger.for_loader(stage.make_loader(0))
   layout = checkpoint_state(plan.architecture, model, optimizer, mesh)
-  checkpoints = Checkpoints(folder / "checkpoints", config.train.keep_checkpoints)
+  checkpoints = Checkpoints(
+    folder / "checkpoints",
+    config.train.keep_checkpoints,
+    run=_identity(folder),
+    check_owner=control.check_owner,
+  )
   exit_stack.callback(checkpoints.close)
-  first_step, state = _restored_or_new(
+  first_step, state, logs = _restored_or_new(
     checkpoints, ledger, layout, plan, (model, optimizer), mesh, warn, stage
   )
   train_step, compile_seconds = _compile(
     make_train_step(plan.architecture, model, optimizer, options, mesh), state, plan
   )
-  is_primary = multihost.is_primary()
-  telemetry = Telemetry(folder, from_step=first_step) if is_primary else NullTelemetry()
+  telemetry = NullTelemetry()
+  if multihost.is_primary():
+    warn_of_run = lambda line: warn(f"{plan.name}: {line}")  # noqa: E731
+    control.check_owner()
+    telemetry = Telemetry(folder, from_step=first_step, logs=logs, warn=warn_of_run)
   exit_stack.callback(telemetry.close)
   run = ArmRun(
     control=control,
@@ -166,7 +176,7 @@ def set_up(
     checkpoints=checkpoints,
     checkpoint_layout=layout,
     telemetry=telemetry,
-    timer=_timer(config, plan, folder, mesh, first_step),
+    timer=_timer(config, plan, mesh, first_step, telemetry.seconds_before),
   )
   return run, state
 
@@ -180,20 +190,29 @@ def _restored_or_new(
   mesh: Mesh | None,
   warn: Callable[[str], None],
   stage: TrainingStage,
-) -> tuple[int, TrainState]:
-  """The newest checkpoint's step and state, its ledger put into `ledger`; else 0 and a new state.
+) -> tuple[int, TrainState, dict[str, bytes]]:
+  """The newest checkpoint's step, state and logs, its ledger put into `ledger`; else 0 and a new
+  state.
 
   Args:
     options: of the model and of the optimizer.
   """
   restored = checkpoints.restore(layout, ledger.state())
   if not restored:
-    return 0, stage.initial_state(*options, mesh)
+    return 0, stage.initial_state(*options, mesh), {}
   for warning in restored.warnings if multihost.is_primary() else ():
     warn(f"{plan.name}: {warning}; resuming from step {restored.step}")
   ledger.restore(restored.ledger)
   placed = abstract_state(plan.architecture, *options, mesh)
-  return restored.step, from_checkpoint(restored.state, placed)
+  return restored.step, from_checkpoint(restored.state, placed), restored.logs
+
+
+def _identity(folder: pathlib.Path) -> str:
+  """Of the run in the folder; as the first process reads it, which has written its plan."""
+  found = None
+  if multihost.is_primary():
+    found = run_identity(run_folder.read_json(folder / run_folder.PLAN)).encode()
+  return multihost.broadcast_bytes(found).decode()
 
 
 def choose_run_attention(config: ConfigDict, plan: ArmPlan) -> AttentionChoice:
@@ -211,11 +230,7 @@ def _text_separators(config: ConfigDict, store: TokenStore):
   return document_separators(store.tokenizer, config.data.cross_documents)
 
 
-def _timer(config, plan, folder, mesh, first_step: int) -> TrainingTimer:
-  """A timer that continues from the seconds that the run has logged."""
-  seconds_before = 0.0
-  if first_step:
-    seconds_before = max((line["seconds"] for line in read_metrics(folder)), default=0.0)
+def _timer(config, plan, mesh, first_step: int, seconds_before: float) -> TrainingTimer:
   return TrainingTimer(
     plan.batch_sequences * plan.seq_len,
     plan.train_flops_per_token,

@@ -20,7 +20,7 @@ from moe_parity.study.analysis.uncertainty import LEVEL, NUM_DRAWS
 def write_analysis(study_folder: str | pathlib.Path) -> pathlib.Path:
   """Writes analysis.json into the study folder (atomically) and returns its path."""
   path = pathlib.Path(study_folder) / "analysis.json"
-  files.write_json(path, analyze(study_folder), indent=1, allow_nan=False)
+  files.write_json(path, analyze(study_folder), indent=1, allow_nan=False, seal=True)
   return path
 
 
