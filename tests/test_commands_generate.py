@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from moe_parity import cli
+from moe_parity import cli, files
 from tests.helpers.small_store import small_store
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -102,6 +102,6 @@ def test_rotary_positions_end_where_training_did(run, capsys, tmp_path):
   shutil.copytree(run, folder)
   config = json.loads((folder / "config.json").read_text())
   config["model"]["position"] = "rope"
-  (folder / "config.json").write_text(json.dumps(config))
+  files.write_json(folder / "config.json", config, seal=True)
   assert cli.main(["generate", str(folder), "--prompt=a", "--context=65"]) == 2
   assert "context=65 exceeds the 64 positions of training" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import moe_parity as mp
-from moe_parity import cli
+from moe_parity import cli, files
 from moe_parity.data.ledger import Ledger
 from tests.helpers import chats
 
@@ -139,7 +139,7 @@ def spoilt(run, folder, **changes):
     if change is None:
       path.unlink()
     else:
-      path.write_text(json.dumps(json.loads(path.read_text()) | change))
+      files.write_json(path, json.loads(path.read_text()) | change, seal=True)
   return folder
 
 

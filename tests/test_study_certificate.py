@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from moe_parity import cli, config
+from moe_parity import cli, config, files
 from moe_parity.data.ledger import Ledger
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_costs import RESOURCES, arm_costs
@@ -99,7 +99,7 @@ def copy(study, tmp_path):
 
 
 def edit(path, **fields):
-  path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+  files.write_json(path, json.loads(path.read_text()) | fields, seal=True)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_folder_of_an_earlier_version_still_goes_on(copy, capsys):
   whole = json.loads((copy / "plan.json").read_text())
   edit(copy / "plan.json", arms=[forget(arm) for arm in whole["arms"]], notes=["old words"])
   for path in copy.glob("runs/*/plan.json"):
-    path.write_text(json.dumps(forget(json.loads(path.read_text()))))
+    files.write_json(path, forget(json.loads(path.read_text())), seal=True)
     assert certificate.certify_run(path.parent)["passed"]
   assert cli.main(["study", CONFIG, f"--workdir={copy}", "--only=dense,moe_40", *SMALL]) == 0
   run = copy / "runs/dense-s0"

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from moe_parity import files
 from moe_parity.study.analysis import compare
 from tests.helpers import fake_study
 from tests.helpers.fake_study import Fake
@@ -76,7 +77,8 @@ def test_controls_at_another_learning_rate_are_called_untuned(tmp_path):
   assert "not tuned for them" not in str(compare.analyze(folder)["verdict"])
   for path in folder.glob("runs/dense_active-*/plan.json"):
     plan = json.loads(path.read_text())
-    path.write_text(json.dumps(plan | {"peak_learning_rate": 4 * plan["peak_learning_rate"]}))
+    changed = plan | {"peak_learning_rate": 4 * plan["peak_learning_rate"]}
+    files.write_json(path, changed, seal=True)
   (line,) = [s for s in compare.analyze(folder)["verdict"]["sentences"] if "not tuned" in s]
   assert "dense_active 0.012; moe_26 0.003" in line
 

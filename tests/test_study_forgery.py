@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
-from moe_parity import cli
+from moe_parity import cli, files
 from moe_parity.data.ledger import Ledger
 from moe_parity.study import certificate
 
@@ -40,7 +40,7 @@ def copy(study, tmp_path):
 def change(path, edit):
   value = json.loads(path.read_text())
   edit(value)
-  path.write_text(json.dumps(value))
+  files.write_json(path, value, seal=True)
 
 
 def failures(folder, anew: bool):

@@ -267,8 +267,10 @@ def _orbax():
   """Slow to import: a fresh run needs it only at its first save."""
   from orbax.checkpoint import v1 as ocp
 
-  # Orbax narrates every save at INFO, and logs with a traceback a thread what it also raises.
-  logging.getLogger("absl").setLevel(logging.CRITICAL)
+  # Orbax narrates every save at INFO; it and the threads it starts log with a traceback what is
+  # raised as well.
+  for name in ("absl", "asyncio", "concurrent.futures"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   return ocp
 
 

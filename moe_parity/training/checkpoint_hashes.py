@@ -76,8 +76,9 @@ def is_marked(folder: pathlib.Path) -> bool:
 
 
 def run_identity(plan: dict) -> str:
-  """Which run a checkpoint is of: a hash of the plan in the run's folder."""
-  return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+  """Which run a checkpoint is of: a hash of its arm, seed, shape and length in plan.json."""
+  named = {name: plan.get(name) for name in ("name", "seed", "architecture", "num_steps")}
+  return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -6,7 +6,6 @@ restored and named. TensorBoard's events are drawn anew from the lines.
 """
 
 import collections
-import functools
 import gzip
 import io
 import json
@@ -17,9 +16,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from moe_parity import files
+from moe_parity.training.events import Events
 from moe_parity.training.metrics import METRICS, parse_metrics
 
-ROUTING, BOARD = "routing.npz", "tensorboard"
+ROUTING = "routing.npz"
 COPY = f"{METRICS}.gz"  # of the metrics, in a checkpoint
 
 
@@ -46,11 +46,9 @@ class Telemetry:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     files.write_bytes(folder / METRICS, text.encode())
     self._metrics = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-    for path in (folder / BOARD).glob("*tfevents*"):
-      path.unlink()
-    if lines:
-      for line in lines:
-        self._draw(line)
+    self._events = Events(folder)
+    for line in lines:
+      self._events.write(line)
 
   def _lines_before(self, logs: dict[str, bytes], warn) -> list[dict]:
     """The lines up to `from_step`: the checkpoint's, else those of metrics.jsonl that are whole."""
@@ -106,22 +104,7 @@ class Telemetry:
     """Appends one line (`kind` "train" or "validation") and mirrors its numbers to TensorBoard."""
     self._metrics.write(json.dumps(line) + "\n")
     self._metrics.flush()
-    self._draw(line)
-
-  def _draw(self, line: dict) -> None:
-    for name, value in line.items():
-      if name in ("kind", "step"):
-        continue
-      values = value if isinstance(value, list) else [value]
-      for index, number in enumerate(values):
-        suffix = f"/layer_{index}" if isinstance(value, list) else ""
-        self._board.add_scalar(f"{line['kind']}/{name}{suffix}", number, line["step"])
-
-  @functools.cached_property
-  def _board(self):
-    from tensorboardX import SummaryWriter  # its 0.07 s come after the first loss
-
-    return SummaryWriter(str(self.folder / BOARD), purge_step=1)
+    self._events.write(line)
 
   def write_routing(self, step: int, num_tokens: int, load_LE: np.ndarray) -> None:
     """Remembers expert loads (share of assignments, a row a MoE layer) for `snapshot`."""
@@ -145,8 +128,7 @@ class Telemetry:
 
   def close(self) -> None:
     self._metrics.close()
-    if "_board" in vars(self):
-      self._board.close()
+    self._events.close()
 
 
 class NullTelemetry:

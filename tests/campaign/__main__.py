@@ -16,6 +16,17 @@ import sys
 import tempfile
 import time
 
+COUNTS = {  # option -> faults by default, what they are
+  "damage": (700, "files of a finished study, damaged"),
+  "resumed": (180, "files of an unfinished run, damaged before it is trained on"),
+  "store": (40, "files of a token store, damaged before a run is trained on"),
+  "disk": (60, "disks that become full"),
+  "names": (60, "strange names of folders and workers"),
+  "kills": (12, "runs of one worker, killed or told to stop twice each"),
+  "workers": (6, "studies by two and by four workers, killed and put to sleep"),
+  "pairs": (4, "runs of two processes, one of them killed"),
+}
+
 
 def main(argv=None) -> int:
   raw = argparse.RawDescriptionHelpFormatter
@@ -23,49 +34,73 @@ def main(argv=None) -> int:
     "python -m tests.campaign", description=__doc__, formatter_class=raw
   )
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--damage", type=int, default=700, help="files of a finished study")
-  parser.add_argument("--resumed", type=int, default=200, help="files of an unfinished run")
-  parser.add_argument("--store", type=int, default=40, help="files of a token store")
+  for name, (count, what) in COUNTS.items():
+    parser.add_argument(f"--{name}", type=int, default=count, help=f"{what} ({count})")
+  parser.add_argument("--others", type=int, default=None, help="how many of each kind not given")
   parser.add_argument("--recover", type=float, default=0.2, help="share of mended finished runs")
   parser.add_argument("--out", type=pathlib.Path, default=None, help="a JSON file of the table")
   args = parser.parse_args(argv)
+  if args.others is not None:
+    for name, (count, _) in COUNTS.items():
+      if getattr(args, name) == count:
+        setattr(args, name, args.others)
+  from tests.campaign import outcomes
+
+  found: list[outcomes.Injection] = []
   with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
     scratch = pathlib.Path(scratch)
     os.environ["MOE_PARITY_CACHE"] = str(scratch / "cache")
-    injections = run(args, scratch)
-  from tests.campaign import outcomes
-
-  sums = outcomes.write(args.out or pathlib.Path(os.devnull), args.seed, injections)
-  print(" ".join(f"{name} {count}" for name, count in sums.items() if name != "kind"))
+    for injections in faults(args, scratch):
+      found += injections
+      for one in injections:
+        if one.outcome in outcomes.FAILURES:
+          print(f"{len(found)} {one}", flush=True)
+      if len(found) % 50 < len(injections):
+        print(f"{len(found)} faults, {time.monotonic() - START:.0f} s", flush=True)
+        outcomes.write(args.out or pathlib.Path(os.devnull), args.seed, found)
+  sums = outcomes.write(args.out or pathlib.Path(os.devnull), args.seed, found)
+  print(", ".join(f"{name} {sums[name]}" for name in ("injected", *outcomes.OUTCOMES)))
   return 1 if any(sums[name] for name in outcomes.FAILURES) else 0
 
 
-def run(args, scratch: pathlib.Path) -> list:
-  from tests.campaign import outcomes, runs
+def faults(args, scratch: pathlib.Path):
+  """Yields the outcomes of each kind of fault, in lists."""
+  from tests.campaign import full_disk, runs
   from tests.campaign.damage import FileDamage
+  from tests.campaign.full_disk import FullDisk
+  from tests.campaign.kills import Kills
+  from tests.campaign.names import HostileNames
 
-  found: list = []
-  start = time.monotonic()
-
-  def note(injection) -> None:
-    found.append(injection)
-    if injection.outcome in outcomes.FAILURES:
-      print(f"{len(found)} {injection}", flush=True)
-    elif len(found) % 50 == 0:
-      print(f"{len(found)} faults in {time.monotonic() - start:.0f} s", flush=True)
-
+  may_mount = args.disk and full_disk.own_mounts()
+  draw = lambda kind, i: random.Random(f"{args.seed} {kind} {i}")  # noqa: E731
   with runs.quick_programs():
     study = runs.make_study(scratch / "study")
     files = FileDamage(study, scratch / "copies")
     for i in range(args.damage):
-      rng = random.Random(f"{args.seed} damage {i}")
-      note(files.finished(rng, rng.random() < args.recover))
+      rng = draw("damage", i)
+      yield [files.finished(rng, rng.random() < args.recover)]
     for i in range(args.resumed):
-      note(files.resumed(random.Random(f"{args.seed} resumed {i}")))
+      yield [files.resumed(draw("resumed", i))]
     for i in range(args.store):
-      note(files.store(scratch / "cache", random.Random(f"{args.seed} store {i}")))
-  return found
+      yield [files.store(scratch / "cache", draw("store", i))]
+    names = HostileNames(study, files.unfinished, files, scratch)
+    for i in range(args.names):
+      yield [names.inject(draw("names", i))]
+    if may_mount:
+      with full_disk.small_disk(scratch / "disk") as is_mounted:
+        full = FullDisk(files.unfinished, files.expected, scratch / "disk")
+        for i in range(args.disk if is_mounted else 0):
+          yield [full.inject(draw("disk", i))]
+  kills = Kills(files.expected, scratch / "cache", scratch)
+  for i in range(args.kills):
+    yield kills.one_worker(draw("kills", i))
+  for i in range(args.workers):
+    yield kills.workers(draw("workers", i), 2 if i % 2 else 4)
+  for i in range(args.pairs):
+    yield kills.two_processes(draw("pairs", i))
 
+
+START = time.monotonic()
 
 if __name__ == "__main__":
   os.environ.setdefault("JAX_PLATFORMS", "cpu")

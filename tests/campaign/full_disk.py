@@ -40,7 +40,7 @@ def small_disk(folder: pathlib.Path):
     yield is_mounted
   finally:
     if is_mounted:
-      subprocess.run(["umount", str(folder)], check=True)
+      subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 class FullDisk:

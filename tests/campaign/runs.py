@@ -18,7 +18,8 @@ SMALL = [
   f"--config={ROOT}/configs/demo.py:tiny", "--config.budget.dense_tokens=2560",
   "--config.evaluation.max_tokens=500", "--config.evaluation.ablations=()",
   "--config.evaluation.routing_tokens=300", "--config.train.log_every=3",
-  "--config.train.save_every=10", "--config.train.keep_checkpoints=3", "--config.train.eval_every=15",
+  "--config.train.save_every=10", "--config.train.keep_checkpoints=3",
+  "--config.train.eval_every=15",
 ]  # fmt: skip
 ARMS = ("dense", "moe_40")
 TIMED = {"seconds", "compile_seconds", "step_seconds"}
