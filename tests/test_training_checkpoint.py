@@ -108,7 +108,7 @@ def test_weights_of_a_damaged_checkpoint_are_not_scored(copy):
   np.testing.assert_array_equal(load_model(copy, *wanted, 20)[0]["w"], state(20).params["w"])
 
 
-def test_a_checkpoint_of_an_earlier_version_is_read_and_said_to_be_unchecked(copy):
+def test_a_checkpoint_without_hashes_is_said_to_be_unchecked(copy):
   (copy / "30/hashes.json").unlink()
   metadata = copy / "30/_CHECKPOINT_METADATA"
   value = json.loads(metadata.read_text())

@@ -194,6 +194,17 @@ def steps_of(folder: pathlib.Path) -> list[int]:
   return sorted((int(path.name) for path in found if path.name.isdigit()), reverse=True)
 
 
+def newest_step(folder: pathlib.Path) -> int:
+  """Finished steps of the newest checkpoint in a folder of checkpoints.
+
+  Raises:
+    UserError: there is none.
+  """
+  if not (steps := steps_of(folder)):
+    raise UserError(f"{folder} holds no checkpoint; train the run first")
+  return steps[0]
+
+
 def commit(
   path: pathlib.Path, step: int, run: str = "", check_owner: Callable[[], None] = lambda: None
 ) -> None:
@@ -224,10 +235,8 @@ def load_model(
   Raises:
     UserError: there is no checkpoint, none of this step, or it is not what was written.
   """
-  steps = sorted(steps_of(folder))
-  if not steps:
-    raise UserError(f"{folder} holds no checkpoint; train the run first")
-  step = steps[-1] if step is None else step
+  newest, steps = newest_step(folder), sorted(steps_of(folder))
+  step = newest if step is None else step
   if step not in steps:
     raise UserError(
       f"{folder} holds no checkpoint of step {step}; there are those of"

@@ -42,8 +42,8 @@ def parse_metrics(content: bytes, last_step: int | float = math.inf) -> tuple[li
   for text in content.split(b"\n")[:-1]:
     try:
       line = json.loads(text)
-      is_line = line["kind"] in KINDS and type(line["step"]) is int and line["seconds"] >= 0
-    except (ValueError, KeyError, TypeError, RecursionError):
+      is_line = line["kind"] in KINDS and type(line["step"]) is int and line.get("seconds", 0) >= 0
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
       is_line = False
     if not is_line:
       num_broken += 1

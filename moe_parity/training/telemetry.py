@@ -41,7 +41,7 @@ class Telemetry:
     """
     self.folder, self._from_step = folder, from_step
     lines = self._lines_before(dict(logs or {}), warn)
-    self.seconds_before = max((line["seconds"] for line in lines), default=0.0)
+    self.seconds_before = max((line.get("seconds", 0.0) for line in lines), default=0.0)
     self._routing = self._routing_before(dict(logs or {}), warn)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     files.write_bytes(folder / METRICS, text.encode())
