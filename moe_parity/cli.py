@@ -65,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{error}; the same command resumes", file=sys.stderr)
     return error.code
   except KeyboardInterrupt:
-    print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+    print(
+      "\nstopped; run the same command again to resume from the last checkpoint", file=sys.stderr
+    )
     return 130
   except Exception as error:
     if not disk_is_full(error):

@@ -25,7 +25,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-  """Whether a full disk is what lies behind an error, however deeply a library wrapped it."""
+  """Whether a full disk caused an error, however deeply a library wrapped it."""
   while error is not None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
       return True

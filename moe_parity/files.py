@@ -16,7 +16,7 @@ from moe_parity.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """A temporary path beside `path` to write a file to; at the end it becomes `path`.
+  """A temporary path next to `path` to write a file to; at the end it becomes `path`.
 
   The temporary name is unique, because workers of a study write the same files at the same time.
   The content is on disk (fsync) before the name changes. An error leaves `path` as it was.

@@ -215,7 +215,7 @@ def test_the_row_at_fault_is_named_and_not_the_first():
   [
     ("", "no header"),
     ("n_layers,E\n", "no rows"),
-    ("n_layers,E,E\n1,2,2\n", "'E' stands twice"),
+    ("n_layers,E,E\n1,2,2\n", "'E' appears twice"),
     ("n_layers,E\n1,2,3\n", "row 1 .line 2. has 3 cells under 2 columns"),
     ("n_layers,E\n1\n", "has 1 cells"),
     ('n_layers,E\n"1,2\n', "not a CSV file"),

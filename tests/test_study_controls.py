@@ -56,7 +56,7 @@ def test_an_indistinguishable_control_leaves_the_lead_open(tmp_path):
 def test_without_controls_the_verdict_says_that_there_are_none(tmp_path):
   report = analyze(tmp_path)
   assert report["controls"]["controls"] == [] and report["controls"]["ablations"] == {}
-  assert "No dense control" in " ".join(sentences_on_lead(report))
+  assert "has no dense control of another N" in " ".join(sentences_on_lead(report))
 
 
 def test_controls_are_neither_arms_nor_baseline(tmp_path):

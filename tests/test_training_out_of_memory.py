@@ -56,7 +56,7 @@ def refused(micro, remat):
 def test_running_out_is_one_line_with_both_sizes_and_a_way_out():
   line, planned = refused(24, "none")
   assert "\n" not in line
-  assert f"asked for 2.00 GiB at once, planned {planned:.2f} GiB in all" in line
+  assert f"requested 2.00 GiB at once, planned {planned:.2f} GiB in all" in line
   assert "--config.train.micro_batch_sequences=21 (now 24)" in line
   assert "--config.train.micro_batch_sequences=84 (now 168)" in refused(0, "none")[0]
 

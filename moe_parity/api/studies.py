@@ -24,7 +24,7 @@ _ARM = ("name", "kind", "role", "seed", "status", "activation_rate", "num_params
 
 
 class Study:
-  """A study folder, finished or not. Everything is read when it is asked for."""
+  """A study folder, finished or not. Everything is read on first use."""
 
   def __init__(self, place: Place):
     self._place, self.folder = place, place.folder

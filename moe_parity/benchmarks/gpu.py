@@ -1,4 +1,4 @@
-"""`bench --only=gpu`: what one GPU does with this code, in eight minutes, every figure kept.
+"""`bench --only=gpu`: what one GPU does with this code, in eight minutes, every figure recorded.
 
 Five parts, each with its share of the time: the device's own rates; numerics of every
 implementation against float64; attention; experts against a dense FFN; full train steps. A figure

@@ -1,4 +1,4 @@
-"""Times that stand up on a shared machine: competitors take turns, and ratios are of neighbors."""
+"""Timings on a shared machine: competitors alternate, and ratios are of consecutive samples."""
 
 import statistics
 import time

@@ -22,7 +22,7 @@ def arguments(parser) -> None:
 
 
 def run(args) -> int:
-  on_disk(args.folder, "report writes beside a study on this machine")
+  on_disk(args.folder, "report writes into a study folder on this machine")
   from moe_parity.report.page import write_report
   from moe_parity.study.certificate import recheck_study
   from moe_parity.study.reading import comparison_folders, read_steps

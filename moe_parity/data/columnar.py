@@ -101,7 +101,7 @@ def _num_bytes(batch: Any, row: int) -> int:
 
 
 def _check(batch: Any, pyarrow: Any) -> None:
-  """Refuses a batch whose offsets point outside of it; text that is not UTF-8 is told by row."""
+  """Refuses a batch whose offsets point outside of it, and text that is not UTF-8, by its row."""
   try:
     batch.validate(full=True)
   except pyarrow.ArrowInvalid as error:

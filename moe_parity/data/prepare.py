@@ -103,7 +103,7 @@ def open_data(data: Any, progress: Progress | None = None) -> TokenStore:
 
 
 def check_lossless(store: TokenStore, allow_lossy: bool) -> TokenStore:
-  """The store, unless its tokenizer lost text that nobody said may be lost."""
+  """The store, unless its tokenizer lost text and the caller did not allow it."""
   for split in (store.train, store.validation):
     if split.lost["num_documents"] and not allow_lossy:
       raise UserError(

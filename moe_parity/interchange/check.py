@@ -1,4 +1,4 @@
-"""Does transformers say what we say? Logits and greedy tokens of an export beside the run's own.
+"""Does transformers say what we say? Logits and greedy tokens of an export against the run's own.
 
 transformers runs in a process that imports nothing of this project, in this Python or the one that
 MOE_PARITY_HF_PYTHON names (JAX and torch need not be installed together).

@@ -96,7 +96,7 @@ def _scores(result: dict | None, step: int | None) -> str:
 def _certificate(folder: pathlib.Path) -> str:
   heading = "## Certificate\n\n"
   if not (folder / CERTIFICATE).exists():
-    return heading + "The run has none: nobody recounted its N, C and D from its files."
+    return heading + "The run has none: its N, C and D were not recounted from its files."
   value = run_folder.read_json(folder / CERTIFICATE)
   verdict = "passed" if value.get("passed") else "**failed**"
   text = f"{heading}N, C and D recounted from the run's checkpoint and ledger: {verdict}."

@@ -65,7 +65,12 @@ def _up_options(sub: argparse.ArgumentParser) -> None:
   kind = sub.add_mutually_exclusive_group()
   kind.add_argument("--spot", action="store_true", help="chips that may be taken away at any time")
   kind.add_argument("--reserved", action="store_true", help="chips of a reservation")
-  add("--price", type=float, metavar="USD", help="of a chip-hour, to be told what all may cost")
+  add(
+    "--price",
+    type=float,
+    metavar="USD",
+    help="of a chip-hour; prints the most that the slices may cost",
+  )
   add("--service-account", default="", metavar="EMAIL", help="that the hosts act as")
   add("--network", default="")
   add("--subnetwork", default="")

@@ -144,7 +144,7 @@ class Slices:
         )
       if time.time() > expires:
         self.remove([one.name for one in held])
-        say("the time is over; the slices are deleted. The same 'up' goes on from the checkpoints")
+        say("the time is over; the slices are deleted. Run the same 'up' again to resume")
         return START_AGAIN
       over = {one.name for one in held if tpu_states.is_over(one)}
       if over:

@@ -1,4 +1,4 @@
-"""Which formula stands behind each printed column: the tables do not all use one.
+"""Which formula gives each printed column: the tables do not all use one.
 
 Found by recomputing every cell. Plain formulas (convention `paper`) fill Tables 5, 6 and 9; the
 others count router, norms and elementwise work (`paper_full`) in some columns and a nominal size in
@@ -76,7 +76,7 @@ ROW_FORMULAS: dict[tuple[str, int, str], Formula] = {
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A printed cell beside what its formula gives. difference_pct: 100 (found / printed - 1)."""
+  """A printed cell and the value of its formula. difference_pct: 100 (found / printed - 1)."""
 
   table: str
   row: int

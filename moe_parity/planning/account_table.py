@@ -1,4 +1,4 @@
-"""What every row of a table of shapes costs, and how far that lies from what the table prints."""
+"""What every row of a table of shapes costs, and how far that is from the printed value."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ class DataConstrainedLaw(Law):
     "effective_params": "parameters worth as much",
   }
   fitted_on = {"num_params": (1e7, 9e9), "num_tokens": (None, 9e11)}
-  caveat = "Dense models only: nobody has published constants for MoE models"
+  caveat = "Dense models only: no constants for MoE models are published"
 
   def _predict(
     self, num_params: Number, num_tokens: Number, num_unique_tokens: Number

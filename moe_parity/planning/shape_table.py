@@ -50,7 +50,7 @@ def read_table(path: str | pathlib.Path) -> list[dict[str, str]]:
         raise UserError(f"{path}: no header line; name the columns, such as n_layers,d_model,E")
       twice = sorted({name for name in header if header.count(name) > 1})
       if twice:
-        raise UserError(f"{path}: column {twice[0]!r} stands twice; keep one of them")
+        raise UserError(f"{path}: column {twice[0]!r} appears twice; keep one of them")
       for cells in reader:
         if not any(cell.strip() for cell in cells):
           continue

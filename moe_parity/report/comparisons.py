@@ -117,7 +117,9 @@ def section(
     if comparison.has_dense:
       body += bullets([comparison.report["verdict"]["headline"]])
     else:
-      body += paragraphs(["It trains no dense arm: the study's own stands against it, see above."])
+      body += paragraphs(
+        ["It trains no dense arm; its arms are compared with the study's own, see above."]
+      )
     body += figure(drawn.get(f"{comparison.name}_activation_rate"))
     body += table(made[f"{comparison.name}_comparisons"])
     body += _certificate(comparison, made)

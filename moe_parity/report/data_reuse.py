@@ -70,7 +70,7 @@ def scheme_label(scheme: dict, passes: str) -> str:
 
 
 def by_scheme(step: dict) -> figure_style.Drawing | None:
-  """Excess over dense against r_a, a line a scheme, with the published sweeps beside them."""
+  """Excess over dense against r_a, a line a scheme, and the published sweeps."""
   lines = []
   for scheme in step.get("schemes", []):
     arms = [a for a in scheme["arms"] if a["kind"] == "moe" and a["bpc"] is not None]

@@ -1,4 +1,4 @@
-"""The report of a study: one HTML file that needs nothing else, and the plain files beside it.
+"""The report of a study: one HTML file that needs nothing else, and plain files alongside it.
 
 First screen: the sentence, the figure, the three resources, what stands against the sentence. Then
 what it rests on. Figures are inline SVG in two widths, desk and phone. The page's own script shows
@@ -93,7 +93,7 @@ def policy(script: str) -> str:
 
 
 def _own(name: str) -> str:
-  """The text of a file that stands beside this one."""
+  """The text of a file of this folder."""
   return (pathlib.Path(__file__).parent / name).read_text()
 
 

@@ -160,7 +160,7 @@ def certificate(study: reading.StudyRecord, report: dict, tables: Tables) -> Sec
 
 
 def checks(content: Table) -> str:
-  """The checks across arms, folded where they are many; those that failed stand in the open."""
+  """The checks across arms, folded where they are many; those that failed are always shown."""
   if len(content.rows) <= MAX_CHECKS:
     return table(content)
   off: dict[str, float] = {}
@@ -213,7 +213,7 @@ def routing(drawings: Drawings, tables: Tables, report: dict) -> Section:
 
 
 def versus_paper(drawings: Drawings, tables: Tables) -> Section:
-  missing = "a figure beside the paper's, which takes a dense arm and an MoE arm"
+  missing = "a figure with the paper's points, which takes a dense arm and an MoE arm"
   body = "".join(figure(drawings.get(name), missing) for name in ("versus_paper", "compute_ratio"))
   body += figure(drawings.get("loss_over_data"))
   columns = tables["paper_columns"]

@@ -168,7 +168,7 @@ def plan(arms_of_plan: list[dict]) -> Table:
 
 
 def paper_columns(report: dict, arms_of_plan: list[dict]) -> Table:
-  """The runs in the columns of the paper's Tables 9 to 17, to be set beside them.
+  """The runs in the columns of the paper's Tables 9 to 17.
 
   M is the training value, as there; B counts sequences.
   """

@@ -1,4 +1,4 @@
-"""All-gathers weights over a mesh axis, with gradients reduce-scattered while other work goes on.
+"""All-gathers weights over a mesh axis, with gradients reduce-scattered alongside other work.
 
 libtpu has no asynchronous reduce-scatter on v5p, so nothing overlaps with one. It has an
 asynchronous ragged all-to-all, by which every device can send the shards of its gradient to their

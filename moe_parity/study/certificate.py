@@ -168,8 +168,8 @@ def recheck_study(folder: pathlib.Path) -> dict:
 
 
 def _places(folder: pathlib.Path) -> list[tuple[dict, str]]:
-  """(plan, run folder relative to `folder`) of every arm of a study; a run may stand in another
-  part of the study."""
+  """(plan, run folder relative to `folder`) of every arm of a study; a run may be in the folder
+  of another comparison."""
   plan, places = run_folder.read_json(folder / run_folder.PLAN), {}
   if (folder / "study.json").exists():
     listed = run_folder.read_json(folder / "study.json")["arms"]

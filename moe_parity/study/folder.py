@@ -189,13 +189,13 @@ class StudyFolder:
     return "pending", ""
 
   def finished(self, run: str) -> bool:
-    """Whether a run has its result, asked anew."""
+    """Whether a run has its result, read anew."""
     return (self.folder / run / run_folder.RESULT).exists()
 
   # What a study on a bucket does besides (`bucket_study`); here a run's folder is the study's own.
 
   def fetch(self, run: str) -> None:
-    """Before a run is trained: makes its folder what was kept of it."""
+    """Restores what is stored of a run's folder, before it is trained."""
 
   def fetch_checkpoint(self, run: str) -> None:
     """Before a finished run is fine-tuned: brings its checkpoint here."""

@@ -1,4 +1,4 @@
-"""How whoever started a run steers it: may it write, must it stop. The defaults let it run."""
+"""How the caller steers a run: may it write, must it stop. The defaults let it run."""
 
 import contextlib
 import dataclasses

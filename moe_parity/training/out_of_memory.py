@@ -1,4 +1,4 @@
-"""A device ran out of memory, in one line: what was asked for, what was planned, what to do."""
+"""A device ran out of memory, in one line: what was requested, what was planned, what to do."""
 
 import re
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def message(text: str, config: ConfigDict, plan: ArmPlan, num_devices: int) -> s
     text: XLA's.
   """
   asked, planned = asked_bytes(text), planned_memory(config, plan)
-  parts = [f"asked for {_gibibytes(asked)} at once"] if asked else []
+  parts = [f"requested {_gibibytes(asked)} at once"] if asked else []
   parts += [f"planned {_gibibytes(planned.total)} in all"] if planned else []
   return f"arm {plan.name!r} does not fit a device ({', '.join(parts)}); " + _way_out(
     config, plan, num_devices

@@ -113,7 +113,7 @@ def sentences(explained: dict | None) -> list[str]:
     )
   if not explained["controls"]:
     lines.append(
-      "No dense control of another N stands beside this comparison, so whether the lead is one of"
+      "This comparison has no dense control of another N, so whether the lead is one of"
       " the experts or of a smaller model is not shown."
     )
     return lines

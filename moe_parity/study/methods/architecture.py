@@ -253,7 +253,7 @@ def _plan(config: ConfigDict, kind: str, fields: dict) -> ArmPlan:
 
 
 def plan_of(config: ConfigDict, kind: str, fields: dict) -> ArmPlan:
-  """The plan of one arm beside the dense one that sets C."""
+  """The plan of one arm alongside the dense one that sets C."""
   arms = {"dense": _arm("dense", template(config, "dense"))}
   if kind == "moe":
     arms["option"] = _arm("moe", fields)

@@ -40,7 +40,7 @@ class Method(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _FromModules:
-  """A method whose functions stand in modules."""
+  """A method whose functions are in modules."""
 
   derive: Callable
   pending_notes: Callable

@@ -46,7 +46,7 @@ class BucketStudy(StudyFolder):
       UserError: another scheme; the place holds something that is no study, or is out of reach.
     """
     if not url.startswith(SCHEME) or not url.removeprefix(SCHEME).strip("/"):
-      raise UserError(f"--workdir={url}: a study lies on a disk or under gs://bucket/name")
+      raise UserError(f"--workdir={url}: a study is on a disk or under gs://bucket/name")
     self.url = url.rstrip("/")
     there = storage.names(self.url)
     if (

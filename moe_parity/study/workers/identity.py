@@ -24,7 +24,7 @@ NAME_VARIABLES = (  # of each engine, the variables that together name a worker 
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-  """One process, told apart from every other that was or will be.
+  """One process, distinct from every other that was or will be.
 
   Attributes:
     boot: of the kernel; "" where it cannot be read.

@@ -44,7 +44,7 @@ class Peers:
     self._thread.start()
 
   def leave(self) -> None:
-    """This process ends well; nobody shall miss it."""
+    """This process ends as it should: its silence is no failure."""
     self._over.set()
     self._thread.join(SILENT_SECONDS)
     try:
