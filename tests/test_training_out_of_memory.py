@@ -1,15 +1,13 @@
 """A device that is out of memory: the bytes of XLA's message, and the way out that fits the run."""
 
 import dataclasses
-import types
-from unittest import mock
 
 import pytest
 
-from moe_parity.data.token_store import TokenStore
 from moe_parity.planning.memory import planned_memory
 from moe_parity.training import loop, out_of_memory
 from moe_parity.training.out_of_memory import asked_bytes, explained, smaller_micro_batch
+from tests.helpers import small_store
 from tests.test_training_loop import arm
 
 
@@ -73,9 +71,7 @@ def test_another_error_is_left_as_it_is():
 
 def test_a_step_that_runs_out_of_memory_is_explained(monkeypatch, tmp_path):
   config, plan = arm("dense")
-  store = mock.create_autospec(TokenStore, instance=True)
-  store.tokenizer = types.SimpleNamespace(bos_id=0, eos_id=1)
-  store.fingerprint.return_value = {"train": "0"}
+  store = small_store.small_store(tmp_path, count=300)
 
   def set_up(*_):
     raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 5.00GiB")
