@@ -5,6 +5,10 @@ and GPU. So the kernel gets only what planning and reading lack there, without d
 training runs in an environment of its own, which is driven by the command line and read through run
 folders. Where the kernel's own environment has what training needs (a checkout's .venv in
 JupyterLab or VS Code), it is the engine. Standard library only.
+
+  python launch/colab.py https://github.com/you/moe_parity v0.1.0
+
+makes the badges and the first cells of this checkout's notebooks open that repository at that tag.
 """
 
 import importlib.metadata
@@ -245,3 +249,29 @@ def _control(widgets, name: str, choice):
   if isinstance(value, int):
     return widgets.IntSlider(value=value, min=low, max=high, **common)
   return widgets.FloatSlider(value=value, min=low, max=high, step=(high - low) / 100, **common)
+
+
+BADGE = r"(?<=colab-badge.svg\)\]\()[^)]*"  # where the badge leads
+
+
+def name_repository(notebook: pathlib.Path, url: str, ref: str) -> None:
+  """Makes a notebook's badge and its first cell open a repository on GitHub.
+
+  Raises:
+    ValueError: the URL is none of GitHub, which alone Colab opens by its address.
+  """
+  owner_and_name = re.fullmatch(r"https://github\.com/([^/]+/[^/]+?)(?:\.git)?/?", url)
+  if not owner_and_name:
+    raise ValueError(f"{url}: Colab opens https://github.com/OWNER/NAME; give such a URL")
+  there = f"github/{owner_and_name[1]}/blob/{ref}/notebooks/{notebook.name}"
+  text = re.sub(BADGE, f"https://colab.research.google.com/{there}", notebook.read_text())
+  for name, value in (("REPOSITORY", url), ("REF", ref)):
+    text = re.sub(rf'({name} = \\")[^"\\]*(\\"  #@param)', rf"\g<1>{value}\g<2>", text)
+  notebook.write_text(text)
+
+
+if __name__ == "__main__":
+  if len(sys.argv) != 3:
+    sys.exit("usage: python launch/colab.py https://github.com/OWNER/NAME TAG")
+  for path in sorted(pathlib.Path(__file__).parent.parent.glob("notebooks/*.ipynb")):
+    name_repository(path, *sys.argv[1:])

@@ -11,6 +11,7 @@ import types
 
 import pytest
 
+from moe_parity import cli
 from tests.helpers import scripts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -45,14 +46,57 @@ def test_a_notebook_is_committed_without_outputs(path):
 
 
 @by_notebook
-def test_badge_and_first_cell_name_one_repository_and_release(path):
+def test_a_badge_and_a_first_cell_name_no_owner_that_is_made_up(path):
+  """No owner is made up: Colab's own page opens, and the first cell asks for the repository."""
   version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
-  first = code_of(path)[0]
-  repository = re.search(r'^REPOSITORY = "https://github.com/(\S+)"  #@param', first, re.M)[1]
-  reference = re.search(r'^REF = "(\S+)"  #@param', first, re.M)[1]
-  assert reference == f"v{version}"
-  place = f"github/{repository}/blob/{reference}/notebooks/{path.name}"
-  assert f"colab.research.google.com/{place})" in "".join(cells(path)[0]["source"])
+  first, text = code_of(path)[0], "".join(cells(path)[0]["source"])
+  assert re.search(r'^REPOSITORY = ""  #@param', first, re.M)
+  assert re.search(rf'^REF = "v{version}"  #@param', first, re.M)
+  assert "colab-badge.svg)](https://colab.research.google.com/)" in text and "OWNER" not in text
+  assert "set `REPOSITORY` in the first cell" in text
+
+
+@by_notebook
+def test_a_release_names_its_repository_in_badge_and_first_cell(colab, path, tmp_path):
+  copy = pathlib.Path(shutil.copy(path, tmp_path))
+  colab.name_repository(copy, "https://github.com/me/moe_parity.git", "v9.9")
+  place = f"github/me/moe_parity/blob/v9.9/notebooks/{path.name}"
+  assert f"(https://colab.research.google.com/{place})" in "".join(cells(copy)[0]["source"])
+  first = code_of(copy)[0]
+  assert 'REPOSITORY = "https://github.com/me/moe_parity.git"  #@param' in first
+  assert 'REF = "v9.9"  #@param' in first
+  changed = [a != b for a, b in zip(cells(copy), cells(path), strict=True)]
+  assert changed == [True, True] + [False] * (len(changed) - 2)
+  with pytest.raises(ValueError, match="Colab opens https://github.com"):
+    colab.name_repository(copy, "https://example.org/x", "v1")
+
+
+def git(folder, *words):
+  who = ("-c", "user.name=x", "-c", "user.email=x@x")
+  subprocess.run(["git", "-C", folder, *who, *words], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("tagged", [True, False])
+def test_the_first_cell_fetches_the_repository_that_is_given(tmp_path, monkeypatch, capfd, tagged):
+  """At REF where the repository has it, else at its newest state, and says so."""
+  source, kernel = tmp_path / "source", tmp_path / "kernel"
+  (source / "launch").mkdir(parents=True)
+  kernel.mkdir()
+  git(source, "init", "--quiet")
+  for state in ("released", "newest"):
+    (source / "launch/colab.py").write_text(state)
+    git(source, "add", ".")
+    git(source, "commit", "--quiet", "-m", state)
+    if state == "released" and tagged:
+      git(source, "tag", "v0.1.0")
+  fetching = code_of(NOTEBOOKS[0])[0].split("sys.path[:0]")[0]
+  monkeypatch.chdir(kernel)
+  with pytest.raises(ValueError, match="set REPOSITORY, in this cell, to its URL"):
+    exec(fetching, {})
+  exec(fetching.replace('REPOSITORY = ""', f"REPOSITORY = {str(source)!r}"), {})
+  fetched = (kernel / "moe_parity/launch/colab.py").read_text()
+  assert fetched == ("released" if tagged else "newest")
+  assert ("v0.1.0 is not there" in capfd.readouterr().out) != tagged
 
 
 def test_all_first_cells_are_the_same_but_for_the_engine():
@@ -116,6 +160,18 @@ def test_a_command_that_fails_is_shown_and_not_passed_over(colab, monkeypatch, t
   process = colab.Engine(ROOT, sys.executable).start("plan", "--config=nowhere.py")
   with pytest.raises(RuntimeError, match="no such file"):
     colab.watch(process, lambda: "", 0.1)
+
+
+def test_the_step_of_the_pod_is_priced_as_it_stands(capsys):
+  """The form's own values, which no TINY run reads."""
+  (form,) = [text for text in code_of(NOTEBOOKS[5]) if "#@title Which step" in text]
+  values = {"ROOT": ROOT}
+  exec(form, values)
+  assert cli.main(["compile", *values["OF"], "--search=0", "--json"]) == 0
+  priced = json.loads(capsys.readouterr().out)
+  reported = json.loads((ROOT / "results/compile_7b_v5p-128.json").read_text())
+  assert values["TOPOLOGY"] == reported["topology"] and values["ARM"] == reported["arm"]
+  assert reported["mesh"] in [{axis: row[axis] for axis in reported["mesh"]} for row in priced]
 
 
 @pytest.mark.slow

@@ -104,7 +104,9 @@ def _estimate(
   return MeshCandidate(sizes, memory, weights + rows, seconds, fits)
 
 
-def weight_bytes(architecture: Architecture, sizes: MeshSizes, item: int, micro: int) -> float:
+def weight_bytes(
+  architecture: Architecture, sizes: MeshSizes, item: int, micro: int
+) -> int | float:
   """Bytes of weights and their gradients that one device sends in a step (see the top of the file).
 
   Args:
@@ -135,7 +137,7 @@ def exchange_bytes(
   tokens: int,
   item: int,
   is_rematerialized: bool,
-) -> float:
+) -> int | float:
   """Bytes that one device sends in a step to dispatch and combine tokens.
 
   Args:

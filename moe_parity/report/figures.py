@@ -174,7 +174,8 @@ def loss_curves(study: reading.StudyRecord) -> figure_style.Drawing | None:
     spent = [run.plan["train_flops"] for run, _ in lines]
     figure_style.log_ticks(axes[0].xaxis, (first, last), figure_style.tokens)
     figure_style.log_ticks(axes[1].xaxis, (min(spent) / 30, max(spent)), figure_style.power)
-    axes[0].set_ylim(floor - 0.04 * (top - floor), top + 0.04 * (top - floor))
+    margin = 0.04 * (top - floor) or 0.1  # a run that has just begun has one loss
+    axes[0].set_ylim(floor - margin, top + margin)
     axes[0].set_xlabel("training tokens")
     axes[1].set_xlabel("training FLOPs")
     for axis in axes if narrow else axes[:1]:
