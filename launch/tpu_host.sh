@@ -142,6 +142,8 @@ start() {
   trap 'give_back "it could not be set up; the log says why"' EXIT
   fetch
   EXTRA=tpu bash "$code/launch/local.sh" --setup
+  # Not the chips: a host that looks at them alone waits for the others of its slice.
+  EXTRA=tpu bash "$code/launch/local.sh" doctor --skip-devices --workdir="$(setting workdir)"
   trap - EXIT
   systemd-run --unit=moe-parity --property=KillMode=mixed --property=TimeoutStopSec=90 \
     --property="ExecStopPost=/bin/bash $home/tpu_host.sh ended" \

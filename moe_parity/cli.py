@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from moe_parity.aot import libtpu
 from moe_parity.errors import Stopped, UserError, disk_is_full
+from moe_parity.launch.exit_codes import START_AGAIN
 
 COMMANDS = (  # each a file of moe_parity/commands
   *("plan", "account", "train", "study", "report", "evaluate", "generate", "sft"),
@@ -29,6 +30,9 @@ data D (arXiv 2506.12119), which wins, and at which activation rate N_a / N?
 
 Any field of a config can be set on the command line: --config.budget.dense_tokens=2000000
 """
+
+
+INTERRUPTED = 130  # as a shell calls a process that Ctrl-C ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
       "\nstopped; run the same command again to resume from the last checkpoint", file=sys.stderr
     )
-    return 130
+    return INTERRUPTED
   except Exception as error:
     if not disk_is_full(error):
       raise
@@ -95,5 +99,19 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
+def program() -> None:
+  """The command `moe-parity`: `main`, then the end of the process.
+
+  One that was stopped ends at once: threads of libraries that were stopped in their midst (a
+  compilation, a read ahead) may abort the interpreter's own way out, and the exit code with it.
+  """
+  status = main()
+  if status in (START_AGAIN, INTERRUPTED):
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+  sys.exit(status)
+
+
 if __name__ == "__main__":
-  sys.exit(main())
+  program()

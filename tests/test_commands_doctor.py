@@ -21,6 +21,15 @@ def test_a_machine_that_is_well_is_told_so(capsys, tmp_path):
   assert not list(tmp_path.iterdir())  # nothing stays
 
 
+def test_devices_that_others_use_are_not_opened(monkeypatch, capsys):
+  import jax
+
+  monkeypatch.setattr(jax, "devices", lambda: 1 / 0)
+  cli.main(["doctor", "--skip-devices", "--json"])
+  found = [finding["what"] for finding in json.loads(capsys.readouterr().out)]
+  assert "jax" in found and "devices" not in found
+
+
 def test_a_place_that_cannot_be_written_has_a_way_out(capsys, tmp_path):
   (tmp_path / "file").write_text("")
   code, found = doctor(capsys, f"--workdir={tmp_path}/file/study")

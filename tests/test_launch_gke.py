@@ -167,7 +167,7 @@ def test_each_worker_has_a_slice_a_share_and_a_name_of_its_own(cluster):
   (container,) = pod["containers"]
   assert container["resources"] == {"limits": {"google.com/tpu": 4}}
   assert container["args"] == [
-    *(*STUDY, "--coordinator=auto"),
+    *(*STUDY, "--compile-cache=gs://b/My_Study/launch/compiled", "--coordinator=auto"),
     *("--shard=2/3", "--worker=my-study-2"),
   ]
 

@@ -44,6 +44,7 @@ def test_each_job_begins_with_its_share_under_its_own_name(programs):
   (call,) = programs.calls("bash")
   assert call[1:] == [
     *("launch/gpu.sh", "study", "--config=configs/demo.py", "--workdir=gs://b/a"),
+    "--compile-cache=gs://b/a/launch/compiled",
     *("--only=x", "--config.seed=3", "--shard=3/4", "--worker=sky-managed-7"),
   ]
 

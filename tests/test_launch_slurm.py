@@ -122,6 +122,13 @@ def test_a_worker_that_asks_goes_back_into_the_queue(job):
   assert job.requeued
 
 
+def test_a_task_of_an_array_requeues_itself_alone(job):
+  """Slurm gives one task of an array the array's own number: by it all tasks were requeued."""
+  job.run(75, SLURM_ARRAY_JOB_ID="12", SLURM_ARRAY_TASK_ID="3")
+  asked = job.programs.calls("scontrol")
+  assert asked == [["scontrol", "show", "job", "12_3"], ["scontrol", "requeue", "12_3"]]
+
+
 @pytest.mark.parametrize("code", [0, 1, 2, 134, 137])
 def test_any_other_exit_code_is_the_job_s_own(job, code):
   assert job.run(code).returncode == code
@@ -141,7 +148,8 @@ def test_a_job_is_not_restarted_for_ever(job):
 
 
 def test_the_worker_gets_its_words_its_share_and_its_world(job):
-  job.run(0, SLURM_ARRAY_TASK_ID="3", SLURM_ARRAY_TASK_COUNT="8", SLURM_JOB_NUM_NODES="2")
+  task = {"SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}
+  job.run(0, **task, SLURM_JOB_NUM_NODES="2")
   (call,) = job.programs.calls("srun")
   assert call == [
     *("srun", "--kill-on-bad-exit=1", "bash", "/r/launch/local.sh", *STUDY),

@@ -63,7 +63,9 @@ def test_up_asks_for_every_slice_on_its_own_and_ships_the_commit(cloud, programs
   assert made["type"] == "v6e-16"
   assert made["labels"]["moe-parity"] == "my-study" and made["labels"]["owner"] == "ada"
   assert abs(int(made["labels"]["expires"]) - time.time() - 3 * 3600) < 60
-  assert made["metadata"]["moe-parity-command"] == " ".join(STUDY)
+  assert made["metadata"]["moe-parity-workdir"] == "gs://b/My_Study"
+  compiled = "--compile-cache=gs://b/My_Study/launch/compiled"
+  assert made["metadata"]["moe-parity-command"] == " ".join([*STUDY, compiled])
   assert made["metadata"]["moe-parity-hosts"] == "4"
   assert (call := programs.calls("gcloud")[-1])[-1] == "--quiet" and "--spot" in call
 

@@ -53,7 +53,11 @@ class Host:
     }
     given = {"name": "s-1", "api": "tpu", "project": "p", "zone": "us-east5-b", "hours": "2.5"}
     given |= {"hosts": "4", "commit": "c0ffee", "code": "gs://b/a/code.tar.gz"}
-    given |= {"logs": "gs://b/a/logs/s-1", "expires": str(int(time.time()) + 99999)}
+    given |= {
+      "logs": "gs://b/a/logs/s-1",
+      "workdir": "gs://b/a",
+      "expires": str(int(time.time()) + 99999),
+    }
     self.set(**given, command="study --config=c.py '--only=a b' --workdir=gs://b/a")
     (folder / "dev/vfio").mkdir(parents=True)
     (folder / "dev/vfio/0").touch()
@@ -66,10 +70,11 @@ class Host:
     log = str(self.programs.log)
     self.programs.add("moe-parity", f"lives = open({log!r}).read().count('[\"moe-parity')\n{body}")
 
-  def run(self, *words, **env):
+  def start(self, *words, **env):
+    """The script as a process; what it prints comes with its errors."""
     (self.folder / "attributes.json").write_text(json.dumps(self.attributes))
     self.programs.add("curl", CURL.format(file=str(self.folder / "attributes.json")))
-    return subprocess.run(
+    return subprocess.Popen(
       ["bash", ROOT / "launch/tpu_host.sh", *words],
       env={
         "PATH": self.programs.path,
@@ -79,10 +84,15 @@ class Host:
         "MOE_PARITY_RETRY": "0",
         **env,
       },
-      capture_output=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
       text=True,
-      timeout=60,
     )
+
+  def run(self, *words, **env):
+    with self.start(*words, **env) as process:
+      printed = process.communicate(timeout=60)[0]
+    return subprocess.CompletedProcess(process.args, process.returncode, printed)
 
   def log(self):
     return (self.home / "log").read_text()
@@ -104,7 +114,7 @@ def host(tmp_path):
 
 def test_a_boot_sets_all_up_and_starts_the_worker(host):
   done = host.run()
-  assert done.returncode == 0, done.stderr + host.log()
+  assert done.returncode == 0, done.stdout + host.log()
   units = host.units()
   assert list(units) == ["moe-parity-expiry", "moe-parity-logs", "moe-parity"]
   assert units["moe-parity"][-2:] == [f"{host.home}/tpu_host.sh", "work"]
@@ -112,13 +122,21 @@ def test_a_boot_sets_all_up_and_starts_the_worker(host):
   assert 8990 <= int(on[12:-1]) <= 9000
   assert host.programs.calls("fuser") == [["fuser", "-k", f"{host.folder}/dev/vfio/0"]]
   assert host.programs.calls("uv")[1][-1] == ".[test,tpu]"
+  (doctor,) = host.programs.calls("moe-parity")
+  assert doctor[1:] == ["doctor", "--skip-devices", "--workdir=gs://b/a"]
   assert not host.gave_back
+
+
+def test_a_host_that_the_doctor_refuses_gives_the_slice_back(host):
+  host.worker("print('place  MEND  gs://b/a: 403'); sys.exit(2)")
+  assert host.run().returncode != 0
+  assert host.gave_back and "gs://b/a: 403" in host.log() and "moe-parity" not in host.units()
 
 
 def test_the_worker_gets_its_name_its_world_and_its_words(host):
   host.run()
   assert host.run("work").returncode == 0
-  (call,) = host.programs.calls("moe-parity")
+  call = host.programs.calls("moe-parity")[-1]
   assert call == [
     *("moe-parity", "study", "--config=c.py", "--only=a b", "--workdir=gs://b/a"),
     *("--coordinator=auto", "--worker=s-1.us-east5-b"),
@@ -129,7 +147,7 @@ def test_one_host_has_no_coordinator_and_train_no_worker_name(host):
   host.set(hosts="1", command="train --config=c.py --workdir=gs://b/a")
   host.run()
   host.run("work")
-  (call,) = host.programs.calls("moe-parity")
+  call = host.programs.calls("moe-parity")[-1]
   assert call[1:] == ["train", "--config=c.py", "--workdir=gs://b/a"]
 
 
@@ -139,7 +157,7 @@ def test_a_machine_of_a_group_finds_its_place_among_the_names(host):
   host.programs.write("hostname", "#!/bin/sh\necho s-1-1\n")
   host.run()
   host.run("work")
-  (call,) = host.programs.calls("moe-parity")
+  call = host.programs.calls("moe-parity")[-1]
   assert call[-4:] == [
     "--coordinator=s-1-0.us-east5-b.c.p.internal:8476",
     *("--num-processes=3", "--process-id=1", "--worker=s-1.us-east5-b"),
@@ -192,10 +210,10 @@ def test_code_that_comes_at_a_later_try_is_taken(host):
 
 
 def test_a_worker_that_asks_is_started_again_on_the_same_host(host):
-  host.worker("print('life', lives); sys.exit(75 if lives < 2 else 0)")
   host.run()
+  host.worker("print('life', lives - 1); sys.exit(75 if lives < 3 else 0)")
   assert host.run("work").returncode == 0
-  assert len(host.programs.calls("moe-parity")) == 2
+  assert len(host.programs.calls("moe-parity")) == 3
   assert "life 1" in host.log() and "life 2" in host.log()
 
 

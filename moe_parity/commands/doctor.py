@@ -20,13 +20,16 @@ Exit status: 0 all is well, 2 something must be mended.
 
 def arguments(parser) -> None:
   parser.add_argument("--workdir", type=place, default=None, help="a place for studies; gs:// too")
+  parser.add_argument(
+    "--skip-devices", action="store_true", help="do not open the devices: another process has them"
+  )
   json_argument(parser)
 
 
 def run(args) -> int:
   from moe_parity.study.workers.checkup import checkup
 
-  findings = checkup(args.workdir)
+  findings = checkup(args.workdir, not args.skip_devices)
   if args.json:
     print(json.dumps([finding._asdict() for finding in findings], indent=2))
   else:

@@ -15,6 +15,10 @@ from moe_parity.errors import UserError
 ROOT = pathlib.Path(__file__).resolve().parents[2]  # of the checkout that launches
 
 
+# Of a study in a bucket: machines come and go, and each would compile anew.
+COMPILED = "launch/compiled"
+
+
 class Command(NamedTuple):
   """One command line.
 
@@ -121,6 +125,8 @@ def need(program: str) -> None:
 def moe_parity_command(rest: Sequence[str], *, only: Sequence[str] = ()) -> list[str]:
   """What follows the launcher's own options: the arguments of `moe-parity`.
 
+  A study in a bucket keeps its compiled programs there too, unless the command says where.
+
   Raises:
     UserError: there is none, or it is none of the commands `only`.
   """
@@ -133,6 +139,9 @@ def moe_parity_command(rest: Sequence[str], *, only: Sequence[str] = ()) -> list
     )
   if only and words[0] not in only:
     raise UserError(f"{words[0]}: only {', '.join(only)} can be launched so; use launch/local.sh")
+  workdir = option_of(words, "workdir").rstrip("/")
+  if words[0] == "study" and "://" in workdir and not has_option(words, "compile-cache"):
+    words.append(f"--compile-cache={workdir}/{COMPILED}")
   return words
 
 

@@ -85,6 +85,7 @@ def metadata(
     "hours": f"{args.hours:g}",
     "expires": str(expires),
     "hosts": str(num_hosts),
+    "workdir": workdir,
     "code": code_place(workdir, commit),
     "commit": commit,
     "logs": f"{workdir}/launch/logs/{name}",

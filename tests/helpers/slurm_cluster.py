@@ -115,6 +115,10 @@ class SlurmCluster:
     words = self.run("scontrol", "show", "job", "-o", name).split()
     return dict(word.split("=", 1) for word in words if "=" in word)
 
+  def wait_until(self, fact, seconds: float) -> None:
+    """Waits until something holds of the cluster."""
+    self._wait("what the test waits for", fact, seconds)
+
   def wait_for(self, name: str, state: str, seconds: float = 120) -> dict[str, str]:
     """Waits until a job is in a state; its fields."""
     self._wait(f"job {name} {state}", lambda: self.job(name).get("JobState") == state, seconds)

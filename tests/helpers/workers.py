@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import resource
 import socket
 import subprocess
 import sys
@@ -45,20 +46,34 @@ def steps(folder) -> list[int]:
   return [json.loads(line)["step"] for line in lines if line.endswith("}")]
 
 
-def wait_until(fact, *processes, seconds=120):
+def cpu_seconds(process) -> float:
+  """What a process has computed so far, also after its end: no load of the machine changes it."""
+  if process.returncode is not None:
+    return process.cpu_seconds
+  ticks = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+  return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_until(fact, *processes, seconds=300):
   """Returns when `fact()` holds; fails where a process ended first."""
   until = time.monotonic() + seconds
   while not fact():
     for process in processes:
       assert process.poll() is None, process.communicate()[0]
-    assert time.monotonic() < until
+    if time.monotonic() > until:
+      for process in processes:
+        process.kill()
+      raise AssertionError("\n---\n".join(process.communicate()[0] for process in processes))
     time.sleep(0.01)
 
 
-def end(process, seconds=120) -> tuple[int, str]:
+def end(process, seconds=300) -> tuple[int, str]:
   """(exit code, output) of a process that ends by itself."""
+  before = resource.getrusage(resource.RUSAGE_CHILDREN)
   try:
     output = process.communicate(timeout=seconds)[0]
   finally:
     process.kill()
+  after = resource.getrusage(resource.RUSAGE_CHILDREN)
+  process.cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
   return process.returncode, output

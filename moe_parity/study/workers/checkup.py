@@ -30,13 +30,14 @@ class HealthCheck(NamedTuple):
   mend: str = ""
 
 
-def checkup(workdir: str | pathlib.Path | None) -> list[HealthCheck]:
+def checkup(workdir: str | pathlib.Path | None, devices: bool = True) -> list[HealthCheck]:
   """Everything that is looked at, in the order a start would need it.
 
   Args:
     workdir: a place for studies, looked at too; None looks at the machine alone.
+    devices: whether JAX opens its devices, which takes them from others for the moment.
   """
-  findings = [python(), *jax_and_devices(), driver(), disk(storage.cache_folder(), "cache")]
+  findings = [python(), *jax_and_devices(devices), driver(), disk(storage.cache_folder(), "cache")]
   if workdir is not None:
     findings += study_place(workdir)
   return findings
@@ -48,8 +49,8 @@ def python() -> HealthCheck:
   return HealthCheck("python", ok, platform.python_version(), "" if ok else "bash launch/local.sh")
 
 
-def jax_and_devices() -> list[HealthCheck]:
-  """JAX, jaxlib and libtpu by version, and the devices that JAX offers."""
+def jax_and_devices(devices: bool = True) -> list[HealthCheck]:
+  """JAX, jaxlib and libtpu by version, and JAX's devices unless they are left out."""
   versions = {}
   for name in ("jax", "jaxlib", "libtpu"):
     if importlib.util.find_spec(name) is not None:
@@ -59,15 +60,17 @@ def jax_and_devices() -> list[HealthCheck]:
     return [HealthCheck("jax", False, "not installed", "bash launch/local.sh --setup")]
   fits = versions["jax"].split(".")[:3] == versions.get("jaxlib", "").split(".")[:3]
   found = [HealthCheck("jax", fits, text, "" if fits else f"pip install jaxlib=={versions['jax']}")]
+  if not devices:
+    return found
   try:
     import jax
 
     from moe_parity.aot import libtpu
 
     libtpu.silence_probe()
-    devices = jax.devices()
-    kinds = sorted({device.device_kind for device in devices})
-    found.append(HealthCheck("devices", True, f"{len(devices)} x {', '.join(kinds)}"))
+    there = jax.devices()
+    kinds = sorted({device.device_kind for device in there})
+    found.append(HealthCheck("devices", True, f"{len(there)} x {', '.join(kinds)}"))
   except RuntimeError as error:
     line = " ".join(str(error).split())[:200]
     mend = "end the process that holds the chips, or install the extra tpu, gpu or gpu-cuda12"
