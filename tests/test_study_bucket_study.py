@@ -8,7 +8,7 @@ import pytest
 
 from moe_parity import cli
 from moe_parity.data import storage
-from moe_parity.errors import UserError
+from moe_parity.errors import Stopped, UserError
 from moe_parity.report.page import write_report
 from moe_parity.study.workers.bucket_study import BucketStudy
 from moe_parity.study.workers.runner import run_study
@@ -17,6 +17,7 @@ from moe_parity.training import loop
 from tests import test_study_activation_rate
 from tests.helpers import fake_training
 from tests.helpers.bucket import install
+from tests.test_study_bucket_mirror import train
 from tests.test_training_loop import arm, store  # noqa: F401 - a fixture
 
 URL = "gs://mine/studies/a"
@@ -89,6 +90,25 @@ def test_a_failed_arm_leaves_its_trace_and_is_tried_again(bucket, tmp_path):
   assert states["moe_30"] == ("failed", "moe_30 broke")
   assert b"moe_30 broke" in storage.read_bytes(f"{URL}/runs/moe_30-s0/failed.txt")
   assert run(open_study(tmp_path))[0]["moe_30"] == ("done", "")
+
+
+def test_a_worker_that_is_stopped_brings_its_last_checkpoint(bucket, tmp_path):
+  """Before, a preempted worker's replacement went on from the one that had been copied before."""
+
+  def stopped(config, plan, data, folder, on_log, log, control):
+    folder.mkdir(parents=True, exist_ok=True)
+    train(folder, 10)
+    raise Stopped("stopped with a checkpoint of step 10")
+
+  with pytest.raises(Stopped):
+    run(open_study(tmp_path), fake_training.RunActions(stopped))
+  (latest,) = [name for name in storage.names(URL) if name.endswith("latest.json")]
+  assert json.loads(storage.read_bytes(f"{URL}/{latest}"))["step"] == 10
+
+
+def test_what_launchers_bring_is_no_other_study(bucket, tmp_path):
+  storage.write_bytes(f"{URL}/launch/code/c0ffee.tar.gz", b"x")
+  assert set(run(open_study(tmp_path))[0].values()) == {("done", "")}
 
 
 def test_what_a_study_cannot_lie_on_is_refused(bucket, tmp_path, capsys):

@@ -50,6 +50,18 @@ def test_a_process_that_goes_silent_is_named():
   assert "process 2 of 3 is lost" in first.look()
 
 
+def test_a_process_that_ends_by_its_own_error_is_missed():
+  """Told that it had left, the others waited in a collective for as long as that does."""
+  clock, store, (first, second, third) = three()
+  for peer in (first, second, third):
+    peer.look()
+    peer._thread.start()
+  third.leave(well=False)
+  second.leave()
+  assert store.values["moe_parity/alive/2"] != LEFT == store.values["moe_parity/alive/1"]
+  first._over.set()
+
+
 def test_a_process_that_ended_well_is_not_missed():
   clock, store, (first, second, third) = three()
   for peer in (first, second, third):

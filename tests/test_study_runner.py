@@ -206,7 +206,8 @@ def test_a_study_planned_under_a_former_field_name_resumes(tmp_path):
 
 def test_a_folder_another_worker_is_making_is_joined(tmp_path):
   being_made, other = tmp_path / "being_made", tmp_path / "other"
-  (being_made / "leases").mkdir(parents=True)
+  for name in ("leases", "logs"):  # launchers write their logs there first
+    (being_made / name).mkdir(parents=True)
   (being_made / "plan.json.12ab34cd.tmp").write_text("{")
   fake_training.open_study(being_made, None)
   other.mkdir()

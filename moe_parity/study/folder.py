@@ -23,6 +23,8 @@ from moe_parity.training.versions import versions
 
 STUDY, PLAN, LEASES = "study.json", "plan.json", "leases"
 OLD_LEASES = "claims"  # their folder in studies that were begun by early versions
+# What may be there before the study: its leases, and what launchers bring: logs, code, programs.
+NOT_THE_STUDY = (LEASES, OLD_LEASES, "logs", "launch")
 
 
 class Task(NamedTuple):
@@ -103,8 +105,7 @@ class StudyFolder:
     self.config, self.store, self.folder, self.command = config, store, folder, command
     # Another worker may be making the folder at this moment: first what is there, then the plan.
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    expected = (LEASES, OLD_LEASES)
-    strange = [n for n in names if n not in expected and not n.startswith(f"{PLAN}.")]
+    strange = [n for n in names if n not in NOT_THE_STUDY and not n.startswith(f"{PLAN}.")]
     if strange and not any((folder / name).exists() for name in (PLAN, STUDY)):
       raise UserError(f"{folder} is not empty and holds no study; use another --workdir")
     self.leases = Leases(
@@ -204,6 +205,11 @@ class StudyFolder:
     self, run: str, check: Callable[[], None], log: Callable[[str], None]
   ) -> None:
     """While it is trained: after every logged step."""
+
+  def upload_stopped(
+    self, run: str, check: Callable[[], None], log: Callable[[str], None]
+  ) -> None:
+    """When it was stopped between two steps, with a checkpoint."""
 
   def upload_run(self, run: str, check: Callable[[], None], log: Callable[[str], None]) -> None:
     """When it is finished and certified."""

@@ -128,6 +128,14 @@ class BucketMirror:
     if step > self._uploaded_step.get(run, 0):
       self._writing = self._pool.submit(self._write_snapshot, run, step, check)
 
+  def upload_now(self, run: str, check: Callable[[], None], log: Callable[[str], None]) -> None:
+    """As `upload_checkpoint`, and returns when the newest whole checkpoint is there."""
+    for start in (lambda *_: None, self.upload_checkpoint):
+      start(run, check, log)
+      if self._writing is not None:
+        concurrent.futures.wait([self._writing])
+        self._collect(run, log)
+
   def upload_run(self, run: str, check: Callable[[], None], log: Callable[[str], None]) -> None:
     """Copies a finished run: all its files with the newest checkpoint, result.json last."""
     if self._writing is not None:

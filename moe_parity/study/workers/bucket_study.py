@@ -21,6 +21,7 @@ from moe_parity.study.comparisons import Comparison
 from moe_parity.study.folder import (
   FINETUNING,
   LEASES,
+  NOT_THE_STUDY,
   OLD_LEASES,
   PLAN,
   STUDY,
@@ -49,11 +50,7 @@ class BucketStudy(StudyFolder):
       raise UserError(f"--workdir={url}: a study is on a disk or under gs://bucket/name")
     self.url = url.rstrip("/")
     there = storage.names(self.url)
-    if (
-      there
-      and PLAN not in there
-      and any(name.split("/")[0] not in (LEASES, OLD_LEASES) for name in there)
-    ):
+    if PLAN not in there and any(name.split("/")[0] not in NOT_THE_STUDY for name in there):
       raise UserError(f"{self.url} is not empty and holds no study; use another --workdir")
     self._scratch = scratch_folder()
     self.mirror = BucketMirror(self.url, pathlib.Path(self._scratch.name))
@@ -84,6 +81,9 @@ class BucketStudy(StudyFolder):
     self, run: str, check: Callable[[], None], log: Callable[[str], None]
   ) -> None:
     self.mirror.upload_checkpoint(run, check, log)
+
+  def upload_stopped(self, run: str, check: Callable[[], None], log: Callable[[str], None]) -> None:
+    self.mirror.upload_now(run, check, log)
 
   def upload_run(self, run: str, check: Callable[[], None], log: Callable[[str], None]) -> None:
     self.mirror.upload_run(run, check, log)

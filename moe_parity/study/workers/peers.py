@@ -43,10 +43,13 @@ class Peers:
     """Begins to beat and to watch."""
     self._thread.start()
 
-  def leave(self) -> None:
-    """This process ends as it should: its silence is no failure."""
+  def leave(self, well: bool = True) -> None:
+    """This process ends. Where it ends as it should, its silence is no failure; after an error of
+    its own the others, which wait for it in a collective, find it silent and end too."""
     self._over.set()
     self._thread.join(SILENT_SECONDS)
+    if not well:
+      return
     try:
       self._store.key_value_set(f"{PREFIX}{self._index}", LEFT, True)
     except Exception:  # noqa: BLE001 - the service is gone, and with it all who could miss this one

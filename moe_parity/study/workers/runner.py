@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from moe_parity.errors import UserError, disk_is_full
+from moe_parity.errors import Stopped, UserError, disk_is_full
 from moe_parity.study import certificate
 from moe_parity.study.finetuning import base_of, train_run
 from moe_parity.study.folder import Arm, StudyFolder, Task, tasks_of
@@ -107,7 +107,11 @@ class _Worker:
       self.study.fetch_checkpoint(base_of(task.run))
     control = RunControl(lease.check, self.stop)
     run = task.comparison.config, task.arm, self.study.store, folder
-    self.actions.train(*run, on_log, self.log, control)
+    try:
+      self.actions.train(*run, on_log, self.log, control)
+    except Stopped:
+      self.study.upload_stopped(task.run, lease.check, self.log)
+      raise
     lease.check()
     certify_or_recheck(folder, self.actions)
     self.study.upload_run(task.run, lease.check, self.log)

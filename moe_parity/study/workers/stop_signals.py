@@ -65,7 +65,7 @@ class StopSignals(StopRequests):
       self.wait_for_lost_process(error)
     self._over.set()
     if self._peers is not None:
-      self._peers.leave()
+      self._peers.leave(well=not isinstance(error, Exception))
     signal.set_wakeup_fd(self._wakeup)
     for number, handler in self._before.items():
       signal.signal(number, handler)
