@@ -86,13 +86,25 @@ def with_overflow_rounds(
   return _forward(first_round, overflow_round, operands, overlap_operands, routing, num_rounds)[0]
 
 
-def _forward(first_round, overflow_round, operands, overlap_operands, routing, num_rounds):
+def _forward(
+  first_round: Callable,
+  overflow_round: Callable,
+  operands: Any,
+  overlap_operands: Any,
+  routing: Any,
+  num_rounds: Int[Array, ""] | int,
+) -> tuple[tuple[Float[Array, "T D"], Any], tuple]:
   (y, aux), vjp = jax.vjp(lambda *both: first_round(*both, routing), operands, overlap_operands)
   total = accumulate_rounds(y, num_rounds, lambda i: overflow_round(i, operands, routing))
   return (total, aux), (vjp, operands, routing, num_rounds)
 
 
-def _backward(first_round, overflow_round, residuals, cotangents):
+def _backward(
+  first_round: Callable,
+  overflow_round: Callable,
+  residuals: tuple,
+  cotangents: tuple[Float[Array, "T D"], Any],
+) -> tuple:
   vjp, operands, routing, num_rounds = residuals
   gradients, doverlap = vjp(cotangents)
   dy, _ = cotangents

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from moe_parity.experts.assignments import IN_BOUNDS
 from moe_parity.experts.deduplicate import DedupRows, make_combine
@@ -89,17 +89,21 @@ def _by_pair(a_RD: Float[Array, "R D"], plan: DispatchPlan) -> Float[Array, "G C
   return a_RD.reshape(*plan.row_GC.shape, a_RD.shape[1])
 
 
-def _flatten(a_GCD):
+def _flatten(a_GCD: Shaped[Array, "G C D"]) -> Shaped[Array, "R D"]:
   return a_GCD.reshape(-1, a_GCD.shape[2])
 
 
-def _dispatch_rows(x_TD, plan: DispatchPlan, axis_name: str):
+def _dispatch_rows(
+  x_TD: Float[Array, "T D"], plan: DispatchPlan, axis_name: str
+) -> Float[Array, "R D"]:
   token_GC = plan.row_GC // plan.slot_TP.shape[1]
   rows = take_rows(x_TD, token_GC.reshape(-1))
   return _exchange_rows(rows, plan, plan.dispatch_offsets, axis_name)
 
 
-def _combine_rows(y_RD, plan: DispatchPlan, axis_name: str):
+def _combine_rows(
+  y_RD: Float[Array, "R D"], plan: DispatchPlan, axis_name: str
+) -> Float[Array, "T D"]:
   returned = _exchange_rows(y_RD, plan, plan.combine_offsets, axis_name)
   return gather_and_sum(returned, plan.slot_TP)
 

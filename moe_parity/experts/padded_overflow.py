@@ -9,7 +9,7 @@ functions that `padded_ffn.py` calls from its own derivative rule; both add to w
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from moe_parity.experts import padded_swiglu
 from moe_parity.experts.assignments import IN_BOUNDS, SortedAssignments
@@ -64,14 +64,20 @@ def _tiles(step, plan: OverflowPlan, by_expert: SortedAssignments, num_slots: in
   )
 
 
-def _weights(gate_A, tiles: OverflowTiles):
+def _weights(gate_A: Float[Array, " A"], tiles: OverflowTiles) -> Float[Array, "G B"]:
   """Routing weights of a batch of tiles, zero in the padding: padding then changes no sum."""
   return jnp.where(tiles.is_valid_GB, gate_A.at[tiles.assignment_GB].get(mode=IN_BOUNDS), 0)
 
 
 def forward(
-  y_TD, x_TD, gate_TK, w_in_EHD, w_down_EID, by_expert: SortedAssignments, num_slots: int
-):
+  y_TD: Float[Array, "T D"],
+  x_TD: Float[Array, "T D"],
+  gate_TK: Float[Array, "T K"],
+  w_in_EHD: Float[Array, "E H D"],
+  w_down_EID: Float[Array, "E I D"],
+  by_expert: SortedAssignments,
+  num_slots: int,
+) -> Float[Array, "T D"]:
   """Adds the outputs of overflowing assignments to y_TD (float32)."""
   experts_per_token, gate_A = gate_TK.shape[1], gate_TK.reshape(-1)
   plan = plan_overflow(by_expert, num_slots)
@@ -87,7 +93,16 @@ def forward(
   return overflow_loop(plan.num_steps, step, y_TD)
 
 
-def backward(gradients, dy_TD, x_TD, gate_TK, w_in_EHD, w_down_EID, by_expert, num_slots):
+def backward(
+  gradients: tuple[Array, ...],
+  dy_TD: Float[Array, "T D"],
+  x_TD: Float[Array, "T D"],
+  gate_TK: Float[Array, "T K"],
+  w_in_EHD: Float[Array, "E H D"],
+  w_down_EID: Float[Array, "E I D"],
+  by_expert: SortedAssignments,
+  num_slots: int,
+) -> tuple[Array, ...]:
   """Adds the gradients of overflowing assignments to those of x, gate, w_in, w_down (float32)."""
   experts_per_token, gate_A = gate_TK.shape[1], gate_TK.reshape(-1)
   plan = plan_overflow(by_expert, num_slots)
