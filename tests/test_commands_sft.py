@@ -120,6 +120,8 @@ def test_other_chats_in_the_same_folder_are_refused(tuned, run, capsys, tmp_path
     (["--batch-sequences=0"], "batch_sequences=0 is not a whole number"),
     (["--template=nowhere.json"], "--template=nowhere.json: no such file"),
     (["--duplicates=drop"], "duplicates='drop' is not one of refuse, leave-out"),
+    (["--mesh=2,2"], r"has 2 numbers; give three"),
+    (["--mesh=9,1,1"], "8 are here"),
     (["--data=nowhere.jsonl"], "nowhere.jsonl is no file"),
   ],
 )
@@ -129,6 +131,23 @@ def test_a_mistake_is_one_line(run, data, capsys, options, message, tmp_path):
   error = capsys.readouterr().err
   assert error.startswith("error: ") and error.count("\n") == 1
   assert re.search(message, error), error
+
+
+def test_a_mesh_gives_the_losses_of_one_device(run, data, capsys, tmp_path):
+  """Experts are sharded over two devices and padded to a whole number on each."""
+  losses = []
+  for mesh in ("1,1,1", "2,2,2"):
+    few = [
+      "--epochs=1",
+      "--batch-sequences=8",
+      f"--mesh={mesh}",
+      f"--out={tmp_path}/{mesh}",
+      "--json",
+    ]
+    assert cli.main(["sft", str(run), "--data", data, *OPTIONS, *few]) == 0
+    out = capsys.readouterr().out
+    losses.append(json.loads(out[out.index("{\n") :])["candidates"][0]["cross_entropy"])
+  assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def spoilt(run, folder, **changes):

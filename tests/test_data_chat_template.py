@@ -1,6 +1,8 @@
 """A chat becomes the same tokens by every way, and text never becomes a special token."""
 
 import json
+import os
+import subprocess
 
 import numpy as np
 import pytest
@@ -92,3 +94,34 @@ def test_a_template_that_does_not_fit_is_refused(tmp_path, named, message):
 def test_a_tokenizer_without_the_special_tokens_is_refused(tmp_path):
   with pytest.raises(UserError, match=r"no special token '<\|reserved_0\|>'"):
     template_for(load(one_separator_tokenizer(tmp_path)))
+
+
+SCRIPT = """
+import json, sys, transformers
+tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(sys.argv[1])
+found = []
+for messages in json.load(open(sys.argv[2])):
+  whole = tokenizer.apply_chat_template(messages, return_dict=False)
+  asked = messages[:-1]
+  prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+  found.append([list(whole), list(prompt)])
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_transformers_gives_a_chat_the_same_ids(tmp_path):
+  pytest.importorskip("safetensors")
+  from moe_parity.interchange.export import write_tokenizer
+
+  python = os.environ.get("MOE_PARITY_HF_PYTHON")
+  if not python:
+    pytest.skip("MOE_PARITY_HF_PYTHON names no Python with torch and transformers")
+  write_tokenizer(tmp_path, TOKENIZER, 64, TEMPLATE)
+  made = chats.chats(9)
+  (tmp_path / "chats.json").write_text(json.dumps(made))
+  command = [python, "-c", SCRIPT, str(tmp_path), str(tmp_path / "chats.json")]
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
+  for messages, (whole, prompt) in zip(made, json.loads(done.stdout), strict=True):
+    assert whole == TEMPLATE.encode(TOKENIZER, messages)[0].tolist()
+    assert prompt == TEMPLATE.encode_prompt(TOKENIZER, messages[:-1]).tolist()

@@ -43,6 +43,8 @@ def arguments(parser) -> None:
                       metavar="KEY,KEY", help="of a record, that do not matter")  # fmt: skip
   parser.add_argument("--template", default=None, metavar="FILE",
                       help="JSON: special tokens that mark system, user and assistant")  # fmt: skip
+  parser.add_argument("--mesh", type=_integers, default=None, metavar="D,F,E",
+                      help="devices along data, fsdp and expert; as pretrained")  # fmt: skip
   worker_argument(parser)
   json_argument(parser)
 
@@ -105,6 +107,10 @@ def _config(args, base):
     if getattr(args, name, None) is not None:
       config.finetuning[name] = getattr(args, name)
   config.evaluation.ablations = ()
+  if args.mesh is not None:
+    if len(args.mesh) != 3:
+      raise UserError(f"--mesh={args.mesh} has {len(args.mesh)} numbers; give three, as 2,1,4")
+    config.mesh.data, config.mesh.fsdp, config.mesh.expert = args.mesh
   return config.lock()
 
 

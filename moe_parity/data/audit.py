@@ -35,6 +35,11 @@ def audit_run(run: str | Path, store: str | Path | None = None, verify: bool = F
   """
   run = Path(run)
   ledger = Ledger.load(run / "ledger.npz")
+  if ledger.data.get("split") == "chats":
+    raise UserError(
+      f"{run} was fine-tuned on chats, which are in no token store; its {run}/certificate.json"
+      " recounts them, and `data audit` takes the run it was made from"
+    )
   opened = open_store(_store_of(ledger, run) if store is None else store, verify=verify)
   if missing := {"split", "sha256", "order"} - set(ledger.data):
     raise UserError(f"{run}/ledger.npz does not state its {min(missing)}; run the arm again")

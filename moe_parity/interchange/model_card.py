@@ -32,6 +32,8 @@ def model_card(folder: pathlib.Path, model_type: str, step: int | None) -> str:
     parts += [f"## Origin\n\n{origin}", use, exactness]
   else:
     parts += [_scores(run_folder.read_result(folder), step), _certificate(folder)]
+    if plan.get("finetuning"):
+      parts.insert(3, _finetuned(plan, run_folder.read_result(folder)))
     parts += [use, exactness, _reproduce(plan, config), _data(folder)]
   return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -74,6 +76,28 @@ def _numbers(plan: dict) -> str:
       ("layout", a["layout"]),
     ]
   return "## What went in\n\n" + _table([row for row in rows if row[1] is not None])
+
+
+def _finetuned(plan: dict, result: dict | None) -> str:
+  stated = plan["finetuning"]
+  rows = [
+    ("chats, each seen this often", f"{_count(stated['num_examples'])}, {plan['epochs']:g} times"),
+    ("scored tokens of a pass", _count(stated["num_scored_tokens"])),
+    ("learning rate over its pretraining peak", stated["learning_rate_multiple"]),
+    ("sha256 of the rows", stated["chats_sha256"]),
+    ("tokens of pretraining", _count(stated["base_num_tokens"])),
+    ("unique tokens of pretraining", _count(stated["base_num_unique_tokens"])),
+    ("compute of pretraining, FLOPs", _power(stated["base_train_flops"])),
+  ]
+  if result is not None:
+    for when, key in (("before", "before"), ("after", "validation")):
+      score = result["finetuning"][key]["bpc"]
+      rows.append((f"bits per character of held-out answers, {when}", _number(score)))
+  return (
+    "## Fine-tuned\n\nThe model was pretrained, then fine-tuned on chats; tokens and compute above"
+    " are those of fine-tuning. The tokenizer's chat template is that of training.\n\n"
+    + _table(rows)
+  )
 
 
 def _scores(result: dict | None, step: int | None) -> str:
@@ -147,14 +171,21 @@ def _exactness(plan: dict, config: dict, model_type: str) -> str:
 
 
 def _reproduce(plan: dict, config: dict) -> str:
-  names = ("budget", "data", "model", "optimizer")
+  tuned = bool(plan.get("finetuning"))
+  names = ("budget", "data", "model", "optimizer", *["finetuning"] * tuned)
   wanted = {name: dict(config[name]) for name in names if name in config}
   for name in ("source", "store"):  # paths of one machine; the text is known by its content
     wanted["data"].pop(name, None)
+  then = ""
+  if tuned:
+    wanted["finetuning"].pop("data", None)
+    chosen = plan["finetuning"]["learning_rate_multiple"], round(plan["epochs"])
+    options = "--learning-rates={:g} --epochs={}".format(*chosen)
+    then = f" `moe-parity sft RUN --data=CHATS {options}` on the chats of these hashes, and"
   return f"""## Reproduce
 
 `moe-parity train --config=FILE.py --arm={plan["name"]} --workdir=RUN` with a config of these
-sections, then `moe-parity export RUN --to=hf --out=FOLDER --check`.
+sections, then{then} `moe-parity export RUN --to=hf --out=FOLDER --check`.
 
 ```json
 {json.dumps(wanted, indent=2)}
