@@ -76,6 +76,16 @@ def test_the_slopes_of_the_law_are_those_of_small_steps():
     assert laws._slopes(theta, arms)[:, index - 2] == pytest.approx(slope, abs=1e-8)
 
 
+@pytest.mark.parametrize("form", laws.LAWS, ids=lambda form: form.name)
+def test_a_law_of_doubled_losses_differs_in_its_amplitudes_only(form):
+  """The prior's amplitudes are shares of the lowest loss, so that no unit of the loss is special."""
+  rows = draw_arms(np.random.default_rng(3), 12)
+  bpc = truth(rows)
+  once, twice = form.fit(rows, bpc), form.fit(rows, 2 * bpc)
+  np.testing.assert_allclose(form.log_bpc(twice, rows), form.log_bpc(once, rows) + np.log(2),
+                             atol=1e-6)  # fmt: skip
+
+
 def test_intervals_cover_new_runs_about_as_often_as_they_say():
   """95 % over 320 runs of 8 studies; runs of one study share a fit, so the margin is wide."""
   inside = total = 0
