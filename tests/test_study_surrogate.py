@@ -78,7 +78,7 @@ def test_the_slopes_of_the_law_are_those_of_small_steps():
 
 @pytest.mark.parametrize("form", laws.LAWS, ids=lambda form: form.name)
 def test_a_law_of_doubled_losses_differs_in_its_amplitudes_only(form):
-  """The prior's amplitudes are shares of the lowest loss, so that no unit of the loss is special."""
+  """The prior's amplitudes are shares of the lowest loss, so no unit of the loss is special."""
   rows = draw_arms(np.random.default_rng(3), 12)
   bpc = truth(rows)
   once, twice = form.fit(rows, bpc), form.fit(rows, 2 * bpc)
