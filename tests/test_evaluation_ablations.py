@@ -9,6 +9,7 @@ from flax import nnx
 
 from moe_parity.errors import UserError
 from moe_parity.evaluation import ablations
+from moe_parity.fields.check import check_value
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.sharding.mesh import make_mesh
@@ -84,7 +85,7 @@ def test_top_1_is_left_out_where_one_expert_is_chosen(model):
 
 def test_an_unknown_ablation_is_refused_with_its_neighbor():
   with pytest.raises(UserError, match="did you mean 'routed_removed'"):
-    ablations.check_ablations(("routed_remove",))
+    check_value("evaluation.ablations", ("routed_remove",))
 
 
 @pytest.mark.parametrize("sizes", [MeshSizes(), MeshSizes(2, 2, 2)], ids=["one", "mesh"])

@@ -4,6 +4,7 @@ data."""
 import argparse
 import os
 import pathlib
+import tempfile
 
 from moe_parity.errors import UserError
 
@@ -115,6 +116,29 @@ def open_data(config):
     return prepare.open_data(config.data, progress)
 
 
+def check_workdir(workdir: str | pathlib.Path) -> None:
+  """Makes a folder to write into; a bucket is left alone.
+
+  Raises:
+    UserError: it cannot be made or written.
+  """
+  if isinstance(workdir, str):
+    return
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=workdir):
+      pass
+  except OSError as error:
+    raise UserError(
+      f"--workdir={workdir} cannot be made or written ({error.strerror}); choose another folder"
+    ) from None
+
+
+def is_only_listing(args) -> bool:
+  """Whether a command that could write was asked to print only."""
+  return getattr(args, "dry_run", False) or getattr(args, "list_runs", False)
+
+
 def planned(args):
   """(config, plan, store): the plan knows the corpus, so that a budget it cannot feed is refused
   before JAX is loaded. Of several comparisons it is the plan of the first."""
@@ -124,6 +148,8 @@ def planned(args):
 
   config = load_config(args)
   plan_comparisons(config, Results(None))  # wrong numbers are named before any text is read
+  if hasattr(args, "workdir") and not is_only_listing(args):
+    check_workdir(args.workdir)
   store = open_data(config)
   known = planner_inputs(store, config)
   comparisons = plan_comparisons(config, Results(None), **known)

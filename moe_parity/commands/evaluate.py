@@ -27,6 +27,11 @@ def arguments(parser) -> None:
     action="store_true",
     help="instead of scoring, count which experts each domain goes to; STUDY does all its runs",
   )
+  parser.add_argument(
+    "--prepare-data",
+    action="store_true",
+    help="fetch and prepare the text that the run's config names, where it is not on this machine",
+  )
   for axis in ("data", "fsdp", "expert"):
     parser.add_argument(
       f"--{axis}", type=int, default=1, metavar="N", help=f"devices along the mesh axis {axis}"
@@ -46,7 +51,8 @@ def run(args) -> int:
   start_jax()
   from moe_parity.training.load_run import evaluate_run
 
-  result = evaluate_run(args.folder, args.mode, args.stride, args.max_tokens, sizes)
+  asked = args.mode, args.stride, args.max_tokens, sizes, args.prepare_data
+  result = evaluate_run(args.folder, *asked)
   if args.json:
     print(json.dumps(result, indent=2))
   else:
@@ -77,7 +83,7 @@ def _routing(args, sizes) -> int:
 
   rows = []
   for label, run in runs:
-    count_run_routing(run.folder, args.max_tokens, sizes)
+    count_run_routing(run.folder, args.max_tokens, sizes, args.prepare_data)
     choices = specialization.load(run.folder)
     for row in specialization.specialization_by_layer(choices):
       pairs = specialization.pair_information(choices, row["layer"] - 1)

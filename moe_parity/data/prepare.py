@@ -26,6 +26,9 @@ from moe_parity.data.scan import HeldOut
 from moe_parity.data.token_store import TokenStore, is_store, open_store
 from moe_parity.errors import UserError
 
+PREPARE_DATA = "--prepare-data"  # lets `evaluate` make what a run's config names
+TRAINED_HERE = re.compile(r"bytes|bpe:\d+")
+
 
 def prepare(
   source: str | Source | Sequence[Source] = BUILTIN,
@@ -37,6 +40,7 @@ def prepare(
   workers: int = 0,
   progress: Progress | None = None,
   allow_lossy_tokenizer: bool = False,
+  make: bool = True,
 ) -> TokenStore:
   """Opens the store of this corpus and tokenizer, making it first where it is not there yet.
 
@@ -56,8 +60,10 @@ def prepare(
     progress: called with (stage, bytes of text done, bytes in all or 0 where unknown).
     allow_lossy_tokenizer: takes a tokenizer whose ids do not give all of the text back; what is
       lost is in the manifest and stands beside every BPC.
+    make: False reaches for nothing remote and makes no store but that of the built-in corpus in
+      the cache: for configs that others wrote.
   Raises:
-    UserError: bad input, or `store` holds something else.
+    UserError: bad input, `store` holds something else, or there is none and none may be made.
   """
   if max_bad_records < 0 or workers < 0:
     raise UserError(f"max_bad_records={max_bad_records} and workers={workers} must be at least 0")
@@ -65,6 +71,8 @@ def prepare(
     sources = parse_sources(source)
   else:
     sources = [source] if isinstance(source, Source) else list(source)
+  if not make:
+    _check_local([*(given.path for given in sources), tokenizer, store, held_out])
   stores = [given.path for given in sources if is_store(given.path)]
   if stores and len(sources) > 1:
     raise UserError(f"{stores[0]} is a token store: give it alone, or the text it was made from")
@@ -75,6 +83,13 @@ def prepare(
   label = f"{_label(sources)}-{_key(inputs)[:16]}"
   location = store or str(storage.cache_folder() / label)
   folder = storage.cache_folder() / label if storage.is_remote(location) else Path(location)
+  is_ours = [given.path for given in sources] == [BUILTIN] and not (store or rule.source)
+  if not make and not (is_ours and TRAINED_HERE.fullmatch(tokenizer)) and not is_store(folder):
+    places = ", ".join(given.path for given in sources)
+    raise UserError(
+      f"no token store of {places!r} is at hand, and none is made for a run folder unasked: the"
+      f" text changed, or was prepared elsewhere; {PREPARE_DATA} reads it and compares"
+    )
   with storage.locked(folder):
     made = is_store(location) if storage.is_remote(location) else _is_occupied(folder)
     if not made and not is_store(folder):
@@ -88,8 +103,12 @@ def prepare(
     return check_lossless(_reopen(location, inputs), allow_lossy_tokenizer)
 
 
-def open_data(data: Any, progress: Progress | None = None) -> TokenStore:
-  """The store that a config's `data` section means, made first where it is not there yet."""
+def open_data(data: Any, progress: Progress | None = None, make: bool = True) -> TokenStore:
+  """The store that a config's `data` section means, made first where it is not there yet.
+
+  Args:
+    make: as of `prepare`.
+  """
   keys = {name: data[name] for name in ("text_key", "domain_key", "source_key")}
   return prepare(
     parse_sources(data.source, **keys),
@@ -98,8 +117,22 @@ def open_data(data: Any, progress: Progress | None = None) -> TokenStore:
     held_out=data.held_out,
     max_bad_records=data.max_bad_records,
     progress=progress,
+    make=make,
     allow_lossy_tokenizer=data.get("allow_lossy_tokenizer", False),  # configs of older runs
   )
+
+
+def _check_local(places: Sequence[str]) -> None:
+  """
+  Raises:
+    UserError: one of the places is remote.
+  """
+  for place in places:
+    if storage.is_remote(place):
+      raise UserError(
+        f"{place!r} in the config of a run folder is remote, and nothing is fetched for it unless"
+        f" you say so; if you trust it, add {PREPARE_DATA}"
+      )
 
 
 def check_lossless(store: TokenStore, allow_lossy: bool) -> TokenStore:

@@ -17,6 +17,7 @@ from moe_parity.planning.arm_plan import budget_of, with_later_fields
 from moe_parity.study import effort, evidence
 from moe_parity.study.evidence import guarded, line
 from moe_parity.study.finetuning_checks import finetuning_checks, same_chats
+from moe_parity.study.reading import run_place
 from moe_parity.training import run_folder
 
 CERTIFICATE = "certificate.json"
@@ -169,15 +170,18 @@ def recheck_study(folder: pathlib.Path) -> dict:
 
 def _places(folder: pathlib.Path) -> list[tuple[dict, str]]:
   """(plan, run folder relative to `folder`) of every arm of a study; a run may be in the folder
-  of another comparison."""
+  of another comparison, and nowhere else."""
   plan, places = run_folder.read_json(folder / run_folder.PLAN), {}
   if (folder / "study.json").exists():
     listed = run_folder.read_json(folder / "study.json")["arms"]
     places = {(arm["name"], arm["seed"]): arm["folder"] for arm in listed}
-  return [
+  found = [
     (arm, places.get((arm["name"], arm["seed"]), f"runs/{arm['name']}-s{arm['seed']}"))
     for arm in plan["arms"]
   ]
+  for _, place in found:
+    run_place(folder, place)
+  return found
 
 
 def certify_study(folder: pathlib.Path) -> dict:

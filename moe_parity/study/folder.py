@@ -206,9 +206,7 @@ class StudyFolder:
   ) -> None:
     """While it is trained: after every logged step."""
 
-  def upload_stopped(
-    self, run: str, check: Callable[[], None], log: Callable[[str], None]
-  ) -> None:
+  def upload_stopped(self, run: str, check: Callable[[], None], log: Callable[[str], None]) -> None:
     """When it was stopped between two steps, with a checkpoint."""
 
   def upload_run(self, run: str, check: Callable[[], None], log: Callable[[str], None]) -> None:

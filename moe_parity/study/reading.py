@@ -11,6 +11,7 @@ import pathlib
 import numpy as np
 
 from moe_parity import files
+from moe_parity.data import checked_json
 from moe_parity.data.checked_npz import read_arrays
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import budget_of
@@ -19,6 +20,11 @@ from moe_parity.planning.arm_plan import budget_of
 # folders written so far have, so that they load and resume.
 COMPARISONS_FOLDER = "parts"
 FINETUNING_PREFIX = "sft_"  # of the comparisons that hold fine-tuned runs
+# What is read of these files before anything else is known of them.
+_STUDY = {
+  "name?": str, "arms?": [{"name": str, "seed": int, "folder?": str, "status?": str}],
+}  # fmt: skip
+_PLAN = {"name?": str, "seed?": int, "budget?": {}, "arms?": [{"name": str, "seed": int}]}
 STATUSES = ("done", "running", "pending", "failed", "missing")
 STEPS = ("architecture", "activation_rate", "data_reuse")  # of the paper
 
@@ -73,6 +79,9 @@ def read_study(folder: str | pathlib.Path) -> StudyRecord:
   problems: list[str] = []
   info = _read_json(folder / "study.json", problems)
   plan = _read_json(folder / "plan.json", problems)
+  for name, value, shape in (("study.json", info, _STUDY), ("plan.json", plan, _PLAN)):
+    if problem := checked_json.mismatch(value, shape):
+      raise UserError(f"{folder / name} is damaged ({problem}); run the study again to write it")
   if "budget" in plan:
     plan["budget"] = budget_of(plan)
   if not info and not plan:
@@ -93,11 +102,31 @@ def read_study(folder: str | pathlib.Path) -> StudyRecord:
     listed.setdefault((arm["name"], int(arm["seed"])), entry)
   planned = {(arm["name"], int(arm["seed"])): arm for arm in plan.get("arms", [])}
   for (name, seed), entry in listed.items():
-    path = folder / (entry.get("folder") or f"runs/{name}-s{seed}")
+    path = run_place(folder, entry.get("folder") or f"runs/{name}-s{seed}")
     runs.append(_read_run(path, name, seed, entry, problems, planned.get((name, seed), {})))
   name = info.get("name") or folder.resolve().name
   certificate = _read_json(folder / "certificate.json", problems)
   return StudyRecord(folder, name, info, plan, certificate, tuple(runs), tuple(problems))
+
+
+def run_place(folder: pathlib.Path, name: str) -> pathlib.Path:
+  """The run folder that a study.json or plan.json names, inside the study that `folder` is of.
+
+  A comparison below parts/ may share runs of the study and of its other comparisons.
+
+  Raises:
+    UserError: the name is absolute, or leads out of the study, by `..` or by a link.
+  """
+  root = folder.resolve()
+  if root.parent.name == COMPARISONS_FOLDER:
+    root = root.parent.parent
+  bad = not isinstance(name, str) or "\0" in name or "\\" in name
+  if bad or not (folder / name).resolve().is_relative_to(root) or pathlib.Path(name).is_absolute():
+    raise UserError(
+      f"{folder} names the run folder {str(name)[:200]!r}, which is outside of the study; nothing"
+      " of it is read or written: do not use files of this origin"
+    )
+  return folder / name
 
 
 def comparison_folders(study_folder: pathlib.Path) -> list[pathlib.Path]:

@@ -38,16 +38,22 @@ PLAN_SHAPE = {"name": str, "architecture": {}, "seq_len": int}
 
 
 def open_run_data(
-  folder: pathlib.Path, config: ConfigDict, *, only_tokenizer: bool = False
+  folder: pathlib.Path,
+  config: ConfigDict,
+  *,
+  only_tokenizer: bool = False,
+  prepare_data: bool = False,
 ) -> TokenStore:
   """The token store that a run was trained with.
 
   Args:
     only_tokenizer: the caller needs no text, so only the tokenizer must be the run's.
+    prepare_data: fetch and make what the config names; else it must be on this machine already,
+      since the folder may be a stranger's.
   Raises:
-    UserError: what its config leads to today holds other data; names what differs.
+    UserError: what its config leads to today holds other data (names what differs), or is not here.
   """
-  store = open_data(config.data)
+  store = open_data(config.data, make=prepare_data)
   if (folder / run_folder.DATA).exists():  # runs before November 2026 have none
     stored = run_folder.read_json(folder / run_folder.DATA)["fingerprint"]
     found = store.fingerprint()
@@ -213,15 +219,19 @@ def evaluate_run(
   stride: int,
   max_tokens: int,
   sizes: MeshSizes = MeshSizes(),  # noqa: B008 - frozen
+  prepare_data: bool = False,
 ) -> dict:
   """Scores a run on its own validation split; see `bits_per_character.evaluate`, `load_run`.
 
   What is asked is checked before the model is loaded.
+
+  Args:
+    prepare_data: as of `open_run_data`.
   """
   config, plan = read_config(folder), read_plan(folder)
   batch_sequences = config.evaluation.batch_sequences
   check_scoring(mode, plan["seq_len"], batch_sequences, stride, max_tokens)
-  store = open_run_data(folder, config)
+  store = open_run_data(folder, config, prepare_data=prepare_data)
   check_rows(store.validation, plan["seq_len"], mode)
   run = load_run(folder, sizes)
   documents = document_separators(store.tokenizer, run.config.data.cross_documents)
@@ -241,11 +251,13 @@ def count_run_routing(
   folder: pathlib.Path,
   max_tokens: int,
   sizes: MeshSizes = MeshSizes(),  # noqa: B008 - frozen
+  prepare_data: bool = False,
 ) -> pathlib.Path:
   """Counts which experts the run's held-out text goes to; writes and returns specialization.npz.
 
   Args:
     max_tokens: held-out tokens to look at, 0 for all.
+    prepare_data: as of `open_run_data`.
   Raises:
     UserError: its model is dense; see `load_run`.
   """
@@ -253,7 +265,7 @@ def count_run_routing(
   count = make_routing_counter(run.architecture, run.options, run.mesh)(run.params, run.buffers)
   counts = count_routing(
     count,
-    open_run_data(folder, run.config).validation,
+    open_run_data(folder, run.config, prepare_data=prepare_data).validation,
     run.architecture,
     seq_len=run.plan["seq_len"],
     batch_sequences=run.config.evaluation.batch_sequences,

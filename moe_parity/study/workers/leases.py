@@ -88,7 +88,12 @@ class Leases:
     self.recheck_seconds = 0.0 if self.url.startswith("file://") else REMOTE_RECHECK_SECONDS
     self.held: set[Lease] = set()
     self._seen: dict[str, tuple[str, float]] = {}  # key -> version, when it was first seen
-    records = [self.get(key) for key in self._keys()]
+    try:
+      records = [self.get(key) for key in self._keys()]
+    except ValueError as error:  # tensorstore has no other
+      raise UserError(
+        f"leases: {self.url} cannot be read ({_line(error)}); choose a folder that can be written"
+      ) from None
     self._former_lives = {r.get("token") for r in records if worker and r.get("worker") == worker}
     self._failed_before = {_version(r) for r in records if r.get("state") == FAILED}
 

@@ -1,5 +1,6 @@
 """Which of a study's runs a worker begins with."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ class Shard(NamedTuple):
       UserError: it is not.
     """
     parts = text.split("/")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+    if len(parts) != 2 or not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
       raise UserError(f"--shard={text}: write worker/workers, for example 1/4")
     index, count = map(int, parts)
     if not 1 <= index <= count:
