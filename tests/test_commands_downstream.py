@@ -16,6 +16,7 @@ from moe_parity.downstream import likelihood
 from moe_parity.downstream.examinee import Examinee, Settings
 from moe_parity.downstream.likelihood import Likelihood
 from moe_parity.model.transformer import abstract_model
+from moe_parity.report import downstream as report
 from tests.helpers import olmes_package
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -173,3 +174,46 @@ def test_the_list_names_every_benchmark_and_why_not(package, capsys):
   shown = json.loads(capsys.readouterr().out)
   assert "zoo_rc_0shot" in shown["tasks"] and len(shown["benchmarks"]) == 29
   assert all(row["here"] == "yes" or row["tasks, or why not"] for row in shown["benchmarks"])
+
+
+@pytest.fixture(scope="module")
+def study(run, tmp_path_factory):
+  """The run as two arms of a study, of which one is called dense."""
+  folder = tmp_path_factory.mktemp("study")
+  arms = []
+  for name, kind in (("dense", "dense"), ("moe_20", "moe")):
+    at = folder / "runs" / f"{name}-s0"
+    shutil.copytree(run, at, ignore=shutil.ignore_patterns("downstream"))
+    plan = json.loads((at / "plan.json").read_text()) | {"name": name, "kind": kind}
+    plan.pop("content_sha256", None)  # nobody may change a sealed file
+    (at / "plan.json").write_text(json.dumps(plan))
+    arms.append({"name": name, "seed": 0, "status": "done", "error": ""})
+  (folder / "study.json").write_text(json.dumps({"name": "zoo", "arms": arms}))
+  (folder / "plan.json").write_text(json.dumps({"arms": []}))
+  return folder
+
+
+def test_a_study_is_compared_and_its_items_looked_for(study, package, capsys):
+  tasks = "--tasks=zoo_rc_0shot,gsm8k_gold_bpb_5shot"
+  assert examined(study, package, tasks) == 0
+  shown = capsys.readouterr()
+  assert "pretrained: MoE minus dense" in shown.out and "one seed" in shown.out
+  assert "zoo_rc_0shot: 0 of 4 items share 13 words in a row" in shown.err
+  found = json.loads((study / "downstream.json").read_text())
+  rows = found["states"]["pretrained"]["comparisons"]
+  assert {row["difference"] for row in rows} == {0.0}  # the same weights
+  assert {row["label"] for row in rows} >= {"zoo_rc_0shot", "math", "all tasks"}
+  assert found["contamination"]["moe_20 (seed 0)"]["zoo_rc_0shot"]["num_items"] == 4
+
+
+def test_the_report_shows_benchmarks_beside_the_paper(study, package, capsys):
+  assert examined(study, package, "--tasks=zoo_rc_0shot", "--no-contamination") == 0
+  found = report.read(study)
+  drawing = report.figure_8(found)
+  assert drawing is not None and "</svg>" in drawing.svg(6.6)
+  text = report.table_2(found).markdown()
+  assert "20.88" in text and "the paper, 7B" in text and "moe_20" in text
+  tables = {made.name: made for made in report.all_tables(found)}
+  (section,) = report.section(found, {"downstream": drawing}, tables)
+  assert "RACE" in section.body and "was not counted" in section.body
+  assert report.section({}, {}, {}) == [] and report.read(study / "runs") == {}

@@ -1,6 +1,7 @@
 """`moe-parity downstream`."""
 
 import json
+import pathlib
 import sys
 
 from moe_parity.commands.common import checkpoint_arguments, json_argument, on_disk, place
@@ -47,6 +48,9 @@ def arguments(parser) -> None:
     "--chat", action="store_true", help="ask in the chat template a run was fine-tuned with"
   )
   parser.add_argument(
+    "--no-contamination", action="store_true", help="do not look for items in the training text"
+  )
+  parser.add_argument(
     "--run-code", action="store_true", help="run programs that a model writes, with limits"
   )
   for axis in ("data", "fsdp", "expert"):
@@ -75,10 +79,10 @@ def run(args) -> int:
 def _examine(args, names: list[str], known) -> int:
   from moe_parity.downstream import catalog, lm_eval_tasks
   from moe_parity.planning.mesh_sizes import read_mesh
-  from moe_parity.study.reading import read_everything
+  from moe_parity.study.analysis import downstream as comparison
 
   sizes = read_mesh(args)
-  runs = [(label, run.folder) for label, run in read_everything(args.folder) if run.done]
+  runs = [(label, run.folder) for label, run in comparison.runs_of(args.folder)]
   if not runs:
     raise UserError(f"{args.folder} holds no finished run; train one first")
   include = tuple(args.include_path)
@@ -88,10 +92,31 @@ def _examine(args, names: list[str], known) -> int:
   from moe_parity.startup import start_jax
 
   start_jax()
-  from moe_parity.downstream.examine import cut_line, examine
-  from moe_parity.downstream.examinee import Examinee, Settings
+  from moe_parity.downstream.examinee import Examinee
 
-  settings = Settings(
+  found, counted, said = [], {}, set()
+  for label, folder in runs:
+    examinee = Examinee(folder, _settings(args), sizes)
+    results, overlap = _one_run(examinee, tasks, theirs, args)
+    counted |= {label: overlap} if overlap else {}
+    for result in results:
+      at = folder / "downstream" / result["values"]
+      found.append({"run": label, **result, **_clean(result, at, overlap), "at": str(at)})
+    for line in (*map(_cut_line, results), *_counted_lines(overlap)):
+      if line and line not in said:
+        _say(line)
+        said.add(line)
+  compared = {}
+  if len(runs) > 1:
+    compared = comparison.write(args.folder, [pathlib.Path(row["at"]) for row in found], counted)
+  _print(args, found, compared)
+  return 0
+
+
+def _settings(args):
+  from moe_parity.downstream.examinee import Settings
+
+  return Settings(
     step=args.step or None,
     dtype=args.dtype,
     context=args.context,
@@ -100,22 +125,93 @@ def _examine(args, names: list[str], known) -> int:
     run_code=args.run_code,
     tokenizer=args.tokenizer,
   )
-  found, said = [], set()
-  for label, folder in runs:
-    examinee = Examinee(folder, settings, sizes)
-    results = [examine(examinee, task, _say) for task in tasks]
-    results += [lm_eval_tasks.examine(examinee, task, args.num_fewshot, _say) for task in theirs]
-    found += [{"run": label, **result} for result in results]
-    for line in map(cut_line, results):
-      if line and line not in said:
-        _say(line)
-        said.add(line)
+
+
+def _one_run(examinee, tasks, theirs, args) -> tuple[list[dict], dict]:
+  """(results, task -> contamination) of a run."""
+  from moe_parity.data.contamination import documents_of
+  from moe_parity.downstream import contamination, lm_eval_tasks
+  from moe_parity.downstream.examine import examine
+  from moe_parity.downstream.results import read_values
+
+  found, questions = [], {}
+  for task in tasks:
+    found.append(examine(examinee, task, _say))
+    items = task.limited(args.limit).items
+    questions[task.name] = {item.name: item.question for item in items}
+  for task in theirs:
+    result = lm_eval_tasks.examine(examinee, task, args.num_fewshot, _say)
+    found.append(result)
+    names = read_values(examinee.folder / "downstream" / result["values"]).names
+    questions[result["task"]] = dict(zip(names, lm_eval_tasks.questions(task, names), strict=True))
+  if args.no_contamination:
+    return found, {}
+  try:
+    store = examinee.training_text()
+  except UserError as error:
+    _say(f"overlap with the training text is not counted: {error}")
+    return found, {}
+  counted = contamination.count(
+    examinee.folder, store.fingerprint(), lambda: documents_of(store.train), questions
+  )
+  return found, counted
+
+
+def _clean(result: dict, path: pathlib.Path, counted: dict) -> dict:
+  """The contamination of a result's items, and its main score without those."""
+  from moe_parity.downstream import contamination, intervals
+  from moe_parity.downstream.results import read_values
+
+  row = counted.get(result["task"])
+  if row is None:
+    return {}
+  values, metric = read_values(path), result["metric"]
+  kept = contamination.without(values.names, row["items"])
+  weight_N = values.weights.get(metric)
+  clean = None
+  if kept:
+    clean = intervals.mean(
+      values.by_metric[metric][kept], None if weight_N is None else weight_N[kept]
+    )
+  return {"contamination": row, "clean_score": clean}
+
+
+def _counted_lines(counted: dict) -> list[str]:
+  from moe_parity.downstream.contamination import lines
+
+  return list(lines(counted))
+
+
+def _cut_line(result: dict) -> str:
+  from moe_parity.downstream.examine import cut_line
+
+  return cut_line(result)
+
+
+def _print(args, found: list[dict], compared: dict) -> None:
   if args.json:
-    print(json.dumps(found, indent=2))
-  else:
-    print_table([_row(result) for result in found])
-    print("intervals: 95 %, items drawn anew; chance: what guessing scores")
-  return 0
+    print(json.dumps({"results": found, **compared} if compared else found, indent=2))
+    return
+  print_table([_row(result) for result in found])
+  print("intervals: 95 %, items drawn anew; chance: what guessing scores")
+  for state, part in compared.get("states", {}).items():
+    if not part["comparisons"]:
+      continue
+    print(f"\n{state}: MoE minus {part['baseline']}; intervals hold for all rows of a kind at once")
+    print_table([_comparison_row(row) for row in part["comparisons"]])
+  if compared:
+    print(f"\nmoe-parity report {args.folder} draws it")
+
+
+def _comparison_row(row: dict) -> dict:
+  return {
+    "scale": row["scale"],
+    "task or category": row["label"],
+    "arm": row["arm"],
+    "minus dense": row["difference"],
+    "95 % interval": _interval({"interval": row["simultaneous"]}),
+    "verdict": row["verdict"],
+  }
 
 
 def _say(line: str) -> None:

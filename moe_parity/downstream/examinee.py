@@ -6,12 +6,19 @@ import pathlib
 
 from moe_parity import files
 from moe_parity.data import chat_template
+from moe_parity.data.token_store import TokenStore
 from moe_parity.downstream.likelihood import Likelihood
 from moe_parity.errors import UserError
 from moe_parity.inference.generator import Generator
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.training.checkpoint import newest_step
-from moe_parity.training.load_run import TrainedModel, load_run, open_tokenizer, window
+from moe_parity.training.load_run import (
+  TrainedModel,
+  load_run,
+  open_run_data,
+  open_tokenizer,
+  window,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +86,16 @@ class Examinee:
       "limit": self.settings.limit,
       "chat": self.template.jinja() if self.template else "",
     }
+
+  def training_text(self) -> TokenStore:
+    """The token store that the run was trained with.
+
+    Raises:
+      UserError: it is not at hand, or holds other data today; an imported model has none.
+    """
+    if self.run.plan.get("kind") == "imported":
+      raise UserError(f"{self.folder} is an imported model; its training text is not known")
+    return open_run_data(self.folder, self.run.config)
 
   @functools.cached_property
   def likelihood(self) -> Likelihood:

@@ -42,11 +42,23 @@ def benchmarks() -> tuple[Benchmark, ...]:
   return tuple(Benchmark(**{**row, "tasks": tuple(row["tasks"].split())}) for row in rows)
 
 
+# Categories of tasks that are none of the paper's 29, by how their names begin.
+OTHERS = {
+  **dict.fromkeys(("gsm8k", "minerva_math", "basic_skills_arithmetic"), "math"),
+  **dict.fromkeys(("codex_mbpp", "mt_mbpp", "basic_skills_coding"), "code"),
+  **dict.fromkeys(("triviaqa", "naturalqs", "jeopardy", "openbookqa", "med"), "knowledge"),
+  **dict.fromkeys(("csqa", "basic_skills_logical_reasoning"), "reasoning"),
+}
+
+
 def labeled(task: BenchmarkTask) -> BenchmarkTask:
   """The task with the category and name of its benchmark, where the registry knows it."""
   for row in benchmarks():
     if task.name in row.tasks or task.name == row.lm_eval:
       return dataclasses.replace(task, category=row.category, benchmark=row.name)
+  for begin, category in OTHERS.items():
+    if task.name.startswith(begin):
+      return dataclasses.replace(task, category=category)
   return task
 
 

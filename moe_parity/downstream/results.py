@@ -54,6 +54,11 @@ class ResultFile:
   def _with(self, suffix: str) -> pathlib.Path:
     return self._stem.with_name(self._stem.name + suffix)
 
+  @property
+  def values(self) -> pathlib.Path:
+    """Where the items' values are."""
+    return self._with(".npz")
+
   def read(self) -> dict | None:
     """The result, None where it is not there whole."""
     if not self._with(".npz").is_file():

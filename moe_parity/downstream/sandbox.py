@@ -1,9 +1,10 @@
 """Runs a program that a model wrote, in a process of its own with limits.
 
-Limits: seconds, memory, size of files, number of processes, an empty folder as home, nothing of the
-environment, no input, no network where the kernel lets a process give it up (Linux, user
-namespaces). It is a fence against accidents, not against an attacker: what it may read is what you
-may read. Run it in a container if you do not trust the model.
+Limits: seconds, memory, size of files, an empty folder as home, which alone may be written to,
+nothing of the environment, no input. Python's audit hooks refuse further processes, sockets and
+what changes files elsewhere; where the kernel allows it (Linux, user namespaces) the network is
+given up, too. It is a fence against accidents, not against an attacker: what it may read is what
+you may read. Run it in a container if you do not trust the model.
 """
 
 import contextlib
@@ -33,7 +34,21 @@ for limit, value in (("CPU", seconds), ("AS", memory), ("FSIZE", size), ("CORE",
   except (ValueError, OSError):
     pass
 source = sys.stdin.read()
-exec(compile(source, "program", "exec"), {"__name__": "__main__"})
+code = compile(source, "program", "exec")
+denied = ("subprocess.", "socket.", "ctypes.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn",
+          "os.system", "os.kill", "os.putenv", "os.remove", "os.rmdir", "os.rename", "os.link",
+          "os.symlink", "os.chmod", "os.chown", "os.truncate", "shutil.", "signal.")
+home = os.getcwd() + os.sep
+def watch(event, arguments):
+  if event.startswith(denied):
+    raise PermissionError(event)
+  if event == "open" and isinstance(arguments[0], str):
+    flags = arguments[2] if isinstance(arguments[2], int) else 0
+    writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    if writes and not os.path.abspath(arguments[0]).startswith(home):
+      raise PermissionError(arguments[0])
+sys.addaudithook(watch)
+exec(code, {"__name__": "__main__"})
 """
 
 

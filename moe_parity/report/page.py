@@ -17,6 +17,7 @@ from moe_parity.report import (
   architecture,
   comparisons,
   data_reuse,
+  downstream,
   expert_share,
   figure_style,
   figures,
@@ -64,6 +65,8 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
   parts |= {made.name: made for made in comparisons.all_tables(others)}
   if tuned:
     parts["finetuned"] = finetuning.finetuned(tuned)
+  examined = downstream.read(study_folder)
+  parts |= {made.name: made for made in downstream.all_tables(examined)}
   written = {"index.html"}
   for drawing in drawings.values():
     stem = file_name(drawing.name)
@@ -75,7 +78,7 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
     for ending, text in (("md", part.markdown()), ("csv", part.csv()), ("tex", part.latex())):
       files.write_bytes(folder / f"{stem}.{ending}", text.encode())
       written.add(f"{stem}.{ending}")
-  html = page(study, report, steps, drawings, parts, others, tuned)
+  html = page(study, report, steps, drawings, parts, others, tuned, examined)
   files.write_bytes(folder / "index.html", html.encode())
   for path in folder.iterdir():
     if path.suffix in (".png", ".svg", ".md", ".csv", ".tex") and path.name not in written:
@@ -105,8 +108,9 @@ def page(
   parts: dict[str, Table],
   others: Sequence[comparisons.AnalyzedComparison] = (),
   tuned: dict | None = None,
+  examined: dict | None = None,
 ) -> str:
-  """The whole HTML text; `tuned` is finetuning.json."""
+  """The whole HTML text; `tuned` is finetuning.json, `examined` downstream.json."""
   symbols = glossary.FirstUses()
   top = [
     sections.headline(report, steps),
@@ -116,7 +120,9 @@ def page(
     sections.findings(steps),
   ]
   first = "".join(part + symbols.line(part) for part in top)
-  below = _sections_below(study, report, steps, drawings, parts, others, tuned or {})
+  below = _sections_below(
+    study, report, steps, drawings, parts, others, tuned or {}, examined or {}
+  )
   body = "\n".join(
     f'<section id="s{i}"><h2>{html.escape(s.title)}</h2>\n{symbols.line(s.body)}{s.body}</section>'
     for i, s in enumerate(below)
@@ -125,7 +131,9 @@ def page(
   return _document(study, first, contents, body)
 
 
-def _sections_below(study, report, steps, drawings, parts, others, tuned) -> list[Section]:
+def _sections_below(
+  study, report, steps, drawings, parts, others, tuned, examined
+) -> list[Section]:
   """What follows the first screen, in order; arguments as of `page`."""
   domains = table(parts["domains"], "no arm is evaluated yet")
   domains += details(
@@ -143,6 +151,7 @@ def _sections_below(study, report, steps, drawings, parts, others, tuned) -> lis
     *sections.activation_rate(steps["activation_rate"], drawings, parts),
     *comparisons.section(list(others), drawings, parts),
     *finetuning.section(tuned),
+    *downstream.section(examined, drawings, parts),
     Section("Arms", table(parts["arms"], "no arms are planned") + table(parts["effort"])),
     Section("Plan", plan),
     sections.certificate(study, report, parts),
@@ -215,6 +224,7 @@ def every_drawing(
     routing.loads(list(reversed(first.values()))),
     specialization.by_layer(counted),
     specialization.experts(counted),
+    downstream.figure_8(downstream.read(study_folder)),
   ]
   return {drawing.name: drawing for drawing in found if drawing}
 

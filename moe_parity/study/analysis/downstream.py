@@ -1,0 +1,308 @@
+"""Who knows more, task by task and category by category: MoE arms against the dense arm.
+
+Items are those that all compared runs answered, so a difference varies by the items' differences
+only; seeds enter as in every comparison here (`seed_noise`). Scores are compared on two scales that
+are never mixed: accuracy (and whatever else lies in 0..1, higher is better), and bits per byte of
+gold answers (lower is better). On each scale the intervals of all tasks and arms hold at once, and
+so do those of all categories and arms: `uncertainty` gives the joint bound. A category's score is
+the mean of its tasks', each task counting alike, found run by run, so that a seed which is lucky on
+all of them is seen. A verdict is "MoE better", "dense better" or "not distinguishable"; "one seed"
+where an arm was not repeated.
+
+Pretrained and fine-tuned runs are compared among themselves.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from moe_parity import files
+from moe_parity.downstream import results
+from moe_parity.study import reading
+from moe_parity.study.analysis import arms as averaged
+from moe_parity.study.analysis.arms import (
+  NOT_DISTINGUISHABLE,
+  ONE_SEED,
+  Arms,
+  Scores,
+  verdict_of,
+)
+from moe_parity.study.analysis.uncertainty import LEVEL, VarianceSource, intervals
+
+FILE = "downstream.json"
+STATES = ("pretrained", "fine-tuned")
+SCALES = ("accuracy", "bits_per_byte")
+ALL = "all tasks"
+# Weight of a task, shared by its items: `document_noise` takes no weight below 1 as it is.
+TASK_UNITS = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+  """A run and its results, task -> result."""
+
+  label: str
+  run: reading.RunRecord
+  results: dict[str, dict]
+
+  @property
+  def state(self) -> str:
+    return STATES[bool(self.run.plan.get("finetuning"))]
+
+
+def runs_of(folder: pathlib.Path) -> list[tuple[str, reading.RunRecord]]:
+  """(label, finished run): of a study's own arms and parts, and of fine-tuned ones those that
+  `finetuning.json` chose; the others were tried for their learning rate."""
+  every = [(label, run) for label, run in reading.read_everything(folder) if run.done]
+  try:
+    chosen = json.loads((folder / "finetuning.json").read_text("utf-8"))["chosen"]
+  except (OSError, ValueError, KeyError):
+    return every
+  found = [(label, run) for label, run in every if not run.plan.get("finetuning")]
+  folders = {(folder / row["folder"]).resolve() for row in chosen}
+  for _, run in every:
+    if run.folder.resolve() in folders:
+      found.append((f"sft/{run.label}", run))
+  return found
+
+
+def write(
+  folder: pathlib.Path,
+  paths: Sequence[pathlib.Path] = (),
+  contamination: Mapping[str, dict] | None = None,
+) -> dict:
+  """Writes downstream.json into a study folder and returns it; see `compare`, `read`.
+
+  Args:
+    contamination: run -> task -> what `downstream.contamination` counted.
+  """
+  found = compare(read(folder, paths)) | {"contamination": dict(contamination or {})}
+  files.write_json(folder / FILE, found, indent=1, allow_nan=False)
+  return found
+
+
+def read(folder: pathlib.Path, paths: Sequence[pathlib.Path] = ()) -> list[Examined]:
+  """Every finished run of a study that was examined.
+
+  Of several results of a task, under other settings, the one whose settings most runs share counts.
+
+  Args:
+    paths: results of these files only; () for all.
+  """
+  every = runs_of(folder)
+  chosen = {path.resolve() for path in paths}
+  found = {}
+  for label, run in every:
+    those = results.read_all(run.folder)
+    found[label] = [r for r in those if not chosen or r["path"].resolve() in chosen]
+  shared: dict[str, dict[str, int]] = {}
+  for rows in found.values():
+    for row in rows:
+      counts = shared.setdefault(row["task"], {})
+      counts[_settings(row)] = counts.get(_settings(row), 0) + 1
+  best = {task: max(counts, key=lambda key: counts[key]) for task, counts in shared.items()}
+  return [
+    Examined(label, run, {r["task"]: r for r in found[label] if _settings(r) == best[r["task"]]})
+    for label, run in every
+    if found[label]
+  ]
+
+
+def _settings(result: dict) -> str:
+  """What must be equal for two runs to be compared: all of the key but the checkpoint."""
+  return repr(sorted((k, v) for k, v in result["key"].items() if k not in ("checkpoint", "step")))
+
+
+def compare(examined: Sequence[Examined]) -> dict:
+  """States, each with arms (score and interval of every task and category) and comparisons."""
+  return {
+    "level": LEVEL,
+    "states": {
+      state: _compare([e for e in examined if e.state == state])
+      for state in STATES
+      if any(e.state == state for e in examined)
+    },
+  }
+
+
+def _compare(examined: list[Examined]) -> dict:
+  names = list(dict.fromkeys(e.label.rsplit(" (seed", 1)[0] for e in examined))
+  first = [next(e.run for e in examined if _name(e) == name) for name in names]
+  dense = [a for a, r in enumerate(first) if (r.plan["kind"], r.plan["role"]) == ("dense", "arm")]
+  moe = [a for a, r in enumerate(first) if (r.plan["kind"], r.plan["role"]) == ("moe", "arm")]
+  base = min(dense, key=lambda a: _bpc(first[a]), default=None)
+  tasks = [t for t in examined[0].results if all(t in e.results for e in examined)]
+  skipped = sorted({t for e in examined for t in e.results} - set(tasks))
+  rows, compared = [], []
+  for scale in SCALES:
+    by_task = {t: v for t in tasks if (v := _of_task(examined, t, scale)) is not None}
+    if not by_task:
+      continue
+    categories = _categories(examined[0], list(by_task))
+    groups = [
+      [("task", task, [task]) for task in by_task],
+      [("category", name, members) for name, members in categories.items()],
+    ]
+    for group in groups:
+      cells = [(kind, name, _arms(examined, names, by_task, members))
+               for kind, name, members in group]  # fmt: skip
+      rows += [row for cell in cells for row in _own(cell, scale, names, examined[0])]
+      if base is not None and moe:
+        compared += _family(cells, scale, names, moe, base)
+  arms = [
+    {
+      "name": name,
+      "kind": run.plan["kind"],
+      "role": run.plan["role"],
+      "activation_rate": run.plan["activation_rate"],
+      "epochs": run.plan["epochs"],
+      "num_seeds": sum(_name(e) == name for e in examined),
+    }
+    for name, run in zip(names, first, strict=True)
+  ]
+  baseline = "" if base is None else names[base]
+  return {"arms": arms, "baseline": baseline, "scores": rows, "comparisons": compared,
+          "not_in_every_run": skipped}  # fmt: skip
+
+
+def _name(examined: Examined) -> str:
+  return examined.label.rsplit(" (seed", 1)[0]
+
+
+def _bpc(run: reading.RunRecord) -> float:
+  return run.result.get("validation", {}).get("bpc", math.inf)
+
+
+def _of_task(examined: list[Examined], task: str, scale: str) -> np.ndarray | None:
+  """Loss of every run on every item [R, N]: 1 - accuracy, or bits per byte; None where a task has
+  no such score. Items of unequal weight count by it."""
+  result = examined[0].results[task]
+  metric = result["metric"] if scale == "accuracy" else "bits_per_byte"
+  if metric not in result["scores"] or (
+    scale == "accuracy" and not result["scores"][metric]["higher_is_better"]
+  ):
+    return None
+  rows = []
+  for e in examined:
+    values = results.read_values(e.results[task]["path"])
+    value_N = values.by_metric[metric]
+    weight_N = values.weights.get(metric)
+    if weight_N is not None:  # so that the plain mean of items is the score
+      value_N = value_N * weight_N / weight_N.mean()
+    rows.append(1 - value_N if scale == "accuracy" else value_N)
+  return np.array(rows)
+
+
+def _categories(examined: Examined, tasks: list[str]) -> dict[str, list[str]]:
+  """Category -> its tasks, and all tasks together."""
+  found: dict[str, list[str]] = {}
+  for task in tasks:
+    if category := examined.results[task]["category"]:
+      found.setdefault(category, []).append(task)
+  return found | {ALL: tasks}
+
+
+def _arms(
+  examined: list[Examined], names: list[str], by_task: dict[str, np.ndarray], members: list[str]
+) -> Arms:
+  """Arms on the mean of the members' losses, every task counting alike."""
+  size = {task: by_task[task].shape[1] for task in members}
+  unit_N = np.concatenate([np.full(size[task], TASK_UNITS / size[task]) for task in members])
+  loss_RN = np.concatenate([by_task[task] for task in members], axis=1)
+  domain_N = np.concatenate([np.full(by_task[task].shape[1], task) for task in members])
+  return averaged.average(
+    Scores(
+      value_R=(loss_RN * unit_N).sum(1) / unit_N.sum(),
+      arm_R=np.array([names.index(_name(e)) for e in examined]),
+      seed_R=np.array([e.run.seed for e in examined]),
+      nats_RN=loss_RN * unit_N * math.log(2),
+      units_N=unit_N,
+      domain_N=domain_N,
+    )
+  )
+
+
+def _own(cell: tuple[str, str, Arms], scale: str, names: list[str], first: Examined) -> list[dict]:
+  """Every arm's score with its interval, in units of the score."""
+  kind, label, arms = cell
+  bounds = arms.own_intervals() if arms.sources else np.stack([arms.value_A] * 2)
+  chance = None
+  if kind == "task" and scale == "accuracy":
+    result = first.results[label]
+    chance = result["scores"][result["metric"]]["chance"]
+  return [
+    {
+      "scale": scale,
+      "kind": kind,
+      "label": label,
+      "arm": name,
+      "score": _shown(arms.value_A[a], scale),
+      "interval": sorted(_shown(x, scale) for x in bounds[:, a]) if arms.sources else None,
+      "chance": chance,
+    }
+    for a, name in enumerate(names)
+  ]
+
+
+def _shown(loss: float, scale: str) -> float:
+  return float(1 - loss) if scale == "accuracy" else float(loss)
+
+
+def _family(
+  cells: list[tuple[str, str, Arms]], scale: str, names: list[str], moe: list[int], base: int
+) -> list[dict]:
+  """Differences MoE minus dense of every cell and arm, with intervals that hold at once; those of
+  arms that were repeated and those of the others are two families."""
+  num_arms = len(names)
+  estimate = np.concatenate([arms.value_A for _, _, arms in cells])
+  sources = []
+  for c, (_, _, arms) in enumerate(cells):
+    for source in arms.sources:
+      root = np.zeros((len(estimate), source.root_AM.shape[1]))
+      root[c * num_arms : (c + 1) * num_arms] = source.root_AM
+      sources.append(VarianceSource(root, source.df, source.kind))
+  keys = [(c, a) for c in range(len(cells)) for a in moe]
+  contrast = np.zeros((len(keys), len(estimate)))
+  for k, (c, a) in enumerate(keys):
+    contrast[k, c * num_arms + a] += 1
+    contrast[k, c * num_arms + base] -= 1
+  judged = np.array([cells[c][2].is_judged(a, base) for c, a in keys], bool)
+  value_K, rows = contrast @ estimate, {}
+  for family in (judged, ~judged):
+    at = np.flatnonzero(family)
+    if not len(at):
+      continue
+    found = intervals(value_K[at], contrast[at], sources) if sources else None
+    for i, k in enumerate(at):
+      alone, joint = None, None  # where no item and no seed differs nothing is known of the spread
+      if found is not None and found.error_K[i] > 0:
+        alone, joint = found.alone[:, i].tolist(), found.joint[:, i].tolist()
+      rows[k] = _difference(cells, keys[k], scale, names, base, value_K[k], alone, joint)
+      verdict = verdict_of(joint) if joint else NOT_DISTINGUISHABLE
+      rows[k]["verdict"] = verdict if judged[k] else ONE_SEED
+  return [rows[k] for k in range(len(keys))]
+
+
+def _difference(cells, key, scale, names, base, value, alone, joint) -> dict:
+  """Of losses, as a difference of scores: on accuracy's scale the sign turns."""
+  sign = -1 if scale == "accuracy" else 1
+  kind, label, arms = cells[key[0]]
+
+  def turned(bounds):
+    return None if bounds is None else sorted(sign * x for x in bounds)
+
+  return {
+    "scale": scale,
+    "kind": kind,
+    "label": label,
+    "arm": names[key[1]],
+    "baseline": names[base],
+    "num_items": len(arms.scores.units_N),
+    "difference": float(sign * value) + 0.0,  # no -0
+    "interval": turned(alone),
+    "simultaneous": turned(joint),
+  }

@@ -1,0 +1,128 @@
+"""Verdicts on benchmarks from results that are written by hand."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from moe_parity.downstream import results
+from moe_parity.downstream.results import ResultFile, Values
+from moe_parity.study.analysis import downstream
+from moe_parity.study.reading import RunRecord
+
+RNG_ITEMS = 300
+
+
+def run(folder, name, seed, kind="moe", rate=0.2):
+  plan = {"kind": kind, "role": "arm", "activation_rate": rate, "epochs": 1.0}
+  result = {"validation": {"bpc": 2.0}}
+  return RunRecord(name, seed, "done", "", folder / f"{name}-s{seed}", plan, result, {})
+
+
+def examined(record, answers, bits, category="reasoning", tasks=("a", "b")):
+  """The run with results for tasks whose items score `answers` and `bits` [tasks, items]."""
+  found = {}
+  for at, task in enumerate(tasks):
+    by_metric = {"accuracy": answers[at].astype(float), "bits_per_byte": bits[at]}
+    names = tuple(map(str, range(len(answers[at]))))
+    place = ResultFile(record.folder, task, {"checkpoint": record.label, "items": 1})
+    values = Values(names, by_metric)
+    scores = {
+      "accuracy": {"higher_is_better": True, "chance": 0.25},
+      "bits_per_byte": {"higher_is_better": False, "chance": None},
+    }
+    place.write(
+      {"task": task, "metric": "accuracy", "category": category, "scores": scores}, values
+    )
+    (found[task],) = [r for r in results.read_all(record.folder) if r["task"] == task]
+  return downstream.Examined(record.label, record, found)
+
+
+def study(folder, lead, seeds=(0, 1, 2), noise=0.002, seed=0):
+  """Runs of a dense and two MoE arms; the first MoE arm answers `lead` more of the items."""
+  rng = np.random.default_rng(seed)
+  hard = rng.random((2, RNG_ITEMS))
+  found = []
+  for name, kind, extra in (("dense", "dense", 0), ("moe_1", "moe", lead), ("moe_2", "moe", 0)):
+    for s in seeds:
+      level = 0.4 + extra + noise * rng.normal()
+      answers = hard < level
+      bits = 2 + hard - extra + 0.02 * rng.normal(size=hard.shape)
+      found.append(examined(run(folder, name, s, kind), answers, bits))
+  return found
+
+
+def verdicts(found, kind, scale="accuracy"):
+  rows = downstream.compare(found)["states"]["pretrained"]["comparisons"]
+  return {
+    (row["label"], row["arm"]): row["verdict"]
+    for row in rows
+    if row["kind"] == kind and row["scale"] == scale
+  }
+
+
+def test_a_large_lead_is_seen_and_no_lead_is_not(tmp_path):
+  found = study(tmp_path, lead=0.3)
+  for scale in downstream.SCALES:
+    by_task = verdicts(found, "task", scale)
+    assert by_task["a", "moe_1"] == by_task["b", "moe_1"] == "MoE better"
+    assert by_task["a", "moe_2"] == "not distinguishable"
+    by_category = verdicts(found, "category", scale)
+    assert by_category["reasoning", "moe_1"] == by_category[downstream.ALL, "moe_1"] == "MoE better"
+
+
+def test_a_lead_of_dense_has_its_sign(tmp_path):
+  found = study(tmp_path, lead=-0.3)
+  assert verdicts(found, "task")["a", "moe_1"] == "dense better"
+  rows = downstream.compare(found)["states"]["pretrained"]["comparisons"]
+  row = next(r for r in rows if (r["label"], r["arm"], r["scale"]) == ("a", "moe_1", "accuracy"))
+  assert -0.4 < row["simultaneous"][0] < row["difference"] < row["simultaneous"][1] < -0.1
+
+
+def test_one_seed_gives_no_verdict(tmp_path):
+  assert set(verdicts(study(tmp_path, 0.3, seeds=(0,)), "task").values()) == {"one seed"}
+
+
+def test_intervals_hold_over_all_tasks_at_once(tmp_path):
+  """A joint interval is wider than one alone."""
+  rows = downstream.compare(study(tmp_path, 0.0))["states"]["pretrained"]["comparisons"]
+  for row in rows:
+    assert row["simultaneous"][0] < row["interval"][0] < row["interval"][1] < row["simultaneous"][1]
+
+
+def test_a_category_is_the_mean_of_its_tasks(tmp_path):
+  state = downstream.compare(study(tmp_path, 0.1))["states"]["pretrained"]
+  by = {(r["label"], r["arm"]): r["score"] for r in state["scores"] if r["scale"] == "accuracy"}
+  for arm in ("dense", "moe_1", "moe_2"):
+    assert by["reasoning", arm] == pytest.approx((by["a", arm] + by["b", arm]) / 2)
+  assert state["baseline"] == "dense" and not state["not_in_every_run"]
+
+
+def test_no_lead_is_hardly_ever_called_one(tmp_path):
+  """Of 12 studies without a difference: 95 % simultaneous intervals err in less than one."""
+  wrong = 0
+  for seed in range(12):
+    found = study(tmp_path / str(seed), 0.0, seed=seed)
+    wrong += any(v != "not distinguishable" for v in verdicts(found, "task").values())
+  assert wrong <= 2
+
+
+def test_results_under_other_settings_are_not_mixed(tmp_path):
+  found = study(tmp_path, 0.1)
+  place = ResultFile(found[0].run.folder, "a", {"checkpoint": "x", "items": 2})
+  values = Values(("0",), {"accuracy": np.array([1.0])})
+  scores = {"accuracy": {"higher_is_better": True, "chance": None}}
+  place.write({"task": "a", "metric": "accuracy", "category": "", "scores": scores}, values)
+  (tmp_path / "plan.json").write_text(json.dumps({"arms": []}))
+  arms = [
+    {"name": e.run.name, "seed": e.run.seed, "status": "done", "error": "",
+     "folder": e.run.folder.name} for e in found
+  ]  # fmt: skip
+  (tmp_path / "study.json").write_text(json.dumps({"name": "x", "arms": arms}))
+  for e in found:
+    pathlib.Path(e.run.folder / "plan.json").write_text(json.dumps(e.run.plan))
+    pathlib.Path(e.run.folder / "result.json").write_text(json.dumps(e.run.result))
+  again = downstream.read(tmp_path)
+  assert len(again) == 9
+  assert {e.results["a"]["key"]["items"] for e in again} == {1}
