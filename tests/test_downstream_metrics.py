@@ -48,7 +48,7 @@ def test_the_interval_is_that_of_a_mean():
   assert high == pytest.approx(values.mean() + half, abs=0.01)
 
 
-def test_items_that_all_score_alike_have_wilsons_interval_or_none():
+def test_items_that_score_alike_have_wilsons_interval_or_none():
   low, high = intervals.bootstrap(np.zeros(30))
   assert low == 0 and high == pytest.approx(0.1135, abs=1e-3)
   assert intervals.bootstrap(np.full(30, 2.5)) is None
