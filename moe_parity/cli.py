@@ -5,6 +5,7 @@ import gc
 import importlib
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -105,6 +106,8 @@ def program() -> None:
   One that was stopped ends at once: threads of libraries that were stopped in their midst (a
   compilation, a read ahead) may abort the interpreter's own way out, and the exit code with it.
   """
+  for number in (signal.SIGTERM, signal.SIGUSR1):  # until a run hears them: nothing is to be saved
+    signal.signal(number, lambda number, frame: os._exit(START_AGAIN))
   status = main()
   if status in (START_AGAIN, INTERRUPTED):
     sys.stdout.flush()

@@ -122,6 +122,11 @@ def test_a_worker_that_asks_goes_back_into_the_queue(job):
   assert job.requeued
 
 
+def test_a_worker_that_was_ended_as_it_started_goes_back_too(job):
+  job.run(143)
+  assert job.requeued
+
+
 def test_a_task_of_an_array_requeues_itself_alone(job):
   """Slurm gives one task of an array the array's own number: by it all tasks were requeued."""
   job.run(75, SLURM_ARRAY_JOB_ID="12", SLURM_ARRAY_TASK_ID="3")
