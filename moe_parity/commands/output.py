@@ -45,6 +45,9 @@ def print_finetuning(tuned: dict) -> None:
     }
     for arm in tuned["chosen"]
   ]
+  for arm in tuned["chosen"]:
+    for words in arm["edges"]:
+      print(f"note: {arm['name']} (seed {arm['seed']}): {words}; a better one may lie beyond")
   words = {True: "passed", False: "FAILED", None: "not whole"}[tuned["passed"]]
   left = len(tuned["arms"]) - len(rows)
   print("\nfine-tuned, bits per character:")

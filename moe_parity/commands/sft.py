@@ -64,7 +64,7 @@ def _integers(text: str) -> tuple[int, ...]:
 def run(args) -> int:
   on_disk(args.folder, "sft reads a run on this machine")
   from moe_parity.finetuning.base_run import open_base
-  from moe_parity.finetuning.sweep import candidates
+  from moe_parity.finetuning.sweep import candidates, edges
 
   base = open_base(args.folder)
   config = _config(args, base)
@@ -90,6 +90,8 @@ def run(args) -> int:
   else:
     print_table(tried)
     print(_sentence(base, rows, out, chosen, passed))
+    for words in edges(chosen, tried):
+      print(f"note: {words}; a better one may lie beyond")
   return 0 if passed else 1
 
 

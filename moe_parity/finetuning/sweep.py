@@ -86,6 +86,19 @@ def best(rows: Sequence[dict]) -> dict:
   return row
 
 
+def edges(chosen: dict, tried: Sequence[dict]) -> list[str]:
+  """Where the kept candidate is at an end of what was tried, so that a better one may lie beyond;
+  passes have no end below one."""
+  found = []
+  for field, words in (("learning_rate", "learning rate"), ("epochs", "number of passes")):
+    values = sorted({row[field] for row in tried})
+    ends = {values[-1]: "highest"} | ({} if values[0] == 1 and field == "epochs" else
+                                      {values[0]: "lowest"})  # fmt: skip
+    if len(values) > 1 and chosen[field] in ends:
+      found.append(f"the {words} kept, {chosen[field]:g}, is the {ends[chosen[field]]} tried")
+  return found
+
+
 def adopt(candidate: pathlib.Path, out: pathlib.Path) -> None:
   """Makes `out` the run folder that a candidate is, result.json last; files are linked where the
   disk can. What `out` held of another candidate goes first."""

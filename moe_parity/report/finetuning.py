@@ -33,6 +33,7 @@ def finetuned(tuned: dict) -> Table:
     Column("seed", "seed"),
     Column("activation_rate", "r_a", percent),
     Column("chosen", "kept", number=False),
+    Column("edges", "at an end of the grid", "; ".join, number=False, wrap=True),
     Column("chats_before", "chats before", bits),
     Column("chats_after", "chats after", bits),
     Column("text_bpc_before", "text BPC before", bits),

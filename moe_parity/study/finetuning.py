@@ -125,8 +125,9 @@ def summarize(
     {"candidates": [names], "complete": whether every arm has tried all, "passed": whether the
     certificate of every candidate passed (None before it is there), "arms": [{"name", "seed",
     "kind", "role", "base": its run folder, "tried": [a row a candidate, see `sweep.row_of`], and
-    once all are known "chosen", "folder", "before" and "after" (the score on held-out chats without
-    its examples), "text_bpc_before", "text_bpc_after"}], "chosen": the arms that have one}.
+    once all are known "chosen", "edges" (see `sweep.edges`), "folder", "before" and "after" (the
+    score on held-out chats without its examples), "text_bpc_before", "text_bpc_after"}], "chosen":
+    the arms that have one}.
   """
   pairs = sweep.candidates(config.finetuning)
   arms = [_summary_of(arm, run, pairs, results) for arm, run in compared(main)]
@@ -172,6 +173,7 @@ def _summary_of(arm: ArmPlan, run: str, pairs: Sequence[tuple], results: Results
     | scores
     | {
       "chosen": best["candidate"],
+      "edges": sweep.edges(best, row["tried"]),
       "learning_rate": best["learning_rate"],
       "epochs": best["epochs"],
       "folder": folder,

@@ -1,0 +1,38 @@
+"""Which candidate is kept, and what is said of it."""
+
+import math
+
+import pytest
+
+from moe_parity.errors import UserError
+from moe_parity.finetuning import sweep
+
+
+def row(learning_rate, epochs, loss=1.0):
+  return {"candidate": f"{learning_rate} {epochs}", "learning_rate": learning_rate,
+          "epochs": epochs, "cross_entropy": loss}  # fmt: skip
+
+
+def test_the_lowest_loss_is_kept_and_the_first_of_equals():
+  rows = [row(0.1, 1, 2.0), row(0.1, 2, math.inf), row(0.3, 1, 1.5), row(0.3, 2, 1.5)]
+  assert sweep.best(rows) is rows[2]
+  with pytest.raises(UserError, match="every candidate diverged .0.1 2."):
+    sweep.best([rows[1]])
+
+
+@pytest.mark.parametrize(
+  "kept, said",
+  [
+    ((0.2, 2), []),
+    ((0.1, 2), ["the learning rate kept, 0.1, is the lowest tried"]),
+    ((0.3, 1), ["the learning rate kept, 0.3, is the highest tried"]),
+    ((0.2, 4), ["the number of passes kept, 4, is the highest tried"]),
+  ],
+)
+def test_an_end_of_the_grid_is_named(kept, said):
+  tried = [row(rate, epochs) for rate in (0.1, 0.2, 0.3) for epochs in (1, 2, 4)]
+  assert sweep.edges(row(*kept), tried) == said
+
+
+def test_a_grid_of_one_has_no_ends():
+  assert sweep.edges(row(0.1, 2), [row(0.1, 2)]) == []
