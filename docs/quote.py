@@ -180,6 +180,16 @@ def log() -> str:
   return "\n".join(markdown(["", "date", "question and result", "in short"], rows))
 
 
+def campaign() -> str:
+  """What became of the faults of `python -m tests.campaign`, a row a kind."""
+  table = json.loads((RESULTS / "campaign.json").read_text())
+  outcomes = ["injected", "survived", "named", "silently wrong", "traceback", "lost run"]
+  rows = [
+    [row["group"], row["kind"], *(f"{row[name]:,}" for name in outcomes)] for row in table["rows"]
+  ]
+  return "\n".join(markdown(["where", "what", *outcomes], rows))
+
+
 def symbols() -> str:
   """The paper's letters with their names in code, as the report page explains them."""
   rows = [
@@ -204,6 +214,7 @@ BLOCKS = {
   "decode_prefill": quote_decode.prefill,
   "decode_computed": quote_decode.computed,
   "coverage": coverage,
+  "campaign": campaign,
   "log": log,
   "symbols": symbols,
   "fields": quote_fields.fields,

@@ -219,6 +219,8 @@ FIELDS: tuple[Field, ...] = tuple(
     ("train.eval_tokens", 16_384, Whole(1, 10**15), "tokens of such a validation"),
     ("train.save_every", 200, _STEPS,
      "steps between checkpoints; the last step is always saved, 0 saves no other"),
+    ("train.save_minutes", 15.0, Number(0.0, 1e6),
+     "minutes after which a checkpoint is saved whatever the step; 0 leaves it to save_every"),
     ("train.keep_checkpoints", 2, Whole(1, 10**6), "checkpoints that stay on disk"),
     # How a trained model is scored.
     ("evaluation.mode", "document", Choice(MODES),

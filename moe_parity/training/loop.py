@@ -31,6 +31,7 @@ from moe_parity.training.metrics import (
   validation_line,
 )
 from moe_parity.training.out_of_memory import explained
+from moe_parity.training.save_clock import SaveClock
 from moe_parity.training.setup import ArmRun, choose_run_attention, set_up
 from moe_parity.training.stage import TrainingStage, pretraining
 from moe_parity.training.state import TrainState
@@ -103,7 +104,7 @@ def train(run: ArmRun, state: TrainState, report: Callable[[Progress], None]) ->
     Stopped: `run.control` asked for it; a checkpoint of this step is on disk.
   """
   every, last = run.config.train, run.plan.num_steps
-  batches, pending = run.batches(), None
+  batches, pending, save_clock = run.batches(), None, SaveClock(every.save_minutes)
   for step in range(run.first_step + 1, last + 1):
     batch = next(batches)
     run.ledger.update(batch["window"])  # refuses a window over the budget before it is trained on
@@ -113,7 +114,7 @@ def train(run: ArmRun, state: TrainState, report: Callable[[Progress], None]) ->
     pending = scalars
     is_stopping = run.control.stop.should_stop()
     is_saving, is_evaluating = (is_due(step, n, last) for n in (every.save_every, every.eval_every))
-    is_saving |= is_stopping
+    is_saving |= is_stopping | save_clock.is_due(step)
     # Both need this step's own loss to be finite; and a user waits for the first line.
     if is_saving or is_evaluating or step == run.first_step + 1:
       log_step(run, step, pending, report)
@@ -124,6 +125,7 @@ def train(run: ArmRun, state: TrainState, report: Callable[[Progress], None]) ->
           run.write_line(validation_line(step, run.timer, validation))
         if is_saving:
           run.save_checkpoint(step, state)
+          save_clock.saved()
         if is_stopping:
           run.checkpoints.wait()
           raise Stopped(f"stopped with a checkpoint of step {step} of {last}")

@@ -16,6 +16,8 @@ import sys
 import tempfile
 import time
 
+from tests.campaign import outcomes
+
 COUNTS = {  # option -> faults by default, what they are
   "damage": (700, "files of a finished study, damaged"),
   "resumed": (180, "files of an unfinished run, damaged before it is trained on"),
@@ -39,13 +41,16 @@ def main(argv=None) -> int:
   parser.add_argument("--others", type=int, default=None, help="how many of each kind not given")
   parser.add_argument("--recover", type=float, default=0.2, help="share of mended finished runs")
   parser.add_argument("--out", type=pathlib.Path, default=None, help="a JSON file of the table")
+  parser.add_argument(
+    "--merge", type=pathlib.Path, nargs="+", help="instead: adds up these tables into --out"
+  )
   args = parser.parse_args(argv)
+  if args.merge:
+    return _exit_code(outcomes.merge(args.merge, args.out))
   if args.others is not None:
     for name, (count, _) in COUNTS.items():
       if getattr(args, name) == count:
         setattr(args, name, args.others)
-  from tests.campaign import outcomes
-
   found: list[outcomes.Injection] = []
   with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
     scratch = pathlib.Path(scratch)
@@ -55,10 +60,14 @@ def main(argv=None) -> int:
       for one in injections:
         if one.outcome in outcomes.FAILURES:
           print(f"{len(found)} {one}", flush=True)
-      if len(found) % 50 < len(injections):
+      if len(found) % 20 < len(injections):
         print(f"{len(found)} faults, {time.monotonic() - START:.0f} s", flush=True)
         outcomes.write(args.out or pathlib.Path(os.devnull), args.seed, found)
   sums = outcomes.write(args.out or pathlib.Path(os.devnull), args.seed, found)
+  return _exit_code(sums)
+
+
+def _exit_code(sums: dict) -> int:
   print(", ".join(f"{name} {sums[name]}" for name in ("injected", *outcomes.OUTCOMES)))
   return 1 if any(sums[name] for name in outcomes.FAILURES) else 0
 
@@ -76,21 +85,21 @@ def faults(args, scratch: pathlib.Path):
   with runs.quick_programs():
     study = runs.make_study(scratch / "study")
     files = FileDamage(study, scratch / "copies")
-    for i in range(args.damage):
-      rng = draw("damage", i)
-      yield [files.finished(rng, rng.random() < args.recover)]
-    for i in range(args.resumed):
-      yield [files.resumed(draw("resumed", i))]
-    for i in range(args.store):
-      yield [files.store(scratch / "cache", draw("store", i))]
-    names = HostileNames(study, files.unfinished, files, scratch)
-    for i in range(args.names):
-      yield [names.inject(draw("names", i))]
     if may_mount:
       with full_disk.small_disk(scratch / "disk") as is_mounted:
         full = FullDisk(files.unfinished, files.expected, scratch / "disk")
         for i in range(args.disk if is_mounted else 0):
           yield [full.inject(draw("disk", i))]
+    names = HostileNames(study, files.unfinished, files, scratch)
+    for i in range(args.names):
+      yield [names.inject(draw("names", i))]
+    for i in range(args.store):
+      yield [files.store(scratch / "cache", draw("store", i))]
+    for i in range(args.resumed):
+      yield [files.resumed(draw("resumed", i))]
+    for i in range(args.damage):
+      rng = draw("damage", i)
+      yield [files.finished(rng, rng.random() < args.recover)]
   kills = Kills(files.expected, scratch / "cache", scratch)
   for i in range(args.kills):
     yield kills.one_worker(draw("kills", i))

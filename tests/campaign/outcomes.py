@@ -84,12 +84,31 @@ def worst(*found: tuple[str, str]) -> tuple[str, str]:
   return max(found, key=lambda pair: OUTCOMES.index(pair[0]))
 
 
+def merge(paths: Iterable[pathlib.Path], out: pathlib.Path) -> dict:
+  """Adds up the tables of several campaigns, writes them as one and returns the sums."""
+  tables = [json.loads(path.read_text()) for path in paths]
+  rows: dict[tuple[str, str], collections.Counter] = {}
+  for row in (row for one in tables for row in one["rows"] if row["group"] != "all"):
+    counts = {name: row[name] for name in OUTCOMES}
+    rows.setdefault((row["group"], row["kind"]), collections.Counter()).update(counts)
+  rows["all", ""] = sum(rows.values(), collections.Counter())
+  seeds = sorted({seed for one in tables for seed in one["seeds"]})
+  failures = [failure for one in tables for failure in one["failures"]]
+  value = {"seeds": seeds, "rows": _rows(rows), "failures": failures}
+  out.write_text(json.dumps(value, indent=1) + "\n")
+  return value["rows"][-1]
+
+
 def table(injections: list[Injection]) -> list[dict]:
   """A row a group and kind with the number of each outcome, and the sum."""
   rows: dict[tuple[str, str], collections.Counter] = {}
   for one in injections:
     rows.setdefault((one.group, one.kind), collections.Counter())[one.outcome] += 1
   rows["all", ""] = collections.Counter(one.outcome for one in injections)
+  return _rows(rows)
+
+
+def _rows(rows: dict[tuple[str, str], collections.Counter]) -> list[dict]:
   return [
     {"group": group, "kind": kind, "injected": counts.total()}
     | {outcome: counts[outcome] for outcome in OUTCOMES}
@@ -102,6 +121,6 @@ def write(path: pathlib.Path, seed: int, injections: list[Injection]) -> dict:
   rows = table(injections)
   failures = [dataclasses.asdict(one) for one in injections if one.outcome in FAILURES]
   path.parent.mkdir(parents=True, exist_ok=True)
-  value = {"seed": seed, "rows": rows, "failures": failures}
+  value = {"seeds": [seed], "rows": rows, "failures": failures}
   path.write_text(json.dumps(value, indent=1) + "\n")
   return rows[-1]

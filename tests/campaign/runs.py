@@ -119,7 +119,7 @@ def quick_programs():
   and a report is its analysis without the drawings."""
   from moe_parity import startup
   from moe_parity.report import page
-  from moe_parity.training import setup
+  from moe_parity.training import load_run, setup
 
   startup.start_jax()
   compiled, before = {}, setup._compile
@@ -133,6 +133,7 @@ def quick_programs():
   patches = {
     (setup, "_compile"): compile_once,
     (setup, "make_scorer"): _once(setup.make_scorer),
+    (load_run, "make_scorer"): _once(load_run.make_scorer),
     (startup, "start_jax"): lambda *a, **k: None,
     (page, "write_report"): _read_and_analyze,
   }
