@@ -1,7 +1,6 @@
 """Fine-tunes one arm into a run folder of its own, by the loop that pretrained it."""
 
 import functools
-import json
 import pathlib
 from collections.abc import Callable
 
@@ -18,6 +17,7 @@ from moe_parity.inference.generator import check_finite
 from moe_parity.model.documents import ChatSeparators
 from moe_parity.planning.finetuning_plan import FinetuningPlan, plan_finetuning
 from moe_parity.sharding import multihost
+from moe_parity.training import run_folder
 from moe_parity.training.build import config_of_arm, model_options
 from moe_parity.training.checkpoint import load_model
 from moe_parity.training.control import RunControl
@@ -112,12 +112,12 @@ def _stage(
     check_finite(params)
     before = scored(mesh, params, buffers)
     if multihost.is_primary():
-      files.write_json(folder / BEFORE, before)
+      files.write_json(folder / BEFORE, before, seal=True)
       rows.template.save(folder)
     return with_fresh_optimizer(params, buffers, optimizer, mesh)
 
   def further_results(run: ArmRun, state: TrainState) -> dict:
-    before = json.loads((folder / BEFORE).read_text("utf-8"))
+    before = run_folder.read_json(folder / BEFORE)
     after = scored(run.mesh, state.params, state.buffers)
     return {"finetuning": {"validation": after, "before": before}}
 

@@ -1,12 +1,14 @@
 """A file system that is really full, at every stage of a run: a small one of the campaign's own."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import random
 import shutil
 import subprocess
 
+from moe_parity.study.workers import leases
 from tests.campaign import runs
 from tests.campaign.outcomes import LOST, NAMED, SURVIVED, Injection, command, judge, worst
 
@@ -65,12 +67,14 @@ class FullDisk:
     free = int(rng.random() ** 2 * 600_000)
     ballast = self.disk / "ballast"
     self._fill(ballast, free)
-    done = command(*runs.train_command(run, arm))
+    with _short_lived():
+      done = command(*runs.train_command(run, arm))
     same = lambda: runs.same_run(run, self.expected[arm])  # noqa: E731
     outcome, note = judge(done, same, ("the disk is full", "No space left"))
     ballast.unlink()
     if outcome == NAMED:
-      again = command(*runs.train_command(run, arm))
+      with _short_lived():
+        again = command(*runs.train_command(run, arm))
       if not same():
         outcome, note = worst((LOST, f"{note} | {again.words[-300:]} {again.trace[-300:]}"))
     shutil.rmtree(run, ignore_errors=True)
@@ -81,6 +85,19 @@ class FullDisk:
     left = os.statvfs(self.disk)
     size = max(left.f_bavail * left.f_frsize - free, 0)
     ballast.write_bytes(b"\1" * size)
+
+
+@contextlib.contextmanager
+def _short_lived():
+  """Within, leases are those of a process that is gone afterwards, as a command's is: one on a full
+  disk cannot be released."""
+  before = leases.this_process
+  gone = dataclasses.replace(before(), pid=(1 << 22) + 7)  # above the largest there may be
+  leases.this_process = lambda: gone
+  try:
+    yield
+  finally:
+    leases.this_process = before
 
 
 def _stage(free: int) -> str:
