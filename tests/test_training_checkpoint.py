@@ -4,6 +4,8 @@ written, and a worker that lost its run commits nothing."""
 import json
 import pathlib
 import shutil
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from moe_parity.errors import UserError
-from moe_parity.training import checkpoint_hashes
+from moe_parity.training import checkpoint, checkpoint_hashes
 from moe_parity.training.checkpoint import Checkpoints, load_model
 from moe_parity.training.state import TrainState
 
@@ -135,3 +137,16 @@ def test_a_worker_that_lost_its_run_commits_no_checkpoint(tmp_path):
   checkpoints.close()
   assert restored(tmp_path / "checkpoints") is None  # what was unfinished is removed
   assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_only_the_callbacks_of_a_closed_loop_are_ignored(monkeypatch):
+  """After a full disk each would print a traceback beside the one line that says so."""
+  seen = []
+  monkeypatch.setattr(sys, "unraisablehook", seen.append)
+  checkpoint._ignore_late_callbacks.__wrapped__()
+  late, other = (
+    types.SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "x")
+  )
+  sys.unraisablehook(late)
+  sys.unraisablehook(other)
+  assert seen == [other]

@@ -10,11 +10,13 @@ before it, with a warning that names step and file.
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import pathlib
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -272,6 +274,21 @@ def _parts(state: TrainState) -> dict[str, dict]:
   }
 
 
+@functools.cache
+def _ignore_late_callbacks() -> None:
+  """After a save that failed, as on a full disk, tensorstore's threads call into orbax's event
+  loop, which is closed by then. `wait` has raised the error; each call would print a traceback.
+  """
+  before = sys.unraisablehook
+
+  def hook(unraisable) -> None:
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and "Event loop is closed" in str(error)):
+      before(unraisable)
+
+  sys.unraisablehook = hook
+
+
 def _orbax():
   """Slow to import: a fresh run needs it only at its first save."""
   from orbax.checkpoint import v1 as ocp
@@ -280,6 +297,7 @@ def _orbax():
   # raised as well.
   for name in ("absl", "asyncio", "concurrent.futures"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
+  _ignore_late_callbacks()
   return ocp
 
 
