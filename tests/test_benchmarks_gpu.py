@@ -1,10 +1,13 @@
 """The GPU benchmark with small shapes on a CPU: all parts run, and what goes wrong is a row."""
 
+import importlib.util
 import json
+import subprocess
 
 import numpy as np
+import pytest
 
-from moe_parity.benchmarks import gpu, gpu_layers
+from moe_parity.benchmarks import gpu, gpu_layers, torch_reference
 
 
 def test_the_tiny_run_has_every_part_and_no_error(tmp_path):
@@ -12,6 +15,8 @@ def test_the_tiny_run_has_every_part_and_no_error(tmp_path):
   assert json.loads((tmp_path / "gpu.json").read_text())["rows"] == rows
   assert [row for row in rows if "error" in row or "skipped" in row] == []
   assert {row["part"] for row in rows} == set(gpu.UNTIL)
+  torch = [row for row in rows if row["part"] == "torch"]
+  assert ("absent" in torch[0]) == (importlib.util.find_spec("torch") is None)
   numerics = [row for row in rows if row["part"] == "numerics"]
   assert len(numerics) == 8 and all(row["ok"] for row in numerics)
   steps = [row for row in rows if row["part"] == "step"]
@@ -42,3 +47,30 @@ def test_a_wrong_attention_is_not_ok():
 
   errors = gpu_layers.attention_errors(unmasked, (1, 16, 4, 2, 8), "none", 0)
   assert not errors["ok"] and errors["y"] > 0.1
+
+
+@pytest.mark.parametrize(
+  "found, done, expected",
+  [
+    (False, None, {"absent": "PyTorch is not installed here"}),
+    (True, (1, "", "no kernel image is available"), {"error": "no kernel image is available"}),
+    (True, subprocess.TimeoutExpired("python", 7), {"absent": "PyTorch took more than 7 s"}),
+  ],
+)
+def test_a_missing_torch_reference_says_why(monkeypatch, found, done, expected):
+  def run(command, **options):
+    if isinstance(done, Exception):
+      raise done
+    return subprocess.CompletedProcess(command, *done)
+
+  monkeypatch.setattr(torch_reference.importlib.util, "find_spec", lambda name: found or None)
+  monkeypatch.setattr(torch_reference.subprocess, "run", run)
+  assert torch_reference.reference(7) == {"reference": expected}
+
+
+def test_torch_measures_what_the_benchmark_measures():
+  torch = pytest.importorskip("torch")
+  figures = torch_reference.measure()
+  assert figures["versions"]["torch"] == torch.__version__
+  names = [name for name in figures if name.startswith(("scaled_dot", "dense FFN"))]
+  assert len(names) >= 2 and all(figures[name]["tflops"] > 0 for name in names)
