@@ -132,6 +132,41 @@ def compiled() -> str:
   return "\n".join(markdown(names, rows))
 
 
+def mesh_price() -> str:
+  """The search's price of every compiled step for a TPU slice beside the compiled time."""
+  from scipy import stats
+
+  from moe_parity.config import load
+  from moe_parity.planning.mesh_search import candidates
+  from moe_parity.planning.plan import make_plan
+  from moe_parity.planning.tpu_slices import parse_slice
+
+  rows, prices, steps = [], [], []
+  for path in sorted(RESULTS.glob("compile_*.json")):
+    report = json.loads(path.read_text())
+    if "seconds" not in report:
+      continue
+    batch = report["batch_sequences"]
+    config = load(
+      f"{ROOT}/configs/{report['config']}.py:activation_rate=0.2",
+      [f"--config.arms.{arm}.batch_sequences={batch}" for arm in ("moe_20", "dense")],
+    )
+    arm = next(arm for arm in make_plan(config).arms if arm.name == report["arm"])
+    slice_ = parse_slice(report["topology"])
+    found = candidates(arm, slice_, remat=report["remat"], kernels=True)
+    price = next(c.seconds for c in found if vars(c.sizes) == report["mesh"])
+    step = report["seconds"]["step"]
+    mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items() if size > 1)
+    rows.append([f"{report['arm']} of {report['config']}", report["topology"], mesh,
+                 f"{1e3 * price:.0f}", f"{1e3 * step:.0f}", f"{step / price:.2f}"])  # fmt: skip
+    prices.append(price)
+    steps.append(step)
+  rank = stats.spearmanr(prices, steps).statistic
+  names = ["arm", "slice", "mesh", "price, ms", "compiled, ms", "compiled over price"]
+  words = f"Rank correlation of price and compiled step over these {len(rows)}: {rank:.2f}."
+  return "\n".join([*markdown(names, rows), "", words])
+
+
 def gpu_compiled() -> str:
   """Steps compiled for NVIDIA cards without one, a row a file."""
   gib, rows = 2**30, []
@@ -210,6 +245,7 @@ BLOCKS = {
   "stacked": stacked,
   "compiled": compiled,
   "gpu_compiled": gpu_compiled,
+  "mesh_price": mesh_price,
   "decode_measured": quote_decode.measured,
   "decode_prefill": quote_decode.prefill,
   "decode_computed": quote_decode.computed,

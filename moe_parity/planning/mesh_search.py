@@ -1,9 +1,17 @@
 """Which meshes an arm could train on, and in what order to try them: before any compile.
 
-Candidates are ordered by an estimated step time: the plan's FLOPs over the peak, a third more where
-layers are rematerialized, and the bytes one device sends in a step over its links, with nothing
-overlapped and no HBM traffic counted. Compiled steps take longer, all of them. Bytes sent, with b
-the bytes of the compute dtype, W_e and W the experts' and all other parameters, m micro-batches:
+Candidates are ordered by an estimated step time, the sum of
+
+  compute    the plan's FLOPs over the peak, a third more where layers are rematerialized
+  memory     HBM_BYTES x tokens x layers x D_m x (K + 2) over the HBM bandwidth: what rows and
+             hidden values cost in all passes. It is the same for every mesh of a slice, and
+             gives communication its weight
+  weights, gradients   over their links, not overlapped
+  exchange   over its links; of a ragged dispatcher, whose start and done stand apart, less what
+             overlaps with computation (at most HIDDEN of it, and OVERLAP of compute and memory)
+
+Bytes sent, with b the bytes of the compute dtype, W_e and W the experts' and all other parameters,
+m micro-batches:
 
   fsdp     (f-1)/f x (W + W_e/e) x m x (2 b, weights all-gathered forward and again backward, + 4,
            gradients reduce-scattered); twice that where a device's D_m / f is no multiple of 128:
@@ -13,15 +21,18 @@ the bytes of the compute dtype, W_e and W the experts' and all other parameters,
   expert   dispatch and combine of the slice's token dispatcher (`wire_bytes.py`), and half of the
            forward bytes once more where layers are rematerialized
 
-The first two use two links of a ring. In an all-to-all rows are forwarded: along k chips in a ring
-the busiest link carries k/8 of what a device sends (`aot/collectives.py` estimates them so, where
-the devices' coordinates are known; here k is the axis, at most the slice's longest side).
+A mesh axis takes whole torus axes first, the longest first. Where it fills one that wraps, it has
+a ring with two links, else a line with one. In an all-to-all rows are forwarded: along k chips of a
+ring the busiest link carries k/8 of what a device sends, of a line k/4, as `aot/collectives.py`
+counts it where the devices' coordinates are known.
 
-A mesh that does not fit comes after all that do. The estimate orders candidates and nothing more:
-compile for a mesh to see how good it is.
+HBM_BYTES, HIDDEN and OVERLAP are rounded from compiled steps; docs/devices.md shows the estimate
+beside the compiled time of every step in `results/`. A mesh that does not fit comes after all that
+do. The estimate orders candidates: compile for a mesh to see how good it is.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from moe_parity.errors import UserError
@@ -34,6 +45,8 @@ from moe_parity.planning.tpu_slices import LANES, Slice, ragged_unsupported
 from moe_parity.planning.wire_bytes import wire_bytes
 
 HEADROOM = 1.2  # what compilers add to planned bytes
+HBM_BYTES = 130  # read and written a token, layer and channel of each of K + 2 rows
+HIDDEN, OVERLAP = 0.8, 0.4  # shares of a ragged exchange and of computation that can overlap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +110,42 @@ def _estimate(
   weights = weight_bytes(plan.architecture, sizes, item, micro)
   rows = exchange_bytes(plan.architecture, slice_, sizes.expert, tokens, item, is_rematerialized)
   compute = plan.train_flops_per_token * tokens * (4 / 3 if is_rematerialized else 1)
-  ring = min(sizes.expert, max(slice_.grid))
-  sent = weights / 2 + rows * max(ring / 8, 0.5)
-  seconds = compute / generation.flops_per_device + sent / generation.link_bandwidth
+  rows_in_hbm = plan.architecture.num_layers * (plan.architecture.experts_per_token + 2)
+  moved = HBM_BYTES * tokens * plan.architecture.d_model * rows_in_hbm
+  device = compute / generation.flops_per_device + moved / generation.bandwidth_per_device
+  exchange = rows * _busiest(sizes.expert, slice_) / generation.link_bandwidth
+  if not ragged_unsupported(generation.name, slice_.num_devices):
+    exchange -= min(HIDDEN * exchange, OVERLAP * device)
+  links = _links(max(sizes.fsdp, sizes.data), slice_)
+  seconds = device + exchange + weights / (links * generation.link_bandwidth)
   fits = memory.total * HEADROOM <= generation.hbm_bytes
   return MeshCandidate(sizes, memory, weights + rows, seconds, fits)
+
+
+def _torus_axes(size: int, slice_: Slice) -> list[tuple[int, bool]]:
+  """(chips, whether they are a ring) along every torus axis that a mesh axis of `size` takes."""
+  axes = []
+  for axis in sorted(range(len(slice_.grid)), key=lambda axis: -slice_.grid[axis]):
+    chips = math.gcd(size, slice_.grid[axis])
+    if chips > 1:
+      axes.append((chips, chips == slice_.grid[axis] and slice_.wraps(axis)))
+      size //= chips
+  return axes
+
+
+def _links(size: int, slice_: Slice) -> int:
+  """Links that a device sends over in collectives along a mesh axis."""
+  return sum(2 if is_ring else 1 for _, is_ring in _torus_axes(size, slice_)) or 1
+
+
+def _busiest(size: int, slice_: Slice) -> float:
+  """What the busiest link of an all-to-all carries, over what a device sends."""
+  if size == 1:
+    return 0.0
+  worst = max(
+    (chips / (8 if is_ring else 4) for chips, is_ring in _torus_axes(size, slice_)), default=0.0
+  )
+  return worst / _sent_fraction(size)
 
 
 def weight_bytes(
@@ -153,7 +197,7 @@ def exchange_bytes(
   )  # fmt: skip
   shape = ExpertParallelShape(tokens, a.experts_per_token, a.num_experts, expert)
   sent = wire_bytes(name, shape, d_model=a.d_model, itemsize=item)
-  return a.num_moe_layers * (sent.forward * (1.5 if is_rematerialized else 1) + sent.backward)
+  return a.num_moe_layers * (sent.forward * (1.5 if is_rematerialized else 1.0) + sent.backward)
 
 
 def _sent_fraction(n: int) -> float:
