@@ -93,7 +93,7 @@ def merge(paths: Iterable[pathlib.Path], out: pathlib.Path) -> dict:
     rows.setdefault((row["group"], row["kind"]), collections.Counter()).update(counts)
   rows["all", ""] = sum(rows.values(), collections.Counter())
   seeds = sorted({seed for one in tables for seed in one["seeds"]})
-  failures = [failure for one in tables for failure in one["failures"]]
+  failures = [f | {"note": ""} for one in tables for f in one["failures"]]  # notes name paths
   value = {"seeds": seeds, "rows": _rows(rows), "failures": failures}
   out.write_text(json.dumps(value, indent=1) + "\n")
   return value["rows"][-1]
