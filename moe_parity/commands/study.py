@@ -76,7 +76,7 @@ def run(args) -> int:
   return run_and_judge(args, config, store, only)
 
 
-def open_study(args, config, store):
+def open_study(args, config, store, several_processes=False):
   """The study of a command's arguments; those that a command does not have are left at their
   defaults."""
   from moe_parity.study.folder import StudyFolder
@@ -89,12 +89,7 @@ def open_study(args, config, store):
     return StudyFolder(config, store, args.workdir, **given)
   from moe_parity.study.workers.bucket_study import BucketStudy
 
-  if getattr(args, "coordinator", "") or getattr(args, "num_processes", 0):
-    raise UserError(
-      f"--workdir={args.workdir}: several processes as one run write one folder that all see; give"
-      " a network disk, or start workers of one process each"
-    )
-  return BucketStudy(config, store, args.workdir, **given)
+  return BucketStudy(config, store, args.workdir, several_processes=several_processes, **given)
 
 
 def list_runs(args, config, store, only) -> int:
@@ -186,10 +181,15 @@ def run_and_judge(args, config, store, only) -> int:
     start_jax(**processes(args))
     stop.join_processes()
     check_agreement(to_json(config))
+    if stop.several_processes and isinstance(args.workdir, str) and config.finetuning.data:
+      raise UserError(
+        f"--workdir={args.workdir}: fine-tuning reads a trained run from a disk that all processes"
+        " see; give a network disk, or start workers of one process each"
+      )
     if not multihost.is_primary():
       run_follower(store, stop)
       return 0
-    study = open_study(args, config, store)
+    study = open_study(args, config, store, stop.several_processes)
     stop.release = lambda: study.leases.release_all("stopped")
     runs = chosen_runs(args, study, only)
     arms = _run(args, study, only, runs, stop)

@@ -19,6 +19,7 @@ from moe_parity.study.comparisons import Comparison, Results, plan_comparisons, 
 from moe_parity.study.methods.method import method_of
 from moe_parity.study.workers.leases import FAILED, RUNNING, Leases
 from moe_parity.training import run_folder
+from moe_parity.training.control import BucketCheckpoints
 from moe_parity.training.versions import versions
 
 STUDY, PLAN, LEASES = "study.json", "plan.json", "leases"
@@ -205,6 +206,15 @@ class StudyFolder:
     self, run: str, check: Callable[[], None], log: Callable[[str], None]
   ) -> None:
     """While it is trained: after every logged step."""
+
+  def bucket_checkpoints(
+    self, run: str, check: Callable[[], None], log: Callable[[str], None]
+  ) -> BucketCheckpoints | None:
+    """Where its checkpoints go, if not into its folder: for processes that share a bucket alone."""
+    return None
+
+  def fetch_last_checkpoint(self, run: str) -> None:
+    """When all its steps are taken, before it is certified."""
 
   def upload_stopped(self, run: str, check: Callable[[], None], log: Callable[[str], None]) -> None:
     """When it was stopped between two steps, with a checkpoint."""

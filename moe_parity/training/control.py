@@ -31,13 +31,33 @@ class StopRequests:
 
 
 @dataclasses.dataclass(frozen=True)
+class BucketCheckpoints:
+  """Where a run's checkpoints are when its processes share a bucket and no disk.
+
+  Attributes:
+    write: the gs:// folder of this life of the worker; every process writes its shards there.
+    read: the folder of the checkpoint that it resumes from, "" for a fresh run.
+    step: of that checkpoint; later ones there were never noted, so they count as not written.
+    publish: notes the newest checkpoint of `write` as the one to resume from; called in the first
+      process when a checkpoint is whole, before the next is begun.
+  """
+
+  write: str
+  read: str = ""
+  step: int = 0
+  publish: Callable[[], None] = lambda: None
+
+
+@dataclasses.dataclass(frozen=True)
 class RunControl:
   """Given to `train_arm`.
 
   Attributes:
     check_owner: called right before each write into the run folder, in the first process; raises
       where another worker has the run now.
+    bucket: None where the run folder holds the checkpoints.
   """
 
   check_owner: Callable[[], None] = lambda: None
   stop: StopRequests = dataclasses.field(default_factory=StopRequests)
+  bucket: BucketCheckpoints | None = None

@@ -59,7 +59,7 @@ def train_arm(
   warn: Callable[[str], None] = print,
   control: RunControl | None = None,
   stage: TrainingStage | None = None,
-) -> dict:
+) -> dict | None:
   """Trains, evaluates and returns what result.json holds. A finished run returns at once.
 
   Args:
@@ -168,7 +168,7 @@ def _not_finite(run: ArmRun, step: int, loss: float) -> NotFiniteError:
   )
 
 
-def finish(run: ArmRun, state: TrainState) -> dict:
+def finish(run: ArmRun, state: TrainState) -> dict | None:
   """Scores the trained model, counts its routing, and writes result.json, the run's last file."""
   run.checkpoints.wait()
   evaluation, plan = run.config.evaluation, run.plan

@@ -30,6 +30,7 @@ from moe_parity.training.checkpoint import Checkpoints
 from moe_parity.training.checkpoint_hashes import run_identity
 from moe_parity.training.control import RunControl
 from moe_parity.training.peak_flops import measure_peak_flops
+from moe_parity.training.sharded_checkpoints import ShardedCheckpoints
 from moe_parity.training.stage import TrainingStage
 from moe_parity.training.state import (
   TrainState,
@@ -67,7 +68,7 @@ class ArmRun:
   train_step: Callable
   compile_seconds: float
   make_scorer: Callable
-  checkpoints: Checkpoints
+  checkpoints: Checkpoints | ShardedCheckpoints
   checkpoint_layout: TrainState
   telemetry: Telemetry | NullTelemetry
   timer: TrainingTimer
@@ -140,12 +141,7 @@ def set_up(
   # Refuses a budget larger than the corpus, before compiling.
   ledger = Ledger.for_loader(stage.make_loader(0))
   layout = checkpoint_state(plan.architecture, model, optimizer, mesh)
-  checkpoints = Checkpoints(
-    folder / "checkpoints",
-    config.train.keep_checkpoints,
-    run=_identity(folder),
-    check_owner=control.check_owner,
-  )
+  checkpoints = _checkpoints(folder, config.train.keep_checkpoints, control)
   exit_stack.callback(checkpoints.close)
   first_step, state, logs = _restored_or_new(
     checkpoints, ledger, layout, plan, (model, optimizer), mesh, warn, stage
@@ -182,7 +178,7 @@ def set_up(
 
 
 def _restored_or_new(
-  checkpoints: Checkpoints,
+  checkpoints: Checkpoints | ShardedCheckpoints,
   ledger: Ledger,
   layout: TrainState,
   plan: ArmPlan,
@@ -205,6 +201,15 @@ def _restored_or_new(
   ledger.restore(restored.ledger)
   placed = abstract_state(plan.architecture, *options, mesh)
   return restored.step, from_checkpoint(restored.state, placed), restored.logs
+
+
+def _checkpoints(
+  folder: pathlib.Path, keep: int, control: RunControl
+) -> Checkpoints | ShardedCheckpoints:
+  run, check_owner = _identity(folder), control.check_owner
+  if control.bucket is not None:
+    return ShardedCheckpoints(control.bucket, keep, check_owner)
+  return Checkpoints(folder / "checkpoints", keep, run=run, check_owner=check_owner)
 
 
 def _identity(folder: pathlib.Path) -> str:

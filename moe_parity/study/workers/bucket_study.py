@@ -6,6 +6,7 @@ goes when the worker ends; those of workers of this host that were killed go whe
 
 import contextlib
 import fcntl
+import functools
 import pathlib
 import shutil
 import socket
@@ -31,6 +32,7 @@ from moe_parity.study.folder import (
 from moe_parity.study.reading import COMPARISONS_FOLDER
 from moe_parity.study.workers.bucket_mirror import BucketMirror
 from moe_parity.study.workers.runner import TRACE
+from moe_parity.training.control import BucketCheckpoints
 
 SCHEME = "gs://"
 
@@ -39,10 +41,18 @@ class BucketStudy(StudyFolder):
   """See `StudyFolder`; `folder` is the scratch folder, `url` the study's."""
 
   def __init__(
-    self, config: ConfigDict, store: TokenStore, url: str, *, leases: str = "", **kwargs
+    self,
+    config: ConfigDict,
+    store: TokenStore,
+    url: str,
+    *,
+    leases: str = "",
+    several_processes: bool = False,
+    **kwargs,
   ):
     """Args:
       url: gs://bucket/prefix.
+      several_processes: of one run; each writes its part of the checkpoints to the bucket.
     Raises:
       UserError: another scheme; the place holds something that is no study, or is out of reach.
     """
@@ -52,6 +62,7 @@ class BucketStudy(StudyFolder):
     there = storage.names(self.url)
     if PLAN not in there and any(name.split("/")[0] not in NOT_THE_STUDY for name in there):
       raise UserError(f"{self.url} is not empty and holds no study; use another --workdir")
+    self.several_processes = several_processes
     self._scratch = scratch_folder()
     self.mirror = BucketMirror(self.url, pathlib.Path(self._scratch.name))
     self.mirror.pull()
@@ -72,7 +83,19 @@ class BucketStudy(StudyFolder):
     return run in self.mirror.pull()
 
   def fetch(self, run: str) -> None:
-    self.mirror.fetch(run)
+    self.mirror.fetch(run, checkpoints=not self.several_processes)
+
+  def bucket_checkpoints(
+    self, run: str, check: Callable[[], None], log: Callable[[str], None]
+  ) -> BucketCheckpoints | None:
+    if not self.several_processes:
+      return None
+    write, read, step = self.mirror.begin_shards(run)
+    publish = functools.partial(self.mirror.upload_now, run, check, log)
+    return BucketCheckpoints(write, read, step, publish)
+
+  def fetch_last_checkpoint(self, run: str) -> None:
+    self.mirror.fetch_shards(run)
 
   def fetch_checkpoint(self, run: str) -> None:
     self.mirror.fetch_checkpoints(run)

@@ -6,6 +6,7 @@ run and the study goes on; an error of one process alone ends them all, and the 
 resumes from there.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -21,8 +22,9 @@ from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.finetuning_plan import FinetuningPlan
 from moe_parity.sharding import multihost
 from moe_parity.study.finetuning import train_run
+from moe_parity.study.workers.bucket_study import scratch_folder
 from moe_parity.study.workers.runner import RunActions
-from moe_parity.training.control import RunControl, StopRequests
+from moe_parity.training.control import BucketCheckpoints, RunControl, StopRequests
 
 
 def broadcasting_actions(actions: RunActions) -> RunActions:
@@ -32,7 +34,7 @@ def broadcasting_actions(actions: RunActions) -> RunActions:
 
   def train(config, arm, store, folder, on_log, log, control):
     try:
-      multihost.broadcast_bytes(to_message(config, arm, folder))
+      multihost.broadcast_bytes(to_message(config, arm, folder, control.bucket))
       return actions.train(config, arm, store, folder, on_log, log, control)
     except Exception as error:
       control.stop.wait_for_lost_process(error)
@@ -44,11 +46,13 @@ def broadcasting_actions(actions: RunActions) -> RunActions:
 def run_follower(store: TokenStore, stop: StopRequests) -> None:
   """Trains what the first process trains, until it says that there is no more."""
   while (message := multihost.broadcast_bytes(None)) is not None:
-    config, arm, folder = from_message(message)
-    try:
-      train_run(config, arm, store, folder, control=RunControl(stop=stop))
-    except UserError:
-      continue  # the first process met it too and writes it down
+    config, arm, folder, bucket = from_message(message)
+    control = RunControl(stop=stop, bucket=bucket)
+    with contextlib.ExitStack() as exit_stack:
+      if bucket is not None:
+        folder = pathlib.Path(exit_stack.enter_context(scratch_folder()))
+      with contextlib.suppress(UserError):  # the first process met it too and writes it down
+        train_run(config, arm, store, folder, control=control)
 
 
 def stop_followers() -> None:
@@ -57,16 +61,23 @@ def stop_followers() -> None:
     multihost.broadcast_bytes(None)
 
 
-def to_message(config: ConfigDict, arm: ArmPlan, folder: pathlib.Path) -> bytes:
+def to_message(
+  config: ConfigDict, arm: ArmPlan, folder: pathlib.Path, bucket: BucketCheckpoints | None
+) -> bytes:
   """What the first process tells the others about a run."""
   run = {"config": configs.to_json(config), "arm": arm.to_dict(), "folder": str(folder)}
+  if bucket is not None:
+    run["bucket"] = {"write": bucket.write, "read": bucket.read, "step": bucket.step}
   return json.dumps(run).encode()
 
 
-def from_message(message: bytes) -> tuple[ConfigDict, ArmPlan, pathlib.Path]:
+def from_message(
+  message: bytes,
+) -> tuple[ConfigDict, ArmPlan, pathlib.Path, BucketCheckpoints | None]:
   """The inverse of `to_message`; tuples of the config are lists, as in config.json."""
   run = json.loads(message)
+  bucket = BucketCheckpoints(**run["bucket"]) if "bucket" in run else None
   architecture = Architecture.from_dict(run["arm"].pop("architecture"))
   kind = FinetuningPlan if "finetuning" in run["arm"] else ArmPlan
   arm = kind(architecture=architecture, **run["arm"])
-  return ConfigDict(run["config"]).lock(), arm, pathlib.Path(run["folder"])
+  return ConfigDict(run["config"]).lock(), arm, pathlib.Path(run["folder"]), bucket

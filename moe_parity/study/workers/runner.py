@@ -105,7 +105,8 @@ class _Worker:
     self.study.fetch(task.run)
     if is_finetuning(task.comparison.name):
       self.study.fetch_checkpoint(base_of(task.run))
-    control = RunControl(lease.check, self.stop)
+    bucket = self.study.bucket_checkpoints(task.run, lease.check, self.log)
+    control = RunControl(lease.check, self.stop, bucket)
     run = task.comparison.config, task.arm, self.study.store, folder
     try:
       self.actions.train(*run, on_log, self.log, control)
@@ -113,6 +114,7 @@ class _Worker:
       self.study.upload_stopped(task.run, lease.check, self.log)
       raise
     lease.check()
+    self.study.fetch_last_checkpoint(task.run)
     certify_or_recheck(folder, self.actions)
     self.study.upload_run(task.run, lease.check, self.log)
 

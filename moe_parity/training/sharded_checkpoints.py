@@ -1,0 +1,126 @@
+"""Checkpoints of processes that share a bucket and no disk: each writes its shards there.
+
+Orbax marks a checkpoint as whole when every process has written its part. Then the first process
+adds the logs and notes it as the one to resume from (`BucketCheckpoints.publish`). A life of a
+worker has a folder of its own, so one that was only asleep damages nothing that counts.
+"""
+
+import concurrent.futures
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from moe_parity.data import storage
+from moe_parity.errors import UserError
+from moe_parity.sharding import multihost
+from moe_parity.training import checkpoint_hashes
+from moe_parity.training.checkpoint import LEDGER, LOGS, MODEL, TRAINER, Restored, _orbax, _parts
+from moe_parity.training.control import BucketCheckpoints
+from moe_parity.training.state import TrainState
+
+IS_WHOLE = "commit_success.txt"  # what orbax writes last into each folder of a checkpoint
+
+
+class ShardedCheckpoints:
+  """As `Checkpoints`, on a bucket.
+
+  Args:
+    keep: how many of this life's checkpoints stay.
+    check_owner: called before a checkpoint is noted; raises where another has the run now.
+  """
+
+  def __init__(self, places: BucketCheckpoints, keep: int, check_owner: Callable[[], None]):
+    self.folder, self._places, self._keep = places.write, places, keep
+    self._check_owner = check_owner
+    self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+    self._commit: concurrent.futures.Future | None = None
+
+  def steps(self) -> list[int]:
+    """Steps of this life's whole checkpoints, the newest first."""
+    return whole_steps(self.folder)
+
+  def save(
+    self,
+    step: int,
+    state: TrainState,
+    ledger: dict[str, np.ndarray],
+    logs: Mapping[str, bytes] | None = None,
+  ) -> None:
+    """Starts writing; returns once the arrays are copied. Waits for the save before it."""
+    self.wait()
+    arrays = {name: np.asarray(value) for name, value in ledger.items()}
+    saving = _orbax().save_checkpointables_async(
+      _place(f"{self.folder}/{step}"),
+      _parts(state) | {LEDGER: arrays},
+      custom_metadata=checkpoint_hashes.MARK,
+    )
+    self._commit = self._pool.submit(self._finish, saving, step, dict(logs or {}))
+
+  def _finish(self, saving, step: int, logs: dict[str, bytes]) -> None:
+    saving.result()
+    if not multihost.is_primary():
+      return
+    for name, content in logs.items():
+      storage.write_bytes(f"{self.folder}/{step}/{LOGS}/{name}", content)
+    self._check_owner()
+    self._places.publish()
+    for old in self.steps()[self._keep :]:
+      storage.remove_below(f"{self.folder}/{old}")
+
+  def wait(self) -> None:
+    """Returns when the last save is on the bucket and noted; raises its error if it failed."""
+    commit, self._commit = self._commit, None
+    if commit is not None:
+      commit.result()
+
+  def restore(self, abstract_state: TrainState, abstract_ledger: dict[str, Any]) -> Restored | None:
+    """The checkpoint that the life before noted; None for a fresh run.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    if not self._places.read:
+      return None
+    step, loaded, why = self._places.step, None, ""
+    place = f"{self._places.read}/{step}"
+    try:
+      loaded = _orbax().load_checkpointables(
+        _place(place), _parts(abstract_state) | {LEDGER: abstract_ledger}
+      )
+    except Exception as error:  # noqa: BLE001 - a damaged object surfaces as any of many types
+      why = " ".join(str(error).split())[:200] or type(error).__name__
+    if why := multihost.first_message(why):
+      raise UserError(
+        f"{place} cannot be read ({why}); remove latest.json of this run there to train it from its"
+        " beginning"
+      )
+    ledger = {name: np.asarray(value) for name, value in loaded[LEDGER].items()}
+    state = TrainState(**loaded[MODEL], **loaded[TRAINER])
+    logs = {}
+    if multihost.is_primary():
+      logs = {
+        name: storage.read_bytes(f"{place}/{LOGS}/{name}")
+        for name in storage.names(f"{place}/{LOGS}")
+      }
+    return Restored(step, state, ledger, (), logs)
+
+  def close(self) -> None:
+    """Waits for the last save. Its error, if any, was `wait`'s to raise, at a run's end or stop."""
+    with contextlib.suppress(Exception):
+      self.wait()
+    self._pool.shutdown()
+
+
+def whole_steps(folder: str) -> list[int]:
+  """Steps of the whole checkpoints in a folder of a bucket, the newest first."""
+  names = [name.split("/") for name in storage.names(folder)]
+  found = [int(name[0]) for name in names if name[1:] == [IS_WHOLE] and name[0].isdigit()]
+  return sorted(found, reverse=True)
+
+
+def _place(url: str):
+  from etils import epath
+
+  return epath.Path(url)
