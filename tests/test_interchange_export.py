@@ -50,6 +50,7 @@ def make_run(folder, architecture, options, has_bias):
     buffers = jax.tree.map(np.zeros_like, buffers)
   save_model(folder / "checkpoints", 5, params, buffers)
   config = base()
+  config.budget.num_params = 123_456
   for name, value in options.items():
     config.model[name] = value
   plan = {

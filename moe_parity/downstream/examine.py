@@ -8,7 +8,7 @@ import numpy as np
 from moe_parity.downstream import metrics, prompts, results
 from moe_parity.downstream.examinee import Examinee
 from moe_parity.downstream.generation import generated
-from moe_parity.downstream.likelihood import RequestNats
+from moe_parity.downstream.request_nats import RequestNats
 from moe_parity.downstream.results import ResultFile, Values
 from moe_parity.downstream.sandbox import passes
 from moe_parity.downstream.tasks import BenchmarkTask

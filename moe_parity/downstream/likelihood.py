@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from moe_parity.downstream.request_nats import RequestNats, empty
 from moe_parity.errors import UserError
 from moe_parity.inference.generator import check_finite
 from moe_parity.model.options import ModelOptions
@@ -35,20 +36,6 @@ class Continuation(NamedTuple):
 
   context: np.ndarray
   continuation: np.ndarray
-
-
-class RequestNats(NamedTuple):
-  """Of requests: nats of the continuation, whether each of its tokens was the most likely one, and
-  how many ids of the context did not fit into the window. Nats are nan where not computed yet."""
-
-  nats: np.ndarray
-  is_greedy: np.ndarray
-  num_cut: np.ndarray
-
-
-def empty(number: int) -> RequestNats:
-  """Nothing computed yet."""
-  return RequestNats(np.full(number, np.nan), np.zeros(number, bool), np.zeros(number, np.int64))
 
 
 class Likelihood:

@@ -16,8 +16,8 @@ import numpy as np
 
 from moe_parity import files
 from moe_parity.downstream import intervals
-from moe_parity.downstream.likelihood import RequestNats, empty
 from moe_parity.downstream.metrics import LOWER_IS_BETTER
+from moe_parity.downstream.request_nats import RequestNats, empty
 
 FOLDER = "downstream"
 VERSION = 1  # of how items are scored; part of every key

@@ -26,6 +26,7 @@ from moe_parity.interchange.tensors import (
 )  # fmt: skip
 from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import abstract_model
+from moe_parity.planning.accounting import cost_of
 from moe_parity.planning.architecture import Architecture
 from moe_parity.training import run_folder
 from moe_parity.training.checkpoint import save_model
@@ -142,6 +143,8 @@ def _write_run(unfinished, out, folder, architecture, imported: Imported, source
   config.data.source = source
   config.data.tokenizer = str(out.resolve() / run_folder.TOKENIZER)
   config.budget.seq_len = imported.seq_len
+  cost = cost_of(architecture, imported.seq_len, config.budget.convention)
+  config.budget.num_params = cost.num_params
   for name, value in imported.model.items():
     config.model[name] = value
   files.write_json(unfinished / run_folder.CONFIG, configs.to_json(config))
