@@ -2,6 +2,7 @@
 data."""
 
 import argparse
+import contextlib
 import os
 import pathlib
 import tempfile
@@ -117,17 +118,21 @@ def open_data(config):
 
 
 def check_workdir(workdir: str | pathlib.Path) -> None:
-  """Makes a folder to write into; a bucket is left alone.
+  """Tries to write into a folder, which is made for that and removed; a bucket is left alone.
 
   Raises:
     UserError: it cannot be made or written.
   """
   if isinstance(workdir, str):
     return
+  missing = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=workdir):
       pass
+    for folder in missing:
+      with contextlib.suppress(OSError):  # another worker writes into it by now
+        folder.rmdir()
   except OSError as error:
     raise UserError(
       f"--workdir={workdir} cannot be made or written ({error.strerror}); choose another folder"
