@@ -10,6 +10,7 @@ from flax import nnx
 from moe_parity.errors import UserError
 from moe_parity.evaluation import ablations
 from moe_parity.fields.check import check_value
+from moe_parity.fields.choices import ABLATIONS
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.sharding.mesh import make_mesh
@@ -44,7 +45,7 @@ def scores(model):
   inputs, targets = small_model.tokens()
   rows = inputs, targets, np.ones_like(inputs, bool)
   named = ablations.ablated_scores(
-    ablations.ABLATIONS, ARCHITECTURE, OPTIONS, None, None, params, buffers
+    ABLATIONS, ARCHITECTURE, OPTIONS, None, None, params, buffers
   )
   return {name: score(*rows) for name, score in named}
 

@@ -186,12 +186,12 @@ def test_a_budget_of_tokens_takes_whole_windows_when_packed(split):
 @pytest.mark.parametrize(
   "arguments, words",
   [
-    ({"mode": "rolling"}, "not one of document, strided, packed"),
-    ({"mode": "strided"}, "stride=0 must lie in 1..20"),
-    ({"mode": "strided", "stride": 21}, "stride=21 must lie in 1..20"),
-    ({"mode": "document", "stride": 5}, "is for mode=strided"),
+    ({"mode": "rolling"}, "not known; give document . strided . packed"),
+    ({"mode": "strided"}, "stride=0 with mode=.strided. does not lie in 1..20"),
+    ({"mode": "strided", "stride": 21}, "stride=21 with mode=.strided. does not lie in 1..20"),
+    ({"mode": "document", "stride": 5}, "is for mode=.strided."),
     ({"mode": "packed", "seq_len": 10**6}, "no row of seq_len"),
-    ({"max_tokens": -1}, "must not be negative"),
+    ({"max_tokens": -1}, "max_tokens=-1 is below 0"),
   ],
 )
 def test_impossible_arguments_are_refused(split, arguments, words):

@@ -99,7 +99,6 @@ def test_a_scarce_domain_is_read_more_often_up_to_the_bound():
     ({"available": {"a": 960, "b": 312}, "max_epochs": 9, "reuse": "unique"}, "more text$"),
     ({"available": {"a": 960, "b": 0}, "max_epochs": 9}, "'b' has no whole window of 8 tokens"),
     ({"max_epochs": 2}, "would read 'a' 2.50 times, data.max_epochs=2;"),
-    ({"max_epochs": -1}, "data.max_epochs=-1 is below 0.001; give a number, 0 or"),
   ],
 )  # fmt: skip
 def test_a_mixture_that_cannot_keep_its_promise_is_refused(arguments, words):

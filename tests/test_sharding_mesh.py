@@ -45,7 +45,7 @@ def test_two_letters_on_one_mesh_axis_are_refused():
     ),
     (
       ["--config.mesh.expert=8", "--config.mesh.token_dispatch=radded"],
-      r"token_dispatch='radded' is not one",
+      r"token_dispatch='radded' is not known",
     ),
   ],
 )

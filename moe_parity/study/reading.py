@@ -195,7 +195,7 @@ def read_metrics(run_folder: pathlib.Path) -> tuple[list[dict], list[dict], str]
     return [], [], "metrics.jsonl is not there"
   kept: dict[str, dict[int, dict]] = {"train": {}, "validation": {}}
   broken = 0
-  lines = path.read_text().split("\n")
+  lines = path.read_bytes().split(b"\n")  # a damaged line may be no text
   for number, line in enumerate(lines):
     if not line.strip():
       continue
