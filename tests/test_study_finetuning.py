@@ -146,8 +146,9 @@ def test_a_queue_says_what_fine_tuning_will_add(data, tmp_path):
 def test_other_processes_are_told_the_whole_plan(data, tmp_path):
   study, _, _ = run(tmp_path / "s", config(data))
   arm = study.comparisons[-1].plan.arms[1]
-  told_config, told, folder = from_message(to_message(study.config, arm, tmp_path))
-  assert told == arm and folder == tmp_path
+  message = to_message(study.config, arm, tmp_path, None)
+  told_config, told, folder, bucket = from_message(message)
+  assert told == arm and folder == tmp_path and bucket is None
   assert to_json(told_config)["finetuning"] == to_json(study.config)["finetuning"]
 
 
