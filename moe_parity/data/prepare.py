@@ -67,10 +67,7 @@ def prepare(
   """
   if max_bad_records < 0 or workers < 0:
     raise UserError(f"max_bad_records={max_bad_records} and workers={workers} must be at least 0")
-  if isinstance(source, str):
-    sources = parse_sources(source)
-  else:
-    sources = [source] if isinstance(source, Source) else list(source)
+  sources = _sources(source)
   if not make:
     _check_local([*(given.path for given in sources), tokenizer, store, held_out])
   stores = [given.path for given in sources if is_store(given.path)]
@@ -85,11 +82,7 @@ def prepare(
   folder = storage.cache_folder() / label if storage.is_remote(location) else Path(location)
   is_ours = [given.path for given in sources] == [BUILTIN] and not (store or rule.source)
   if not make and not (is_ours and TRAINED_HERE.fullmatch(tokenizer)) and not is_store(folder):
-    places = ", ".join(given.path for given in sources)
-    raise UserError(
-      f"no token store of {places!r} is at hand, and none is made for a run folder unasked: the"
-      f" text changed, or was prepared elsewhere; {PREPARE_DATA} reads it and compares"
-    )
+    raise _not_prepared(sources)
   with storage.locked(folder):
     made = is_store(location) if storage.is_remote(location) else _is_occupied(folder)
     if not made and not is_store(folder):
@@ -101,6 +94,20 @@ def prepare(
       _publish(folder, location, progress)
     shutil.rmtree(work_folder(folder), ignore_errors=True)
     return check_lossless(_reopen(location, inputs), allow_lossy_tokenizer)
+
+
+def _sources(source: str | Source | Sequence[Source]) -> list[Source]:
+  if isinstance(source, str):
+    return parse_sources(source)
+  return [source] if isinstance(source, Source) else list(source)
+
+
+def _not_prepared(sources: Sequence[Source]) -> UserError:
+  places = ", ".join(given.path for given in sources)
+  return UserError(
+    f"no token store of {places!r} is at hand, and none is made for a run folder unasked: the"
+    f" text changed, or was prepared elsewhere; {PREPARE_DATA} reads it and compares"
+  )
 
 
 def open_data(data: Any, progress: Progress | None = None, make: bool = True) -> TokenStore:

@@ -81,16 +81,19 @@ def expert_parallel_ffn(
   if capacity_factor:
     expert_TK, num_dropped = drop_beyond_capacity(expert_TK, num_experts, shape.capacity)
   operands = Operands(x_TD, expert_TK, gate_TK, *weights)
-  options: dict = dict(implementation=implementation, num_slots=num_slots)
-  if shape.num_devices == 1:
-    y_TD = expert_ffn(*operands, **options)
-    overlap_TD = overlap_fn and overlap_fn(x_TD)
-  else:
-    ffn = DISPATCHERS[token_dispatch]
-    y_TD, overlap_TD = ffn(operands, shape, axis_name, **options, overlap_fn=overlap_fn)
+  ffn = _on_one_device if shape.num_devices == 1 else DISPATCHERS[token_dispatch]
+  y_TD, overlap_TD = ffn(
+    operands, shape, axis_name, implementation=implementation, num_slots=num_slots,
+    overlap_fn=overlap_fn,
+  )  # fmt: skip
   if overlap_TD is not None:
     y_TD += overlap_TD.astype(y_TD.dtype)
   return y_TD.astype(x_TD.dtype), num_dropped
+
+
+def _on_one_device(operands: Operands, shape, axis_name, *, overlap_fn, **options):
+  """What a dispatcher does, without an exchange."""
+  return expert_ffn(*operands, **options), overlap_fn and overlap_fn(operands.x_TD)
 
 
 def _check(shape: ExpertParallelShape, num_local: int, token_dispatch: str) -> None:

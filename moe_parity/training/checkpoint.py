@@ -7,8 +7,6 @@ leaves none. One that is damaged later (a lost file, a flipped bit) is passed ov
 before it, with a warning that names step and file.
 """
 
-import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import logging
@@ -27,6 +25,7 @@ from moe_parity import files
 from moe_parity.errors import UserError
 from moe_parity.sharding import multihost
 from moe_parity.training import checkpoint_hashes
+from moe_parity.training.background_commit import BackgroundCommit
 from moe_parity.training.state import TrainState
 
 MODEL, TRAINER, LEDGER = "model", "trainer", "ledger"  # parts that can be read by themselves
@@ -46,7 +45,7 @@ class Restored:
   logs: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
 
-class Checkpoints:
+class Checkpoints(BackgroundCommit):
   """The checkpoints of one run folder."""
 
   def __init__(
@@ -70,10 +69,9 @@ class Checkpoints:
         f"train.keep_checkpoints={keep} leaves nothing to fall back on when the newest checkpoint"
         " is damaged; use 2 or more"
       )
+    super().__init__()
     self.folder, self._keep, self._run = folder.resolve(), keep, run
     self._check_owner = check_owner
-    self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-    self._commit: concurrent.futures.Future | None = None
 
   def steps(self) -> list[int]:
     """Steps of the checkpoints, the newest first."""
@@ -88,13 +86,12 @@ class Checkpoints:
   ) -> None:
     """Starts writing; returns once the arrays are copied. Waits for the save before it."""
     self.wait()
-    arrays = {name: np.asarray(value) for name, value in ledger.items()}
     token = multihost.broadcast_bytes(secrets.token_hex(4).encode()).decode()
     path = self.folder / f"{UNFINISHED}{step}-{token}"  # one name in all processes
-    saving = _orbax().save_checkpointables_async(
-      path, _parts(state) | {LEDGER: arrays}, custom_metadata=checkpoint_hashes.MARK
+    saving = orbax().save_checkpointables_async(
+      path, to_items(state, ledger), custom_metadata=checkpoint_hashes.MARK
     )
-    self._commit = self._pool.submit(self._finish, saving, path, step, dict(logs or {}))
+    self.finish_later(self._finish, saving, path, step, dict(logs or {}))
 
   def _finish(self, saving, path: pathlib.Path, step: int, logs: dict[str, bytes]) -> None:
     try:
@@ -116,12 +113,6 @@ class Checkpoints:
     os.rename(self.folder / str(step), path)
     shutil.rmtree(path, ignore_errors=True)
 
-  def wait(self) -> None:
-    """Returns when the last save is on disk; raises its error if it failed (a full disk)."""
-    commit, self._commit = self._commit, None
-    if commit is not None:
-      commit.result()
-
   def restore(self, abstract_state: TrainState, abstract_ledger: dict[str, Any]) -> Restored | None:
     """The newest checkpoint that is what was written; None if there is none at all.
 
@@ -140,8 +131,8 @@ class Checkpoints:
       why, loaded = _shared_problem(path, self._run), None
       if not why:
         try:
-          parts = _parts(abstract_state) | {LEDGER: abstract_ledger}
-          loaded = _orbax().load_checkpointables(path, parts)
+          parts = state_items(abstract_state) | {LEDGER: abstract_ledger}
+          loaded = orbax().load_checkpointables(path, parts)
         except Exception as error:  # noqa: BLE001 - a damaged file surfaces as any of many types
           why = _short(error)
         why = multihost.first_message(why)
@@ -152,8 +143,7 @@ class Checkpoints:
         self._set_aside(number)
       if not checkpoint_hashes.is_hashed(path):
         warnings.append(f"checkpoint of step {step} has no hashes to check it by")
-      ledger = {name: np.asarray(value) for name, value in loaded[LEDGER].items()}
-      state = TrainState(**loaded[MODEL], **loaded[TRAINER])
+      state, ledger = from_items(loaded)
       logs = {p.name: p.read_bytes() for p in (path / LOGS).glob("*") if p.is_file()}
       return Restored(step, state, ledger, tuple(warnings), logs)
     if steps:
@@ -182,12 +172,6 @@ class Checkpoints:
         path = path.with_name(f"{path.name}-{secrets.token_hex(4)}")
       os.rename(self.folder / str(step), path)
     multihost.barrier(f"checkpoint {step} set aside")
-
-  def close(self) -> None:
-    """Waits for the last save. Its error, if any, was `wait`'s to raise, at a run's end or stop."""
-    with contextlib.suppress(Exception):
-      self.wait()
-    self._pool.shutdown()
 
 
 def steps_of(folder: pathlib.Path) -> list[int]:
@@ -221,7 +205,7 @@ def save_model(folder: pathlib.Path, step: int, params: Any, buffers: Any) -> No
   """Writes a checkpoint of weights alone: it can be loaded by `load_model`, not trained on."""
   path = folder.resolve() / f"{UNFINISHED}{step}"
   parts = {MODEL: {"params": params, "buffers": buffers}}
-  _orbax().save_checkpointables(path, parts, custom_metadata=checkpoint_hashes.MARK)
+  orbax().save_checkpointables(path, parts, custom_metadata=checkpoint_hashes.MARK)
   commit(path, step)
 
 
@@ -249,7 +233,7 @@ def load_model(
   if not why:
     try:
       wanted = {"params": params, "buffers": buffers}
-      model = _orbax().load_checkpointables(path, {MODEL: wanted})[MODEL]
+      model = orbax().load_checkpointables(path, {MODEL: wanted})[MODEL]
       return model["params"], model["buffers"]
     except Exception as error:  # noqa: BLE001 - see `restore`
       why = _short(error)
@@ -267,11 +251,21 @@ def _shared_problem(path: pathlib.Path, run: str) -> str:
   )
 
 
-def _parts(state: TrainState) -> dict[str, dict]:
+def state_items(state: TrainState) -> dict[str, dict]:
   return {
     MODEL: {"params": state.params, "buffers": state.buffers},
     TRAINER: {"step": state.step, "optimizer": state.optimizer},
   }
+
+
+def to_items(state: TrainState, ledger: Mapping[str, Any]) -> dict[str, dict]:
+  """What a checkpoint holds, by item."""
+  return state_items(state) | {LEDGER: {name: np.asarray(value) for name, value in ledger.items()}}
+
+
+def from_items(loaded: Mapping[str, dict]) -> tuple[TrainState, dict[str, np.ndarray]]:
+  ledger = {name: np.asarray(value) for name, value in loaded[LEDGER].items()}
+  return TrainState(**loaded[MODEL], **loaded[TRAINER]), ledger
 
 
 @functools.cache
@@ -289,7 +283,7 @@ def _ignore_late_callbacks() -> None:
   sys.unraisablehook = hook
 
 
-def _orbax():
+def orbax():
   """Slow to import: a fresh run needs it only at its first save."""
   from orbax.checkpoint import v1 as ocp
 

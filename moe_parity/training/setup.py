@@ -135,9 +135,8 @@ def set_up(
       attention that the config names cannot run here.
   """
   model, optimizer = model_options(config), optimizer_options(config, plan)
-  attention = choose_run_attention(config, plan)
-  if multihost.is_primary() and (attention.reason or attention.implementation != "blocks"):
-    warn(f"{plan.name}: attention by {attention.implementation}" + _because(attention.reason))
+  if multihost.is_primary():
+    _announce_attention(config, plan, warn)
   # Refuses a budget larger than the corpus, before compiling.
   ledger = Ledger.for_loader(stage.make_loader(0))
   layout = checkpoint_state(plan.architecture, model, optimizer, mesh)
@@ -175,6 +174,12 @@ def set_up(
     timer=_timer(config, plan, mesh, first_step, telemetry.seconds_before),
   )
   return run, state
+
+
+def _announce_attention(config: ConfigDict, plan: ArmPlan, warn: Callable[[str], None]) -> None:
+  attention = choose_run_attention(config, plan)
+  if attention.reason or attention.implementation != "blocks":
+    warn(f"{plan.name}: attention by {attention.implementation}" + _because(attention.reason))
 
 
 def _restored_or_new(

@@ -5,8 +5,6 @@ adds the logs and notes it as the one to resume from (`BucketCheckpoints.publish
 worker has a folder of its own, so one that was only asleep damages nothing that counts.
 """
 
-import concurrent.futures
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,14 +14,23 @@ from moe_parity.data import storage
 from moe_parity.errors import UserError
 from moe_parity.sharding import multihost
 from moe_parity.training import checkpoint_hashes
-from moe_parity.training.checkpoint import LEDGER, LOGS, MODEL, TRAINER, Restored, _orbax, _parts
+from moe_parity.training.background_commit import BackgroundCommit
+from moe_parity.training.checkpoint import (
+  LEDGER,
+  LOGS,
+  Restored,
+  from_items,
+  orbax,
+  state_items,
+  to_items,
+)
 from moe_parity.training.control import BucketCheckpoints
 from moe_parity.training.state import TrainState
 
 IS_WHOLE = "commit_success.txt"  # what orbax writes last into each folder of a checkpoint
 
 
-class ShardedCheckpoints:
+class ShardedCheckpoints(BackgroundCommit):
   """As `Checkpoints`, on a bucket.
 
   Args:
@@ -32,10 +39,9 @@ class ShardedCheckpoints:
   """
 
   def __init__(self, places: BucketCheckpoints, keep: int, check_owner: Callable[[], None]):
+    super().__init__()
     self.folder, self._places, self._keep = places.write, places, keep
     self._check_owner = check_owner
-    self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-    self._commit: concurrent.futures.Future | None = None
 
   def steps(self) -> list[int]:
     """Steps of this life's whole checkpoints, the newest first."""
@@ -50,13 +56,12 @@ class ShardedCheckpoints:
   ) -> None:
     """Starts writing; returns once the arrays are copied. Waits for the save before it."""
     self.wait()
-    arrays = {name: np.asarray(value) for name, value in ledger.items()}
-    saving = _orbax().save_checkpointables_async(
+    saving = orbax().save_checkpointables_async(
       _place(f"{self.folder}/{step}"),
-      _parts(state) | {LEDGER: arrays},
+      to_items(state, ledger),
       custom_metadata=checkpoint_hashes.MARK,
     )
-    self._commit = self._pool.submit(self._finish, saving, step, dict(logs or {}))
+    self.finish_later(self._finish, saving, step, dict(logs or {}))
 
   def _finish(self, saving, step: int, logs: dict[str, bytes]) -> None:
     saving.result()
@@ -69,12 +74,6 @@ class ShardedCheckpoints:
     for old in self.steps()[self._keep :]:
       storage.remove_below(f"{self.folder}/{old}")
 
-  def wait(self) -> None:
-    """Returns when the last save is on the bucket and noted; raises its error if it failed."""
-    commit, self._commit = self._commit, None
-    if commit is not None:
-      commit.result()
-
   def restore(self, abstract_state: TrainState, abstract_ledger: dict[str, Any]) -> Restored | None:
     """The checkpoint that the life before noted; None for a fresh run.
 
@@ -86,8 +85,8 @@ class ShardedCheckpoints:
     step, loaded, why = self._places.step, None, ""
     place = f"{self._places.read}/{step}"
     try:
-      loaded = _orbax().load_checkpointables(
-        _place(place), _parts(abstract_state) | {LEDGER: abstract_ledger}
+      loaded = orbax().load_checkpointables(
+        _place(place), state_items(abstract_state) | {LEDGER: abstract_ledger}
       )
     except Exception as error:  # noqa: BLE001 - a damaged object surfaces as any of many types
       why = " ".join(str(error).split())[:200] or type(error).__name__
@@ -96,8 +95,7 @@ class ShardedCheckpoints:
         f"{place} cannot be read ({why}); remove latest.json of this run there to train it from its"
         " beginning"
       )
-    ledger = {name: np.asarray(value) for name, value in loaded[LEDGER].items()}
-    state = TrainState(**loaded[MODEL], **loaded[TRAINER])
+    state, ledger = from_items(loaded)
     logs = {}
     if multihost.is_primary():
       logs = {
@@ -105,12 +103,6 @@ class ShardedCheckpoints:
         for name in storage.names(f"{place}/{LOGS}")
       }
     return Restored(step, state, ledger, (), logs)
-
-  def close(self) -> None:
-    """Waits for the last save. Its error, if any, was `wait`'s to raise, at a run's end or stop."""
-    with contextlib.suppress(Exception):
-      self.wait()
-    self._pool.shutdown()
 
 
 def whole_steps(folder: str) -> list[int]:
