@@ -43,6 +43,14 @@ def test_the_activation_rate_figure_draws_the_numbers(report):
   assert upper.get_xscale() == "log"
 
 
+def test_every_line_of_a_dense_control_has_its_own_dashes(report):
+  dense = next(g for g in report["groups"] if g["name"] == "dense")
+  controls = [dense | {"name": f"small_{i}", "role": "control"} for i in range(4)]
+  shown = draw(figures.activation_rate(report | {"groups": [*report["groups"], *controls]})).axes[0]
+  lines = [line for line in shown.lines if str(line.get_label()).endswith("(control)")]
+  assert len({str(line._dash_pattern) for line in lines}) == len(controls)
+
+
 def test_an_unbracketed_minimum_is_marked_as_such(report):
   edge = {**report, "curve": {**report["curve"]}}
   edge["curve"]["minimum"] = {**report["curve"]["minimum"], "bracketed": False}

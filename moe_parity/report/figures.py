@@ -5,6 +5,7 @@ Each function takes what `study.analysis.compare.analyze` gave and the study's r
 not hold.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from moe_parity.report import figure_style
 from moe_parity.study import reading
 
+DASHES = ((0, (5, 3)), (0, (1.5, 1.5)), (0, (8, 2, 1.5, 2)), (0, (2.5, 4)))
 MAX_POINTS = 160  # of a loss curve: more cannot be seen and make the page heavy
 
 
@@ -91,13 +93,14 @@ def _curve_panel(axis: Any, report: dict, moe: list[dict]) -> None:
     zorder=5,
     label="MoE arm",
   )
+  dashes = itertools.cycle(DASHES)  # of references and controls, which share a color
   for g in report["groups"]:
     if g["kind"] == "dense" and g["role"] != "check":
       own = g["role"] == "arm"
       axis.axhline(
         g["bpc"],
         color=figure_style.DENSE if own else figure_style.REFERENCE,
-        linestyle="-" if own else (0, (5, 3)),
+        linestyle="-" if own else next(dashes),
         linewidth=1.3,
         label=_dense_label(g),
       )
