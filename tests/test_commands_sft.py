@@ -11,7 +11,7 @@ import pytest
 import moe_parity as mp
 from moe_parity import cli, files
 from moe_parity.data.ledger import Ledger
-from tests.helpers import chats
+from tests.helpers import chats, olmes_package
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FEW = ["--config.budget.dense_tokens=10000", "--config.evaluation.max_tokens=2000"]
@@ -191,3 +191,18 @@ def test_a_checkpoint_that_is_not_the_certified_one_is_refused(run, data, capsys
 def test_chat_with_a_pretrained_run_is_refused(run, capsys):
   assert cli.main(["generate", str(run), "--chat", "--prompt=a"]) == 2
   assert "was never trained on chats; fine-tune it" in capsys.readouterr().err
+
+
+def test_chat_with_a_folder_that_is_no_run_says_that(tmp_path, capsys):
+  assert cli.main(["generate", str(tmp_path / "nothing"), "--chat", "--prompt=a"]) == 2
+  error = capsys.readouterr().err
+  assert "never trained" not in error and "nothing" in error and error.count("\n") == 1
+
+
+def test_a_fine_tuned_run_is_examined_like_any_other(tuned, tmp_path, capsys):
+  """Its finetuning.json names one candidate, that of a study one for every arm."""
+  package = olmes_package.write(tmp_path)
+  options = [f"--olmes={package}", "--tasks=gsm8k_gold_bpb_5shot", "--json"]
+  assert cli.main(["downstream", str(tuned), *options]) == 0
+  (result,) = json.loads(capsys.readouterr().out)
+  assert result["num_items"] == 2

@@ -8,6 +8,7 @@ import time
 
 from moe_parity.commands.common import checkpoint_arguments, json_argument, on_disk, place
 from moe_parity.errors import UserError
+from moe_parity.training.run_folder import CONFIG
 
 HELP = "continue text with a trained run"
 ABOUT = """\
@@ -113,7 +114,7 @@ def _template(args):
   Raises:
     UserError: the run has none.
   """
-  if not args.chat:
+  if not args.chat or not (args.folder / CONFIG).is_file():  # no run: said when it is opened
     return None
   from moe_parity.data.chat_template import read
 

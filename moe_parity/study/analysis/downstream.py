@@ -62,6 +62,8 @@ def runs_of(folder: pathlib.Path) -> list[tuple[str, reading.RunRecord]]:
     chosen = json.loads((folder / "finetuning.json").read_text("utf-8"))["chosen"]
   except (OSError, ValueError, KeyError):
     return every
+  if not isinstance(chosen, list):  # of a fine-tuned run: the candidate that it is
+    return every
   found = [(label, run) for label, run in every if not run.plan.get("finetuning")]
   folders = {(folder / row["folder"]).resolve() for row in chosen}
   for _, run in every:
