@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from moe_parity.data.chat_template import ChatTemplate, template_for
 from moe_parity.data.tokenizer import Tokenizer
 from moe_parity.errors import UserError, check_choice
-from moe_parity.finetuning.chats import POLICIES, Chat, chats_digest, read_chats, split_chats
+from moe_parity.fields.choices import POLICIES
+from moe_parity.finetuning.chats import Chat, chats_digest, read_chats, split_chats
 from moe_parity.finetuning.packing import PackedChats, pack
 
 

@@ -15,11 +15,11 @@ from typing import Any
 from moe_parity.data import corpus
 from moe_parity.data.compressed import DamagedFileError, chunks, lines
 from moe_parity.errors import UserError, check_choice
+from moe_parity.fields.choices import POLICIES
 from moe_parity.finetuning.chat_formats import KEYS, Messages, detect, to_messages
 
 BUILTIN = corpus.BUILTIN
 BUILTIN_FILE = pathlib.Path(corpus.__file__).parent / "builtin" / "chats.jsonl"
-POLICIES = ("refuse", "leave-out")
 
 
 @dataclasses.dataclass(frozen=True)
