@@ -103,6 +103,20 @@ def test_a_kernel_takes_the_slower_of_flops_and_bytes(module):
                              wide.num_bytes / card.hbm_bandwidth)  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype, peak", [("f32", "peak_flops_float32"), ("bf16", "peak_flops")])
+def test_a_large_product_takes_the_peak_of_its_dtype(dtype, peak):
+  n, card = 4096, CARDS["h100"]
+  text = f"""HloModule jit_step
+
+ENTRY %main (x: {dtype}[{n},{n}]) -> {dtype}[{n},{n}] {{
+  %x = {dtype}[{n},{n}]{{1,0}} parameter(0)
+  ROOT %product = ({dtype}[{n},{n}]{{1,0}}, s8[4096]{{0}}) custom-call(%x, %x), {GEMM}
+}}
+"""
+  (found,) = kernels(hlo.parse(text), card)
+  assert found.seconds == 2 * n**3 / getattr(card, peak)
+
+
 def test_sorts_have_a_row_and_overflow_rounds_none(rows):
   assert rows["sorts"]["calls"] == 1
   assert "other products" not in rows

@@ -158,6 +158,12 @@ def test_a_key_that_no_section_has_is_refused_with_the_nearest(section):
     check_fields(config)
 
 
+@pytest.mark.parametrize("section", [None, 5, "text", [1], (2,), 0.5])
+def test_a_section_that_has_no_fields_is_refused(section):
+  with pytest.raises(UserError, match="is no section; give its fields by name"):
+    check_fields({"budget": section})
+
+
 @pytest.mark.parametrize("name", ["../x", "/x", "a/b", "", "..", "a\nb", "<b>", "x" * 101, "-a"])
 def test_an_arm_whose_name_is_no_folder_is_refused(name):
   config = whole_config()

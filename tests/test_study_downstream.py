@@ -80,6 +80,14 @@ def test_a_lead_of_dense_has_its_sign(tmp_path):
   assert -0.4 < row["simultaneous"][0] < row["difference"] < row["simultaneous"][1] < -0.1
 
 
+def test_equal_answers_of_all_items_give_no_interval(tmp_path):
+  """Nothing differs, so nothing is known of how much it could: no interval of width 0."""
+  found = study(tmp_path, lead=0.0, noise=0.0)
+  rows = downstream.compare(found)["states"]["pretrained"]["comparisons"]
+  equal = [row for row in rows if row["scale"] == "accuracy"]
+  assert equal and all(row["difference"] == 0 and row["simultaneous"] is None for row in equal)
+
+
 def test_one_seed_gives_no_verdict(tmp_path):
   assert set(verdicts(study(tmp_path, 0.3, seeds=(0,)), "task").values()) == {"one seed"}
 

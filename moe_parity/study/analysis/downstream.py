@@ -39,6 +39,7 @@ SCALES = ("accuracy", "bits_per_byte")
 ALL = "all tasks"
 # Weight of a task, shared by its items: `document_noise` takes no weight below 1 as it is.
 TASK_UNITS = 1e9
+ROUNDING = 1e-9  # a standard error below this is rounding: nothing differs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,7 +282,7 @@ def _family(
     found = intervals(value_K[at], contrast[at], sources) if sources else None
     for i, k in enumerate(at):
       alone, joint = None, None  # where no item and no seed differs nothing is known of the spread
-      if found is not None and found.error_K[i] > 0:
+      if found is not None and found.error_K[i] > ROUNDING:
         alone, joint = found.alone[:, i].tolist(), found.joint[:, i].tolist()
       rows[k] = _difference(cells, keys[k], scale, names, base, value_K[k], alone, joint)
       verdict = verdict_of(joint) if joint else NOT_DISTINGUISHABLE
