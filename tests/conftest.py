@@ -28,7 +28,8 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 def pytest_collection_modifyitems(items):
   slow = listed()
   for item in items:
-    if f"{item.path.name}::{getattr(item, 'originalname', item.name)}" in slow:
+    names = {getattr(item, "originalname", item.name), *getattr(item, "fixturenames", ())}
+    if slow & {f"{item.path.name}::{name}" for name in names}:
       item.add_marker(pytest.mark.slow)
 
 

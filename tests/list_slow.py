@@ -3,8 +3,8 @@
   python -m pytest -n 2 --dist worksteal --junitxml=all.xml tests
   python -m tests.list_slow all.xml 1.0                  # seconds from which a test is slow
 
-A test whose slow part is a fixture of the module passes it on to the next test of the file, so run
-it again with -m "not slow" and `--add` until nothing is new.
+A slow fixture of a module is listed by hand, as file::fixture: all tests that use it are slow. Without
+that line its time passes from each listed test to the next of the file.
 """
 
 import pathlib
@@ -15,7 +15,7 @@ LIST = pathlib.Path(__file__).parent / "slow_tests.txt"
 
 
 def listed() -> set[str]:
-  """Tests of the list, each file::function."""
+  """Tests and fixtures of the list, each file::function."""
   return set(LIST.read_text().split()) if LIST.exists() else set()
 
 
@@ -31,7 +31,8 @@ def slow_in(report: pathlib.Path, seconds: float) -> set[str]:
 
 def main(report: str, seconds: str, *options: str) -> None:
   found = slow_in(pathlib.Path(report), float(seconds))
-  kept = listed() if "--add" in options else set()
+  fixtures = {name for name in listed() if "::test_" not in name}
+  kept = listed() if "--add" in options else fixtures
   LIST.write_text("".join(f"{name}\n" for name in sorted(found | kept)))
   print(f"{len(found - kept)} new, {len(found | kept)} in {LIST}")
 
