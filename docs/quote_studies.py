@@ -23,8 +23,17 @@ def executed_ratios(study: str) -> dict[str, float]:
 
 def demo() -> str:
   """The demo's arms, and what may be said of them."""
-  analysis, plan = read("demo", "analysis.json"), read("demo", "plan.json")
-  executed = executed_ratios("demo")
+  analysis = read("demo", "analysis.json")
+  lines = [*arms_table("demo"), ""]
+  if max(group["num_seeds"] for group in analysis["groups"]) > 1:
+    return "\n".join([*lines, headline(analysis), "", _tuned(analysis)])
+  return "\n".join(lines)
+
+
+def arms_table(study: str) -> list[str]:
+  """Markdown lines of every arm of a study: size, tokens, epochs, executed FLOPs, score."""
+  analysis, plan = read(study, "analysis.json"), read(study, "plan.json")
+  executed = executed_ratios(study)
   arms = {arm["name"]: arm for arm in plan["arms"]}
   against = {row["name"]: row for row in analysis["comparisons"]}
   rows = []
@@ -38,13 +47,14 @@ def demo() -> str:
     ])  # fmt: skip
   names = ["arm", "N", "r_a", "tokens", "epochs", "executed FLOPs / dense", "seeds", "BPC",
            "minus dense (simultaneous 95 %)"]  # fmt: skip
-  lines = [*markdown(names, rows)[1:], ""]
-  if max(group["num_seeds"] for group in analysis["groups"]) > 1:
-    wanted = ("Of the lead", "Dense controls", "The lead is not", " also beats ")
-    sentences = [s for s in analysis["verdict"]["sentences"] if any(w in s for w in wanted)]
-    headline = f"*{analysis['verdict']['headline']}* {' '.join(sentences)}"
-    return "\n".join([*lines, headline, "", _tuned(analysis)])
-  return "\n".join(lines)
+  return markdown(names, rows)[1:]
+
+
+def headline(analysis: dict) -> str:
+  """The sentence of a verdict, then those on its controls."""
+  wanted = ("Of the lead", "Dense controls", "The lead is not", " also beats ")
+  sentences = [s for s in analysis["verdict"]["sentences"] if any(w in s for w in wanted)]
+  return f"*{analysis['verdict']['headline']}* {' '.join(sentences)}"
 
 
 def _tuned(analysis: dict) -> str:
