@@ -64,7 +64,7 @@ def test_a_gpu_worker_that_is_stopped_is_started_again_and_ends(tmp_path):
   wait_until(lambda: len(steps(study / "runs/moe_40-s0")) > 3, script)
   (second,) = lives(tmp_path, "--shard=2/2")
   os.kill(second, signal.SIGTERM)
-  code, output = end(script, 400)
+  code, output = end(script)
   assert code == 0, output
   assert "stopped with a checkpoint; start it again; started again in 5 s" in output
   assert len(lives(tmp_path, "--shard=2/2")) == 2 and len(lives(tmp_path, "--shard=1/2")) == 1
@@ -85,7 +85,7 @@ def test_a_host_of_a_slice_starts_a_stopped_worker_again(tmp_path):
   wait_until(lambda: len(steps(study / "runs/dense-s0")) > 3, unit)
   (first,) = lives(tmp_path, "--worker=s-1.us-east5-b")
   os.kill(first, signal.SIGTERM)
-  code, output = end(unit, 400)
+  code, output = end(unit)
   assert code == 0, output + host.log()
   assert len(lives(tmp_path, "--worker=s-1.us-east5-b")) == 2
   logged = steps(study / "runs/dense-s0")

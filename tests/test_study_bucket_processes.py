@@ -79,17 +79,17 @@ def test_two_processes_on_a_bucket_are_killed_and_resume(hosts, bucket, tmp_path
   stopped = hosts.start()
   wait_until(lambda: hosts.noted() > at_kill, *stopped)
   stopped[1].send_signal(signal.SIGTERM)
-  ends = [end(process, 400) for process in stopped]
+  ends = [end(process) for process in stopped]
   assert [code for code, _ in ends] == [75, 75], ends
   assert f"stopped with a checkpoint of step {hosts.noted()} of" in ends[0][1]
   logged = hosts.logged()
   assert logged == sorted(set(logged)) and 0 <= hosts.noted() - logged[-1] < 5
-  ends = [end(process, 400) for process in hosts.start()]
+  ends = [end(process) for process in hosts.start()]
   assert [code for code, _ in ends] == [0, 0], ends
   assert not bucket.names(f"{RUN}/shards") and not bucket.names(f"{RUN}/latest.json")
   assert bucket.names("studies/a/launch/compiled")
   alone = [*STUDY, f"--workdir={tmp_path}/alone"]
-  code, output = end(start(tmp_path / "host-0", *alone, devices=2), 400)
+  code, output = end(start(tmp_path / "host-0", *alone, devices=2))
   assert code == 0, output
   result, expected = (
     json.loads(text)

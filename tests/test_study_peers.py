@@ -92,7 +92,7 @@ def test_a_killed_process_ends_the_other_with_one_line(tmp_path):
   try:
     wait_until(lambda: len(steps(run)) > 3, *both)
     both[1].kill()
-    rc, output = end(both[0], seconds=30)
+    rc, output = end(both[0])
   finally:
     for process in both:
       process.kill()

@@ -18,26 +18,39 @@ from moe_parity.study.workers import runner
 from moe_parity.study.workers.runner import run_study
 from moe_parity.study.workers.shard import Shard
 from tests.helpers import fake_training
+from tests.helpers.workers import Patience
 
 ARMS = ["dense", "moe_20", "moe_30", "moe_40", "moe_50"]
 
 
-def work(folder, shard, seconds, hanging=()):
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def work(folder, shard, hanging=(), meeting=None):
+  """A worker; at a `meeting` its first training waits until each other worker began one too."""
   study = fake_training.open_study(folder)
-  actions = fake_training.actions(seconds=seconds, hanging=hanging)
+  actions = fake_training.actions(hanging=hanging)
+  real, met = actions.train, []
+
+  def train(*args):
+    if meeting and not met:
+      met.append(meeting.wait(600))
+    real(*args)
+
+  actions = dataclasses.replace(actions, train=train)
   run_study(study, shard=Shard.parse(shard), log=lambda line: None, actions=actions)
 
 
 def spawn(*args, **kwargs):
-  process = multiprocessing.get_context("spawn").Process(target=work, args=args, kwargs=kwargs)
+  process = SPAWN.Process(target=work, args=args, kwargs=kwargs)
   process.start()
   return process
 
 
-def wait_for(folder, arm):
-  until = time.monotonic() + 60
+def wait_for(folder, arm, worker):
+  patience = Patience([worker])
   while arm not in [name for _, name, _ in fake_training.started(folder)]:
-    assert time.monotonic() < until, f"{arm} was not begun"
+    assert worker.is_alive() and not patience.is_over(), f"{arm} was not begun"
     time.sleep(0.05)
 
 
@@ -57,7 +70,8 @@ def run(folder, **kwargs):
 
 
 def test_two_workers_train_every_arm_once_and_share_the_work(tmp_path):
-  workers = [spawn(tmp_path / "s", f"{i}/2", 0.4) for i in (1, 2)]
+  meeting = SPAWN.Barrier(2)
+  workers = [spawn(tmp_path / "s", f"{i}/2", meeting=meeting) for i in (1, 2)]
   for worker in workers:
     worker.join()
   begun = fake_training.started(tmp_path / "s")
@@ -218,8 +232,8 @@ def test_a_folder_another_worker_is_making_is_joined(tmp_path):
 
 
 def test_a_killed_worker_costs_only_the_arm_it_was_at(tmp_path):
-  worker = spawn(tmp_path, "1/1", 0.0, hanging=("moe_30",))
-  wait_for(tmp_path, "moe_30")
+  worker = spawn(tmp_path, "1/1", hanging=("moe_30",))
+  wait_for(tmp_path, "moe_30", worker)
   os.kill(worker.pid, signal.SIGKILL)
   worker.join()
   states, lines = run(tmp_path)

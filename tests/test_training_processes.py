@@ -2,11 +2,7 @@
 checkpoint that a single process goes on from."""
 
 import json
-import os
 import pathlib
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,6 +12,7 @@ from moe_parity.evaluation import specialization
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.startup import start_jax
 from moe_parity.training.load_run import evaluate_run, load_run
+from tests.helpers.workers import end, start, world
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL = [
@@ -28,36 +25,22 @@ SMALL = [
 
 def train(workdir, cache, *arguments, devices=1):
   """A started `moe-parity train`. One compile cache for all."""
-  environment = os.environ | {
-    "MOE_PARITY_CACHE": str(cache),
-    "JAX_PLATFORMS": "cpu",
-    "JAX_NUM_CPU_DEVICES": str(devices),
-  }
-  command = [sys.executable, "-m", "moe_parity.cli", "train", f"--workdir={workdir}"]
-  return subprocess.Popen(
-    [*command, *SMALL, *arguments], env=environment, cwd=ROOT,
-    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-  )  # fmt: skip
+  return start(cache, "train", f"--workdir={workdir}", *SMALL, *arguments, devices=devices)
 
 
 def finish(*processes):
   """Their outputs; every process must end well."""
   try:
-    told = [process.communicate(timeout=400)[0] for process in processes]
+    ends = [end(process) for process in processes]
   finally:
     for process in processes:
       process.kill()
-  for process, text in zip(processes, told, strict=True):
-    assert process.returncode == 0, text
-  return told
+  assert [code for code, _ in ends] == [0] * len(ends), ends
+  return [output for _, output in ends]
 
 
 def two(workdir, cache, *arguments):
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    address = f"localhost:{free.getsockname()[1]}"
-  given = [f"--coordinator={address}", "--num-processes=2", *arguments]
-  return finish(*(train(workdir, cache, *given, f"--process-id={i}") for i in range(2)))
+  return finish(*(train(workdir, cache, *place, *arguments) for place in world(2)))
 
 
 def losses(workdir, kind="train"):

@@ -182,5 +182,6 @@ def run(args: argparse.Namespace) -> int:
   if args.dry_run:
     print(shlex.join(words))
     return 0
-  policy = Policy(first_wait=args.first_wait)
+  longest = max(args.first_wait, Policy().longest_wait)
+  policy = Policy(first_wait=args.first_wait, longest_wait=longest)
   return Supervisor([Worker(args.name, words, {}, args.log)], policy).run()

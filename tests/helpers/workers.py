@@ -1,6 +1,12 @@
-"""Real workers as processes, for tests: started, watched by what they write, and signalled."""
+"""Real workers as processes, for tests: started, watched by what they write, and signalled.
 
+How long a test waits depends on what its processes compute, not on a clock: other work on the same
+machine makes a worker many times slower, and a worker that hangs computes next to nothing.
+"""
+
+import contextlib
 import json
+import math
 import os
 import pathlib
 import resource
@@ -9,6 +15,9 @@ import subprocess
 import sys
 import time
 
+MOST_CPU_SECONDS = 600  # of a process and its children; the runs of these tests take about 20
+MOST_IDLE_SECONDS = 240  # in which all processes together compute less than ...
+LEAST_CPU_SECONDS = 0.5
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = [
   f"--config={ROOT}/configs/demo.py:tiny", "--config.budget.dense_tokens=20000",
@@ -18,9 +27,12 @@ TINY = [
 
 
 def start(cache, *words, devices=1, **variables) -> subprocess.Popen:
-  """A started command of moe-parity; TINY is a run of some seconds."""
+  """A started command of moe-parity; TINY is a run of some seconds.
+
+  Where MOE_PARITY_TEST_CACHE is set it stands in for `cache`: for tests that run many times.
+  """
   environment = os.environ | {
-    "MOE_PARITY_CACHE": str(cache),
+    "MOE_PARITY_CACHE": os.environ.get("MOE_PARITY_TEST_CACHE", str(cache)),
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": str(devices),
   }
@@ -50,28 +62,75 @@ def cpu_seconds(process) -> float:
   """What a process has computed so far, also after its end: no load of the machine changes it."""
   if process.returncode is not None:
     return process.cpu_seconds
-  ticks = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-  return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+  return sum(_ticks(process.pid)[:2]) / os.sysconf("SC_CLK_TCK")
 
 
-def wait_until(fact, *processes, seconds=300):
+def _ticks(pid: int) -> list[int]:
+  """utime, stime, and those of its children that it has waited for; zeros where it is gone."""
+  try:
+    stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+  except OSError:
+    return [0, 0, 0, 0]
+  return [int(word) for word in stat.rpartition(")")[2].split()[11:15]]
+
+
+def _ticks_of_tree(pid: int) -> int:
+  """What a process and all below it have computed."""
+  below = []
+  for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):  # each thread has its own
+    with contextlib.suppress(OSError):
+      below += path.read_text().split()
+  return sum(_ticks(pid)) + sum(_ticks_of_tree(int(child)) for child in below)
+
+
+class Patience:
+  """Says when processes have had enough: too much computed, or next to nothing for minutes.
+
+  A worker that waits for another one is given MOST_IDLE_SECONDS, which is more than any wait of the
+  package; where a machine is so busy that a process gets less than a five-hundredth of a core, that
+  is taken for hanging.
+  """
+
+  def __init__(self, processes):
+    self._processes = processes
+    self._since, self._computed = time.monotonic(), -1.0
+
+  def is_over(self) -> bool:
+    """To be asked at least once in MOST_IDLE_SECONDS."""
+    ticks = [_ticks_of_tree(process.pid) for process in self._processes]
+    each = [count / os.sysconf("SC_CLK_TCK") for count in ticks]
+    if abs(sum(each) - self._computed) > LEAST_CPU_SECONDS:
+      self._since, self._computed = time.monotonic(), sum(each)
+    return (
+      max(each, default=0) > MOST_CPU_SECONDS or time.monotonic() - self._since > MOST_IDLE_SECONDS
+    )
+
+
+def wait_until(fact, *processes):
   """Returns when `fact()` holds; fails where a process ended first."""
-  until = time.monotonic() + seconds
+  patience = Patience(processes)
   while not fact():
     for process in processes:
       assert process.poll() is None, process.communicate()[0]
-    if time.monotonic() > until:
+    if patience.is_over():
       for process in processes:
         process.kill()
       raise AssertionError("\n---\n".join(process.communicate()[0] for process in processes))
     time.sleep(0.01)
 
 
-def end(process, seconds=300) -> tuple[int, str]:
-  """(exit code, output) of a process that ends by itself."""
+def end(process, seconds: float = math.inf) -> tuple[int, str]:
+  """(exit code, output) of a process that ends by itself, at the latest after `seconds`."""
   before = resource.getrusage(resource.RUSAGE_CHILDREN)
+  patience, until = Patience([process]), time.monotonic() + seconds
   try:
-    output = process.communicate(timeout=seconds)[0]
+    while True:
+      try:
+        output = process.communicate(timeout=1)[0]
+        break
+      except subprocess.TimeoutExpired:
+        if patience.is_over() or time.monotonic() > until:
+          raise
   finally:
     process.kill()
   after = resource.getrusage(resource.RUSAGE_CHILDREN)
