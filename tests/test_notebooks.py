@@ -175,21 +175,6 @@ def test_the_step_of_the_pod_is_priced_as_it_stands(capsys):
 
 
 @pytest.mark.slow
-def test_pip_would_change_none_of_colab_s_packages(colab, tmp_path):
-  """pip's resolver, asked without installing, in an environment that has none of them."""
-  subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
-  command = [
-    str(tmp_path / "env" / "bin" / "python"),
-    *colab.kernel_command(["ml_collections"])[1:],
-  ]
-  asked = [*command, "--dry-run", "--report", str(tmp_path / "report.json")]
-  subprocess.run(asked, check=True)
-  report = json.loads((tmp_path / "report.json").read_text())
-  names = [item["metadata"]["name"].replace("_", "-") for item in report["install"]]
-  assert names == ["ml-collections"]
-
-
-@pytest.mark.slow
 @by_notebook
 def test_a_notebook_runs_top_to_bottom(path, tmp_path):
   """In a folder of its own below a checkout, as small as it goes."""
