@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from tests.helpers.fake_programs import Programs
+from tests.helpers.sky_fields import problems
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILE = ROOT / "launch/sky.yaml"
@@ -36,6 +37,26 @@ def test_a_job_is_spot_and_recovered_where_it_asks():
   assert task["resources"]["use_spot"] is True
   assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
   assert "max_restarts_on_errors" not in task["resources"]["job_recovery"]  # 1 and 2 end it
+
+
+def test_every_field_is_one_that_skypilot_has():
+  assert problems(yaml.safe_load(FILE.read_text())) == []
+
+
+def test_a_misspelt_field_is_named_wherever_it_is():
+  top, resources = ("name", "workdir", "resources", "setup", "run"), ("use_spot", "job_recovery")
+  for place, name in [*(("", name) for name in top), *((".resources", name) for name in resources)]:
+    task = yaml.safe_load(FILE.read_text())
+    fields = task["resources"] if place else task
+    fields[f"{name}x"] = fields.pop(name)
+    assert problems(task) == [f"{place}.{name}x: no such field"]
+  task = yaml.safe_load(FILE.read_text())
+  task["resources"]["job_recovery"] = {"recover_on_exit_code": [75]}
+  task["resources"]["disk_size"] = "200"
+  assert problems(task) == [
+    ".resources.disk_size: '200' is no int",
+    ".resources.job_recovery.recover_on_exit_code: no such field",
+  ]
 
 
 def test_each_job_begins_with_its_share_under_its_own_name(programs):

@@ -68,10 +68,12 @@ def problems(manifest: dict) -> list[str]:
   if key not in SPECS:
     return [f"no object {key}"]
   top = {"apiVersion": str, "kind": str, "metadata": LABELED, "spec": SPECS[key]}
-  return list(_problems(manifest, top, ""))
+  return list(differences(manifest, top, ""))
 
 
-def _problems(value, wanted, path):
+def differences(value, wanted, path):
+  """Yields what in a value is not as wanted: a type, [of what], or {field: what} ({str: what} where
+  any field may be)."""
   if isinstance(wanted, type):
     if type(value) is not wanted:  # a bool is no int here
       yield f"{path}: {value!r} is no {wanted.__name__}"
@@ -80,7 +82,7 @@ def _problems(value, wanted, path):
       yield f"{path}: {value!r} is no list"
       return
     for i, item in enumerate(value):
-      yield from _problems(item, wanted[0], f"{path}[{i}]")
+      yield from differences(item, wanted[0], f"{path}[{i}]")
   elif not isinstance(value, dict):
     yield f"{path}: {value!r} is no object"
   else:
@@ -88,4 +90,4 @@ def _problems(value, wanted, path):
       if str not in wanted and name not in wanted:
         yield f"{path}.{name}: no such field"
       else:
-        yield from _problems(item, wanted.get(name, wanted.get(str)), f"{path}.{name}")
+        yield from differences(item, wanted.get(name, wanted.get(str)), f"{path}.{name}")
