@@ -11,7 +11,7 @@ CPU core; --shard=1/2 and 2/2 make it two.
 Repetition has to bite, so the text is short: dense reads 1.5 bytes a parameter once; MoE arms read
 3.4 to 5.7, of which 16 epochs leave 0.21 to 0.36 different ones, and 32 half of that. In a trial
 (at equal C by convention paper) r_a = 20 % scored 3.76 bits per character without repetition, 3.93
-at 16 epochs, and at 64 had learnt its text by heart (0.5 nats a byte there, 8.2 bits elsewhere): no
+at 16 epochs, and at 64 had memorized its text (0.5 nats a byte there, 8.2 bits elsewhere): no
 law of reuse says that, so the grid ends at 32."""
 
 from moe_parity.config import parse_arg

@@ -12,7 +12,7 @@ configs/texts/depth.py make (any token store of bytes will do). Bytes are tokens
 reference and control tries the same learning rates with all its tokens on a seed of its own, then
 trains with three seeds, which draw weights, text and order, at its own best. Seven activation
 rates, dense at C and at 2C, and, once it is known which MoE arm is best, dense of its active size
-and smaller dense models; with `few` three rates and less beside them. FLOPs are executed ones,
+and smaller dense models; with `few` three rates and fewer controls. FLOPs are executed ones,
 text is reused strictly. On one CPU core 1.3, 5, 7 and 7 hours, in the order above."""
 
 from moe_parity.config import parse_arg

@@ -133,7 +133,7 @@ def compiled() -> str:
 
 
 def mesh_price() -> str:
-  """The search's price of every compiled step for a TPU slice beside the compiled time."""
+  """The search's price of every compiled step for a TPU slice next to the compiled time."""
   from scipy import stats
 
   from moe_parity.config import load

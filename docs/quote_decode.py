@@ -10,7 +10,7 @@ BATCHES = (1, 4, 16, 32, 64, 256, 1024, 4096)  # of the computed curve that are 
 
 
 def measured() -> str:
-  """A row a batch size: the dense arm's rate, and each MoE arm's speed-up beside its roofline."""
+  """A row a batch size: the dense arm's rate, and each MoE arm's speed-up next to its roofline."""
   result = json.loads(FILE.read_text())
   sparse = [name for name in result["arms"] if name != "dense"]
   names = ["sequences", "dense, tokens/s", "of bandwidth", "of peak"]

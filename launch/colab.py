@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 
-# Module -> distribution that planning and reading need beside what Colab and Jupyter bring.
+# Module -> distribution that planning and reading need in addition to what Colab and Jupyter bring.
 KERNEL = {"ml_collections": "ml_collections", "absl": "absl-py", "yaml": "PyYAML"}
 LOG = "engine.log"
 ENGINE_NEEDS = ("jax", "flax", "optax", "orbax-checkpoint", "grain")

@@ -8,7 +8,7 @@
 #   bash launch/local.sh --dry-run demo       # prints the commands and runs none
 #
 # The environment is made by uv where it is installed, else by venv. Where the machine's Python is
-# too old, uv is installed beside the environment and fetches the Python of .python-version.
+# too old, uv is installed next to the environment and fetches the Python of .python-version.
 # EXTRA=gpu, EXTRA=gpu-cuda12 or EXTRA=tpu installs JAX for that accelerator.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

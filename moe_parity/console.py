@@ -76,7 +76,7 @@ class Stages:
 
 
 class TrainingBars:
-  """One bar for all FLOPs of the runs at hand, one for the run in training.
+  """One bar for all FLOPs of the runs of this call, one for the run in training.
 
   What is to be done may grow, for a study that goes by stages: `plan` says anew.
   """

@@ -18,7 +18,7 @@ class Stopped(KeyboardInterrupt):
   No `Exception`, so that no library takes it for an error of its own.
 
   Attributes:
-    code: the exit code: 75 asks whoever started it to start it again, 130 is Ctrl-C's.
+    code: the exit code: 75 asks its parent process to start it again, 130 is Ctrl-C's.
   """
 
   code = 75

@@ -3,8 +3,8 @@
   python -m pytest -n 2 --dist worksteal --junitxml=all.xml tests
   python -m tests.list_slow all.xml 1.0                  # seconds from which a test is slow
 
-A slow fixture of a module is listed by hand, as file::fixture: all tests that use it are slow. Without
-that line its time passes from each listed test to the next of the file.
+A slow fixture of a module is listed by hand, as file::fixture: all tests that use it are slow.
+Without that line its time passes from each listed test to the next of the file.
 """
 
 import pathlib

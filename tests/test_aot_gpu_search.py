@@ -9,6 +9,7 @@ from moe_parity.aot.gpu_search import best_of, search, settings
 from moe_parity.config import load
 from moe_parity.errors import UserError
 from moe_parity.planning.gpu_cards import parse_host
+from moe_parity.planning.memory import planned_memory
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.planning.plan import make_plan
 
@@ -27,8 +28,7 @@ def compiler(monkeypatch, factors, compiled):
 
   def compile_for_gpu(config, plan, host, sizes):
     remat, micro = config.model.remat, config.train.micro_batch_sequences
-    planned = gpu_search.planned_bytes(config, plan, sizes, remat, True)
-    total = int(planned * factors[remat])
+    total = int(planned_memory(config, plan, sizes, fused=True).total * factors[remat])
     compiled.append((remat, micro))
     return {
       "remat": remat,

@@ -9,6 +9,7 @@ from flax import nnx
 
 from moe_parity.downstream.likelihood import Continuation, Likelihood, empty
 from moe_parity.errors import UserError
+from moe_parity.inference.inference_model import InferenceModel
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.sharding.mesh import make_mesh
@@ -31,7 +32,8 @@ def likelihood(architecture=None, sizes=None, params=None, **fields):
     placed = jax.device_put((params, buffers), jax.tree.map(lambda a: a.sharding, stored))
     params, buffers = from_checkpoint(placed, lying)
   fields = {"num_positions": WINDOW, "tokens_per_batch": 24} | fields
-  return Likelihood(architecture, OPTIONS, params, buffers, mesh=mesh, **fields), model
+  loaded = InferenceModel(architecture, OPTIONS, params, buffers, mesh)
+  return Likelihood(loaded, **fields), model
 
 
 def requests(lengths, seed=0):

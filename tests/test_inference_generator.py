@@ -10,6 +10,7 @@ from flax import nnx
 
 from moe_parity.errors import UserError
 from moe_parity.inference.generator import Generator
+from moe_parity.inference.inference_model import InferenceModel
 from moe_parity.inference.sampling import Sampling
 from moe_parity.model.documents import DocumentSeparators
 from moe_parity.model.options import ModelOptions
@@ -33,8 +34,8 @@ def generator(architecture=None, options=OPTIONS, documents=None, sizes=None, **
     placed = jax.device_put((params, buffers), jax.tree.map(lambda a: a.sharding, stored))
     params, buffers = from_checkpoint(placed, lying)
   fields = {"num_positions": 20} | fields
-  made = Generator(architecture, options, params, buffers, documents=documents, mesh=mesh, **fields)
-  return made, model
+  loaded = InferenceModel(architecture, options, params, buffers, mesh)
+  return Generator(loaded, documents=documents, **fields), model
 
 
 def greedy(model, prompt, number, documents=None):
@@ -84,7 +85,7 @@ def test_a_mesh_with_sharded_experts_writes_the_same_tokens():
 
 def test_bfloat16_generates_near_what_float32_does():
   made, _ = generator(options=dataclasses.replace(OPTIONS, dtype="bfloat16"))
-  narrow = [w.dtype == jnp.bfloat16 for w in jax.tree.leaves(made._weights[0])]
+  narrow = [w.dtype == jnp.bfloat16 for w in jax.tree.leaves(made._model.weights[0])]
   assert 0 < narrow.count(False) < narrow.count(True)  # router and norms stay as they are
   tokens = generated(made, 3)
   assert tokens.shape == (3, 3) and (tokens >= 0).all() and (tokens < small_model.VOCAB).all()
@@ -135,7 +136,7 @@ def test_weights_that_are_not_finite_are_named():
   model.head[...] = model.head[...].at[3, 4].set(jnp.nan)
   _, params, buffers = nnx.split(model, nnx.Param, ...)
   with pytest.raises(UserError, match="weight head holds numbers that are not finite"):
-    Generator(architecture, OPTIONS, params, buffers, num_positions=9)
+    InferenceModel(architecture, OPTIONS, params, buffers)
 
 
 def test_logits_that_overflow_are_an_error_and_no_token():
@@ -143,7 +144,7 @@ def test_logits_that_overflow_are_an_error_and_no_token():
   model = small_model.build(architecture)
   model.head[...] = jnp.full_like(model.head[...], 3e38)
   _, params, buffers = nnx.split(model, nnx.Param, ...)
-  made = Generator(architecture, OPTIONS, params, buffers, num_positions=9)
+  made = Generator(InferenceModel(architecture, OPTIONS, params, buffers), num_positions=9)
   with pytest.raises(UserError, match="logits of token 1 after the prompt are not finite"):
     list(made.generate([PROMPTS[0]], 2))
 

@@ -26,26 +26,26 @@ def test_all_sizes_one_is_a_single_device_of_however_many():
 
 
 @pytest.mark.parametrize(
-  "sizes, num_devices, told",
+  "sizes, num_devices, message",
   [
     (MeshSizes(2, 3, 1), 8, r"data=2 x fsdp=3 x expert=1 is 6 devices and 8 are here; give one"),
     (MeshSizes(-1, 3, 1), 8, r"the 8 devices here are no multiple of 3; change"),
   ],
 )
-def test_sizes_that_do_not_multiply_to_the_devices_are_refused(sizes, num_devices, told):
-  with pytest.raises(UserError, match=told):
+def test_sizes_that_do_not_multiply_to_the_devices_are_refused(sizes, num_devices, message):
+  with pytest.raises(UserError, match=message):
     resolve(sizes, num_devices)
 
 
 @pytest.mark.parametrize(
-  "fields, told",
+  "fields, message",
   [
     (dict(data=0), "mesh.data=0 is below 1; give a whole number, -1 or 1 to"),
     (dict(data=-1, fsdp=-1), r"only one axis can take the rest; set the other -1 to 1"),
   ],
 )
-def test_sizes_that_mean_nothing_are_refused(fields, told):
-  with pytest.raises(UserError, match=told):
+def test_sizes_that_mean_nothing_are_refused(fields, message):
+  with pytest.raises(UserError, match=message):
     read_mesh(MeshSizes(**fields))
 
 

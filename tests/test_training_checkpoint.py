@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from moe_parity.errors import UserError
-from moe_parity.training import checkpoint, checkpoint_hashes
+from moe_parity.training import checkpoint_hashes, checkpoint_writer
 from moe_parity.training.checkpoint import Checkpoints, load_model
 from moe_parity.training.state import TrainState
 
@@ -140,10 +140,10 @@ def test_a_worker_that_lost_its_run_commits_no_checkpoint(tmp_path):
 
 
 def test_only_the_callbacks_of_a_closed_loop_are_ignored(monkeypatch):
-  """After a full disk each would print a traceback beside the one line that says so."""
+  """After a full disk each would print a traceback after the one line that says so."""
   seen = []
   monkeypatch.setattr(sys, "unraisablehook", seen.append)
-  checkpoint._ignore_late_callbacks.__wrapped__()
+  checkpoint_writer._ignore_late_callbacks.__wrapped__()
   late, other = (
     types.SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "x")
   )

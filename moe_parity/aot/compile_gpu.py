@@ -21,7 +21,7 @@ from moe_parity.errors import UserError
 from moe_parity.planning.accounting import query_block
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.gpu_cards import Host
-from moe_parity.planning.memory import MAX_LOGITS_IN_MEMORY, device_memory
+from moe_parity.planning.memory import planned_memory
 from moe_parity.planning.mesh_sizes import MeshSizes, check_arms
 from moe_parity.training.build import abstract_step, model_options
 
@@ -65,7 +65,7 @@ def compile_for_gpu(
     text_file.write_text(text)
   module = hlo.parse(text)
   memory = _memory(compiled.memory_analysis(), state_bytes(arguments), host)
-  memory["planned"] = planned_bytes(config, plan, sizes, config.model.remat, is_fused(choice))
+  memory["planned"] = planned_memory(config, plan, sizes, is_fused(choice)).total
   found = kernels(module, host.card, host.num_devices)
   block = query_block(plan.seq_len, config.model.attention_block)
   return (
@@ -80,27 +80,6 @@ def compile_for_gpu(
 def is_fused(choice) -> bool:
   """Whether a choice of attention stores no scores."""
   return choice.implementation == "cudnn"
-
-
-def planned_bytes(
-  config: ConfigDict, plan: ArmPlan, sizes: MeshSizes, remat: str, fused: bool
-) -> int:
-  """What `planning/memory.py` expects of one card, in all."""
-  micro = config.train.micro_batch_sequences or plan.batch_sequences
-  mesh = {"data": sizes.data, "fsdp": sizes.fsdp, "expert": sizes.expert}
-  if not plan.architecture.is_moe:
-    mesh = {"data": sizes.data * sizes.expert, "fsdp": sizes.fsdp}
-  return device_memory(
-    plan.architecture,
-    plan.seq_len,
-    plan.batch_sequences,
-    mesh,
-    dtype=config.model.dtype,
-    remat=remat,
-    micro_batches=plan.batch_sequences // micro,
-    fused_attention=fused,
-    max_logits=MAX_LOGITS_IN_MEMORY,
-  ).total
 
 
 def _compiled(lowered: Any) -> Any:

@@ -25,7 +25,7 @@ CUDNN, CUBLAS = "cuDNN attention", "cuBLASLt products"
 PRODUCTS, SORTS, MOVES = "other products", "sorts", "gathers and scatters"
 COPIES, OTHERS, COLLECTIVES = "copies", "other fusions", "collectives"
 KINDS = (CUDNN, CUBLAS, PRODUCTS, SORTS, MOVES, COPIES, OTHERS, COLLECTIVES)
-WORKSPACE = ("u8", "s8")  # what a library's call asks for beside its results
+WORKSPACE = ("u8", "s8")  # what a library's call allocates in addition to its results
 FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 5  # matrix products of an attention kernel
 
 

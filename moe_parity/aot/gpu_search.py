@@ -12,10 +12,11 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from moe_parity.aot.compile_gpu import compile_for_gpu, is_fused, planned_bytes
+from moe_parity.aot.compile_gpu import compile_for_gpu, is_fused
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.gpu_cards import Host
+from moe_parity.planning.memory import planned_memory
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.training.build import model_options
 
@@ -60,10 +61,10 @@ def settings(config: ConfigDict, plan: ArmPlan, host: Host, sizes: MeshSizes) ->
   )
   found = []
   for micro in micros:
-    changed = with_setting(config, config.model.remat, micro)
     has_loads = plan.architecture.is_moe and config.model.balance_weight and micro < batch
     for remat, recomputed in RECOMPUTED.items():
-      planned = planned_bytes(changed, plan, sizes, remat, is_fused(choice))
+      changed = with_setting(config, remat, micro)
+      planned = planned_memory(changed, plan, sizes, is_fused(choice)).total
       found.append(Setting(remat, micro, 3 + recomputed + bool(has_loads), planned))
   return sorted(found, key=lambda setting: setting.order)
 

@@ -9,7 +9,7 @@ from moe_parity.errors import UserError
 
 def silence_probe() -> None:
   """On a machine without a TPU, states what libtpu would look up on a TPU host and, failing,
-  report at length. Any values do; JAX goes on to the next platform.
+  report at length. Any values do; JAX then tries the next platform.
 
   Call before JAX looks for devices.
   """

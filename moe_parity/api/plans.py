@@ -166,7 +166,7 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _store_inputs(config: ConfigDict) -> dict[str, Any]:
-  """What a finished token store on this machine tells the planner; nothing where the config's
+  """What the planner takes from a finished token store on this machine; nothing where the config's
   source is text, or elsewhere."""
   source = config.data.source
   if "," in source or "://" in source or source == "builtin":

@@ -154,7 +154,7 @@ class Run:
     """Continues a text, or several at once. Loads JAX; the second call of a session is fast.
 
     Args:
-      max_tokens: 0 goes on to the model's last position.
+      max_tokens: 0 generates up to the model's last position.
       temperature: 0 takes the most likely token. top_k, top_p: draw from fewer tokens.
       stop: texts that end a completion.
       dtype: to compute in; "" as it was trained.

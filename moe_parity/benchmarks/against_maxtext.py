@@ -4,7 +4,7 @@
 
 That environment holds MaxText, installed by the list its wheel carries for use without a cloud
 (`dependencies/requirements/generated_requirements/decoupled-requirements.txt`). Four processes are
-kept ready (MaxText and ours, dense and MoE); each does one step when told to, so that a shared
+started (MaxText and ours, dense and MoE); each does one step on request, so that a shared
 machine slows all of them alike. Compare the ratios, not the rates."""
 
 import argparse
@@ -72,7 +72,7 @@ def ours(work: str) -> None:
 
 
 def maxtext(work: str, folder: str) -> None:
-  """A worker: MaxText's own training loop, held before each step until it is told to go on."""
+  """A worker: MaxText's own training loop, paused before each step until one is requested."""
   os.environ |= {"DECOUPLE_GCLOUD": "TRUE", "JAX_PLATFORMS": "cpu"}
   import jax
   import maxtext

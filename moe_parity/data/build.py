@@ -51,7 +51,7 @@ def build(
 ) -> None:
   """Fills `folder`, which appears with all its files or not at all; arguments as for `prepare`.
 
-  A killed build goes on from its work folder where the inputs are the same.
+  A killed build resumes from its work folder where the inputs are the same.
   """
   work = work_folder(folder)
   _claim(work, inputs)

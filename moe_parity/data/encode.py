@@ -1,7 +1,7 @@
 """The tokens of a scanned corpus: encoded in parts on all cores, joined into the files of a store.
 
 A part is a run of documents whose ends follow from the scan alone. It is one file, written
-atomically: a killed run goes on with the parts it finds, and the number of workers changes no byte.
+atomically: a killed run resumes with the parts it finds, and the number of workers changes no byte.
 Workers are threads, because the encoders release the interpreter's lock.
 """
 

@@ -7,7 +7,7 @@ the pairs in its list, in the order of the list. The two agree on every text if
 - every token is what the merges make of its own bytes. The pieces inside a span develop as they do
   alone, so two neighbors that spell a token are then always the pair in the list.
 
-Both are checked here for the vocabulary at hand; the cutting pattern must be GPT-4's, because the
+Both are checked here for the given vocabulary; the cutting pattern must be GPT-4's, because the
 two libraries bring different regular expression engines, which the tests compare on it.
 """
 

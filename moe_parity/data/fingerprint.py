@@ -1,6 +1,6 @@
 """What a token store holds, as hashes of its content: equal hashes mean equal data, wherever it is.
 
-A run keeps the fingerprint of its store; whoever resumes, scores or audits it compares. Paths,
+A run stores the fingerprint of its token store, and resuming, scoring and audits compare. Paths,
 sizes, dates, the order of domain names and the cut into shards play no part.
 """
 
@@ -39,7 +39,7 @@ def check_same_data(
 
   Args:
     kept: the fingerprint in the run's folder.
-    found: that of the store at hand.
+    found: that of the opened store.
     whose: what the error calls the run, such as its folder.
     where: what the error calls the store, such as its location.
   Raises:

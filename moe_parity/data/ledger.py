@@ -48,8 +48,8 @@ class Ledger:
     domain_ids: the group of each window, in a mixture; data["order"]["groups"] names them.
     unique_budget: windows of each group (of all, without a mixture) the run may see, or None.
     max_tokens: tokens the run may see; None is no bound.
-    columns: what each window holds besides tokens (examples, scored tokens), int [num_windows]
-      each; kept with the counts.
+    columns: further counts of each window (examples, scored tokens), int [num_windows] each;
+      kept with the counts.
     host_index, num_hosts: which part of each global batch `update` is given.
   """
 
@@ -203,7 +203,7 @@ class Ledger:
     }
 
   def state(self) -> dict[str, np.ndarray]:
-    """Arrays to keep in a checkpoint beside the train state, so that both resume at one step.
+    """Arrays to save in a checkpoint with the train state, so that both resume at one step.
 
     They are copies: a checkpoint written in the background does not see later updates.
     """

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from moe_parity.data import storage
 from moe_parity.errors import UserError
 
-_OURS = re.compile(r"[.].*[.](lock|work|part)")  # what lies beside a store while it is made
+_OURS = re.compile(r"[.].*[.](lock|work|part)")  # next to a store while it is made
 
 
 @dataclass

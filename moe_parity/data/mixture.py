@@ -107,7 +107,7 @@ def mixture_of(split: Split, seq_len: int, planned: Mapping[str, Mapping], seed:
 
 
 def planner_inputs(store: TokenStore, config: Any) -> dict[str, Any]:
-  """What a store tells the planner of a config: arguments of `make_plan`.
+  """What the planner of a config takes from a store: arguments of `make_plan`.
 
   Raises:
     UserError: data.weights does not name the store's domains.

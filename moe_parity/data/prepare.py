@@ -59,7 +59,7 @@ def prepare(
     workers: threads that encode; 0 is one a core.
     progress: called with (stage, bytes of text done, bytes in all or 0 where unknown).
     allow_lossy_tokenizer: takes a tokenizer whose ids do not give all of the text back; what is
-      lost is in the manifest and stands beside every BPC.
+      lost is in the manifest and is printed with every BPC.
     make: False reaches for nothing remote and makes no store but that of the built-in corpus in
       the cache: for configs that others wrote.
   Raises:
@@ -105,8 +105,8 @@ def _sources(source: str | Source | Sequence[Source]) -> list[Source]:
 def _not_prepared(sources: Sequence[Source]) -> UserError:
   places = ", ".join(given.path for given in sources)
   return UserError(
-    f"no token store of {places!r} is at hand, and none is made for a run folder unasked: the"
-    f" text changed, or was prepared elsewhere; {PREPARE_DATA} reads it and compares"
+    f"no token store of {places!r} is on this machine, and none is made for a run folder unasked:"
+    f" the text changed, or was prepared elsewhere; {PREPARE_DATA} reads it and compares"
   )
 
 

@@ -2,7 +2,7 @@
 
 A reader (`json_records`, `plain_text`, `columnar`) is a generator over one file. A record that
 cannot become a document goes to `BadRecords`, which stops at the first one over its limit. A file
-that cannot be read to its end always stops: nobody knows how much of it is lost.
+that cannot be read to its end always stops, for how much of it is lost is unknown.
 """
 
 import math

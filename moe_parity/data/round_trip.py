@@ -2,7 +2,7 @@
 
 Bits per character divide by the characters of the original text. Where ids do not hold all of it, a
 model is never asked for the rest, and the score is too good: such a tokenizer is refused, or its
-loss is counted and stands beside the score.
+loss is counted and reported with the score.
 """
 
 from collections import Counter

@@ -211,7 +211,7 @@ class TokenStore:
     """Hashes of everything in this store that a result can depend on, to be kept by a run.
 
     Equal dicts mean: the same tokenizer, the same training and held-out tokens, and for every
-    document the same bounds, bytes, characters and domain. Where the store lies, how it is cut into
+    document the same bounds, bytes, characters and domain. Where the store is, how it is cut into
     shards and when it was made play no part. `data.fingerprint.check_same_data` compares two.
 
     Returns:

@@ -53,7 +53,7 @@ class Tokenizer:
   """A vocabulary described by the JSON of a tokenizer.json.
 
   `encode_batch` adds no special ids and never produces one: a text that spells out '<|eos|>' is
-  encoded as those letters. Whoever writes a stream of documents adds `bos_id` and `eos_id`.
+  encoded as those letters. The writer of a stream of documents adds `bos_id` and `eos_id`.
 
   Attributes:
     vocab_size: ids run from 0 to vocab_size - 1.

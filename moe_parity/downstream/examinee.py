@@ -10,6 +10,7 @@ from moe_parity.data.token_store import TokenStore
 from moe_parity.downstream.likelihood import Likelihood
 from moe_parity.errors import UserError
 from moe_parity.inference.generator import Generator
+from moe_parity.inference.inference_model import InferenceModel
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.training.checkpoint import newest_step
 from moe_parity.training.load_run import (
@@ -23,7 +24,7 @@ from moe_parity.training.load_run import (
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What decides a number besides checkpoint and task.
+  """What decides a score in addition to checkpoint and task.
 
   Attributes:
     step: of the checkpoint; None takes the newest.
@@ -32,7 +33,7 @@ class Settings:
     limit: items of a task at most, the same ones in every run; 0 for all.
     chat: questions are turns of a chat, in the template that the run was fine-tuned with.
     run_code: generated programs are executed (see `sandbox`).
-    tokenizer: a tokenizer.json, where the run's data are not at hand.
+    tokenizer: a tokenizer.json, where the run's data are not on this machine.
   """
 
   step: int | None = None
@@ -91,37 +92,29 @@ class Examinee:
     """The token store that the run was trained with.
 
     Raises:
-      UserError: it is not at hand, or holds other data today; an imported model has none.
+      UserError: it is not on this machine, or holds other data today; an imported model has none.
     """
     if self.run.plan.get("kind") == "imported":
       raise UserError(f"{self.folder} is an imported model; its training text is not known")
     return open_run_data(self.folder, self.run.config)
 
   @functools.cached_property
-  def likelihood(self) -> Likelihood:
-    """Scores continuations.
+  def model(self) -> InferenceModel:
+    """The model with its weights on the devices.
 
     Raises:
       UserError: weights that are not finite.
     """
-    return Likelihood(
-      self.run.architecture,
-      self.options,
-      self.run.params,
-      self.run.buffers,
-      num_positions=self.num_positions,
-      mesh=self.run.mesh,
-    )
+    run = self.run
+    return InferenceModel(run.architecture, self.options, run.params, run.buffers, run.mesh)
+
+  @functools.cached_property
+  def likelihood(self) -> Likelihood:
+    """Scores continuations; raises as `model`."""
+    return Likelihood(self.model, num_positions=self.num_positions)
 
   @functools.cached_property
   def generator(self) -> Generator:
-    """Continues text; see `likelihood`."""
-    return Generator(
-      self.run.architecture,
-      self.options,
-      self.run.params,
-      self.run.buffers,
-      num_positions=self.num_positions,
-      num_ids=self.tokenizer.vocab_size,
-      mesh=self.run.mesh,
-    )
+    """Continues text; raises as `model`."""
+    ids = self.tokenizer.vocab_size
+    return Generator(self.model, num_positions=self.num_positions, num_ids=ids)

@@ -6,23 +6,16 @@ sharded over the devices. No assignment of a token to an expert is dropped, so t
 score does not depend on the others of its batch.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
 
 from moe_parity.downstream.request_nats import RequestNats, empty
 from moe_parity.errors import UserError
-from moe_parity.inference.generator import check_finite
-from moe_parity.model.options import ModelOptions
-from moe_parity.model.sharding import cast_matrices
-from moe_parity.model.transformer import abstract_model
-from moe_parity.planning.architecture import Architecture
+from moe_parity.inference.inference_model import InferenceModel
 from moe_parity.sharding import mesh as meshes
 
 SHORTEST = {"cpu": 32}  # positions of the shortest program
@@ -39,36 +32,20 @@ class Continuation(NamedTuple):
 
 
 class Likelihood:
-  """A model, its weights as they are computed with, and one program for each length."""
+  """A model, and one program for each length."""
 
-  def __init__(
-    self,
-    architecture: Architecture,
-    options: ModelOptions,
-    params: nnx.State,
-    buffers: nnx.State,
-    *,
-    num_positions: int,
-    mesh: Mesh | None = None,
-    tokens_per_batch: int = 0,
-  ):
+  def __init__(self, model: InferenceModel, *, num_positions: int, tokens_per_batch: int = 0):
     """
     Args:
       num_positions: the window: the most positions that a request may take.
       tokens_per_batch: 0 for what suits the device.
-    Raises:
-      UserError: weights that are not finite.
     """
-    check_finite(params)
-    self.num_positions, self.mesh = num_positions, mesh
+    self._model, self.num_positions = model, num_positions
     platform = jax.default_backend()
     self._tokens = tokens_per_batch or TOKENS_PER_BATCH.get(platform, TOKENS_PER_BATCH_ELSEWHERE)
     self._shortest = SHORTEST.get(platform, SHORTEST_ELSEWHERE)
-    options = dataclasses.replace(options, capacity_factor=0.0, num_batch_splits=1, remat="none")
-    self._graph = abstract_model(architecture, options)[0]
-    self._weights = cast_matrices(params, options.dtype), buffers
-    everywhere = mesh and NamedSharding(mesh, meshes.P())
-    self._program = jax.jit(self._step, **({} if mesh is None else {"out_shardings": everywhere}))
+    out = {} if model.mesh is None else {"out_shardings": model.replicated}
+    self._program = jax.jit(self._step, **out)
 
   def score(
     self,
@@ -144,7 +121,7 @@ class Likelihood:
         yield size, members[start : start + number]
 
   def _rows_at(self, size: int) -> int:
-    num_devices = 1 if self.mesh is None else self.mesh.size
+    num_devices = 1 if self._model.mesh is None else self._model.mesh.size
     return max(self._tokens // size // num_devices, 1) * num_devices
 
   def _score_batch(self, requests, rows, size: int, scores: RequestNats) -> None:
@@ -158,9 +135,10 @@ class Likelihood:
       ids = ids[scores.num_cut[r] :]
       inputs_BS[b, : len(ids) - 1], targets_BS[b, : len(ids) - 1] = ids[:-1], ids[1:]
       spans.append(slice(len(ids) - 1 - len(continuation), len(ids) - 1))
+    put = self._model.put_batch
     nll_BS, is_top_BS = (
       np.asarray(x)[:number]
-      for x in self._program(*self._weights, self._placed(inputs_BS), self._placed(targets_BS))
+      for x in self._program(*self._model.weights, put(inputs_BS), put(targets_BS))
     )
     for b, (r, span) in enumerate(zip(rows, spans, strict=True)):
       nats = float(nll_BS[b, span].astype(np.float64).sum())
@@ -171,12 +149,9 @@ class Likelihood:
         )
       scores.nats[r], scores.is_greedy[r] = nats, bool(is_top_BS[b, span].all())
 
-  def _placed(self, rows: np.ndarray) -> jax.Array:
-    return jnp.asarray(rows) if self.mesh is None else meshes.put_replicated_batch(rows, self.mesh)
-
   def _step(self, params, buffers, inputs_BS, targets_BS):
-    with meshes.use_mesh(self.mesh):
-      model = nnx.merge(self._graph, params, buffers)
+    with meshes.use_mesh(self._model.mesh):
+      model = nnx.merge(self._model.graph, params, buffers)
       hidden_TD, _ = model.final_hidden(inputs_BS)  # one document a row
       nll_T, is_top_T = model.token_scores(hidden_TD, targets_BS.reshape(-1))
       return nll_T.reshape(targets_BS.shape), is_top_T.reshape(targets_BS.shape)

@@ -6,7 +6,7 @@ No training follows, so a score says what the model relies on, not what another 
     router_shuffled   every router's columns are permuted: tokens reach experts that others chose
     top_1             each token keeps only its best expert (K > 1)
 
-Beside them a probe: how large the routed sum and the shared expert's output are, layer by layer,
+And a probe: how large the routed sum and the shared expert's output are, layer by layer,
 against the residual stream that they are added to.
 """
 

@@ -1,7 +1,5 @@
 """Which experts each token of a text goes to, layer by layer, and with which gates."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,8 +38,7 @@ def choices_of_tokens(
     raise UserError("a dense model has no router; open an MoE run")
   if not len(ids):
     raise UserError("the text has no token; give at least one character")
-  options = dataclasses.replace(options, capacity_factor=0.0, num_batch_splits=1, remat="none")
-  graph = abstract_model(architecture, options)[0]
+  graph = abstract_model(architecture, options.for_inference())[0]
   num_windows = -(-len(ids) // window)
   inputs_BS = np.zeros((num_windows, window), np.int32)
   inputs_BS.reshape(-1)[: len(ids)] = ids

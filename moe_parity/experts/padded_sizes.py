@@ -18,7 +18,7 @@ DEVIATIONS = 1.75
 
 @dataclasses.dataclass(frozen=True)
 class PaddedSizes:
-  """A platform's sizes; the reason of each number is beside it below.
+  """A platform's sizes; the reason for each number is in its comment below.
 
   Attributes:
     slot_multiple: an expert's slots are a multiple of it.
@@ -66,7 +66,7 @@ CPU = PaddedSizes(
   smallest_tile=16,  # as slots
   largest_tile=256,  # rows from which a product gets no faster
   fewest_rows=256,  # enough for every core
-  share_of_rows=0.0,  # a step costs little beside its rows, so it need not grow with them
+  share_of_rows=0.0,  # a step costs little compared with its rows, so it need not grow with them
   most_tiles=8,  # copies of weights that a step reads
 )
 GPU = PaddedSizes(
@@ -76,7 +76,7 @@ GPU = PaddedSizes(
   largest_tile=128,  # the usual tile of a matrix product; more would be padding
   fewest_rows=256,  # two of the largest tiles
   share_of_rows=1 / 16,  # one or two steps do at a routing that overflows by a tenth
-  most_tiles=0,  # weights copied for all tiles are small beside the rows of a sixteenth
+  most_tiles=0,  # weights copied for all tiles are small compared with the rows of a sixteenth
 )
 
 

@@ -1,4 +1,4 @@
-"""One record of a chat file to a list of messages: three formats, told apart by their keys.
+"""One record of a chat file to a list of messages: three formats, distinguished by their keys.
 
     messages   {"messages": [{"role": "user", "content": "..."}, ...]}
     sharegpt   {"conversations": [{"from": "human", "value": "..."}, ...], "system": "..."}

@@ -158,8 +158,7 @@ def _checked(messages: Messages, place: str) -> Chat:
     )
   if turns[-1] != "assistant":
     raise UserError(
-      f"{place} ends with the user's turn, which nobody answers; add the answer or take the turn"
-      " out"
+      f"{place} ends with the user's turn, which has no answer; add the answer or take the turn out"
     )
   text = json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False)
   return Chat(tuple(messages), place, hashlib.sha256(text.encode()).hexdigest())

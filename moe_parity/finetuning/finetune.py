@@ -13,7 +13,7 @@ from moe_parity.evaluation.model_scorer import make_scorer
 from moe_parity.finetuning.base_run import BaseRun
 from moe_parity.finetuning.chat_rows import ChatRows, open_chats
 from moe_parity.finetuning.chat_scores import score_chats
-from moe_parity.inference.generator import check_finite
+from moe_parity.inference.inference_model import check_finite
 from moe_parity.model.documents import ChatSeparators
 from moe_parity.planning.finetuning_plan import FinetuningPlan, plan_finetuning
 from moe_parity.sharding import multihost

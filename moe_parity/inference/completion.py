@@ -48,7 +48,7 @@ def complete(
   Each begins, as a document in training, with the token that begins one.
 
   Args:
-    max_tokens: 0 goes on to the model's last position, in every prompt of the batch as far as the
+    max_tokens: 0 generates up to the model's last position, as many for every prompt as for the
       longest.
     stop: texts that end a completion; also the tokens that end or begin a document do.
     on_text: is given (number of the prompt, new text, whether it is the last) as it comes; text

@@ -18,16 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_parity.errors import UserError
+from moe_parity.inference.inference_model import InferenceModel
 from moe_parity.inference.sampling import Sampling, sample
 from moe_parity.model.documents import DocumentSeparators
-from moe_parity.model.options import ModelOptions
-from moe_parity.model.sharding import cast_matrices
 from moe_parity.model.transformer import Cache, abstract_model
-from moe_parity.planning.architecture import Architecture
 from moe_parity.sharding import mesh as meshes
 
 ROUND = 128  # positions; what a TPU attention kernel needs a prompt to be a multiple of
@@ -48,45 +45,37 @@ class State(NamedTuple):
 
 
 class Generator:
-  """A model, its weights as they are computed with, and the two programs (see the module)."""
+  """A model and the two programs (see the module)."""
 
   def __init__(
     self,
-    architecture: Architecture,
-    options: ModelOptions,
-    params: nnx.State,
-    buffers: nnx.State,
+    model: InferenceModel,
     *,
     num_positions: int,
     num_ids: int = 0,
     documents: DocumentSeparators | None = None,
-    mesh: Mesh | None = None,
   ):
     """
     Args:
       num_positions: the most a prompt and what follows it may take together.
       num_ids: ids of the tokenizer; the model's further ones are never drawn. 0: all.
-      documents: how documents are told apart, for a model whose attention does not cross them.
-      mesh: where the weights lie.
+      documents: how documents are separated, for a model whose attention does not cross them.
     Raises:
-      UserError: weights that are not finite; a tokenizer of more ids than the model has.
+      UserError: a tokenizer of more ids than the model has.
     """
-    self.num_positions, self.documents, self.mesh = num_positions, documents, mesh
-    self.vocab_size = num_ids or architecture.vocab_size
-    if self.vocab_size > architecture.vocab_size:
+    self._model, self.num_positions, self.documents = model, num_positions, documents
+    largest = model.architecture.vocab_size
+    self.vocab_size = num_ids or largest
+    if self.vocab_size > largest:
       raise UserError(
-        f"the tokenizer has {num_ids} ids and the model's vocabulary {architecture.vocab_size}; use"
-        " the tokenizer that the run was trained with"
+        f"the tokenizer has {num_ids} ids and the model's vocabulary {largest}; use the tokenizer"
+        " that the run was trained with"
       )
-    check_finite(params)
-    options = dataclasses.replace(options, capacity_factor=0.0, num_batch_splits=1, remat="none")
-    self._graph = abstract_model(architecture, options)[0]
     self._decode_graph = abstract_model(
-      architecture, dataclasses.replace(options, is_decoding=True)
+      model.architecture, dataclasses.replace(model.options, is_decoding=True)
     )[0]
-    self._weights = cast_matrices(params, options.dtype), buffers
-    everywhere = mesh and NamedSharding(mesh, meshes.P())
-    out = {} if mesh is None else {"out_shardings": State(None, everywhere, everywhere)}
+    everywhere = model.replicated
+    out = {} if everywhere is None else {"out_shardings": State(None, everywhere, everywhere)}
     statics = ("num_slots", "sampling")
     self._prefill = jax.jit(self._prefill_step, static_argnames=statics, **out)
     self._decode = jax.jit(
@@ -102,8 +91,8 @@ class Generator:
   ) -> Iterator[np.ndarray]:
     """Yields the next token of every prompt, int32 [prompts], `max_tokens` times.
 
-    Goes on after the end of a document: whoever iterates stops when enough is there. While a step's
-    tokens are looked at the next step is computed.
+    Continues after the end of a document: the caller stops iterating when it has enough. The next
+    step is computed while the caller processes a step's tokens.
 
     Raises:
       UserError: before anything is compiled: an empty prompt, ids that are not in the vocabulary,
@@ -180,9 +169,9 @@ class Generator:
       num_slots: positions that prompt and text may take.
     """
     return self._prefill(
-      *self._weights,
-      self._placed(inputs_BS),
-      self._placed(length_B[:, None]),
+      *self._model.weights,
+      self._model.put_batch(inputs_BS),
+      self._model.put_batch(length_B[:, None]),
       key,
       num_slots=num_slots,
       sampling=sampling,
@@ -191,14 +180,11 @@ class Generator:
   def decode(self, state: State, key: jax.Array, sampling: Sampling) -> State:
     """One more token a sequence. The old state's cache is used up."""
     cache, token_B, _ = state
-    return self._decode(*self._weights, token_B, cache=cache, key=key, sampling=sampling)
-
-  def _placed(self, rows: np.ndarray) -> jax.Array:
-    return jnp.asarray(rows) if self.mesh is None else meshes.put_replicated_batch(rows, self.mesh)
+    return self._decode(*self._model.weights, token_B, cache=cache, key=key, sampling=sampling)
 
   def _prefill_step(self, params, buffers, inputs_BS, length_B1, key, *, num_slots, sampling):
-    with meshes.use_mesh(self.mesh):
-      model = nnx.merge(self._graph, params, buffers)
+    with meshes.use_mesh(self._model.mesh):
+      model = nnx.merge(self._model.graph, params, buffers)
       documents = self.documents and self.documents.document_ids(inputs_BS)
       length_B = jnp.maximum(length_B1[:, 0], 1)  # rows that fill up the devices have none
       hidden_TD, cache = model.prefill(inputs_BS, length_B, num_slots, documents)
@@ -208,7 +194,7 @@ class Generator:
       return self._next(logit_BV, cache, key, sampling)
 
   def _decode_step(self, params, buffers, token_B, *, cache: Cache, key, sampling):
-    with meshes.use_mesh(self.mesh):
+    with meshes.use_mesh(self._model.mesh):
       model = nnx.merge(self._decode_graph, params, buffers)
       begins_B = self.documents and token_B == self.documents.begin_id
       hidden_BD, cache = model.decode(token_B, cache, begins_B)
@@ -218,21 +204,3 @@ class Generator:
     logit_BV = logit_BV[:, : self.vocab_size]
     token_B = sample(logit_BV, key, cache.length_B, sampling)
     return State(cache, token_B, jnp.isfinite(logit_BV).all())
-
-
-def check_finite(params: nnx.State) -> None:
-  """
-  Raises:
-    UserError: a weight that is not a finite number; names it.
-  """
-  for path, variable in nnx.to_flat_state(params):
-    if not bool(_is_finite(variable.get_value())):
-      raise UserError(
-        f"weight {'/'.join(map(str, path))} holds numbers that are not finite; the run diverged:"
-        " take an earlier checkpoint"
-      )
-
-
-@jax.jit
-def _is_finite(array):
-  return jnp.isfinite(array).all()

@@ -59,7 +59,7 @@ def sample(
   """The next token of every sequence.
 
   A draw depends on the key, on the sequence's row and on its position: neither on how many
-  sequences there are beside it nor on how long their prompts are.
+  other sequences a batch has nor on how long their prompts are.
 
   Args:
     key: of the whole batch.

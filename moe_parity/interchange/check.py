@@ -18,6 +18,7 @@ from flax import nnx
 
 from moe_parity.errors import UserError
 from moe_parity.inference.generator import Generator
+from moe_parity.inference.inference_model import InferenceModel
 from moe_parity.interchange.export import Exported
 from moe_parity.model.transformer import abstract_model
 
@@ -103,9 +104,8 @@ def reference_of(exported: Exported, seed: int = 0) -> dict[str, np.ndarray]:
     return model.logits(model.final_hidden(tokens_BS)[0])
 
   logits_TV = np.asarray(logits(run.params, run.buffers, drawn))
-  generator = Generator(
-    run.architecture, options, run.params, run.buffers, num_positions=run.plan["seq_len"]
-  )
+  model = InferenceModel(run.architecture, options, run.params, run.buffers)
+  generator = Generator(model, num_positions=run.plan["seq_len"])
   prompt = drawn[0, : max(1, positions // 3)]
   said = list(generator.generate([prompt], max(1, min(12, run.plan["seq_len"] - len(prompt)))))
   return {

@@ -11,7 +11,7 @@ from moe_parity.data import chat_template
 from moe_parity.data.tokenizer import Tokenizer
 from moe_parity.errors import UserError
 from moe_parity.fields.choices import LEARNED
-from moe_parity.inference.generator import check_finite
+from moe_parity.inference.inference_model import check_finite
 from moe_parity.interchange import hf_config, shards
 from moe_parity.interchange.model_card import model_card
 from moe_parity.interchange.tensors import leaves_of, tensors
@@ -46,7 +46,7 @@ def export_run(
   Args:
     step: of the checkpoint; None takes the newest.
     model_type: "llama", "qwen2_moe", "moe_parity", or "" for the best that holds it exactly.
-    tokenizer: a tokenizer.json, where the run's data are not at hand.
+    tokenizer: a tokenizer.json, where the run's data are not on this machine.
     shard_bytes: the most a weight file holds.
   Raises:
     UserError: the folder is not empty, the class cannot hold the model, weights are not finite, a

@@ -1,5 +1,6 @@
 """A command as data, and what runs it or, for --dry-run, prints it."""
 
+import argparse
 import os
 import pathlib
 import re
@@ -7,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from moe_parity.errors import UserError
@@ -172,6 +173,22 @@ def option_of(words: Sequence[str], name: str) -> str:
 def has_option(words: Sequence[str], name: str) -> bool:
   """Whether a command has an option."""
   return any(word == f"--{name}" or word.startswith(f"--{name}=") for word in words)
+
+
+def action_parsers(
+  parser: argparse.ArgumentParser, actions: Mapping[str, tuple]
+) -> Iterator[argparse.ArgumentParser]:
+  """The parser of each action, for the options that all have; then its own options are added.
+
+  Args:
+    actions: name -> help, a function that adds its options, the action.
+  """
+  subs = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+  for name, (help_text, add_options, _) in actions.items():
+    sub = subs.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
+    sub.add_argument("--dry-run", action="store_true", default=argparse.SUPPRESS)
+    yield sub
+    add_options(sub)
 
 
 def say(text: str) -> None:

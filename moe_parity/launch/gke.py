@@ -10,6 +10,7 @@ from moe_parity.launch.commands import (
   ROOT,
   Command,
   Shell,
+  action_parsers,
   cloud_name,
   command,
   has_option,
@@ -28,12 +29,8 @@ EXAMPLE = (
 
 def arguments(parser: argparse.ArgumentParser) -> None:
   """The actions and their options."""
-  subs = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-  for name, (help_text, add, _) in ACTIONS.items():
-    sub = subs.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
-    sub.add_argument("--dry-run", action="store_true", default=argparse.SUPPRESS)
+  for sub in action_parsers(parser, ACTIONS):
     sub.add_argument("--namespace", default="default")
-    add(sub)
 
 
 def run(args: argparse.Namespace) -> int:

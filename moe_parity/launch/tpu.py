@@ -9,6 +9,7 @@ from moe_parity.launch import tpu_look, tpu_plan, tpu_requests, tpu_states
 from moe_parity.launch.commands import (
   ROOT,
   Shell,
+  action_parsers,
   cloud_name,
   command,
   moe_parity_command,
@@ -27,13 +28,9 @@ EXAMPLE = (
 
 def arguments(parser: argparse.ArgumentParser) -> None:
   """The subcommands and their options."""
-  subs = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-  for name, (help_text, add, _) in ACTIONS.items():
-    sub = subs.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
-    sub.add_argument("--dry-run", action="store_true", default=argparse.SUPPRESS)
+  for sub in action_parsers(parser, ACTIONS):
     sub.add_argument("--project", required=True, help="Google Cloud project")
     sub.add_argument("--zone", required=True, help="for example us-east5-b")
-    add(sub)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -162,7 +162,7 @@ class KeyValues(NamedTuple):
 
 
 class Past(NamedTuple):
-  """What new tokens attend to besides themselves: the cache of one layer.
+  """What new tokens attend to in addition to themselves: the cache of one layer.
 
   Attributes:
     cached: slot t holds position t of its sequence; slots from a sequence's first new position on

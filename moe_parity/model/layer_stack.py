@@ -54,7 +54,7 @@ def split_layout(is_moe: Sequence[bool]) -> list[tuple[tuple[bool, ...], int]]:
 
 
 class LayerAux(NamedTuple):
-  """What a layer computes besides its output.
+  """What a layer returns in addition to its output.
 
   Attributes:
     keys, values: of its tokens, [B, S, N, Q] (`attention.by_head` gives a cache's layout).

@@ -243,7 +243,7 @@ def _call_module(graph: nnx.GraphDef, weights: nnx.State, x_TD):
 
 
 def routing_stats(logit_TE, probability_TE, expert_TK, gate_TK, num_dropped) -> RoutingStats:
-  """See `RoutingStats`; T counts the tokens at hand."""
+  """See `RoutingStats`; T counts the given tokens."""
   num_experts = logit_TE.shape[-1]
   count_E = jnp.zeros((num_experts,), jnp.float32).at[expert_TK.reshape(-1)].add(1.0)
   logsumexp_T = jax.nn.logsumexp(logit_TE, axis=-1)

@@ -1,5 +1,7 @@
 """What a model does beyond its shape: positions, gates, arithmetic. The shape is `Architecture`."""
 
+from __future__ import annotations
+
 import dataclasses
 
 from moe_parity.fields.check import check_values
@@ -57,6 +59,10 @@ class ModelOptions:
   def __post_init__(self):
     check_values("model", vars(self), "model")
     check_values("mesh", vars(self), "mesh")
+
+  def for_inference(self) -> ModelOptions:
+    """The same model forward only: nothing dropped, no two-batch overlap, nothing recomputed."""
+    return dataclasses.replace(self, capacity_factor=0.0, num_batch_splits=1, remat="none")
 
   def attention_choice(self, device: Device, seq_len: int, d_head: int) -> AttentionChoice:
     """Which implementation computes attention on a device.

@@ -82,7 +82,7 @@ ANOMALIES = (
     "A7",
     "Table 8, column zeta",
     "The column holds d_model / (n_layers - 1) + 1, a bracket away from d_model / n_layers, "
-    "and so lies 6 to 10 % high.",
+    "and so is 6 to 10 % high.",
     "aspect_ratio = d_model / num_layers.",
   ),
   Anomaly(

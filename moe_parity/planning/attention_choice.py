@@ -130,7 +130,7 @@ def _why_not_cudnn(device: Device, dtype: str, seq_len: int, d_head: int, positi
   return f"{heads} are more than the {widest} of this capability"
 
 
-# What a plan shows beside the machine at hand: capabilities and the cards people know them by.
+# What a plan shows in addition to this machine: capabilities and the cards people know them by.
 PLAN_DEVICES = (
   (Device("cpu"), "CPU"),
   (Device("tpu"), "TPU"),

@@ -11,7 +11,7 @@ from moe_parity.fields.table import ARM_NAME
 from moe_parity.planning.accounting import cost_of
 from moe_parity.planning.architecture import Architecture, layer_pattern
 from moe_parity.planning.solver import solve
-from moe_parity.planning.targets import RATE_TOLERANCE, Targets
+from moe_parity.planning.targets import RATE_TOLERANCE, ShapeTargets, Targets
 
 CONTROL_TOLERANCE = 0.02  # of a control's N: a small model has few shapes
 CONTROL_SHAPE = ("num_layers", "d_model", "num_heads", "num_kv_heads", "d_head", "d_ffn")
@@ -66,10 +66,11 @@ class Budget:
 
 
 @dataclasses.dataclass(frozen=True)
-class ArmSpec:
-  """One arm as decided; shape fields and ratios as of `Targets`, 0 means "derive it".
+class ArmSpec(ShapeTargets):
+  """One arm as decided.
 
   Attributes:
+    layout: as of an architecture; "" is dense, or 1dense in an MoE.
     gates: raw | normalized (divided by the sum of the chosen ones); "" is the config's model.
     routed_scale: as of `ModelOptions`; "" is the config's model.
     role: "check" keeps an arm at parity out of the comparison: the same shape tried with another
@@ -83,23 +84,6 @@ class ArmSpec:
   name: str
   kind: str
   layout: str = ""
-  num_layers: int = 0
-  d_model: int = 0
-  num_heads: int = 0
-  num_kv_heads: int = 0
-  d_head: int = 0
-  d_ffn: int = 0
-  num_experts: int = 0
-  experts_per_token: int = 0
-  d_expert: int = 0
-  d_shared: int = 0
-  activation_rate: float | int = 0.0
-  aspect_ratio: float | int = 0.0
-  ffn_ratio: float | int = 0.0
-  total_ffn_ratio: float | int = 0.0
-  granularity: float | int = 0.0
-  shared_expert: bool = True
-  multiple_of: int = 0
   compute_multiple: float | int = 1.0
   seeds: tuple[int, ...] = ()
   num_steps: int = 0
@@ -183,8 +167,9 @@ class ArmSpec:
           params_tolerance=max(
             float(budget.params_tolerance), CONTROL_TOLERANCE if self.is_control else 0.0
           ),
-          **{name: getattr(self, name) for name in _SOLVER_FIELDS},
+          kind=self.kind,
           layout=self._layout,
+          **{field.name: getattr(self, field.name) for field in dataclasses.fields(ShapeTargets)},
         )
       )
     except UserError as error:
@@ -241,14 +226,6 @@ class ArmSpec:
         f"{rate:.4f}; set it to 0 or leave a field of the shape open"
       )
     return found
-
-
-# What an arm hands on to the solver: the fields both have. The layout goes through `_layout`.
-_SOLVER_FIELDS = tuple(
-  field.name
-  for field in dataclasses.fields(Targets)
-  if field.name in {own.name for own in dataclasses.fields(ArmSpec)} - {"layout"}
-)
 
 
 def read_budget(section: Any) -> Budget:

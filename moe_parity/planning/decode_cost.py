@@ -24,7 +24,7 @@ class DecodeCost:
 
   Attributes:
     distinct_experts: routed experts of a layer that some token chose, in the mean; 0 when dense.
-    weight_bytes: weights read: all but those of experts that nobody chose and of embeddings.
+    weight_bytes: weights read: all but embeddings and experts that no token chose.
     cache_bytes: keys and values read.
     flops: of all matrix products.
     stored_bytes: weights and cache that the device holds, embeddings included.

@@ -110,15 +110,13 @@ class ExpertParallelShape:
     if self.capacity_factor:
       return self._max_choices_per_pair
     share = self.experts_per_device / self.num_experts
-    mean = CAPACITY_HEADROOM * self.num_tokens * self.experts_per_token * share
-    return min(16 * math.ceil(mean / 16), self._max_choices_per_pair)
+    expected = self.num_tokens * self.experts_per_token * share
+    return _first_round(expected, self._max_choices_per_pair)
 
   @property
   def overflow_choices(self) -> int:
     """Assignments per pair in each overflow round; 0 where the first round holds all."""
-    if self.first_choices == self._max_choices_per_pair:
-      return 0
-    return 16 * math.ceil(self.first_choices * OVERFLOW_FRACTION / 16)
+    return _overflow_round(self.first_choices, self._max_choices_per_pair)
 
   @property
   def _max_choices_per_pair(self) -> int:
@@ -131,15 +129,23 @@ class ExpertParallelShape:
     capacity."""
     if self.capacity_factor:
       return self.max_rows_per_pair
-    mean = CAPACITY_HEADROOM * self.num_tokens * self.expected_rows_per_pair(self.choices_per_row)
-    return min(16 * math.ceil(mean / 16), self.max_rows_per_pair)
+    expected = self.num_tokens * self.expected_rows_per_pair(self.choices_per_row)
+    return _first_round(expected, self.max_rows_per_pair)
 
   @property
   def overflow_rows(self) -> int:
     """Rows per pair in each overflow round; 0 where the first round holds all."""
-    if self.first_rows == self.max_rows_per_pair:
-      return 0
-    return 16 * math.ceil(self.first_rows * OVERFLOW_FRACTION / 16)
+    return _overflow_round(self.first_rows, self.max_rows_per_pair)
+
+
+def _first_round(expected: float, most: int) -> int:
+  """Slots per pair of devices in the first round: the expected number with headroom."""
+  return min(16 * math.ceil(CAPACITY_HEADROOM * expected / 16), most)
+
+
+def _overflow_round(first: int, most: int) -> int:
+  """Slots per pair in each overflow round; 0 where the first round holds all."""
+  return 0 if first == most else 16 * math.ceil(first * OVERFLOW_FRACTION / 16)
 
 
 def tile_padded_rows(num_rows: int, num_experts: int) -> int:

@@ -35,7 +35,7 @@ from moe_parity.fields.check import check_value
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.attention_choice import FUSED
 from moe_parity.planning.expert_parallel import CAPACITY_HEADROOM, tile_padded_rows
-from moe_parity.planning.mesh_sizes import AXES
+from moe_parity.planning.mesh_sizes import AXES, MeshSizes
 from moe_parity.planning.tpu_slices import LANES
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -148,18 +148,21 @@ def _kernel_rows(architecture: Architecture, expert_axis: int, tokens: int, sequ
   return splits * tile_padded_rows(math.ceil(assignments / splits), num_local)
 
 
-def planned_memory(config: Any, arm: Any) -> Memory | None:
+def planned_memory(
+  config: Any, arm: Any, sizes: MeshSizes | None = None, fused: bool | None = None
+) -> Memory | None:
   """One device's memory when a config's arm (an `ArmPlan`) trains as the config says.
 
-  Attention is taken to store scores unless the config names a fused implementation: which one the
-  platform's own is, a plan cannot know.
-
+  Args:
+    sizes: of the mesh; None is the config's.
+    fused: whether attention stores no scores. None: it stores them unless the config names a fused
+      implementation, for which one the platform's own is, a plan cannot know.
   Returns:
-    None where the config leaves the number of devices to the machine (a mesh axis of -1).
+    None where the number of devices is left to the machine (a mesh axis of -1).
   Raises:
     UserError: as `device_memory`.
   """
-  mesh = {axis: getattr(config.mesh, axis) for axis in AXES}
+  mesh = {axis: getattr(sizes or config.mesh, axis) for axis in AXES}
   if -1 in mesh.values():
     return None
   if not arm.architecture.is_moe:  # there `expert` carries batch
@@ -173,7 +176,7 @@ def planned_memory(config: Any, arm: Any) -> Memory | None:
     dtype=config.model.dtype,
     remat=config.model.remat,
     micro_batches=max(arm.batch_sequences // micro, 1),
-    fused_attention=config.model.attention in FUSED,
+    fused_attention=config.model.attention in FUSED if fused is None else fused,
     max_logits=MAX_LOGITS_IN_MEMORY,
   )
 

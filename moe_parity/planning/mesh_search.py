@@ -27,7 +27,7 @@ ring the busiest link carries k/8 of what a device sends, of a line k/4, as `aot
 counts it where the devices' coordinates are known.
 
 HBM_BYTES, HIDDEN and OVERLAP are rounded from compiled steps; docs/devices.md shows the estimate
-beside the compiled time of every step in `results/`. A mesh that does not fit comes after all that
+next to the compiled time of every step in `results/`. A mesh that does not fit comes after all that
 do. The estimate orders candidates: compile for a mesh to see how good it is.
 """
 

@@ -57,7 +57,7 @@ def make_plan(
   Args:
     available_tokens: tokens of the corpus in whole windows; None does not check.
     available_by_domain: the same of each domain that data.weights names.
-    vocab_size: of the token store in use; 0 takes it from data.tokenizer where that tells it
+    vocab_size: of the token store in use; 0 takes it from data.tokenizer where that states it
       (bytes, bpe:<vocab>) and else leaves the vocabulary out. A note says which was assumed.
   Raises:
     UserError: a field that is missing or against a rule; a shape that cannot be found; arms that

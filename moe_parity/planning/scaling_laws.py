@@ -1,7 +1,7 @@
 """Published laws behind one interface. Each says its units, the range it was fitted on, its source.
 
 `law.predict(**inputs)` gives its outputs by name. `law.extrapolates(**inputs)` names every input
-outside the fitted range, so that a caller can say so beside the number; nothing is clamped.
+outside the fitted range, so that a caller can state it next to the number; nothing is clamped.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def _candidates(
   unit = 3 * dw.d_model * dw.num_moe_layers  # parameters a channel of the MoE layers
   router = dw.d_model * dw.num_moe_layers if counts_router_and_norms(t.convention) else 0
   base = dw.fixed_params + ffn_unit * dw.d_ffn + unit * t.d_shared
-  total = (t.num_params - base) / unit  # channels of an MoE layer beside a given d_shared
+  total = (t.num_params - base) / unit  # channels of an MoE layer without a given d_shared
   active = (t.activation_rate * t.num_params - base) / unit
   lowest, highest = _ffn_range(t, dw)
   reach = t.params_tolerance * t.num_params

@@ -12,15 +12,13 @@ RATE_TOLERANCE = 0.005  # largest |r_a - target| of a solved shape
 RATIO_TOLERANCE = 0.35  # a given ratio is met within this factor: depth is a whole number of layers
 
 
-@dataclasses.dataclass(frozen=True)
-class Targets:
-  """Targets of one arm; 0 means "not given, the solver decides".
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShapeTargets:
+  """What may be given of a shape; 0 means "not given, the solver decides".
 
   Attributes:
-    num_params: N under `convention`, met within params_tolerance. kind: "dense" or "moe".
     activation_rate: N_a / N of an MoE, met within RATE_TOLERANCE; 0 only where num_experts and
       experts_per_token are given.
-    layout: as of an architecture; a string of letters fixes the depth.
     num_layers .. d_shared: fields of the architecture, respected exactly.
     aspect_ratio (d_model / num_layers), ffn_ratio (d_ffn / d_model of dense layers),
       total_ffn_ratio ((d_shared + E d_expert) / d_model), granularity (2 d_model / d_expert): met
@@ -28,16 +26,9 @@ class Targets:
     shared_expert: whether d_shared = K d_expert; otherwise there is none unless d_shared is given.
     multiple_of: widths of the model and its feed-forward parts are multiples of this; 0 is 8, what
       all widths of the paper are multiples of.
-
-  Raises:
-    UserError: a value out of its range, or targets that contradict each other.
   """
 
-  num_params: int
-  kind: str = "moe"
-  convention: str = "paper"
   activation_rate: float | int = 0.0
-  layout: str = "1dense"
   num_layers: int = 0
   d_model: int = 0
   num_heads: int = 0
@@ -54,6 +45,24 @@ class Targets:
   granularity: float | int = 0.0
   shared_expert: bool = True
   multiple_of: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets(ShapeTargets):
+  """A shape to solve for.
+
+  Attributes:
+    num_params: N under `convention`, met within params_tolerance. kind: "dense" or "moe".
+    layout: as of an architecture; a string of letters fixes the depth.
+
+  Raises:
+    UserError: a value out of its range, or targets that contradict each other.
+  """
+
+  num_params: int
+  kind: str = "moe"
+  convention: str = "paper"
+  layout: str = "1dense"
   vocab_size: int = 0
   params_tolerance: float = 0.003
 

@@ -26,7 +26,7 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str = "") -> str:
 
 
 def card(title: str, facts: Iterable[str], *parts: str, mood: str = "") -> str:
-  """A heading, facts one beside the other, and HTML below them.
+  """A heading, facts side by side, and HTML below them.
 
   Args:
     facts: plain text.

@@ -1,6 +1,6 @@
 """The report of a study: one HTML file that needs nothing else, and plain files alongside it.
 
-First screen: the sentence, the figure, the three resources, what stands against the sentence. Then
+First screen: the sentence, the figure, the three resources, what speaks against the sentence. Then
 what it rests on. Figures are inline SVG in two widths, desk and phone. The page's own script shows
 hover texts and nothing else; its policy lets the browser run no other script and fetch nothing.
 What a study does not have (yet) is named where it would stand.

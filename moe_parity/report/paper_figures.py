@@ -1,4 +1,4 @@
-"""A study's own points beside the published ones (arXiv 2506.12119v1), on axes that allow it.
+"""A study's own points with the published ones (arXiv 2506.12119v1), on axes that allow it.
 
 Text, tokenizer and size differ, so BPC itself cannot be compared: losses are shown in percent of
 the dense arm at the same compute, FLOPs a token as a ratio to dense.

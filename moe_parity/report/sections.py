@@ -58,7 +58,7 @@ def against(report: dict) -> str:
   found = report["verdict"]
   doubts = [*found["against"], *report["warnings"]]
   body = bullets(doubts) or paragraphs(["Nothing that these runs can show."])
-  body = f'<section class="against"><h2>What stands against it</h2>\n{body}</section>\n'
+  body = f'<section class="against"><h2>What speaks against it</h2>\n{body}</section>\n'
   rest = [line for line in found["sentences"] if line not in found["against"]]
   return body + (details("All differences, and what they rest on", bullets(rest)) if rest else "")
 

@@ -280,8 +280,8 @@ def data(info: dict) -> Table:
   rows = []
   for name, value in info.get("data", {}).items():
     parts = value.items() if isinstance(value, dict) else [("", value)]
-    told = {"train_sha256": "training tokens, sha256", "validation_sha256": "held-out, sha256"}
-    name = told.get(name, name)
+    labels = {"train_sha256": "training tokens, sha256", "validation_sha256": "held-out, sha256"}
+    name = labels.get(name, name)
     rows += [{"name": f"{name} {key}".strip(), "value": str(part)} for key, part in parts]
   columns = (
     Column("name", "what", number=False),

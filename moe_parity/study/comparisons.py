@@ -64,7 +64,7 @@ class Results:
 
   Args:
     folder: of the study, or None before there is one.
-    leases: tells which runs diverged.
+    leases: record which runs diverged.
   """
 
   def __init__(self, folder: pathlib.Path | None, leases: Leases | None = None):

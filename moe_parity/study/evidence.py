@@ -169,7 +169,7 @@ def settings_checks(configs_by_arm: dict[str, dict]) -> Iterator[dict]:
 
 def _shared_settings(config: dict) -> dict:
   """Settings that all arms share: what an arm decides for itself, and how a batch is cut for the
-  memory at hand, are left out. A study may give each seed data of its own."""
+  memory of a device, are left out. A study may give each seed data of its own."""
   sections = run_folder.settings(config)
   evaluation = {**config.get("evaluation", {})}
   evaluation = {name: evaluation.get(name) for name in ("mode", "stride", "max_tokens")}

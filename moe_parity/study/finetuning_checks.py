@@ -1,4 +1,4 @@
-"""What the certificate of a fine-tuned run recounts besides tokens: examples, scored tokens, chats.
+"""What the certificate of a fine-tuned run recounts: examples, scored tokens, chats.
 
 Counts are of the rows that the train step was given, from the ledger. The checkpoint it started
 from is stated by its hash, which fine-tuning compared before its first step.

@@ -194,7 +194,7 @@ class StudyFolder:
     """Whether a run has its result, read anew."""
     return (self.folder / run / run_folder.RESULT).exists()
 
-  # What a study on a bucket does besides (`bucket_study`); here a run's folder is the study's own.
+  # Hooks of a study on a bucket (`bucket_study`); here a run's folder is the study's own.
 
   def fetch(self, run: str) -> None:
     """Restores what is stored of a run's folder, before it is trained."""

@@ -49,7 +49,7 @@ def read_grid(config: ConfigDict) -> Grid:
   """
   Raises:
     UserError: rates that are no rising grid, seeds that compared runs have, checks of learning
-      rates beside it.
+      rates in the same study.
   """
   study = config.study
   grid = Grid(

@@ -8,14 +8,11 @@ before it, with a warning that names step and file.
 """
 
 import dataclasses
-import functools
-import logging
 import os
 import pathlib
 import secrets
 import shutil
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,10 +22,16 @@ from moe_parity import files
 from moe_parity.errors import UserError
 from moe_parity.sharding import multihost
 from moe_parity.training import checkpoint_hashes
-from moe_parity.training.background_commit import BackgroundCommit
+from moe_parity.training.checkpoint_writer import (
+  LEDGER,
+  MODEL,
+  CheckpointWriter,
+  from_items,
+  orbax,
+  state_items,
+)
 from moe_parity.training.state import TrainState
 
-MODEL, TRAINER, LEDGER = "model", "trainer", "ledger"  # parts that can be read by themselves
 LOGS = "logs"  # the run's logs as they were at the checkpoint's step
 UNFINISHED = "unfinished-"
 
@@ -45,7 +48,7 @@ class Restored:
   logs: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
 
-class Checkpoints(BackgroundCommit):
+class Checkpoints(CheckpointWriter):
   """The checkpoints of one run folder."""
 
   def __init__(
@@ -77,23 +80,11 @@ class Checkpoints(BackgroundCommit):
     """Steps of the checkpoints, the newest first."""
     return steps_of(self.folder)
 
-  def save(
-    self,
-    step: int,
-    state: TrainState,
-    ledger: dict[str, np.ndarray],
-    logs: Mapping[str, bytes] | None = None,
-  ) -> None:
-    """Starts writing; returns once the arrays are copied. Waits for the save before it."""
-    self.wait()
+  def _new_path(self, step: int) -> pathlib.Path:
     token = multihost.broadcast_bytes(secrets.token_hex(4).encode()).decode()
-    path = self.folder / f"{UNFINISHED}{step}-{token}"  # one name in all processes
-    saving = orbax().save_checkpointables_async(
-      path, to_items(state, ledger), custom_metadata=checkpoint_hashes.MARK
-    )
-    self.finish_later(self._finish, saving, path, step, dict(logs or {}))
+    return self.folder / f"{UNFINISHED}{step}-{token}"  # one name in all processes
 
-  def _finish(self, saving, path: pathlib.Path, step: int, logs: dict[str, bytes]) -> None:
+  def _finish(self, saving: Any, path: Any, step: int, logs: dict[str, bytes]) -> None:
     try:
       saving.result()
       if multihost.is_primary():
@@ -249,50 +240,6 @@ def _shared_problem(path: pathlib.Path, run: str) -> str:
   return multihost.first_message(
     checkpoint_hashes.problem(path, run, part=part, num_parts=num_parts)
   )
-
-
-def state_items(state: TrainState) -> dict[str, dict]:
-  return {
-    MODEL: {"params": state.params, "buffers": state.buffers},
-    TRAINER: {"step": state.step, "optimizer": state.optimizer},
-  }
-
-
-def to_items(state: TrainState, ledger: Mapping[str, Any]) -> dict[str, dict]:
-  """What a checkpoint holds, by item."""
-  return state_items(state) | {LEDGER: {name: np.asarray(value) for name, value in ledger.items()}}
-
-
-def from_items(loaded: Mapping[str, dict]) -> tuple[TrainState, dict[str, np.ndarray]]:
-  ledger = {name: np.asarray(value) for name, value in loaded[LEDGER].items()}
-  return TrainState(**loaded[MODEL], **loaded[TRAINER]), ledger
-
-
-@functools.cache
-def _ignore_late_callbacks() -> None:
-  """After a save that failed, as on a full disk, tensorstore's threads call into orbax's event
-  loop, which is closed by then. `wait` has raised the error; each call would print a traceback.
-  """
-  before = sys.unraisablehook
-
-  def hook(unraisable) -> None:
-    error = unraisable.exc_value
-    if not (isinstance(error, RuntimeError) and "Event loop is closed" in str(error)):
-      before(unraisable)
-
-  sys.unraisablehook = hook
-
-
-def orbax():
-  """Slow to import: a fresh run needs it only at its first save."""
-  from orbax.checkpoint import v1 as ocp
-
-  # Orbax narrates every save at INFO; it and the threads it starts log with a traceback what is
-  # raised as well.
-  for name in ("absl", "asyncio", "concurrent.futures"):
-    logging.getLogger(name).setLevel(logging.CRITICAL)
-  _ignore_late_callbacks()
-  return ocp
 
 
 def _short(error: Exception) -> str:

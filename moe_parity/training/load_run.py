@@ -21,6 +21,7 @@ from moe_parity.evaluation.routing_counts import count_routing, make_routing_cou
 from moe_parity.evaluation.split_rows import check_rows
 from moe_parity.fields.check import check_sections
 from moe_parity.inference.generator import Generator
+from moe_parity.inference.inference_model import InferenceModel
 from moe_parity.model.documents import document_separators
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.architecture import Architecture
@@ -173,7 +174,7 @@ def open_generator(
   Args:
     dtype: to compute in; "" as it was trained.
     num_positions: of prompt and text together; 0 as many as it was trained on.
-    tokenizer: a tokenizer.json, where the run's data are not at hand; "" takes the data's.
+    tokenizer: a tokenizer.json, where the run's data are not on this machine; "" takes the data's.
   Raises:
     UserError: more positions than a model without ALiBi has seen; another tokenizer than the
       run's; weights that are not finite; see `load_run`.
@@ -183,14 +184,10 @@ def open_generator(
   num_positions = window(run, num_positions)
   found = open_tokenizer(folder, run, tokenizer)
   generator = Generator(
-    run.architecture,
-    options,
-    run.params,
-    run.buffers,
+    InferenceModel(run.architecture, options, run.params, run.buffers, run.mesh),
     num_positions=num_positions,
     num_ids=found.vocab_size,
     documents=document_separators(found, run.config.data.cross_documents),
-    mesh=run.mesh,
   )
   return generator, found
 
@@ -256,7 +253,7 @@ def count_run_routing(
   """Counts which experts the run's held-out text goes to; writes and returns specialization.npz.
 
   Args:
-    max_tokens: held-out tokens to look at, 0 for all.
+    max_tokens: held-out tokens to route, 0 for all.
     prepare_data: as of `open_run_data`.
   Raises:
     UserError: its model is dense; see `load_run`.

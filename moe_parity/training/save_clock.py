@@ -11,7 +11,7 @@ STEPS_BETWEEN_LOOKS = 16  # of several processes, which then ask the first
 
 
 class SaveClock:
-  """Tells when `minutes` have passed since the last checkpoint; 0 never does."""
+  """Says when `minutes` have passed since the last checkpoint; 0 never does."""
 
   def __init__(self, minutes: int | float, clock: Callable[[], float] = time.monotonic):
     self._seconds, self._clock = 60 * minutes, clock

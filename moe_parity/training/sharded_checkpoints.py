@@ -5,24 +5,19 @@ adds the logs and notes it as the one to resume from (`BucketCheckpoints.publish
 worker has a folder of its own, so one that was only asleep damages nothing that counts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from moe_parity.data import storage
 from moe_parity.errors import UserError
 from moe_parity.sharding import multihost
-from moe_parity.training import checkpoint_hashes
-from moe_parity.training.background_commit import BackgroundCommit
-from moe_parity.training.checkpoint import (
+from moe_parity.training.checkpoint import LOGS, Restored
+from moe_parity.training.checkpoint_writer import (
   LEDGER,
-  LOGS,
-  Restored,
+  CheckpointWriter,
   from_items,
   orbax,
   state_items,
-  to_items,
 )
 from moe_parity.training.control import BucketCheckpoints
 from moe_parity.training.state import TrainState
@@ -30,7 +25,7 @@ from moe_parity.training.state import TrainState
 IS_WHOLE = "commit_success.txt"  # what orbax writes last into each folder of a checkpoint
 
 
-class ShardedCheckpoints(BackgroundCommit):
+class ShardedCheckpoints(CheckpointWriter):
   """As `Checkpoints`, on a bucket.
 
   Args:
@@ -47,23 +42,10 @@ class ShardedCheckpoints(BackgroundCommit):
     """Steps of this life's whole checkpoints, the newest first."""
     return whole_steps(self.folder)
 
-  def save(
-    self,
-    step: int,
-    state: TrainState,
-    ledger: dict[str, np.ndarray],
-    logs: Mapping[str, bytes] | None = None,
-  ) -> None:
-    """Starts writing; returns once the arrays are copied. Waits for the save before it."""
-    self.wait()
-    saving = orbax().save_checkpointables_async(
-      _place(f"{self.folder}/{step}"),
-      to_items(state, ledger),
-      custom_metadata=checkpoint_hashes.MARK,
-    )
-    self.finish_later(self._finish, saving, step, dict(logs or {}))
+  def _new_path(self, step: int) -> Any:
+    return _place(f"{self.folder}/{step}")
 
-  def _finish(self, saving, step: int, logs: dict[str, bytes]) -> None:
+  def _finish(self, saving: Any, path: Any, step: int, logs: dict[str, bytes]) -> None:
     saving.result()
     if not multihost.is_primary():
       return

@@ -9,8 +9,8 @@ Derived from the templates `config.arms.dense` and `config.arms.moe`, in stages:
 3. the best MoE arm and dense with other learning rates and batches (`study.learning_rates`,
    `study.batches`), in equal number: is the answer one of tuning?
 
-Comparisons beside the main one: `fixed_data`, the same rates at the dense arm's tokens (the paper's
-Tables 9 and 11), and one for each further N of `study.sizes`, at the same tokens a parameter.
+Further comparisons: `fixed_data`, the same rates at the dense arm's tokens (the paper's Tables 9
+and 11), and one for each further N of `study.sizes`, at the same tokens a parameter.
 """
 
 from __future__ import annotations

@@ -306,19 +306,18 @@ def _fixed_data_sentence(sweep: dict) -> str:
 
 
 def _tuning_sentence(tuning: dict) -> str:
-  said = [
+  gains = [
     f"{side['kind']} gains {side['gain']:.4f} BPC with {side['best']}"
     if side["gain"] > 0 else f"{side['kind']} gains nothing"
     for side in tuning["sides"]
   ]  # fmt: skip
-  interval = tuning["tuned_interval"]
-  told = ""
-  if interval:
-    low, high = interval
-    told = f" (95 % interval {low:+.4f} to {high:+.4f} over all settings tried)"
+  interval = ""
+  if tuning["tuned_interval"]:
+    low, high = tuning["tuned_interval"]
+    interval = f" (95 % interval {low:+.4f} to {high:+.4f} over all settings tried)"
   return (
-    f"Learning rates and batches around the arms' own: {' and '.join(said)}; MoE minus dense is"
+    f"Learning rates and batches around the arms' own: {' and '.join(gains)}; MoE minus dense is"
     f" {tuning['difference_at_law']:+.4f} BPC as compared and"
-    f" {tuning['difference_tuned']:+.4f}{told}"
+    f" {tuning['difference_tuned']:+.4f}{interval}"
     " with each side at its best."
   )

@@ -171,7 +171,7 @@ def _selection(results: Results, options: list[Option], seeds: Sequence[int]) ->
 
 
 def _options(config: ConfigDict, stage: str, place: dict) -> Iterator[tuple[str, dict]]:
-  """(label, fields) of a stage's options besides the one in place."""
+  """(label, fields) of a stage's options other than the current one."""
   options = {
     "layout": _layouts,
     "gates": _gates,

@@ -164,12 +164,12 @@ def _sentences(value: dict) -> list[str]:
     f" {_arms(arms['dense'])} ({_runs(runs['dense'])}), all at equal N and C."
   )
   if between := value["between"]:
-    told = ""
+    interval = ""
     if between["interval"]:
       low, high = between["interval"]
-      told = f" (95 % interval {low:+.4f} to {high:+.4f})"
+      interval = f" (95 % interval {low:+.4f} to {high:+.4f})"
     lines.append(
-      f"The MoE backbone minus the dense one: {between['difference']:+.4f} BPC{told}. Both were"
+      f"The MoE backbone minus the dense one: {between['difference']:+.4f} BPC{interval}. Both were"
       " chosen on the text they are scored on, which flatters the side with more arms."
     )
   if not value["noise"]["df"]:

@@ -163,7 +163,7 @@ def _costs(arms: dict[str, dict[str, list]]) -> list[dict]:
   """What repetition costs each MoE arm: its BPC under every other scheme minus that under unique.
 
   Differences of the same seeds: what all schemes of a seed share is no noise of theirs. The noise
-  is of one scheme, over its arms, for where text is learnt by heart it is larger. Each interval
+  is of one scheme, over its arms, for where text is memorized it is larger. Each interval
   holds by itself.
   """
   rows = []
@@ -210,17 +210,17 @@ def _points(comparisons: Sequence[Comparison], runs: dict[str, dict]) -> list[Po
 
 def _headline(value: dict) -> str:
   """Under which schemes MoE leads, in one sentence."""
-  told = []
+  parts = []
   for scheme in value["schemes"]:
     rows = scheme["comparisons"]
     better = sum(row["verdict"] == "MoE better" for row in rows)
     if rows:
-      told.append(f"{_scheme_name(scheme)} {better} of {len(rows)}")
-  if not told:
+      parts.append(f"{_scheme_name(scheme)} {better} of {len(rows)}")
+  if not parts:
     return "No scheme can be judged yet: it takes a finished dense arm and a finished MoE arm."
   if not value["noise"]["df"]:
     return "One seed proves nothing, so no scheme is judged: every arm has to be repeated."
-  return f"MoE arms significantly better than dense, by reuse scheme: {', '.join(told)}."
+  return f"MoE arms significantly better than dense, by reuse scheme: {', '.join(parts)}."
 
 
 def _scheme_name(scheme: dict) -> str:
@@ -260,11 +260,11 @@ def _cost_sentences(costs: list[dict]) -> list[str]:
   for row in costs:
     ends = row["interval"]
     unsure = " (not distinguishable from 0)" if ends and ends[0] <= 0 <= ends[1] else ""
-    told = f"{row['difference']:+.4f} at {row['epochs']:.3g} epochs{unsure}"
-    arms.setdefault(row["name"], []).append(told)
+    cost = f"{row['difference']:+.4f} at {row['epochs']:.3g} epochs{unsure}"
+    arms.setdefault(row["name"], []).append(cost)
   return [
-    f"What repetition costs {name}, BPC minus that without any: {', '.join(told)}."
-    for name, told in arms.items()
+    f"What repetition costs {name}, BPC minus that without any: {', '.join(costs)}."
+    for name, costs in arms.items()
   ]
 
 

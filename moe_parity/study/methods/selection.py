@@ -1,7 +1,7 @@
 """Choosing among options by their runs: what is better beyond the noise, and what is not.
 
 The noise is that of `analysis.arms`: the choice of validation documents, paired over options, and
-the spread between seeds of the options at hand. Only these options' runs count, so a selection made
+the spread between seeds of the given options. Only these options' runs count, so a selection made
 once is made again from the same files, whatever else the study has trained since.
 """
 

@@ -6,7 +6,7 @@ taken, and the errors of all are kept. Nothing here needs a device.
 How wide an interval is. An arm's error is at least that of what it has in common with rows that
 were left out of the fit: of shapes; of whole sizes, if no fitted row has its size; of ways to reuse
 text, if no fitted row of its size reads its text about as often; and of the worst of these groups,
-if it lies outside all fitted ones. Each goes with Student's t for the
+if it is outside all fitted ones. Each goes with Student's t for the
 number of groups left out less one, so a few sizes make a wide interval. Where shapes are concerned,
 the residuals plus the jackknife over shapes say where errors are larger; they are scaled so that
 their mean over the rows is the error of left-out shapes: adding them would count the spread of the
@@ -271,9 +271,9 @@ def _forms(published: ScoredRuns | None) -> list[Form]:
   forms: list[Form] = [Mean(), Ridge(), *LAWS]
   for law in LAWS if published else ():
     prior = law.shape_prior(law.fit(published.inputs, published.bpc), BORROWED_SPREAD)
-    told = f"{law.description}; exponents near those of the paper's tables"
+    description = f"{law.description}; exponents near those of the paper's tables"
     forms.append(
-      dataclasses.replace(law, name=f"{law.name}, borrowed", description=told, prior=prior)
+      dataclasses.replace(law, name=f"{law.name}, borrowed", description=description, prior=prior)
     )
   return forms
 

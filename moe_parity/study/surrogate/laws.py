@@ -8,7 +8,7 @@ arXiv:2305.16264):
 
 N0, D0 are the geometric means of the fitted rows. Fitted in log space with a normal prior on every
 parameter, so that what the rows say nothing about (R without repeated data, h without a dense row)
-stays where the prior puts it. Beside it a ridge regression and a constant, to be beaten.
+stays where the prior puts it. Also fitted: a ridge regression and a constant, to be beaten.
 """
 
 import dataclasses

@@ -19,7 +19,7 @@ holds the small files
 Either kind of checkpoint can be resumed by one process or by several.
 
 Workers exclude each other by leases. One that was thought dead and was only asleep finds out before
-it writes latest.json; were it to sleep between the two, the run would go on from its older
+it writes latest.json; were it to sleep between the two, the run would resume from its older
 checkpoint, which is work done twice and no other result.
 """
 

@@ -22,7 +22,7 @@ MOST_SKEW_SECONDS = 60  # certificates of https services and tokens of clouds fa
 
 
 class HealthCheck(NamedTuple):
-  """One thing looked at; `mend` is a command or a step, "" where it is well."""
+  """One thing checked; `mend` is a command or a step, "" where it is well."""
 
   what: str
   ok: bool
@@ -31,10 +31,10 @@ class HealthCheck(NamedTuple):
 
 
 def checkup(workdir: str | pathlib.Path | None, devices: bool = True) -> list[HealthCheck]:
-  """Everything that is looked at, in the order a start would need it.
+  """Everything that is checked, in the order a start would need it.
 
   Args:
-    workdir: a place for studies, looked at too; None looks at the machine alone.
+    workdir: a place for studies, checked too; None checks the machine alone.
     devices: whether JAX opens its devices, which takes them from others for the moment.
   """
   findings = [python(), *jax_and_devices(devices), driver(), disk(storage.cache_folder(), "cache")]

@@ -2,7 +2,7 @@
 
 The first process is the worker that leases, certifies and writes; before it trains a run it tells
 the others which, as JSON. An error that every process meets (a loss that is no number) fails the
-run and the study goes on; an error of one process alone ends them all, and the same command
+run and the study continues; an error of one process alone ends them all, and the same command
 resumes from there.
 """
 
@@ -64,7 +64,7 @@ def stop_followers() -> None:
 def to_message(
   config: ConfigDict, arm: ArmPlan, folder: pathlib.Path, bucket: BucketCheckpoints | None
 ) -> bytes:
-  """What the first process tells the others about a run."""
+  """What the first process sends the others about a run."""
   run = {"config": configs.to_json(config), "arm": arm.to_dict(), "folder": str(folder)}
   if bucket is not None:
     run["bucket"] = {"write": bucket.write, "read": bucket.read, "step": bucket.step}

@@ -4,8 +4,8 @@ A worker acquires the lease of a run (`leases`), trains it, and asks again what 
 until nothing is left that it could get. Workers of `--shard=i/n` begin with their own share and
 then help with the rest, so none waits while there is work. Before it leaves, a worker watches the
 runs of others: it leaves those that show a sign of life and takes over those that show none. An arm
-that fails is recorded with its error and the others go on; the next start tries it again. What is
-done is not touched. All a study is lies in its folder, so a worker may be killed at any moment and
+that fails is recorded with its error and the others continue; the next start tries it again. What
+is done is not touched. All of a study is in its folder, so a worker may be killed at any moment and
 started anywhere.
 """
 
@@ -170,12 +170,12 @@ def run_study(
     on_log: called for every logged step.
     log: takes a line a run that ended, failed or was taken over, and a line for each damaged
       checkpoint.
-    stop: tells when to stop.
+    stop: says when to stop.
   Returns:
     every arm of the study with its status; a failed one holds its error.
   Raises:
     SameNameError: another worker with this one's name is at work.
-    Stopped: as `stop` told.
+    Stopped: as `stop` requires.
   """
   worker = _Worker(study, on_log, log, actions, stop or StopRequests())
   while True:
