@@ -33,6 +33,15 @@ def pytest_collection_modifyitems(items):
       item.add_marker(pytest.mark.slow)
 
 
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+  """gs:// in memory, and an empty cache on this machine."""
+  from tests.helpers.bucket import install
+
+  monkeypatch.setenv("MOE_PARITY_CACHE", str(tmp_path / "cache"))
+  return install(monkeypatch)
+
+
 @pytest.fixture(autouse=True)
 def without_a_cache_left_on():
   """A command run in this process turns JAX's compile cache on; the next test begins without."""

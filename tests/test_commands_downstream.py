@@ -6,18 +6,16 @@ import pathlib
 import re
 import shutil
 
-import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from moe_parity import cli
 from moe_parity.downstream import likelihood
 from moe_parity.downstream.examinee import Examinee, Settings
 from moe_parity.downstream.likelihood import Likelihood
-from moe_parity.model.transformer import abstract_model
 from moe_parity.report import downstream as report
 from tests.helpers import olmes_package
+from tests.helpers.full_pass import log_probabilities
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -47,22 +45,12 @@ def examined(run, package, *options):
 def nats_by_hand(run):
   """(context, continuation) -> nats, from the logits of both at once."""
   examinee = Examinee(run, Settings(context=128))
-  graph = abstract_model(examinee.run.architecture, examinee.options)[0]
-
-  @jax.jit
-  def logits(params, buffers, row):
-    model = nnx.merge(graph, params, buffers)
-    return model.logits(model.final_hidden(row[None])[0])
+  of_text = log_probabilities(examinee, 128)
 
   def nats(context, continuation):
     one, other = examinee.tokenizer.encode_batch([context, continuation])
     ids = np.concatenate([[examinee.tokenizer.bos_id], one, other]).astype(np.int32)
-    row = np.zeros(128, np.int32)
-    row[: len(ids) - 1] = ids[:-1]
-    found = np.asarray(logits(examinee.run.params, examinee.run.buffers, row), np.float64)
-    found -= np.log(np.exp(found).sum(-1, keepdims=True))
-    places = np.arange(len(one), len(ids) - 1)
-    return -found[places, other].sum()
+    return -of_text(ids)[np.arange(len(one), len(ids) - 1), other].sum()
 
   return nats
 

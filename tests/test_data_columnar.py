@@ -5,16 +5,10 @@ import pytest
 
 from moe_parity.data import corpus
 from moe_parity.data.corpus import Source
-from moe_parity.data.readers import BadRecords
 from moe_parity.errors import UserError
-from tests.helpers.small_store import records, write_jsonl
+from tests.helpers.small_store import read_source, records, write_jsonl
 
 TEXTS = [r["text"] for r in records(700)]  # over two batches of rows
-
-
-def read(path, limit=0, **fields):
-  bad = BadRecords(limit)
-  return list(corpus.documents(Source(str(path), **fields), bad)), bad
 
 
 def parquet(path, listed):
@@ -48,7 +42,7 @@ WRITERS = {"parquet": parquet, "arrow": arrow, "arrayrecord": arrayrecord}
 @pytest.mark.parametrize("kind", WRITERS)
 def test_every_format_gives_the_documents_that_were_written(tmp_path, kind):
   path = WRITERS[kind](tmp_path / f"x.{kind}", records(700))
-  found, _ = read(path)
+  found, _ = read_source(path)
   assert [d.text for d in found] == TEXTS
   assert [(d.domain, d.source) for d in found] == [(r["domain"], r["source"]) for r in records(700)]
 
@@ -59,8 +53,8 @@ def test_a_row_without_text_is_named_by_its_number(tmp_path, kind):
   listed[270] |= {"text": None}
   path = WRITERS[kind](tmp_path / f"x.{kind}", listed)
   with pytest.raises(UserError, match=f"x.{kind}, record 271: field 'text' is missing"):
-    read(path)
-  found, bad = read(path, limit=1)
+    read_source(path)
+  found, bad = read_source(path, limit=1)
   assert len(found) == 299 and bad.count == 1
 
 
@@ -68,8 +62,8 @@ def test_a_row_without_text_is_named_by_its_number(tmp_path, kind):
 def test_a_missing_column_is_named(tmp_path, kind):
   path = WRITERS[kind](tmp_path / f"x.{kind}", [{"body": "a"}])
   with pytest.raises(UserError, match="no column 'text' .it has body"):
-    read(path)
-  assert read(path, text_key="body")[0][0].text == "a"
+    read_source(path)
+  assert read_source(path, text_key="body")[0][0].text == "a"
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -77,18 +71,18 @@ def test_a_truncated_file_is_refused(tmp_path, kind):
   path = WRITERS[kind](tmp_path / f"x.{kind}", records(700))
   path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
   with pytest.raises(UserError, match=f"x.{kind}, record [0-9]+: .*(readable|damaged)"):
-    read(path)
+    read_source(path)
 
 
 def test_arrayrecord_also_holds_plain_text(tmp_path):
   path = arrayrecord(tmp_path / "notes.arrayrecord", ["é\n".encode(), b"two"])
-  found, _ = read(path, domain="d", text_key="unused")
+  found, _ = read_source(path, domain="d", text_key="unused")
   assert [(d.text, d.domain, d.source) for d in found] == [
     ("é\n", "d", "notes"),
     ("two", "d", "notes"),
   ]
   bad = arrayrecord(tmp_path / "bad.arrayrecord", [b"one", b"\xff", b"{broken", b"four"])
-  found, counted = read(bad, limit=2)
+  found, counted = read_source(bad, limit=2)
   assert [d.text for d in found] == ["one", "four"]
   assert "record 2: not UTF-8" in counted.messages[0] and "record 3" in counted.messages[1]
 
@@ -123,7 +117,7 @@ def test_arrayrecord_holds_tf_examples_as_tfds_writes_them(tmp_path):
     b"\n\x02(\x01",
   ]
   path = arrayrecord(tmp_path / "train.arrayrecord", listed)
-  found, _ = read(path, domain_key="lang", source_key="id")
+  found, _ = read_source(path, domain_key="lang", source_key="id")
   assert [(d.text, d.domain, d.source) for d in found] == [
     (long, "fr", "7"),
     ("two", "train", "train"),
@@ -134,7 +128,7 @@ def test_arrayrecord_holds_tf_examples_as_tfds_writes_them(tmp_path):
     tmp_path / "bad.arrayrecord",
     [tf_example(text=b"\xff\xfe"), tf_example(body=b"a"), tf_example(text=3), b"good"],
   )
-  found, counted = read(bad, limit=3)
+  found, counted = read_source(bad, limit=3)
   assert [d.text for d in found] == ["good"]
   for number, words in enumerate(("not UTF-8", "'text' is missing", "'text' is a int"), 1):
     assert f"record {number}: " in counted.messages[number - 1]
@@ -147,26 +141,26 @@ def test_a_folder_of_save_to_disk_is_read_in_its_own_order(tmp_path):
   files = [{"filename": "data-1.arrow"}, {"filename": "data-0.arrow"}]
   (tmp_path / "state.json").write_text(json.dumps({"_data_files": files}))
   (tmp_path / "dataset_info.json").write_text("{}")
-  found, _ = read(tmp_path)
+  found, _ = read_source(tmp_path)
   assert [d.text for d in found] == [r["text"] for r in records(10) + records(10, seed=1)]
 
 
 def test_a_folder_of_several_splits_asks_for_one(tmp_path):
   (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
   with pytest.raises(UserError, match="give one of train, test below it"):
-    read(tmp_path)
+    read_source(tmp_path)
 
 
 def test_a_path_with_a_scheme_is_read_like_a_local_one(tmp_path):
   write_jsonl(tmp_path / "b.jsonl", records(4))
   (tmp_path / "a.txt").write_text("text")
-  found, _ = read(f"file://{tmp_path}")
+  found, _ = read_source(f"file://{tmp_path}")
   assert [d.text for d in found] == ["text"] + [r["text"] for r in records(4)]
   assert [f["bytes"] for f in corpus.content_of(Source(f"file://{tmp_path}"))][0] == 4
   with pytest.raises(UserError, match="does not exist"):
-    read(f"file://{tmp_path}/missing")
+    read_source(f"file://{tmp_path}/missing")
   with pytest.raises(UserError, match="cannot be opened"):
-    read("noscheme://bucket/x.jsonl")
+    read_source("noscheme://bucket/x.jsonl")
 
 
 def test_zstd_is_read_frame_by_frame_and_a_cut_is_noticed(tmp_path):
@@ -175,11 +169,11 @@ def test_zstd_is_read_frame_by_frame_and_a_cut_is_noticed(tmp_path):
   frames = [zstandard.compress(b"".join(lines[i : i + 1500])) for i in (0, 1500, 3000)]
   path = tmp_path / "x.jsonl.zst"
   path.write_bytes(b"".join(frames))
-  found, _ = read(path)
+  found, _ = read_source(path)
   assert [d.text for d in found] == [r["text"] for r in records(4000)]
   path.write_bytes(b"".join(frames)[:-20])
   with pytest.raises(UserError, match="record [0-9]+: the archive is damaged or cut off"):
-    read(path)
+    read_source(path)
 
 
 def with_bad_rows(kind, path, bad, count=700):
@@ -207,19 +201,19 @@ def test_a_bad_row_costs_that_row(tmp_path, kind):
   bad_rows = {0, 30, 31, 256, 699}
   ending = "parquet" if kind == "parquet" else "arrow"
   path = with_bad_rows(kind, tmp_path / f"x.{ending}", bad_rows)
-  found, bad = read(path, limit=5)
+  found, bad = read_source(path, limit=5)
   assert [d.text for d in found] == [t for row, t in enumerate(TEXTS) if row not in bad_rows]
   assert bad.count == 5 and bad.num_bytes > 0
   for row, message in zip(sorted(bad_rows), bad.messages, strict=True):
     assert f"record {row + 1}: not UTF-8" in message
   with pytest.raises(UserError, match="record 700: .*allowed: 4, found so far: 5"):
-    read(path, limit=4)
+    read_source(path, limit=4)
 
 
 @pytest.mark.parametrize("ending", ["arrow", "feather", "ARROW", "ipc"])
 def test_arrow_files_are_read_like_streams(tmp_path, ending):
   path = with_bad_rows("file", tmp_path / f"x.{ending}", ())
-  assert [d.text for d in read(path)[0]] == TEXTS
+  assert [d.text for d in read_source(path)[0]] == TEXTS
 
 
 @pytest.mark.parametrize("kind", ["parquet", "stream", "file"])
@@ -229,7 +223,7 @@ def test_a_cut_columnar_file_stops_whatever_the_limit(tmp_path, kind, part):
   data = path.read_bytes()
   path.write_bytes(data[: int(part * len(data))] if part >= 0 else data[:part])
   with pytest.raises(UserError, match="how much of the file is lost is not known"):
-    read(path, limit=10**6)
+    read_source(path, limit=10**6)
 
 
 def test_a_stream_cut_between_two_batches_stops(tmp_path):
@@ -242,7 +236,7 @@ def test_a_stream_cut_between_two_batches_stops(tmp_path):
   for cut in range(len(data) - 16, 0, -8):
     path.write_bytes(data[:cut])
     with pytest.raises(UserError, match="cut off"):
-      read(path, limit=10**6)
+      read_source(path, limit=10**6)
     try:
       with pyarrow.ipc.open_stream(data[:cut]) as stream:
         if stream.read_all().num_rows < whole:
@@ -256,7 +250,7 @@ def test_a_column_store_of_another_format_stops(tmp_path):
   for name in ("x.parquet", "x.arrow", "x.arrayrecord"):
     (tmp_path / name).write_bytes(b'{"text": "a"}\n' * 50)
     with pytest.raises(UserError, match="not readable as"):
-      read(tmp_path / name, limit=100)
+      read_source(tmp_path / name, limit=100)
 
 
 def test_a_page_that_contradicts_its_checksum_stops(tmp_path):
@@ -266,9 +260,9 @@ def test_a_page_that_contradicts_its_checksum_stops(tmp_path):
   path = tmp_path / "x.parquet"
   options = dict(compression="none", use_dictionary=False, write_page_checksum=True)
   module.write_table(pyarrow.table({"text": TEXTS}), path, **options)
-  assert len(read(path)[0]) == len(TEXTS)
+  assert len(read_source(path)[0]) == len(TEXTS)
   data = path.read_bytes()
   place = data.index(TEXTS[300].encode())
   path.write_bytes(data[:place] + b"X" + data[place + 1 :])
   with pytest.raises(UserError, match="how much of the file is lost is not known"):
-    read(path, limit=10**6)
+    read_source(path, limit=10**6)

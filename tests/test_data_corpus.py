@@ -5,17 +5,10 @@ import lzma
 import pytest
 
 from moe_parity.data import corpus, storage
-from moe_parity.data.corpus import Source
-from moe_parity.data.readers import BadRecords
 from moe_parity.errors import UserError
-from tests.helpers.small_store import write_jsonl
+from tests.helpers.small_store import read_source, write_jsonl
 
 ONE = {"text": "plain text", "domain": "prose", "source": "a"}
-
-
-def read(path, limit=0, **fields):
-  bad = BadRecords(limit)
-  return list(corpus.documents(Source(str(path), **fields), bad)), bad
 
 
 def test_the_builtin_corpus_holds_what_its_notice_says():
@@ -42,7 +35,7 @@ def test_jsonl_gives_the_same_documents_plain_and_compressed(tmp_path, suffix, c
   lines = "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts)
   path = tmp_path / f"name.jsonl{suffix}"
   path.write_bytes(compress(lines.encode()))
-  found, _ = read(path)
+  found, _ = read_source(path)
   assert [d.text for d in found] == texts
   assert {(d.domain, d.source) for d in found} == {("name", "name")}
 
@@ -53,14 +46,14 @@ def test_a_folder_is_read_in_order_and_text_keeps_its_bytes(tmp_path):
   (tmp_path / "a" / "x.py").write_text("print()\n")
   (tmp_path / ".hidden").write_text("no")
   write_jsonl(tmp_path / "c.jsonl", [ONE])
-  found, _ = read(tmp_path, domain="mine")
+  found, _ = read_source(tmp_path, domain="mine")
   assert [d.text for d in found] == ["print()\n", "zwei\r\n\ttab\r", "plain text"]
   assert {d.domain for d in found} == {"mine"}
 
 
 def test_fields_can_be_named(tmp_path):
   path = write_jsonl(tmp_path / "x.jsonl", [{"content": "t", "lang": "de", "id": 7}])
-  found, _ = read(path, text_key="content", domain_key="lang", source_key="id")
+  found, _ = read_source(path, text_key="content", domain_key="lang", source_key="id")
   assert (found[0].text, found[0].domain, found[0].source) == ("t", "de", "7")
 
 
@@ -82,17 +75,17 @@ def test_a_broken_record_is_named_by_file_and_number(tmp_path, line, words):
   path = tmp_path / "x.jsonl"
   path.write_bytes(json.dumps(ONE).encode() + b"\n" + line + b"\n")
   with pytest.raises(UserError, match=rf"x\.jsonl, record 2: .*{words}"):
-    read(path)
+    read_source(path)
 
 
 def test_broken_records_within_the_limit_are_skipped_and_counted(tmp_path):
   path = tmp_path / "x.jsonl"
   lines = [line for line, _ in BROKEN]
   path.write_bytes(b"\n".join([*lines, json.dumps(ONE).encode()]) + b"\n")
-  found, bad = read(path, limit=len(lines))
+  found, bad = read_source(path, limit=len(lines))
   assert len(found) == 1 and bad.count == len(lines)
   with pytest.raises(UserError, match=f"allowed: {len(lines) - 1}"):
-    read(path, limit=len(lines) - 1)
+    read_source(path, limit=len(lines) - 1)
 
 
 @pytest.mark.parametrize("suffix, compress", [(".gz", gzip.compress), (".xz", lzma.compress)])
@@ -102,29 +95,29 @@ def test_a_truncated_archive_is_reported_where_it_breaks_off(tmp_path, suffix, c
   path = tmp_path / f"x.jsonl{suffix}"
   path.write_bytes(data[: len(data) // 2])
   with pytest.raises(UserError, match="record [1-9][0-9]+: the archive is damaged or cut off"):
-    read(path)
+    read_source(path)
   with pytest.raises(UserError, match="max_bad_records does not cover it"):
-    read(path, limit=10_000)
+    read_source(path, limit=10_000)
 
 
 def test_a_text_file_that_is_not_utf8_is_refused(tmp_path):
   (tmp_path / "x.txt").write_bytes(b"abc\xe9def")
   with pytest.raises(UserError, match="not UTF-8 at byte 3"):
-    read(tmp_path / "x.txt")
+    read_source(tmp_path / "x.txt")
 
 
 def test_an_empty_corpus_is_refused(tmp_path):
   (tmp_path / "x.jsonl").write_bytes(b"")
   with pytest.raises(UserError, match="empty .0 bytes"):
-    read(tmp_path / "x.jsonl")
+    read_source(tmp_path / "x.jsonl")
   (tmp_path / "x.jsonl").write_bytes(b"\n")
   with pytest.raises(UserError, match="the line is empty"):
-    read(tmp_path / "x.jsonl")
+    read_source(tmp_path / "x.jsonl")
   (tmp_path / "empty").mkdir()
   with pytest.raises(UserError, match="without files"):
-    read(tmp_path / "empty")
+    read_source(tmp_path / "empty")
   with pytest.raises(UserError, match="does not exist"):
-    read(tmp_path / "missing.jsonl")
+    read_source(tmp_path / "missing.jsonl")
 
 
 def test_a_missing_package_is_named():

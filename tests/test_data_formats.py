@@ -14,7 +14,7 @@ from moe_parity.data.corpus import Source
 from moe_parity.data.formats import FORMATS, file_label, format_of
 from moe_parity.data.readers import BadRecords
 from moe_parity.errors import UserError
-from tests.helpers.small_store import records
+from tests.helpers.small_store import read_source, records
 
 PACKERS = {
   "": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress,
@@ -33,8 +33,8 @@ LAYOUTS = {
 
 
 def read(path, limit=0, **fields):
-  bad = BadRecords(limit)
-  return [d.text for d in corpus.documents(Source(str(path), **fields), bad)], bad
+  documents, bad = read_source(path, limit, **fields)
+  return [document.text for document in documents], bad
 
 
 @pytest.mark.parametrize("packed", PACKERS)

@@ -16,15 +16,11 @@ from moe_parity.data.corpus import Source
 from moe_parity.data.prepare import prepare
 from moe_parity.data.scan import HeldOut
 from moe_parity.errors import UserError
-from tests.helpers.small_store import records, small_store, write_jsonl
+from tests.helpers.small_store import records, small_store, texts_of, write_jsonl
 
 
 def contents(folder):
   return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def texts(split):
-  return [split.tokenizer.decode(split.document(i)) for i in range(split.num_documents)]
 
 
 def test_the_builtin_corpus_keeps_its_own_held_out_works(tmp_path, monkeypatch):
@@ -58,11 +54,12 @@ def test_every_text_is_in_one_split_once(tmp_path):
   repeated = all_records + all_records[10:30] + all_records[:5]
   path = write_jsonl(tmp_path / "a.jsonl", repeated)
   store = prepare(path, store=str(tmp_path / "s"), held_out="hash:0.25")
-  found = texts(store.train) + texts(store.validation)
+  found = texts_of(store.train) + texts_of(store.validation)
   assert sorted(found) == sorted(r["text"] for r in all_records)
   assert 5 < store.validation.num_documents < 40
   assert store.manifest["duplicates"]["num_documents"] == 25
-  assert texts(store.train) == [r["text"] for r in all_records if r["text"] in texts(store.train)]
+  found = texts_of(store.train)
+  assert found == [r["text"] for r in all_records if r["text"] in found]
 
 
 def test_the_split_of_a_text_does_not_depend_on_others(tmp_path):
@@ -70,8 +67,8 @@ def test_the_split_of_a_text_does_not_depend_on_others(tmp_path):
                  held_out="hash:0.3")  # fmt: skip
   more = prepare(write_jsonl(tmp_path / "b.jsonl", records(60)[::-1] + records(30, seed=9)),
                  store=str(tmp_path / "b"), held_out="hash:0.3")  # fmt: skip
-  assert set(texts(some.validation)) <= set(texts(more.validation))
-  assert not set(texts(some.train)) & set(texts(more.validation))
+  assert set(texts_of(some.validation)) <= set(texts_of(more.validation))
+  assert not set(texts_of(some.train)) & set(texts_of(more.validation))
 
 
 def test_named_works_are_held_out_with_their_copies(tmp_path):
@@ -80,8 +77,8 @@ def test_named_works_are_held_out_with_their_copies(tmp_path):
   path = write_jsonl(tmp_path / "a.jsonl", [copy, *listed])
   store = prepare(path, store=str(tmp_path / "s"), held_out="works:work-7, work-1?")
   held_out = {listed[7]["text"]} | {listed[i]["text"] for i in range(10, 20)}
-  assert set(texts(store.validation)) == held_out
-  assert not held_out & set(texts(store.train))
+  assert set(texts_of(store.validation)) == held_out
+  assert not held_out & set(texts_of(store.train))
   with pytest.raises(UserError, match="'work-77' is no source of the corpus; near it: work-7"):
     prepare(path, store=str(tmp_path / "t"), held_out="works:work-77")
 
@@ -91,8 +88,8 @@ def test_another_source_is_the_held_out_split(tmp_path):
   path = write_jsonl(tmp_path / "a.jsonl", train + other[:3])
   held = write_jsonl(tmp_path / "b.jsonl", other)
   store = prepare(path, store=str(tmp_path / "s"), held_out=f"source:{held}")
-  assert texts(store.validation) == [r["text"] for r in other]
-  assert texts(store.train) == [r["text"] for r in train]
+  assert texts_of(store.validation) == [r["text"] for r in other]
+  assert texts_of(store.train) == [r["text"] for r in train]
   assert [o["num_documents"] for o in store.manifest["splits"]["validation"]["by_origin"]] == [
     0,
     12,

@@ -4,22 +4,16 @@ import json
 
 import pytest
 
-from moe_parity.data import corpus
 from moe_parity.data.corpus import Source
 from moe_parity.data.prepare import prepare
-from moe_parity.data.readers import BadRecords, value_of
+from moe_parity.data.readers import value_of
 from moe_parity.errors import UserError
-from tests.helpers.small_store import write_jsonl
+from tests.helpers.small_store import read_source, write_jsonl
 from tests.test_data_columnar import WRITERS
 
 
 def texts(count=40):
   return [f"document {i} " + f"word{i} " * 9 for i in range(count)]
-
-
-def read(path, limit=0, **fields):
-  bad = BadRecords(limit)
-  return list(corpus.documents(Source(str(path), **fields), bad)), bad
 
 
 def domains(folder, records, **keys):
@@ -87,14 +81,14 @@ def test_a_key_of_some_records_is_enough(tmp_path):
 def test_nested_columns_hold_text_and_domain(tmp_path, kind):
   listed = [{"meta": {"body": t, "set": f"d{i % 2}"}, "more": i} for i, t in enumerate(texts())]
   path = WRITERS[kind](tmp_path / f"x.{kind}", listed)
-  found, _ = read(path, text_key="meta.body", domain_key="meta.set", source_key="more")
+  found, _ = read_source(path, text_key="meta.body", domain_key="meta.set", source_key="more")
   assert [d.text for d in found] == texts()
   assert [d.domain for d in found[:3]] == ["d0", "d1", "d0"] and found[5].source == "5"
 
 
 def test_nested_text_of_json_is_read(tmp_path):
   path = write_jsonl(tmp_path / "x.jsonl", [{"a": {"b": {"t": text}}} for text in texts()])
-  assert [d.text for d in read(path, text_key="a.b.t")[0]] == texts()
+  assert [d.text for d in read_source(path, text_key="a.b.t")[0]] == texts()
 
 
 def test_held_out_sources_are_read_by_the_keys_of_the_corpus(tmp_path):
@@ -109,7 +103,7 @@ def test_a_long_text_is_given_back_by_its_bytes(tmp_path):
   """Columns of plain bytes are text where they are UTF-8."""
   listed = [{"text": text.encode() if i != 3 else b"\xff"} for i, text in enumerate(texts())]
   path = WRITERS["parquet"](tmp_path / "x.parquet", listed)
-  found, bad = read(path, limit=1)
+  found, bad = read_source(path, limit=1)
   assert [d.text for d in found] == [text for i, text in enumerate(texts()) if i != 3]
   assert "record 4: field 'text' is not UTF-8" in bad.messages[0]
 

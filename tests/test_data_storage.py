@@ -8,15 +8,8 @@ from moe_parity.data.prepare import prepare
 from moe_parity.data.token_store import open_store
 from moe_parity.data.tokenizer import byte_tokenizer
 from moe_parity.errors import UserError
-from tests.helpers.bucket import install
 from tests.helpers.small_store import records, write_jsonl
 from tests.test_data_columnar import WRITERS
-
-
-@pytest.fixture
-def bucket(monkeypatch, tmp_path):
-  monkeypatch.setenv("MOE_PARITY_CACHE", str(tmp_path / "cache"))
-  return install(monkeypatch)
 
 
 def fill(bucket, tmp_path):

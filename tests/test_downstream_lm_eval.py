@@ -4,14 +4,12 @@ import json
 import math
 import pathlib
 
-import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from moe_parity import cli
 from moe_parity.downstream.examinee import Examinee, Settings
-from moe_parity.model.transformer import abstract_model
+from tests.helpers.full_pass import log_probabilities
 
 pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install 'moe_parity[eval]'")
 pytestmark = [
@@ -72,20 +70,10 @@ def yaml(tmp_path_factory):
 @pytest.fixture(scope="module")
 def nll(run):
   """ids -> nats of each but the first, from the logits of all at once, float64 from there on."""
-  examinee = Examinee(run, Settings(context=WINDOW))
-  graph = abstract_model(examinee.run.architecture, examinee.options)[0]
-
-  @jax.jit
-  def logits(params, buffers, row):
-    model = nnx.merge(graph, params, buffers)
-    return model.logits(model.final_hidden(row[None])[0])
+  of_text = log_probabilities(Examinee(run, Settings(context=WINDOW)), WINDOW)
 
   def nats(ids):
-    row = np.zeros(WINDOW, np.int32)
-    row[: len(ids) - 1] = ids[:-1]
-    found = np.asarray(logits(examinee.run.params, examinee.run.buffers, row), np.float64)
-    found -= np.log(np.exp(found).sum(-1, keepdims=True))
-    return -found[np.arange(len(ids) - 1), ids[1:]]
+    return -of_text(ids)[np.arange(len(ids) - 1), ids[1:]]
 
   return nats
 

@@ -11,7 +11,13 @@ from moe_parity.data.prepare import prepare
 from moe_parity.errors import UserError
 from moe_parity.evaluation import bits_per_character
 from tests.helpers import lm_eval_golden
-from tests.helpers.small_store import one_separator_tokenizer, records, small_store, write_jsonl
+from tests.helpers.small_store import (
+  one_separator_tokenizer,
+  records,
+  small_store,
+  texts_of,
+  write_jsonl,
+)
 
 S, B = 20, 3
 
@@ -46,10 +52,6 @@ def bigram(inputs, targets, mask):
 def depth(inputs, targets, mask):
   """Nats that are a token's place in its window: shows how much context each token was given."""
   return np.broadcast_to(np.arange(inputs.shape[1], dtype=np.float64), inputs.shape)
-
-
-def texts_of(split):
-  return [split.tokenizer.decode(split.document(i)) for i in range(split.num_documents)]
 
 
 @pytest.mark.parametrize("mode, stride", [("document", 0), ("strided", 7), ("packed", 0)])

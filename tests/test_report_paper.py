@@ -2,21 +2,17 @@
 
 import pytest
 
-from moe_parity.report import figure_style, paper_figures, tables
+from moe_parity.report import paper_figures, tables
 from moe_parity.study import reading
 from moe_parity.study.analysis import compare
 from tests.helpers import fake_study
+from tests.helpers.drawing import draw
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   fake = fake_study.Fake(rates=(0.1, 0.25, 0.5), telemetry=False)
   return fake_study.write_study(tmp_path_factory.mktemp("study"), fake)
-
-
-def draw(drawing):
-  with figure_style.settings():
-    return drawing.draw(figure_style.DESK)
 
 
 def test_published_sweeps_hold_the_digits_of_tables_10_14_and_16():

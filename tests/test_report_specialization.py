@@ -5,9 +5,10 @@ import pytest
 
 from moe_parity import cli
 from moe_parity.evaluation import specialization as statistics
-from moe_parity.report import figure_style, specialization
+from moe_parity.report import specialization
 from moe_parity.study import reading
 from tests.helpers import fake_study
+from tests.helpers.drawing import draw
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +24,6 @@ def folder(tmp_path_factory):
   choices = statistics.RoutingCounts(("prose", "code"), domain, np.full(20, 150), counts, pairs, 2)
   statistics.save(choices, folder / "runs/moe_20-s0")
   return folder
-
-
-def draw(drawing):
-  with figure_style.settings():
-    return drawing.draw(figure_style.DESK)
 
 
 def test_the_layer_split_by_domain_is_shown_as_all_there_can_be(folder):

@@ -23,6 +23,7 @@ from moe_parity.report import (
 )
 from moe_parity.study import reading
 from tests.helpers import fake_steps, fake_study
+from tests.helpers.drawing import draw
 from tests.test_report_page import read
 
 
@@ -33,11 +34,6 @@ def folder(tmp_path_factory):
   fake_steps.write_steps(folder)
   page.write_report(folder)
   return folder
-
-
-def draw(drawing):
-  with figure_style.settings():
-    return drawing.draw(figure_style.DESK)
 
 
 def test_the_page_has_sentences_tables_and_figures_of_every_step(folder):

@@ -6,7 +6,6 @@ import math
 
 import pytest
 
-from moe_parity.defaults import base, dense_arm, moe_arm
 from moe_parity.errors import UserError
 from moe_parity.study.comparisons import Results, plan_comparisons
 from moe_parity.study.methods import activation_rate
@@ -17,16 +16,7 @@ RATES = (0.2, 0.25, 0.3, 0.4, 0.55)
 
 
 def config(**study):
-  made = base()
-  made.name = "sweep"
-  made.budget.num_params, made.budget.dense_tokens, made.budget.seq_len = 100_000, 20_000, 64
-  made.arms.dense = dense_arm(d_head=16)
-  made.arms.moe = moe_arm(num_layers=2, d_model=32, d_head=16, multiple_of=4)
-  made.study.method = "activation_rate"
-  made.study.activation_rates = RATES
-  for name, value in study.items():
-    made.study[name] = value
-  return made.lock()
+  return fake_training.sweep_config("activation_rate", RATES, 20_000, **study)
 
 
 def run(folder, made, **kwargs):
@@ -34,10 +24,6 @@ def run(folder, made, **kwargs):
   kwargs.setdefault("actions", fake_training.actions())
   arms = run_study(study, log=lambda line: None, **kwargs)
   return study, arms
-
-
-def ran(folder):
-  return [(name, seed) for _, name, seed in fake_training.started(folder)]
 
 
 def test_seeds_go_to_dense_to_the_best_rate_and_to_its_neighbors(tmp_path):
@@ -51,7 +37,7 @@ def test_seeds_go_to_dense_to_the_best_rate_and_to_its_neighbors(tmp_path):
     "dense_2c": [0], "dense_active": best, "dense_small_0p5": best, "dense_small_0p25": best,
     "dense_small_0p125": best,
   }  # fmt: skip
-  assert {arm.status for arm in arms} == {"done"} and len(ran(tmp_path)) == len(arms)
+  assert {arm.status for arm in arms} == {"done"} and len(fake_training.ran(tmp_path)) == len(arms)
   assert study.summarize()["sentences"][-1] == "11 MoE runs and 16 dense runs are done."
 
 
@@ -82,7 +68,7 @@ def test_a_stopped_and_resumed_study_trains_the_same_arms_once(tmp_path):
   class Stop(BaseException):
     pass
 
-  for stop in range(1, len(ran(tmp_path / "whole"))):
+  for stop in range(1, len(fake_training.ran(tmp_path / "whole"))):
     folder = tmp_path / f"stopped_{stop}"
     actions = fake_training.actions()
 
@@ -97,7 +83,7 @@ def test_a_stopped_and_resumed_study_trains_the_same_arms_once(tmp_path):
     with pytest.raises(Stop):
       run(folder, made, actions=dataclasses.replace(actions, train=train))
     run(folder, made)
-    assert sorted(ran(folder)) == sorted(ran(tmp_path / "whole"))
+    assert sorted(fake_training.ran(folder)) == sorted(fake_training.ran(tmp_path / "whole"))
     assert (folder / "plan.json").read_text() == (tmp_path / "whole/plan.json").read_text()
 
 

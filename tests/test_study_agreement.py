@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moe_parity.study.workers.agreement import check_agreement, disagreements
-from tests.helpers.workers import TINY, end, start, world
+from tests.helpers.workers import TINY, end_all, start, world
 
 
 def test_the_odd_process_is_named_with_what_it_differs_in():
@@ -29,11 +29,7 @@ def test_processes_of_other_configs_are_refused_before_training(tmp_path):
     start(tmp_path / "cache", *words, *place, *own)
     for place, own in zip(world(2), more, strict=True)
   ]
-  try:
-    ends = [end(process) for process in both]
-  finally:
-    for process in both:
-      process.kill()
+  ends = end_all(*both)
   assert [rc for rc, _ in ends] == [2, 2], ends
   for _, output in ends:
     assert "the processes of this run differ: process 1 in config" in output

@@ -16,17 +16,10 @@ from moe_parity.study.workers.shard import Shard
 from moe_parity.training import loop
 from tests import test_study_activation_rate
 from tests.helpers import fake_training
-from tests.helpers.bucket import install
 from tests.test_study_bucket_mirror import train
 from tests.test_training_loop import arm, store  # noqa: F401 - a fixture
 
 URL = "gs://mine/studies/a"
-
-
-@pytest.fixture
-def bucket(monkeypatch, tmp_path):
-  monkeypatch.setenv("MOE_PARITY_CACHE", str(tmp_path / "cache"))
-  return install(monkeypatch)
 
 
 def open_study(tmp_path, made=None, url=URL):

@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 
-from moe_parity.defaults import base, dense_arm, moe_arm
 from moe_parity.errors import UserError
 from moe_parity.planning.scaling_laws import DataConstrainedLaw
 from moe_parity.study.comparisons import Results, plan_comparisons
@@ -18,18 +17,8 @@ RATES = (0.2, 0.3, 0.45)
 
 
 def config(**study):
-  made = base()
-  made.name = "reuse"
-  made.budget.num_params, made.budget.dense_tokens, made.budget.seq_len = 100_000, 6_400, 64
-  made.arms.dense = dense_arm(d_head=16)
-  made.arms.moe = moe_arm(num_layers=2, d_model=32, d_head=16, multiple_of=4)
-  made.study.method = "data_reuse"
-  made.study.activation_rates = RATES
-  made.study.compute_multiples = ()
-  made.study.epochs = (2.0, 4.0, 8.0)
-  for name, value in study.items():
-    made.study[name] = value
-  return made.lock()
+  fields = {"compute_multiples": (), "epochs": (2.0, 4.0, 8.0)} | study
+  return fake_training.sweep_config("data_reuse", RATES, 6_400, **fields)
 
 
 def law(arm, decay):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from moe_parity.study.workers.peers import LEFT, Peers
+from tests.helpers.clock import Clock
 from tests.helpers.workers import TINY, end, start, steps, wait_until, world
 
 
@@ -21,13 +22,6 @@ class Store:
 
   def key_value_dir_get(self, prefix):
     return [(key, value) for key, value in self.values.items() if key.startswith(prefix)]
-
-
-class Clock:
-  now = 0.0
-
-  def __call__(self):
-    return self.now
 
 
 def three():

@@ -331,7 +331,10 @@ def test_a_shard_begins_with_its_own_arms_and_then_helps():
   assert len({order[0] for order in orders}) == 3
 
 
-@pytest.mark.parametrize("text", ["", "2", "0/3", "4/3", "a/b", "1/2/3", "-1/2"])
+NO_SHARDS = ["", "2", "0/3", "4/3", "a/b", "1/2/3", "-1/2", "²/4", "1/²", "1/1e3", "1/" + "9" * 30]
+
+
+@pytest.mark.parametrize("text", NO_SHARDS)
 def test_a_shard_that_is_none_is_refused(text):
   with pytest.raises(UserError, match="--shard="):
     Shard.parse(text)

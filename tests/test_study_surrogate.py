@@ -3,8 +3,6 @@
 import json
 import math
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from moe_parity.study.surrogate import fit, laws
 from moe_parity.study.surrogate.laws import ArmFeatures
 from moe_parity.study.surrogate.rows import make_rows, published_rows, study_rows
 from tests.helpers import fake_study
+from tests.helpers.workers import without_jax
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -210,13 +209,7 @@ def test_impossible_arms_and_too_few_runs_are_refused(tmp_path):
 
 
 def test_predict_answers_for_a_config_without_loading_jax():
-  code = (
-    "import sys; from moe_parity import cli;"
-    f"cli.main(['predict', '--config={ROOT}/configs/paper_7b.py', '--json']);"
-    "assert not [m for m in sys.modules if m.split('.')[0] in ('jax', 'flax', 'orbax', 'grain')]"
-  )
-  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-  answer = json.loads(done.stdout)
+  answer = json.loads(without_jax("predict", f"--config={ROOT}/configs/paper_7b.py", "--json"))
   arms = {arm["name"]: arm for arm in answer["arms"]}
   assert len(arms) == 8 and arms["dense"]["minus_dense"] is None
   assert arms["moe_20"]["minus_dense"]["interval"][1] < 0

@@ -53,10 +53,6 @@ def run(folder, made, bpc):
   return study
 
 
-def ran(folder):
-  return [(name, seed) for _, name, seed in fake_training.started(folder)]
-
-
 def rates(study):
   (comparison,) = study.comparisons
   return {arm.name: arm.peak_learning_rate for arm in comparison.plan.arms if not arm.tunes}
@@ -66,8 +62,9 @@ def test_every_arm_and_control_trains_at_its_own_best_rate(tmp_path):
   best = {"dense": 0.004, "moe_20": 0.008, "dense_active": 0.004, "dense_small": 0.002}
   study = run(tmp_path, config(grid_extensions=0), truth(best))
   assert rates(study) == {"moe_40": 0.004, **best}
-  tries = [name for name, seed in ran(tmp_path) if seed == 9]
-  assert len(tries) == len(set(tries)) == 5 * 3 and ran(tmp_path)[:15] == [(t, 9) for t in tries]
+  ran = fake_training.ran(tmp_path)
+  tries = [name for name, seed in ran if seed == 9]
+  assert len(tries) == len(set(tries)) == 5 * 3 and ran[:15] == [(t, 9) for t in tries]
   tokens = {arm.tunes or arm.name: set() for arm in study.comparisons[0].plan.arms}
   for arm in study.comparisons[0].plan.arms:
     tokens[arm.tunes or arm.name].add((arm.num_tokens, arm.num_params))

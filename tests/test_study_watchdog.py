@@ -3,13 +3,7 @@
 import threading
 
 from moe_parity.study.workers.watchdog import Watchdog
-
-
-class Clock:
-  now = 0.0
-
-  def __call__(self):
-    return self.now
+from tests.helpers.clock import Clock
 
 
 def test_ten_minutes_without_a_step_are_too_many():

@@ -12,7 +12,7 @@ from moe_parity.evaluation import specialization
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.startup import start_jax
 from moe_parity.training.load_run import evaluate_run, load_run
-from tests.helpers.workers import end, start, world
+from tests.helpers.workers import end_all, start, world
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL = [
@@ -30,12 +30,9 @@ def train(workdir, cache, *arguments, devices=1):
 
 def finish(*processes):
   """Their outputs; every process must end well."""
-  try:
-    ends = [end(process) for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-  assert [code for code, _ in ends] == [0] * len(ends), ends
+  ends = end_all(*processes)
+  for code, output in ends:
+    assert code == 0, output
   return [output for _, output in ends]
 
 
@@ -53,8 +50,8 @@ def runs(tmp_path_factory):
   """(folder of one process's run, of two processes', what the two said)."""
   folder = tmp_path_factory.mktemp("runs")
   finish(train(folder / "one", folder / "cache"))
-  told = two(folder / "two", folder / "cache", "--config.mesh.expert=2")
-  return folder / "one", folder / "two", told
+  outputs = two(folder / "two", folder / "cache", "--config.mesh.expert=2")
+  return folder / "one", folder / "two", outputs
 
 
 def test_two_processes_log_the_losses_of_one(runs):

@@ -38,6 +38,19 @@ def config(rates=(0.2, 0.3, 0.4, 0.5)):
   return made.lock()
 
 
+def sweep_config(method, rates, dense_tokens, **study):
+  """A study by one of the paper's steps: a dense arm and an MoE that takes any of the rates."""
+  made = base()
+  made.name = method
+  made.budget.num_params, made.budget.dense_tokens, made.budget.seq_len = 100_000, dense_tokens, 64
+  made.arms.dense = dense_arm(d_head=16)
+  made.arms.moe = moe_arm(num_layers=2, d_model=32, d_head=16, multiple_of=4)
+  made.study.method, made.study.activation_rates = method, rates
+  for name, value in study.items():
+    made.study[name] = value
+  return made.lock()
+
+
 @functools.cache
 def store():
   """A store larger than any budget of the tests, made once a process."""
@@ -89,24 +102,24 @@ def actions(*, seconds=0.0, truth=bpc_of, failing=(), hanging=()) -> RunActions:
     if arm.name in failing:
       raise RuntimeError(f"{arm.name} broke")
     time.sleep(3600 if arm.name in hanging else seconds)
-    told = result(arm, truth(arm))
+    content = result(arm, truth(arm))
     if isinstance(arm, FinetuningPlan):
       score = {"cross_entropy": truth(arm), "bpc": truth(arm), "examples": []}
-      told["finetuning"] = {"validation": score, "before": score}
-    files.write_json(folder / "result.json", told)
+      content["finetuning"] = {"validation": score, "before": score}
+    files.write_json(folder / "result.json", content)
 
   def certify(folder):
     plan = run_folder.read_json(folder / "plan.json")
     names = ("num_params", "train_flops", "num_tokens", "num_unique_tokens")
     ledger = {"sha256": "0" * 8, "order": {"seed": 0}}
-    told = {"passed": True, "checks": [], "ledger": ledger, "unique_windows_sha256": "0" * 8}
+    content = {"passed": True, "checks": [], "ledger": ledger, "unique_windows_sha256": "0" * 8}
     measured = {"measured": {name: plan[name] for name in names}}
     measured["files"] = {f"checkpoints/{plan['num_steps']}": f"hash of {plan['name']}"}
     if stated := plan.get("finetuning"):
       ledger["num_tokens"] = plan["num_tokens"]
       for name in ("num_examples", "num_scored_tokens"):
         ledger[name] = stated[name] * round(plan["epochs"])
-    files.write_json(folder / "certificate.json", told | measured)
+    files.write_json(folder / "certificate.json", content | measured)
 
   return RunActions(train, certify, lambda folder: None)
 
@@ -116,3 +129,8 @@ def started(folder) -> list[tuple[int, str, int]]:
   path = pathlib.Path(folder) / LOG
   lines = path.read_text().splitlines() if path.exists() else []
   return [(int(pid), name, int(seed)) for pid, name, seed in map(str.split, lines)]
+
+
+def ran(folder) -> list[tuple[str, int]]:
+  """(arm, seed) of each training that was begun, in order."""
+  return [(name, seed) for _, name, seed in started(folder)]

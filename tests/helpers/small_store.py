@@ -6,7 +6,10 @@ import random
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
+from moe_parity.data import corpus
+from moe_parity.data.corpus import Source
 from moe_parity.data.prepare import prepare
+from moe_parity.data.readers import BadRecords
 
 LETTERS = "abcdefgh \n.éß日本\U0001f600"
 
@@ -14,6 +17,17 @@ LETTERS = "abcdefgh \n.éß日本\U0001f600"
 def write_jsonl(path, records):
   path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
   return str(path)
+
+
+def read_source(path, limit=0, **fields):
+  """(documents of a source, what was left out of it), at most `limit` bad records."""
+  bad = BadRecords(limit)
+  return list(corpus.documents(Source(str(path), **fields), bad)), bad
+
+
+def texts_of(split):
+  """The texts of a split's documents, decoded."""
+  return [split.tokenizer.decode(split.document(i)) for i in range(split.num_documents)]
 
 
 def records(count, seed=0, longest=120, domains=("prose", "code", "math")):

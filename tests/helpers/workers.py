@@ -42,6 +42,17 @@ def start(cache, *words, devices=1, **variables) -> subprocess.Popen:
   )  # fmt: skip
 
 
+def without_jax(*words) -> str:
+  """What a command of moe-parity prints; fails if it loads JAX or what builds on it."""
+  code = (
+    f"import sys; from moe_parity import cli; cli.main({list(words)!r});"
+    "assert not [m for m in sys.modules if m.split('.')[0] in ('jax', 'flax', 'orbax', 'grain')]"
+  )
+  return subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  ).stdout
+
+
 def world(number) -> list[list[str]]:
   """The arguments of each of several processes as one run."""
   with socket.socket() as free:
@@ -136,3 +147,12 @@ def end(process, seconds: float = math.inf) -> tuple[int, str]:
   after = resource.getrusage(resource.RUSAGE_CHILDREN)
   process.cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
   return process.returncode, output
+
+
+def end_all(*processes) -> list[tuple[int, str]]:
+  """Exit code and output of each; none outlives the test."""
+  try:
+    return [end(process) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
