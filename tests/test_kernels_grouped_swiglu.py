@@ -10,6 +10,7 @@ import pytest
 from moe_parity.errors import UserError
 from moe_parity.kernels import common, grouped_swiglu_tiling, tile_layout
 from moe_parity.kernels import grouped_swiglu as kernels
+from moe_parity.kernels.grouped_swiglu_blocks import core_tile
 from moe_parity.planning import expert_parallel, tpu_slices
 from tests.helpers import reference
 
@@ -46,7 +47,7 @@ def test_each_tile_holds_rows_of_one_expert(small_tiles, counts, spare):
 def test_two_cores_compute_every_tile_once(num_used):
   computed, written = [], []
   for core in range(2):
-    shares = [kernels._core_tile(core, step, np.array([num_used])) for step in range(4)]
+    shares = [core_tile(core, step, np.array([num_used])) for step in range(4)]
     computed += [int(tile) for tile, is_mine in shares if is_mine]
     written.append({int(tile) for tile, _ in shares})
   assert computed == list(range(num_used))

@@ -11,6 +11,7 @@ from moe_parity import cli
 from moe_parity.errors import UserError
 from moe_parity.study.surrogate import fit, laws
 from moe_parity.study.surrogate.laws import ArmFeatures
+from moe_parity.study.surrogate.leave_out import leave_one_reuse_out, leave_one_size_out
 from moe_parity.study.surrogate.rows import make_rows, published_rows, study_rows
 from tests.helpers import fake_study
 from tests.helpers.workers import without_jax
@@ -231,7 +232,10 @@ def test_predict_prints_a_row_an_arm_and_errors_of_every_form(capsys):
 
 def test_intervals_hold_on_sizes_and_reuse_that_were_left_out(published):
   """Every size, and every way to reuse text, hidden in turn: the rows were never seen."""
-  for table in (fit.leave_one_size_out(published[0]), fit.leave_one_reuse_out(published[0])):
+  for table in (
+    leave_one_size_out(published[0]),
+    leave_one_reuse_out(published[0]),
+  ):
     total = sum(row["num_rows"] for row in table)
     assert total == 46 and sum(row["inside"] for row in table) >= 43  # 95 % is 43.7
 

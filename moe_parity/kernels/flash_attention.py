@@ -9,6 +9,9 @@ One program computes the queries of a chunk (backward: the keys) and loops over 
 up to it (queries from it on), which are in VMEM for a whole head: half of all pairs of positions
 and half a chunk are computed. The backward kernel computes every score once and accumulates the
 gradient of a head's queries in VMEM.
+
+Axes besides those of `sharding/mesh.py`, local to this file: A = H Q all query channels, C all
+channels of keys (fewer with grouped-query attention). `chunk` positions are one block.
 """
 
 import dataclasses
@@ -77,7 +80,13 @@ class _Config:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(config: _Config, q_BSA, k_BSC, v_BSC, document_B1S):
+def _attention(
+  config: _Config,
+  q_BSA: Float[Array, "B S A"],
+  k_BSC: Float[Array, "B S C"],
+  v_BSC: Float[Array, "B S C"],
+  document_B1S: Int[Array, "B 1 S"] | None,
+) -> Float[Array, "B S A"]:
   return _attend(config, None, q_BSA, k_BSC, v_BSC, document_B1S)[0]
 
 
@@ -187,7 +196,7 @@ def _call(
 
 
 def _cost(config: _Config, shape_BSA: tuple[int, int, int], num_products: int, blocks):
-  """Of so many products a pair of positions, over the pairs that are computed."""
+  """The cost of `num_products` products a pair of positions, over the pairs that are computed."""
   (B, S, A), H = shape_BSA, config.num_heads
   num_chunks = S // config.chunk
   pairs = B * H * num_chunks * (num_chunks + 1) // 2 * config.chunk**2
@@ -201,6 +210,8 @@ def _cost(config: _Config, shape_BSA: tuple[int, int, int], num_products: int, b
 def _forward_kernel(config, has_documents, num_saved, _, slope_ref, q_ref, k_ref, v_ref, *refs):
   """Queries of chunk i: the running maximum, sum and weighted values of each row's softmax.
 
+  Blocks: q and y [chunk, Q], k and v [S, Q] of one head, documents [1, S]; scratch: maximum and sum
+  [chunk, LANES], weighted values [chunk, Q]; saved: q, k, v, y [chunk, Q] and the norm [1, chunk].
   Scores are [queries, keys]. ALiBi's penalties count from the chunk's first query: slope times a
   query's own position there is the same for all its keys, and is added back with the norm.
   """
@@ -246,6 +257,8 @@ def _backward_kernel(
 ):
   """Keys of chunk j: their gradients, and their part of the gradients of all later queries.
 
+  Blocks: k and v [chunk, Q], q, y and dy [S, Q] of one head, norm [1, S], documents [1, S]; results
+  dq [S, Q], dk and dv [chunk, Q]; scratch: delta [1, S] and float32 sums of the results.
   Scores are [keys, queries], so that norms and `delta` (row sums of y * dy) run along the lanes.
   """
   document_ref, refs = _documents(has_documents, refs)
@@ -292,15 +305,18 @@ def _backward_kernel(
 
 
 def _documents(has_documents: bool, refs):
+  """(the document ids [1, S] or None, the other references)."""
   return (refs[0], refs[1:]) if has_documents else (None, refs)
 
 
 def _chunk(index, size: int):
+  """The positions of a chunk."""
   return pl.ds(pl.multiple_of(index * size, size), size)
 
 
 def _masked(scores, mask_value: float, query_axis: int | None, document_ref, rows, columns):
-  """Scores, with `mask_value` where a query may not attend to a key.
+  """Scores [queries, keys] or [keys, queries], with `mask_value` where a query may not attend to a
+  key. `rows` and `columns` are the positions of the two axes.
 
   A later key is masked if `query_axis` says along which axis the queries of one and the same chunk
   run; a key of another document always.
@@ -314,5 +330,6 @@ def _masked(scores, mask_value: float, query_axis: int | None, document_ref, row
   return jnp.where(functools.reduce(operator.and_, masks), scores, mask_value) if masks else scores
 
 
-def _scaled(q, scale: float):
+def _scaled(q: Float[Array, "chunk Q"], scale: float) -> Float[Array, "chunk Q"]:
+  """q times scale, rounded to the dtype of q."""
   return (q.astype(jnp.float32) * scale).astype(q.dtype)

@@ -14,19 +14,29 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from moe_parity.kernels import residual_stacks
 from moe_parity.kernels.common import (
   F32,
-  interpret,
   pl,
   pltpu,
   product,
   swiglu_gate_gradient,
   to_row,
-  vmem_budget_bytes,
+)
+from moe_parity.kernels.grouped_swiglu_blocks import (
+  as_matrix,
+  call_kernel,
+  core_tile,
+  hidden_spec,
+  mask_rows,
+  matrix_specs,
+  pad_hidden,
+  rows_spec,
+  weight_column,
+  weights_spec,
+  wgrad_specs,
 )
 from moe_parity.kernels.grouped_swiglu_tiling import SwigluTiling
 from moe_parity.kernels.residual_stacks import ResidualBuffers, layer_spec
@@ -63,7 +73,7 @@ def grouped_swiglu(
 
 
 def _residual_shapes(x_RD: RowArray, w_in_L2ID: WeightsIn) -> tuple[jax.ShapeDtypeStruct, ...]:
-  """Rows, and the hidden layer before the activation: gate and up."""
+  """Rows [R, D], and the hidden layer before the activation: gate and up [R, W]."""
   tiling = SwigluTiling.of(w_in_L2ID)
   hidden_RI = jax.ShapeDtypeStruct((x_RD.shape[0], tiling.num_chunks * tiling.chunk), x_RD.dtype)
   return jax.ShapeDtypeStruct(x_RD.shape, x_RD.dtype), hidden_RI, hidden_RI
@@ -92,107 +102,6 @@ def _backward(expected_rows, residuals, dy_RD):
 grouped_swiglu.defvjp(_forward, _backward)
 
 
-def _pad_hidden(a: Array, axis: int, tiling: SwigluTiling) -> Array:
-  """Zero hidden channels up to whole chunks."""
-  padding = tiling.num_chunks * tiling.chunk - tiling.d_expert
-  return jnp.pad(a, [(0, padding if i == axis else 0) for i in range(a.ndim)]) if padding else a
-
-
-def _core_tile(core, step, num_used):
-  """The tile that a core computes at a step, and whether it does: after its last tile it stays
-  there. Each core has one half of the tiles, of which the second may be empty."""
-  half = (num_used[0] + 1) // 2
-  num_own = jnp.clip(num_used[0] - core * half, 0, half)
-  return core * half + jnp.clip(step, 0, jnp.maximum(num_own - 1, 0)), step < num_own
-
-
-def _rows_spec(shape: tuple[int, ...]):
-  """A tile of rows [R, ...], where the grid is (core, step, chunk)."""
-  rest = (0,) * (len(shape) - 1)
-  return pl.BlockSpec(
-    (tpu_slices.ROW_TILE, *shape[1:]),
-    lambda core, step, _, *tiles: (_core_tile(core, step, tiles[2])[0], *rest),
-  )
-
-
-def _weights_spec():
-  """A tile of routing weights, one number a row, [N, 1, tile]."""
-  return pl.BlockSpec(
-    (1, 1, tpu_slices.ROW_TILE),
-    lambda core, step, _, *tiles: (_core_tile(core, step, tiles[2])[0], 0, 0),
-  )
-
-
-def _hidden_spec(tiling: SwigluTiling):
-  """A tile's chunk of a hidden layer [R, I]."""
-  return pl.BlockSpec(
-    (tpu_slices.ROW_TILE, tiling.chunk),
-    lambda core, step, chunk, *tiles: (_core_tile(core, step, tiles[2])[0], chunk),
-  )
-
-
-def _matrix_specs(tiling: SwigluTiling):
-  """A chunk of the weights of a tile's expert: gate and up, then down."""
-
-  def expert(core, step, tiles):
-    return tiles[0][_core_tile(core, step, tiles[2])[0]]
-
-  return [
-    pl.BlockSpec(
-      (1, 2, tiling.chunk, tiling.d_model),
-      lambda core, step, chunk, *tiles: (expert(core, step, tiles), 0, chunk, 0),
-    ),
-    pl.BlockSpec(
-      (1, tiling.chunk, tiling.d_model),
-      lambda core, step, chunk, *tiles: (expert(core, step, tiles), chunk, 0),
-    ),
-  ]
-
-
-def _call(
-  kernel, tiles: TileMap, layer, grid, semantics, in_specs, out_specs, out_shape, scratch, cost,
-  aliases=None,
-):  # fmt: skip
-  """`kernel` over `grid`; `tiles` and `layer` are prefetched and choose the blocks."""
-  prefetched = *tiles, layer
-  return functools.partial(
-    pl.pallas_call(
-      kernel,
-      input_output_aliases={len(prefetched) + i: out for i, out in (aliases or {}).items()},
-      grid_spec=pltpu.PrefetchScalarGridSpec(
-        num_scalar_prefetch=len(prefetched),
-        grid=grid,
-        in_specs=in_specs,
-        out_specs=out_specs,
-        scratch_shapes=scratch,
-      ),
-      out_shape=out_shape,
-      compiler_params=pltpu.CompilerParams(
-        dimension_semantics=semantics, vmem_limit_bytes=vmem_budget_bytes()
-      ),
-      cost_estimate=cost,
-      interpret=interpret(),
-    ),
-    *prefetched,
-  )
-
-
-def _matrix(rows_ref):
-  """A tile of rows as [tile, D], whether it came as a matrix or as lane tiles."""
-  return rows_ref[...].reshape(tpu_slices.ROW_TILE, -1)
-
-
-def _weight_column(weights_ref):
-  """One routing weight a row as [tile, 1]."""
-  return weights_ref[0].reshape(tpu_slices.ROW_TILE, 1)
-
-
-def _mask_rows(a, num_valid):
-  """Zero in padding rows, whatever they hold."""
-  row = lax.broadcasted_iota(jnp.int32, (tpu_slices.ROW_TILE, 1), 0)
-  return jnp.where(row < num_valid, a, jnp.zeros_like(a))
-
-
 def _forward_kernel(
   tiles: TileMap,
   buffers: ResidualBuffers,
@@ -202,7 +111,8 @@ def _forward_kernel(
   w_down_LID: WeightsDown,
   expected_rows: int,
 ) -> tuple[Array, ...]:
-  """The result, and the saved residuals: rows, and the hidden layer before the activation."""
+  """The result [R, D], and what is saved for the backward pass: rows [R, D], gate and up [R, W],
+  before the activation."""
   tiling, row_tile = SwigluTiling.of(w_in_L2ID), tpu_slices.ROW_TILE
   num_tiles, dtype = tiles.expert_N.size, x_RD.dtype
 
@@ -212,23 +122,23 @@ def _forward_kernel(
   ):  # fmt: skip
     core, step, chunk = (pl.program_id(i) for i in range(3))
 
-    @pl.when(_core_tile(core, step, num_used)[1])
+    @pl.when(core_tile(core, step, num_used)[1])
     def _():
-      rows = _matrix(x)
+      rows = as_matrix(x)
       x_saved[...] = x[...]
       gate[...] = product(rows, w_in[0, 0], (1, 1)).astype(dtype)
       up[...] = product(rows, w_in[0, 1], (1, 1)).astype(dtype)
       gate32, up32 = gate[...].astype(F32), up[...].astype(F32)
-      hidden = (jax.nn.silu(gate32) * up32 * _weight_column(weight)).astype(dtype)
+      hidden = (jax.nn.silu(gate32) * up32 * weight_column(weight)).astype(dtype)
       part = product(hidden, w_down[0], (1, 0))
       total[...] = jnp.where(chunk == 0, 0, total[...]) + part
       y[...] = total[...].astype(dtype).reshape(y.shape)
 
-  rows, hidden = _rows_spec(x_RD.shape), _hidden_spec(tiling)
-  run = _call(
+  rows, hidden = rows_spec(x_RD.shape), hidden_spec(tiling)
+  run = call_kernel(
     kernel, tiles, buffers.layer,
     (2, num_tiles // 2, tiling.num_chunks), ("parallel", "arbitrary", "arbitrary"),
-    in_specs=[rows, _weights_spec(), *_matrix_specs(tiling),
+    in_specs=[rows, weights_spec(), *matrix_specs(tiling),
               *[pl.BlockSpec(memory_space=pl.ANY)] * 3],
     out_specs=[rows, *map(layer_spec, (rows, hidden, hidden))],
     out_shape=[jax.ShapeDtypeStruct(a.shape, dtype) for a in (x_RD, *buffers.stacks)],
@@ -236,8 +146,8 @@ def _forward_kernel(
     cost=tiling.cost(expected_rows, 3, 2), aliases={4: 1, 5: 2, 6: 3},
   )  # fmt: skip
   return run(
-    x_RD, weight_R.reshape(num_tiles, 1, row_tile), _pad_hidden(w_in_L2ID, 2, tiling),
-    _pad_hidden(w_down_LID, 1, tiling), *buffers.stacks,
+    x_RD, weight_R.reshape(num_tiles, 1, row_tile), pad_hidden(w_in_L2ID, 2, tiling),
+    pad_hidden(w_down_LID, 1, tiling), *buffers.stacks,
   )  # fmt: skip
 
 
@@ -250,8 +160,9 @@ def _dgrad_kernel(
   w_down_LID: WeightsDown,
   expected_rows: int,
 ) -> tuple[Array, ...]:
-  """Gradients of rows and routing weights, then the operands of `_wgrad_kernel`: gradients of gate
-  and up, and the hidden layer times its routing weight, all zero in padding rows."""
+  """Gradients of rows [R, D] and routing weights [R], then the operands of `_wgrad_kernel`, [R, W]:
+  gradients of gate and up, and the hidden layer times its routing weight, all zero in padding rows.
+  """
   tiling, row_tile = SwigluTiling.of(w_in_L2ID), tpu_slices.ROW_TILE
   num_tiles, dtype = tiles.expert_N.size, dy_RD.dtype
 
@@ -260,17 +171,17 @@ def _dgrad_kernel(
     dx, dweight, dgate, dup, hidden, total, row_dot,
   ):  # fmt: skip
     core, step, chunk = (pl.program_id(i) for i in range(3))
-    tile, is_active = _core_tile(core, step, num_used)
+    tile, is_active = core_tile(core, step, num_used)
 
     @pl.when(is_active)
     def _():
-      mask = functools.partial(_mask_rows, num_valid=num_valid_N[tile])
-      dhidden = mask(product(_matrix(dy), w_down[0], (1, 1)))
+      mask = functools.partial(mask_rows, num_valid=num_valid_N[tile])
+      dhidden = mask(product(as_matrix(dy), w_down[0], (1, 1)))
       gate32, up32 = mask(gate[...].astype(F32)), mask(up[...].astype(F32))
       sigmoid = jax.nn.sigmoid(gate32)
       silu = gate32 * sigmoid
-      unweighted = dhidden * _weight_column(weight)
-      hidden[...] = (silu * up32 * _weight_column(weight)).astype(dtype)
+      unweighted = dhidden * weight_column(weight)
+      hidden[...] = (silu * up32 * weight_column(weight)).astype(dtype)
       dup[...] = (unweighted * silu).astype(dtype)
       dgate[...] = swiglu_gate_gradient(unweighted, gate32, up32, sigmoid).astype(dtype)
       part = product(dgate[...], w_in[0, 0], (1, 0)) + product(dup[...], w_in[0, 1], (1, 0))
@@ -282,20 +193,20 @@ def _dgrad_kernel(
 
   _, gate, up = buffers.stacks
   hidden_shape = jax.ShapeDtypeStruct(gate.shape[1:], dtype)
-  run = _call(
+  run = call_kernel(
     kernel, tiles, buffers.layer,
     (2, num_tiles // 2, tiling.num_chunks), ("parallel", "arbitrary", "arbitrary"),
-    in_specs=[_rows_spec(dy_RD.shape), _weights_spec(), *_matrix_specs(tiling),
-              *[layer_spec(_hidden_spec(tiling))] * 2],
-    out_specs=[_rows_spec(dy_RD.shape), _weights_spec(), *[_hidden_spec(tiling)] * 3],
+    in_specs=[rows_spec(dy_RD.shape), weights_spec(), *matrix_specs(tiling),
+              *[layer_spec(hidden_spec(tiling))] * 2],
+    out_specs=[rows_spec(dy_RD.shape), weights_spec(), *[hidden_spec(tiling)] * 3],
     out_shape=[jax.ShapeDtypeStruct(dy_RD.shape, dtype),
                jax.ShapeDtypeStruct((num_tiles, 1, row_tile), F32), *[hidden_shape] * 3],
     scratch=[pltpu.VMEM((row_tile, tiling.d_model), F32), pltpu.VMEM((row_tile, 1), F32)],
     cost=tiling.cost(expected_rows, 2, 5),
   )  # fmt: skip
   dx_RD, dweight, *dhidden = run(
-    dy_RD, weight_R.reshape(num_tiles, 1, row_tile), _pad_hidden(w_in_L2ID, 2, tiling),
-    _pad_hidden(w_down_LID, 1, tiling), gate, up,
+    dy_RD, weight_R.reshape(num_tiles, 1, row_tile), pad_hidden(w_in_L2ID, 2, tiling),
+    pad_hidden(w_down_LID, 1, tiling), gate, up,
   )  # fmt: skip
   return dx_RD, dweight.reshape(-1), *dhidden
 
@@ -310,8 +221,8 @@ def _wgrad_kernel(
   hidden_RI: Hidden,
   expected_rows: int,
 ) -> tuple[WeightsIn, WeightsDown]:
-  """Gradients of the experts' weights: part of a chunk at a time, summed over an expert's tiles in
-  VMEM."""
+  """Gradients of the experts' weights [L, 2, I, D] and [L, I, D]: part of a chunk at a time, summed
+  over an expert's tiles in VMEM."""
   tiling = SwigluTiling.of(w_in_L2ID)
   num_tiles, dtype = tiles.expert_N.size, dy_RD.dtype
   chunk, num_chunks = tiling.chunk // tiling.wgrad_splits, tiling.num_chunks * tiling.wgrad_splits
@@ -324,8 +235,8 @@ def _wgrad_kernel(
 
     @pl.when(step <= last)
     def _():
-      mask = functools.partial(_mask_rows, num_valid=num_valid_N[step])
-      rows, drows = mask(_matrix(x)), mask(_matrix(dy))
+      mask = functools.partial(mask_rows, num_valid=num_valid_N[step])
+      rows, drows = mask(as_matrix(x)), mask(as_matrix(dy))
       expert = expert_N[step]
       is_first = (step == 0) | (expert_N[jnp.maximum(step - 1, 0)] != expert)
       factors = (dgate, rows), (dup, rows), (hidden, drows)
@@ -338,9 +249,9 @@ def _wgrad_kernel(
         dw_in[0] = total[:2].astype(dtype)
         dw_down[0] = total[2].astype(dtype)
 
-  rows, hidden, out_specs = _wgrad_specs(tiling, dy_RD.shape, chunk)
+  rows, hidden, out_specs = wgrad_specs(tiling, dy_RD.shape, chunk)
   num_experts, d_model, width = tiling.num_experts, tiling.d_model, chunk * num_chunks
-  run = _call(
+  run = call_kernel(
     kernel, tiles, buffers.layer, (num_chunks, num_tiles), ("parallel", "arbitrary"),
     in_specs=[layer_spec(rows), rows, *[hidden] * 3],
     out_specs=out_specs,
@@ -351,25 +262,3 @@ def _wgrad_kernel(
   )  # fmt: skip
   dw_in_L2ID, dw_down_LID = run(buffers.stacks[0], dy_RD, dgate_RI, dup_RI, hidden_RI)
   return dw_in_L2ID[:, :, : tiling.d_expert], dw_down_LID[:, : tiling.d_expert]
-
-
-def _wgrad_specs(tiling: SwigluTiling, shape_RD: tuple[int, ...], chunk: int):
-  """Blocks of `_wgrad_kernel`, whose grid is (chunk, step): rows, hidden layer, two results."""
-
-  def tile(step, tiles):
-    return jnp.minimum(step, tiles[2][0] - 1)
-
-  row_tile, rest = tpu_slices.ROW_TILE, (0,) * (len(shape_RD) - 1)
-  rows = pl.BlockSpec(
-    (row_tile, *shape_RD[1:]), lambda chunk, step, *tiles: (tile(step, tiles), *rest)
-  )
-  hidden = pl.BlockSpec((row_tile, chunk), lambda chunk, step, *tiles: (tile(step, tiles), chunk))
-  dw_in = pl.BlockSpec(
-    (1, 2, chunk, tiling.d_model),
-    lambda chunk, step, *tiles: (tiles[0][tile(step, tiles)], 0, chunk, 0),
-  )
-  dw_down = pl.BlockSpec(
-    (1, chunk, tiling.d_model),
-    lambda chunk, step, *tiles: (tiles[0][tile(step, tiles)], chunk, 0),
-  )
-  return rows, hidden, [dw_in, dw_down]

@@ -29,6 +29,7 @@ def add_if(
 def _add_in_place(
   pred: Bool[Array, ""], a: Float[Array, "*shape"], b: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
+  """`add_if` by a kernel that writes into the buffer of a; blocks are [rows, width] of matrices."""
   width = a.shape[-1]
   num_rows = math.prod(a.shape[:-1])
   rows = min(num_rows, max(16, BLOCK // (4 * width) // 16 * 16))

@@ -114,14 +114,15 @@ def load(residual: ResidualBuffers | StackSlots) -> ResidualBuffers:
 
 
 def _stacks(shapes, num_layers: int, after: Array) -> tuple[Array, ...]:
+  """Uninitialized arrays [N, *shape], N = num_layers."""
   return uninitialized(
     tuple(jax.ShapeDtypeStruct((num_layers, *s.shape), s.dtype) for s in shapes), after
   )
 
 
 def layer_spec(spec):
-  """A block spec for one layer's array, turned into one for the stack of all layers; the layer's
-  number is the last of the kernel's prefetched scalars."""
+  """A block spec for one layer's array [...], turned into one for the stack of all N layers
+  [N, ...]; the layer's number is the last of the kernel's prefetched scalars."""
   return pl.BlockSpec((None, *spec.block_shape), lambda *at: (at[-1][0], *spec.index_map(*at)))
 
 

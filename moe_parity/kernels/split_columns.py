@@ -12,7 +12,10 @@ BF16_SUBLANES = 16  # rows of a tile of 2-byte numbers
 
 
 def split_columns(matrix: Shaped[Array, "*rest W"], num: int) -> Shaped[Array, "N *rest C"]:
-  """`jnp.stack(jnp.split(matrix, num, axis=-1))` in one pass; XLA writes the result twice."""
+  """`jnp.stack(jnp.split(matrix, num, axis=-1))` in one pass; XLA writes the result twice.
+
+  N = num parts of C = W / num columns; a block is [rows, C], one part of some rows.
+  """
   *rest, width = matrix.shape
   rows, columns = math.prod(rest), width // num
   block = min(BLOCK // (columns * matrix.dtype.itemsize), rows)

@@ -17,7 +17,8 @@ BLOCK = 4 * 2**20  # VMEM bytes of a block of rows, which is double-buffered; le
 def topk_sum(
   rows_KT: Float[Array, "K T *D"], is_valid_KT: Bool[Array, "K T"]
 ) -> Float[Array, "T E"]:
-  """The sum over K of valid rows, float32 [T, D]; rows as a matrix or as lane tiles.
+  """The sum over K of valid rows, float32 [T, E] with E the product of *D: rows come as matrices
+  [K, T, E] or as lane tiles [K, T, E/128, 128]. Blocks: [K, tokens, *D] and [tokens, E].
 
   The last block of tokens may extend beyond the end; nothing of the excess is written.
   """

@@ -14,9 +14,10 @@ from moe_parity.data.mixture import planner_inputs
 from moe_parity.data.token_store import TokenStore
 from moe_parity.errors import UserError
 from moe_parity.finetuning.sweep import SWEEP as FINETUNING
-from moe_parity.planning.arm_plan import ArmPlan, ComparisonPlan, budget_of, with_later_fields
+from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.study.comparisons import Comparison, Results, plan_comparisons, run_seen_from
 from moe_parity.study.methods.method import method_of
+from moe_parity.study.plan_growth import has_grown
 from moe_parity.study.workers.leases import FAILED, RUNNING, Leases
 from moe_parity.training import run_folder
 from moe_parity.training.control import BucketCheckpoints
@@ -144,7 +145,7 @@ class StudyFolder:
       comparisons += finetuning_comparisons(self.config, comparisons[0], self.folder, rows)
     for comparison in comparisons:
       path = self.folder / comparison.folder / PLAN
-      grown = not path.exists() or _grown(path, comparison.plan, self.staged)
+      grown = not path.exists() or has_grown(path, comparison.plan, self.staged)
       if grown and write:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(path, comparison.plan.to_dict(), seal=True)
@@ -301,40 +302,3 @@ def _scoring(config: dict) -> dict:
 def leases_folder(folder: pathlib.Path) -> pathlib.Path:
   """Where a study's leases are, unless its workers were given another place."""
   return folder / (OLD_LEASES if (folder / OLD_LEASES).is_dir() else LEASES)
-
-
-def _grown(path: pathlib.Path, plan: ComparisonPlan, staged: bool) -> bool:
-  """Whether a plan holds more arms than the one on disk, of a staged study.
-
-  Another worker may be a stage ahead, so the one on disk may also hold more.
-
-  Raises:
-    UserError: they differ in anything else.
-  """
-  old, new = run_folder.read_json(path), plan.to_dict()
-  new.pop("notes")  # words about the plan, which a later version may choose otherwise
-  old.pop("notes", None)
-  old["budget"] = budget_of(old)
-  grown = len(new["arms"]) > len(old["arms"])
-  known = {(arm["name"], arm["seed"]): arm for arm in new["arms"]}
-  old["arms"] = [
-    with_later_fields(arm, known.get((arm["name"], arm["seed"]), {})) for arm in old["arms"]
-  ]
-  old, new = _by_arm(old), _by_arm(new)
-  if staged:
-    fewer, more = sorted((old["arms"], new["arms"]), key=len)
-    if fewer.keys() <= more.keys():
-      for plan_ in (old, new):
-        plan_["arms"] = {key: plan_["arms"][key] for key in fewer}
-  changed = configs.differences(old, new)
-  if changed:
-    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-    raise UserError(
-      f"{path.parent} holds another study ({'; '.join(changed[:3])}{more}); use another --workdir,"
-      " or remove this one"
-    )
-  return grown
-
-
-def _by_arm(plan: dict) -> dict:
-  return plan | {"arms": {f"{arm['name']}-s{arm['seed']}": arm for arm in plan["arms"]}}

@@ -38,7 +38,7 @@ def config(rates=(0.2, 0.3, 0.4, 0.5)):
   return made.lock()
 
 
-def sweep_config(method, rates, dense_tokens, **study):
+def sweep_config(method, rates, dense_tokens, /, **study):
   """A study by one of the paper's steps: a dense arm and an MoE that takes any of the rates."""
   made = base()
   made.name = method

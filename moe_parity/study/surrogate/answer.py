@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from moe_parity.planning.arm_plan import ArmPlan
-from moe_parity.study.surrogate import fit
+from moe_parity.study.surrogate import fit, leave_out
 from moe_parity.study.surrogate.laws import ArmFeatures
 from moe_parity.study.surrogate.rows import published_rows, study_rows
 
@@ -84,8 +84,8 @@ def answer(
   }
   if check:
     lender = published_rows() if runs else None
-    found["leave_one_size_out"] = fit.leave_one_size_out(fitted.rows, lender)
-    found["leave_one_reuse_out"] = fit.leave_one_reuse_out(fitted.rows, lender)
+    found["leave_one_size_out"] = leave_out.leave_one_size_out(fitted.rows, lender)
+    found["leave_one_reuse_out"] = leave_out.leave_one_reuse_out(fitted.rows, lender)
   return found
 
 
