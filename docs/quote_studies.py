@@ -65,7 +65,7 @@ def _tuned(analysis: dict) -> str:
   return (
     f"Every arm and control tried the learning rates {', '.join(rates)} on another seed and is"
     f" compared at its own best ({best}). Validation holds {documents['num_documents']} documents,"
-    f" which count as {documents['df'] + 1:.0f}: a demo, no evidence on MoE."
+    f" an effective number of {documents['df'] + 1:.0f}: this is a demo, not evidence on MoE."
     " [Log 0030](docs/log/0030-demo-tuned.md)"
   )
 

@@ -154,8 +154,8 @@ def test_an_all_reduce_travels_twice():
 
 @pytest.mark.parametrize(("from_rows", "into_rows"), [(100, 200), (200, 100)])
 def test_a_ragged_all_to_all_costs_its_rows_not_its_buffer(from_rows, into_rows):
-  """There rows go into a larger room, on the way back they come from it; in two halves the result
-  holds both."""
+  """Dispatch writes rows into a larger buffer, combine reads them from it; the result of an
+  asynchronous pair holds both."""
   shapes = {"x": f"bf16[{from_rows},2,8]{{2,1,0}}", "memory": f"bf16[{into_rows},2,8]{{2,1,0}}"}
   for kind, result in (
     ("ragged-all-to-all", shapes["memory"]),

@@ -134,8 +134,8 @@ def test_a_reader_that_has_enough_gets_no_traceback():
   read, write = os.pipe()
   os.close(read)
   command = [sys.executable, "-m", "moe_parity.cli", "plan", f"--config={ROOT}/configs/demo.py"]
-  with os.fdopen(write, "w") as nobody:
-    done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+  with os.fdopen(write, "w") as closed:
+    done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, cwd=ROOT)
   assert (done.returncode, done.stderr) == (141, "")
 
 

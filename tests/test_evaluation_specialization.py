@@ -34,8 +34,8 @@ def information_by_loops(counts):
 def test_information_is_that_of_the_sum_over_domains_and_experts():
   rng = np.random.default_rng(2)
   counts = rng.integers(0, 40, (5, 4, 7))
-  counts[1, 2] = 0  # a domain nobody has text of
-  counts[3, :, 5] = 0  # an expert nobody chose
+  counts[1, 2] = 0  # a domain without text
+  counts[3, :, 5] = 0  # an expert that no token chose
   found = specialization.mutual_information(counts)
   assert found == pytest.approx([information_by_loops(layer) for layer in counts])
 

@@ -141,7 +141,7 @@ def test_a_scan_of_remat_layers_has_the_gradients_of_a_loop():
 
 
 def test_loads_count_every_assignment_but_those_of_nobody():
-  _, expert, *_ = draw(np.random.default_rng(3), "half to nobody", T, E, K)
+  _, expert, *_ = draw(np.random.default_rng(3), "half unassigned", T, E, K)
   load = np.asarray(jax.jit(expert_loads, static_argnums=1)(expert, E))
   expected = [sum(int(e == chosen) for chosen in expert.reshape(-1)) for e in range(E)]
   assert load.tolist() == expected

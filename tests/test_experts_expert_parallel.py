@@ -247,7 +247,7 @@ def test_uninitialized_buffers_reach_no_result(implementation, token_dispatch, m
   both = value_and_gradients.__wrapped__(
     1, 2, e, token_dispatch=token_dispatch, implementation=implementation
   )  # fmt: skip
-  for routing in ("half to nobody", "all to nobody"):  # the latter fills slots with unknown rows
+  for routing in ("half unassigned", "all unassigned"):  # the latter fills slots with unknown rows
     arguments = draw(np.random.default_rng(2), routing, T * 2, e, k)
     assert_equals_reference(both(*arguments)[0], arguments)
 

@@ -66,4 +66,4 @@ def test_a_gpus_sizes_give_the_loop_over_tokens(routing):
     assert_equals_reference(jax.jit(both)(*arguments), arguments)
     by_expert = sort_by_expert(jnp.asarray(arguments[1]), e)
     num_steps = int(padded_overflow.plan_overflow(by_expert, 64).num_steps)
-  assert (num_steps > 0) == (routing != "all to nobody")
+  assert (num_steps > 0) == (routing != "all unassigned")

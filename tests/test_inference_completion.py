@@ -1,4 +1,4 @@
-"""Text in and out, with a generator that writes what it is told to."""
+"""Text in and out, with a generator that writes given ids."""
 
 import numpy as np
 import pytest

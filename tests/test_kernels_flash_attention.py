@@ -54,7 +54,7 @@ def test_bfloat16_is_rounded_where_plain_attention_rounds():
 
 
 def test_a_long_reach_of_alibi_loses_nothing():
-  """Penalties count from each chunk, and 2,048 positions away they are as exact as beside it."""
+  """Penalties count from each chunk, and 2,048 positions away they are as exact as nearby."""
   q = jnp.zeros((1, 2048, 2, 128))
   v = jax.random.normal(jax.random.key(3), q.shape)
   slopes = np.array([0.004, 0.0007], np.float32)

@@ -21,7 +21,7 @@ from tests.helpers.small_store import small_store
 
 S = 12
 BEGIN, END = 0, 1
-# Texts of three rows: the first goes on from the window before, the last is cut off by the row's
+# Texts of three rows: the first continues the window before, the last is cut off by the row's
 # end, one is empty, one row is all one document.
 ROWS = [[3, [5, 4]], [S], [2, [0, 1, 2]]]
 

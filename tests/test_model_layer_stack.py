@@ -45,7 +45,7 @@ def test_the_batch_is_split_where_dispatch_can_be_overlapped(
 
 
 def test_every_device_takes_its_own_sequences_through_in_order():
-  """What stands beside a token (its document) goes with it, what is found keeps the order."""
+  """Data of a token (its document) moves with it, results keep the order."""
   stack = LayerStack(small_model.moe(num_experts=8), ModelOptions(num_batch_splits=2), (True,), 3)
   mesh = meshes.make_mesh(MeshSizes(1, 2, 4))
   number_BS = np.arange(BATCH * 5).reshape(BATCH, 5)
@@ -60,12 +60,12 @@ def test_every_device_takes_its_own_sequences_through_in_order():
       return stack.scan_layers(through, x_TD, BATCH, number_BS)
 
   whole = jax.NamedSharding(mesh, meshes.P())
-  moved_TD, (seen, beside) = jax.jit(run, in_shardings=whole)(x_TD, number_BS)
+  moved_TD, (seen, numbers) = jax.jit(run, in_shardings=whole)(x_TD, number_BS)
   np.testing.assert_array_equal(moved_TD, x_TD + 3000)
   for repeat in range(3):
     np.testing.assert_array_equal(seen[repeat].reshape(-1), x_TD[:, 0] + 1000 * repeat)
-    np.testing.assert_array_equal(beside[repeat].reshape(BATCH, 5), number_BS)
-  assert beside.shape[:2] == (3, 16)
+    np.testing.assert_array_equal(numbers[repeat].reshape(BATCH, 5), number_BS)
+  assert numbers.shape[:2] == (3, 16)
 
 
 ON_A_MESH = {

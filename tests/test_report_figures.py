@@ -64,7 +64,7 @@ def test_without_dense_or_curve_the_arms_are_still_drawn(report):
   (axis,) = draw(figures.activation_rate(bare)).axes
   assert [line.get_label() for line in axis.lines] == ["MoE arm"]
   words = [figures.activation_rate(of).caption for of in (report, bare)]
-  assert ["Below:" in told for told in words] == [True, False]
+  assert ["Below:" in one for one in words] == [True, False]
   assert figures.activation_rate({**bare, "groups": []}) is None
 
 

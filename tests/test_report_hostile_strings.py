@@ -79,8 +79,8 @@ def test_no_name_of_a_study_leads_a_file_out_of_its_report(index):
 
 def test_hostile_strings_are_shown_as_they_are(index):
   text = index.read_text()
-  told = ["moe_26", "dense_active", "ValueError: loss is nan at step 120 <b>", "fake <study> & co"]
-  for part in [*told, "jax", "num_params of all arms"]:
+  named = ["moe_26", "dense_active", "ValueError: loss is nan at step 120 <b>", "fake <study> & co"]
+  for part in [*named, "jax", "num_params of all arms"]:
     assert html.escape(part + HOSTILE) in text.replace("\N{NO-BREAK SPACE}", " "), part
 
 

@@ -35,7 +35,7 @@ def test_two_letters_on_one_mesh_axis_are_refused():
 
 
 @pytest.mark.parametrize(
-  "overrides, told",
+  "overrides, message",
   [
     (["--config.mesh.data=3"], r"data=3 x fsdp=1 x expert=1 is 3 devices and 8 are here"),
     (["--config.mesh.data=-1"], r"a batch of \d+ sequences cannot be cut for 8 devices"),
@@ -49,12 +49,12 @@ def test_two_letters_on_one_mesh_axis_are_refused():
     ),
   ],
 )
-def test_a_mesh_this_machine_cannot_run_is_refused(overrides, told):
-  batch = [] if "batch" in told else ["--config.budget.batch_multiple=8"]
+def test_a_mesh_this_machine_cannot_run_is_refused(overrides, message):
+  batch = [] if "batch" in message else ["--config.budget.batch_multiple=8"]
   loose = ["--config.budget.flops_tolerance=0.05", "--config.budget.dense_tokens=12288"]
   loaded = config.load(f"{DEMO}:tiny", [*batch, *loose])
   arms = {arm.name: arm for arm in make_plan(loaded, vocab_size=272).arms}
-  with pytest.raises(UserError, match=told):
+  with pytest.raises(UserError, match=message):
     make_run_mesh(config.load(f"{DEMO}:tiny", [*overrides, *loose]), arms["moe_40"])
 
 

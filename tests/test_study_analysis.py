@@ -90,9 +90,9 @@ def test_what_a_seed_draws_is_said(tmp_path):
   assert "initial weights only" in words(compare.analyze(folder))
   for path in (folder / "runs").glob("*/plan.json"):
     edit(path, lambda plan: plan.update(data_seed=plan["seed"]))
-  told = words(compare.analyze(folder))
-  assert "weights, data order and the text that was drawn" in told
-  assert "initial weights only" not in told
+  shown = words(compare.analyze(folder))
+  assert "weights, data order and the text that was drawn" in shown
+  assert "initial weights only" not in shown
 
 
 def test_seeds_are_averaged_and_their_noise_is_reported(tmp_path):

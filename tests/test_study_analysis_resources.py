@@ -1,4 +1,4 @@
-"""The whole bill of a study: FLOPs, parameters, bytes and seconds of every arm beside dense's."""
+"""What every arm of a study costs compared with dense: FLOPs, parameters, bytes and seconds."""
 
 import pathlib
 

@@ -141,7 +141,7 @@ def test_a_run_taken_over_on_another_disk_ends_the_same(
   tmp_path,
   store,  # noqa: F811 - the fixture
 ):
-  """Real training: the first worker dies after a checkpoint was kept; another goes on from it."""
+  """Real training: the first worker dies after a checkpoint was noted; another resumes from it."""
   loaded, _ = arm("dense", "--config.train.save_every=10", "--config.train.log_every=1")
   with loaded.unlocked():
     for name in [name for name in loaded.arms if name != "dense"]:

@@ -48,8 +48,8 @@ def test_every_scheme_is_a_part_and_shared_runs_are_trained_once(tmp_path):
       assert abs(arm.num_params / 100_000 - 1) <= 0.003 and abs(arm.residual_flops_pct) <= 0.5
       if comparison.name.startswith("epochs_"):
         assert arm.epochs == pytest.approx(float(comparison.name[7:]), rel=0.02)
-    told = json.loads((tmp_path / comparison.folder / "certificate.json").read_text())
-    assert told["passed"], comparison.name
+    certificate = json.loads((tmp_path / comparison.folder / "certificate.json").read_text())
+    assert certificate["passed"], comparison.name
 
 
 def test_the_fitted_law_has_the_decay_the_runs_were_made_with(tmp_path):
@@ -81,8 +81,8 @@ def test_a_lead_lost_to_repetition_is_told_scheme_by_scheme(tmp_path):
     assert row["difference"] == pytest.approx(0.03 * (row["epochs"] - 1), abs=0.004)
     # Seeds differ by their level alone, which pairing takes out: nothing is left of an interval.
     assert row["interval"] == pytest.approx([row["difference"]] * 2, abs=1e-9)
-  told = next(s for s in value["sentences"] if s.startswith("What repetition costs moe_20"))
-  assert told.count(" at ") == len(costs) and "not distinguishable" not in told
+  sentence = next(s for s in value["sentences"] if s.startswith("What repetition costs moe_20"))
+  assert sentence.count(" at ") == len(costs) and "not distinguishable" not in sentence
 
 
 def test_one_seed_is_said_to_prove_nothing(tmp_path):

@@ -50,12 +50,12 @@ def run(folder, made, **kwargs):
 
 
 def test_every_arm_tries_all_and_keeps_the_lowest(data, tmp_path):
-  study, told, _ = run(tmp_path / "s", config(data))
-  assert told == json.loads((study.folder / "finetuning.json").read_text())
-  assert told["candidates"] == CANDIDATES and told["complete"] and told["passed"]
-  kept = {arm["name"]: arm["chosen"] for arm in told["chosen"]}
+  study, summary, _ = run(tmp_path / "s", config(data))
+  assert summary == json.loads((study.folder / "finetuning.json").read_text())
+  assert summary["candidates"] == CANDIDATES and summary["complete"] and summary["passed"]
+  kept = {arm["name"]: arm["chosen"] for arm in summary["chosen"]}
   assert kept == {"dense": "lr0p1_e2", "moe_20": "lr0p3_e2", "moe_30": "lr0p3_e2"}
-  for arm in told["arms"]:
+  for arm in summary["arms"]:
     assert [row["candidate"] for row in arm["tried"]] == CANDIDATES
     assert (study.folder / arm["folder"] / "result.json").exists()
     assert arm["base"] == f"runs/{arm['name']}-s0"
@@ -89,19 +89,19 @@ def test_an_arm_that_saw_other_examples_fails_the_certificate(data, tmp_path):
   value = json.loads(path.read_text())
   value["ledger"]["num_examples"] += 1
   path.write_text(json.dumps(value))
-  told = certify_study(folder)
-  assert not told["passed"]
-  failed = [row["name"] for row in told["checks"] if not row["passed"]]
+  summary = certify_study(folder)
+  assert not summary["passed"]
+  failed = [row["name"] for row in summary["checks"] if not row["passed"]]
   assert failed == ["fine-tuning: one value of num_examples"]
   assert study.summarize_finetuning()["passed"] is False
 
 
 def test_only_arms_that_are_done_are_fine_tuned(data, tmp_path):
-  study, told, _ = run(tmp_path / "s", config(data), failing=("moe_20",))
-  assert not told["complete"] and told["passed"] is not False
-  assert [arm["name"] for arm in told["chosen"]] == ["dense", "moe_30"]
-  study, told, _ = run(study.folder, config(data))  # the same command again
-  assert told["complete"] and told["passed"]
+  study, summary, _ = run(tmp_path / "s", config(data), failing=("moe_20",))
+  assert not summary["complete"] and summary["passed"] is not False
+  assert [arm["name"] for arm in summary["chosen"]] == ["dense", "moe_30"]
+  study, summary, _ = run(study.folder, config(data))  # the same command again
+  assert summary["complete"] and summary["passed"]
 
 
 def test_a_candidate_that_diverges_is_not_kept(data, tmp_path):
@@ -113,8 +113,8 @@ def test_a_candidate_that_diverges_is_not_kept(data, tmp_path):
     return plain.train(config, arm, *rest)
 
   actions = dataclasses.replace(plain, train=train)
-  _, told, _ = run(tmp_path / "s", config(data), actions=actions)
-  assert told["complete"] and {arm["chosen"] for arm in told["chosen"]} == {"lr0p1_e2"}
+  _, summary, _ = run(tmp_path / "s", config(data), actions=actions)
+  assert summary["complete"] and {arm["chosen"] for arm in summary["chosen"]} == {"lr0p1_e2"}
 
 
 def test_chats_are_checked_before_any_arm_is_trained(tmp_path):
@@ -147,15 +147,15 @@ def test_other_processes_are_told_the_whole_plan(data, tmp_path):
   study, _, _ = run(tmp_path / "s", config(data))
   arm = study.comparisons[-1].plan.arms[1]
   message = to_message(study.config, arm, tmp_path, None)
-  told_config, told, folder, bucket = from_message(message)
-  assert told == arm and folder == tmp_path and bucket is None
-  assert to_json(told_config)["finetuning"] == to_json(study.config)["finetuning"]
+  read_config, summary, folder, bucket = from_message(message)
+  assert summary == arm and folder == tmp_path and bucket is None
+  assert to_json(read_config)["finetuning"] == to_json(study.config)["finetuning"]
 
 
 def test_the_page_lists_what_was_kept(data, tmp_path):
-  study, told, _ = run(tmp_path / "s", config(data))
+  study, summary, _ = run(tmp_path / "s", config(data))
   assert page.section(page.read(tmp_path)) == []
   (section,) = page.section(page.read(study.folder))
   for words in (*CANDIDATES, "Certificate: passed", "moe_30"):
     assert words in section.body
-  assert len(page.finetuned(told).rows) == 3
+  assert len(page.finetuned(summary).rows) == 3

@@ -247,8 +247,8 @@ def test_an_arm_of_a_new_size_or_reuse_has_a_wider_interval(published):
     for n, epochs in ((2.15e9, 1.0), (2.15e9, 3.0), (2e10, 1.0))
   )
   assert repeated > 1.5 * seen and larger > 1.5 * seen
-  told = fitted.extrapolates(ArmFeatures([2.15e9], [0.2], [2.4e11], [3.0]))
-  assert any("reads its text about as often" in line for line in told)
+  warnings = fitted.extrapolates(ArmFeatures([2.15e9], [0.2], [2.4e11], [3.0]))
+  assert any("reads its text about as often" in line for line in warnings)
 
 
 def test_a_parameter_that_no_row_shows_keeps_its_prior_s_doubt():

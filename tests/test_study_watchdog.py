@@ -40,9 +40,9 @@ def test_a_validation_may_take_longer_and_its_time_is_no_step():
 
 
 def test_a_stuck_run_is_told_with_the_stacks_of_its_threads(capfd):
-  clock, told = Clock(), threading.Event()
-  dog = Watchdog(lambda why: told.set(), clock=clock)
+  clock, stopped = Clock(), threading.Event()
+  dog = Watchdog(lambda why: stopped.set(), clock=clock)
   with dog.watching(seconds=0.01):
     clock.now = 700
-    assert told.wait(300)
+    assert stopped.wait(300)
   assert "test_a_stuck_run_is_told" in capfd.readouterr().err

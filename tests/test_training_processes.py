@@ -1,5 +1,5 @@
 """Two processes of this machine as one run: data by host, tokens across the process border, a
-checkpoint that a single process goes on from."""
+checkpoint that a single process resumes from."""
 
 import json
 import pathlib

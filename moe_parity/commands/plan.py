@@ -28,7 +28,11 @@ def arguments(parser) -> None:
     help="also print hours on this card, host or slice (h100, h100-8, a100, l4, v5p-128, ...)",
   )
   parser.add_argument(
-    "--share", type=float, default=0.4, metavar="S", help="of its peak that a step reaches (0.4)"
+    "--share",
+    type=float,
+    default=0.4,
+    metavar="S",
+    help="share of peak FLOP/s that a step reaches (0.4)",
   )
   json_argument(parser)
 

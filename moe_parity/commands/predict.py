@@ -10,7 +10,7 @@ from moe_parity.errors import UserError
 HELP = "expected bits per character of an arm before it is trained, with its uncertainty"
 ABOUT = """\
 Predicts the score of every arm of a config before it is trained, from the paper's tables or from
-your own runs, with a 95 % interval and whether the arm lies outside what the runs cover.
+your own runs, with a 95 % interval, and says where that extrapolates beyond the runs.
 
   moe-parity predict --config=configs/paper_7b.py
 
@@ -36,7 +36,7 @@ def arguments(parser) -> None:
   parser.add_argument(
     "--check",
     action="store_true",
-    help="also leave out every size, and every reuse of it, and predict its rows",
+    help="cross-validate: leave out each size, and each degree of reuse, and predict its rows",
   )
   json_argument(parser)
 

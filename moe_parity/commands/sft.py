@@ -29,18 +29,21 @@ def arguments(parser) -> None:
   parser.add_argument("--out", type=place, default=None, metavar="DIR", help="RUN/sft if left out")
   parser.add_argument("--format", default=None, metavar="NAME", help=FORMAT_HELP)
   parser.add_argument("--learning-rates", type=_numbers, default=None, metavar="X,X",
-                      help="times the run's own pretraining peak (0.1,0.3)")  # fmt: skip
+                      help="multiples of the run's pretraining peak (0.1,0.3)")  # fmt: skip
   parser.add_argument("--epochs", type=_integers, default=None, metavar="N,N",
                       help="passes over the chats (2,4)")  # fmt: skip
   parser.add_argument("--batch-sequences", type=int, default=None, metavar="N",
                       help="packed rows a step (8)")  # fmt: skip
   parser.add_argument("--held-out", type=float, default=None, metavar="SHARE",
-                      help="of the chats, for validation (0.1)")  # fmt: skip
-  for name, what in (("too-long", "longer than the model's positions"), ("duplicates", "there")):
-    what = f"chats {what}{' twice' if what == 'there' else ''}: refuse | leave-out, and count"
+                      help="share of the chats, for validation (0.1)")  # fmt: skip
+  for name, what in (
+    ("too-long", "longer than the model's positions"),
+    ("duplicates", "given twice"),
+  ):
+    what = f"chats {what}: refuse | leave-out, and count"
     parser.add_argument(f"--{name}", default=None, metavar="HOW", help=what)
   parser.add_argument("--ignore-keys", dest="ignored_keys", type=_words, default=None,
-                      metavar="KEY,KEY", help="of a record, that do not matter")  # fmt: skip
+                      metavar="KEY,KEY", help="keys of a record to ignore")  # fmt: skip
   parser.add_argument("--template", default=None, metavar="FILE",
                       help="JSON: special tokens that mark system, user and assistant")  # fmt: skip
   parser.add_argument("--mesh", type=_integers, default=None, metavar="D,F,E",

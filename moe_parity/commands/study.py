@@ -19,7 +19,7 @@ from moe_parity.launch.exit_codes import FAILED, START_AGAIN, WHOLE
 
 HELP = "train all arms, certify equal resources, compare"
 ABOUT = """\
-Trains every arm of a config, recounts N, C and D from what each run left, compares the arms and
+Trains every arm of a config, recounts N, C and D from the runs' files, compares the arms and
 writes the page. Run the same command again to resume; start it several times on one folder to
 share the work.
 
@@ -27,7 +27,7 @@ share the work.
   moe-parity study --config=configs/demo.py --workdir=runs/mine --dry-run
 
 Writes a study folder: runs/, plan.json, study.json, certificate.json, analysis.json, report/.
-Exit status: 0 the study is whole, 1 a run or the certificate failed, 2 mend the input, 75 start
+Exit status: 0 the study is whole, 1 a run or the certificate failed, 2 the input is wrong, 75 start
 it again.
 """
 
@@ -43,7 +43,7 @@ def arguments(parser) -> None:
   )
   parser.add_argument(
     "--run", dest="run_number", type=int, default=None, metavar="K",
-    help="train the K-th run of --list-runs only, for sites that want one job a run",
+    help="train the K-th run of --list-runs only, for schedulers that start one job per run",
   )  # fmt: skip
   parser.add_argument(
     "--shard", default="1/1", metavar="I/N", help="this is worker I of N on the same study folder"
@@ -57,7 +57,7 @@ def arguments(parser) -> None:
   )
   parser.add_argument(
     "--stale-after", type=float, default=300.0, metavar="SECONDS",
-    help="a worker silent for so long is dead, and its arm is taken over (300)",
+    help="seconds without a heartbeat, after which a worker's arm is taken over (300)",
   )  # fmt: skip
   worker_argument(parser)
   process_arguments(parser)

@@ -4,8 +4,8 @@
   python -m tests.campaign --damage=50 --resumed=10 --others=0      a minute
 
 Every fault is drawn from --seed. A run must end as the one that was never disturbed, to the last
-field, or name what is damaged in one line and go on once that is mended. Exit code 1 where a fault
-went unnoticed, ended in a traceback or lost a run; each is printed.
+field, or name what is damaged in one line and continue once that is repaired. Exit code 1 where a
+fault went unnoticed, ended in a traceback or lost a run; each is printed.
 """
 
 import argparse
@@ -24,7 +24,7 @@ COUNTS = {  # option -> faults by default, what they are
   "store": (40, "files of a token store, damaged before a run is trained on"),
   "disk": (60, "disks that become full"),
   "names": (60, "strange names of folders and workers"),
-  "kills": (12, "runs of one worker, killed or told to stop twice each"),
+  "kills": (12, "runs of one worker, killed or asked to stop twice each"),
   "workers": (6, "studies by two and by four workers, killed and put to sleep"),
   "pairs": (4, "runs of two processes, one of them killed"),
 }
@@ -39,7 +39,7 @@ def main(argv=None) -> int:
   for name, (count, what) in COUNTS.items():
     parser.add_argument(f"--{name}", type=int, default=count, help=f"{what} ({count})")
   parser.add_argument("--others", type=int, default=None, help="how many of each kind not given")
-  parser.add_argument("--recover", type=float, default=0.2, help="share of mended finished runs")
+  parser.add_argument("--recover", type=float, default=0.2, help="share of repaired finished runs")
   parser.add_argument("--out", type=pathlib.Path, default=None, help="a JSON file of the table")
   parser.add_argument(
     "--merge", type=pathlib.Path, nargs="+", help="instead: adds up these tables into --out"

@@ -1,4 +1,4 @@
-"""Workers killed, told to stop and put to sleep at random moments; then started again."""
+"""Workers killed, stopped and put to sleep at random moments; then started again."""
 
 import pathlib
 import random

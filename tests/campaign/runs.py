@@ -52,7 +52,7 @@ def unfinish(run: pathlib.Path) -> None:
 
 
 def copy(folder: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
-  """A copy by hard links; whoever changes a file must replace it (`put`)."""
+  """A copy by hard links; to change a file, replace it (`put`)."""
   return pathlib.Path(shutil.copytree(folder, to, copy_function=os.link))
 
 

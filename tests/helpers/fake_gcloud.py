@@ -1,7 +1,7 @@
 """A gcloud of a text file: keeps queued resources and instance groups, plays their states.
 
-`cloud.json` beside it holds what is there. `moves` are the states that new requests go through, one
-list a request; `fail` maps words of a command to the complaint that it fails with.
+`cloud.json` next to it holds what is there. `moves` are the states that new requests go through,
+one list a request; `fail` maps words of a command to the complaint that it fails with.
 """
 
 import json

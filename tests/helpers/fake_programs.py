@@ -6,7 +6,7 @@ import shutil
 import stat
 import sys
 
-# What a shell script of the launchers may use beside the fakes.
+# What a shell script of the launchers may use in addition to the fakes.
 BASICS = (
   *("bash", "env", "cat", "cksum", "dirname", "mkdir", "sed", "flock", "sleep", "rm", "cp", "mv"),
   *(

@@ -8,7 +8,7 @@ RATES = (0.1, 0.17, 0.26, 0.38, 0.55)
 
 
 def write_steps(folder: pathlib.Path) -> pathlib.Path:
-  """architecture.json, activation_rate.json and data_reuse.json beside a study's files."""
+  """architecture.json, activation_rate.json and data_reuse.json next to a study's files."""
   for name, content in (
     ("architecture", architecture()),
     ("activation_rate", activation_rate()),

@@ -89,7 +89,7 @@ def result(arm, bpc: float, documents: int = 6) -> dict:
 
 
 def actions(*, seconds=0.0, truth=bpc_of, failing=(), hanging=()) -> RunActions:
-  """Trains by sleeping; logs who started what beside the study folder's runs."""
+  """Trains by sleeping; logs who started what in the study's folder."""
 
   def train(config, arm, store, folder, on_log, log, control):
     folder.mkdir(parents=True, exist_ok=True)

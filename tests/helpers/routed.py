@@ -10,7 +10,7 @@ D, D_EXPERT = 7, 5
 # Sums of at most a few hundred float32 terms near 1, relative to the largest.
 FLOAT32_ERROR = 2e-5
 
-ROUTINGS = ("fair", "skewed", "few experts", "all to one", "half to nobody", "all to nobody")
+ROUTINGS = ("fair", "skewed", "few experts", "all to one", "half unassigned", "all unassigned")
 
 
 def draw(rng, routing, t, e, k, d=D, i=D_EXPERT):
@@ -21,8 +21,8 @@ def draw(rng, routing, t, e, k, d=D, i=D_EXPERT):
     "skewed": lambda: np.argsort(-(rng.gumbel(size=(t, e)) + 3 * rng.normal(size=e)))[:, :k],
     "few experts": lambda: np.stack([rng.permutation(k) + e - k for _ in range(t)]),
     "all to one": lambda: np.where(np.arange(k) == 0, rng.integers(e), np.full((t, k), e)),
-    "half to nobody": lambda: np.where(rng.random((t, k)) < 0.5, e, fair),
-    "all to nobody": lambda: np.full((t, k), e),
+    "half unassigned": lambda: np.where(rng.random((t, k)) < 0.5, e, fair),
+    "all unassigned": lambda: np.full((t, k), e),
   }[routing]()
   return (
     rng.normal(size=(t, d)).astype(np.float32),

@@ -2,9 +2,9 @@
 
 import importlib
 
-HELP = "look at a token store, prove what data runs saw, search training text for held-out text"
+HELP = "inspect a token store, prove what data runs saw, search training text for held-out text"
 ABOUT = """\
-Looks at token stores and at what runs read of them: what a store holds (show), whether runs saw
+Inspects token stores and what runs read of them: what a store holds (show), whether runs saw
 the same tokens equally often in the same order (audit), whether training text contains held-out
 text (contamination).
 
