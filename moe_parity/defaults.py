@@ -41,8 +41,8 @@ def _arm(kind: str, **fields) -> ConfigDict:
   arm = _section("arms.*")
   for name, value in {"kind": kind, **fields}.items():
     if name not in arm:
-      known = suggest(name, arm) or f"; it has {', '.join(arm)}"
-      raise KeyError(f"an arm has no field {name!r}{known}")
+      hint = suggest(name, arm) or f"; it has {', '.join(arm)}"
+      raise KeyError(f"an arm has no field {name!r}{hint}")
     arm[name] = value
   return arm
 

@@ -32,12 +32,12 @@ def split_at_last(text: str, separator: str) -> tuple[str, str]:
 
 def unescape(text: str, pattern: bool = False) -> str:
   """The name that is meant. With `pattern`, an escaped *, ? or [ becomes `[*]`, `[?]` or `[[]`."""
-  found = []
+  parts = []
   for token in _tokens(text):
     letter = token[-1]
     literal = pattern and len(token) == 2 and letter in "*?["
-    found.append(f"[{letter}]" if literal else letter)
-  return "".join(found)
+    parts.append(f"[{letter}]" if literal else letter)
+  return "".join(parts)
 
 
 def escape(name: str) -> str:
@@ -56,5 +56,5 @@ def _tokens(text: str) -> list[str]:
 
 
 def _stripped(tokens: list[str]) -> list[str]:
-  kept = [place for place, token in enumerate(tokens) if not token.isspace()]
-  return tokens[kept[0] : kept[-1] + 1] if kept else []
+  places = [place for place, token in enumerate(tokens) if not token.isspace()]
+  return tokens[places[0] : places[-1] + 1] if places else []

@@ -143,9 +143,9 @@ def changed(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
     target: Any = copy
     for i, section in enumerate([*sections, last]):
       if not isinstance(target, ConfigDict) or section not in target:
-        known = list(target) if isinstance(target, ConfigDict) else []
+        names = list(target) if isinstance(target, ConfigDict) else []
         where = ".".join(sections[:i]) or "a config"
-        raise UserError(f"field {name!r}: {where} has no {section!r}{suggest(section, known)}")
+        raise UserError(f"field {name!r}: {where} has no {section!r}{suggest(section, names)}")
       if i < len(sections):
         target = target[section]
     try:

@@ -233,10 +233,10 @@ def open_run(place: str | pathlib.Path) -> Run:
   Raises:
     UserError: the place is out of reach, or holds no run.
   """
-  found = Place(place)
-  path = found.folder / run_folder.PLAN
+  location = Place(place)
+  path = location.folder / run_folder.PLAN
   plan = run_folder.read_json(path) if path.is_file() else {}
   if "architecture" not in plan:
     raise UserError(f"{place} holds no run (no {run_folder.PLAN} of one arm); a run of a study is"
                     " open_study(...).run(name)")  # fmt: skip
-  return Run(reading.read_study(found.folder).runs[0], found)
+  return Run(reading.read_study(location.folder).runs[0], location)

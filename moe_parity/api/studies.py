@@ -57,8 +57,8 @@ class Study:
     for run in self.runs:
       if (run.name, run.seed) == (name, seed):
         return run
-    known = ", ".join(f"{run.name} ({run.seed})" for run in self.runs)
-    raise UserError(f"study {self.name} has no run {name} of seed {seed}; it has {known}")
+    names = ", ".join(f"{run.name} ({run.seed})" for run in self.runs)
+    raise UserError(f"study {self.name} has no run {name} of seed {seed}; it has {names}")
 
   @functools.cached_property
   def analysis(self) -> dict[str, Any]:
@@ -121,8 +121,8 @@ class Study:
       seconds.setdefault(arm["name"], []).extend([arm["seconds"]] if arm["seconds"] else [])
     rows = cost_rows(self.plan.get("arms", []))
     for row in rows:
-      taken = seconds.get(row["arm"])
-      row["seconds a run"] = sum(taken) / len(taken) if taken else None
+      seconds_taken = seconds.get(row["arm"])
+      row["seconds a run"] = sum(seconds_taken) / len(seconds_taken) if seconds_taken else None
     return as_table(rows)
 
   def metrics(self) -> Any:
@@ -166,11 +166,11 @@ def open_study(place: str | pathlib.Path) -> Study:
   Raises:
     UserError: the place is out of reach or holds no study.
   """
-  found = Place(place)
-  if not (found.folder / "study.json").is_file() and "arms" not in _plan_of(found):
+  location = Place(place)
+  if not (location.folder / "study.json").is_file() and "arms" not in _plan_of(location):
     raise UserError(f"{place} holds no study (no study.json, no plan of arms); a run is opened by"
                     " open_run")  # fmt: skip
-  return Study(found)
+  return Study(location)
 
 
 def _plan_of(place: Place) -> dict[str, Any]:

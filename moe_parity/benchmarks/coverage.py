@@ -114,7 +114,7 @@ def _one(
   domain = averaged.average(made.within(made.domain_N == made.domain_N[0]))
   in_domain = averaged.differences(domain, moe, 0)
   together = [_holds(r.simultaneous, t) for r, t in zip(rows, truth, strict=True)]
-  found = {
+  held_shares = {
     "an arm's BPC": np.mean([_holds(i, t) for i, t in zip(arms.own_intervals().T, truth_A,
                                                           strict=True)]),
     "MoE minus dense": np.mean([_holds(r.interval, t) for r, t in zip(rows, truth, strict=True)]),
@@ -127,10 +127,12 @@ def _one(
     made, nats_RN=made.nats_RN - truth_A[made.arm_R][:, None] * made.units_N * math.log(2)
   )
   equal = equal.within(np.ones(num_documents, bool))
-  found["best of equal arms"] = min(r.difference - t for r, t in zip(rows, truth, strict=True))
+  held_shares["best of equal arms"] = min(
+    r.difference - t for r, t in zip(rows, truth, strict=True)
+  )
   picked = averaged.lead_of_the_picked(equal, moe, 0, rng, num_splits=5)
-  found["best of equal arms, corrected"] = math.nan if picked is None else picked
-  return found | _on_the_curve(rng, arms, truth_A, num_draws)
+  held_shares["best of equal arms, corrected"] = math.nan if picked is None else picked
+  return held_shares | _on_the_curve(rng, arms, truth_A, num_draws)
 
 
 def _on_the_curve(

@@ -87,15 +87,15 @@ def run(
     # Others on the machine come and go: a roofline is the best of what was seen all along.
     bandwidths.append(measure_bandwidth(dtype, bandwidth_bytes))
     peaks.append(measure_peak_flops(dtype))
-  here = Peaks("here", max(peaks), max(bandwidths), np.inf)
+  device_peaks = Peaks("here", max(peaks), max(bandwidths), np.inf)
   for row in rows:
-    _compare(row, shapes, here, context, dtype)
+    _compare(row, shapes, device_peaks, context, dtype)
   return {
     "device": jax.devices()[0].device_kind,
     "dtype": dtype,
     "context": context,
-    "bandwidth": here.bandwidth,
-    "peak": here.flops,
+    "bandwidth": device_peaks.bandwidth,
+    "peak": device_peaks.flops,
     "arms": {name: _described(shape) for name, shape in shapes.items()},
     "decode": rows,
     "prefill": prefilled,
@@ -134,13 +134,13 @@ def _decode_rows(generators, batch, context, seconds) -> list[dict[str, Any]]:
       lambda: generator.prefill(inputs_BS, length_B, context + 1, key, greedy)
     )
     # What a cache holds decides no time, so nothing is computed for it.
-    held = [jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)]
+    buffers = [jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)]
     tokens = jnp.asarray(inputs_BS[:, 0])
 
     def step():
-      cache = held[0].cache._replace(length_B=jnp.full(batch, context, jnp.int32))
-      held[0] = generator.decode(held[0]._replace(cache=cache, token_B=tokens), key, greedy)
-      return held[0].token_B
+      cache = buffers[0].cache._replace(length_B=jnp.full(batch, context, jnp.int32))
+      buffers[0] = generator.decode(buffers[0]._replace(cache=cache, token_B=tokens), key, greedy)
+      return buffers[0].token_B
 
     return step
 

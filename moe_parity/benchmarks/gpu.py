@@ -140,13 +140,13 @@ def device(recorder: Recorder, tiny: bool) -> float:
 
 
 def _versions() -> dict[str, Any]:
-  found = {d.metadata["Name"] for d in importlib.metadata.distributions()}
+  packages = {d.metadata["Name"] for d in importlib.metadata.distributions()}
   limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0)
   return {
     "device": jax.devices()[0].device_kind,
     "compute_capability": compute_capability(),
     "memory_gib": limit / 2**30,
-    **{name: importlib.metadata.version(name) for name in PACKAGES if name in found},
+    **{name: importlib.metadata.version(name) for name in PACKAGES if name in packages},
   }
 
 

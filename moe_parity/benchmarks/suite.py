@@ -244,8 +244,8 @@ def loader(seq_len: int = 2048, batch_sequences: int = 8, repeats: int = 5) -> l
   train = prepare().train
   shares = read_shares(",".join(f"{name}={i}" for i, name in enumerate(train.documents.domains, 1)))
   unique = train.num_windows(seq_len) * seq_len // 4
-  held = available_tokens(train, seq_len, shares.names)
-  mixture = plan_mixture("bench", "strict", shares, unique, unique, seq_len, held, 100)
+  available = available_tokens(train, seq_len, shares.names)
+  mixture = plan_mixture("bench", "strict", shares, unique, unique, seq_len, available, 100)
   table = []
   plain, mixed = (Loader(train, batch_sequences, seq_len, mixture=m) for m in (None, mixture))
   sources = {

@@ -183,8 +183,8 @@ def planned(args):
   if hasattr(args, "workdir") and not is_only_listing(args):
     check_workdir(args.workdir)
   store = open_data(config)
-  known = planner_inputs(store, config)
-  comparisons = plan_comparisons(config, Results(None), **known)
+  inputs = planner_inputs(store, config)
+  comparisons = plan_comparisons(config, Results(None), **inputs)
   for comparison in comparisons:
     for arm in comparison.plan.arms:
       check_run_rows(config, arm, store.validation)

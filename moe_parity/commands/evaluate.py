@@ -48,8 +48,8 @@ def run(args) -> int:
   start_jax()
   from moe_parity.training.load_run import evaluate_run
 
-  asked = args.mode, args.stride, args.max_tokens, sizes, args.prepare_data
-  result = evaluate_run(args.folder, *asked)
+  settings = args.mode, args.stride, args.max_tokens, sizes, args.prepare_data
+  result = evaluate_run(args.folder, *settings)
   if args.json:
     print(json.dumps(result, indent=2))
   else:

@@ -93,12 +93,12 @@ def attention_notes(config, plan) -> list[str]:
     devices = {}
     for row in rows:
       devices.setdefault((row["attention"], row["reason"]), []).append(row["device"])
-    taken = (
+    attention = (
       f"{implementation} on {', '.join(names)}" + (f" ({reason})" if reason else "")
       for (implementation, reason), names in devices.items()
     )
-    notes.setdefault("; ".join(taken), []).append(width)
+    notes.setdefault("; ".join(attention), []).append(width)
   return [
-    f"attention of heads of {', '.join(map(str, sorted(set(widths))))} channels: {taken}"
-    for taken, widths in notes.items()
+    f"attention of heads of {', '.join(map(str, sorted(set(widths))))} channels: {attention}"
+    for attention, widths in notes.items()
   ]

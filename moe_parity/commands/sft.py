@@ -167,8 +167,8 @@ def _sweep(args, config, base, store, rows, out, stop) -> tuple[list[dict], dict
 def _sentence(base, rows, out, chosen: dict, passed: bool) -> str:
   from moe_parity.training import run_folder
 
-  found = run_folder.read_result(out)
-  before = found["finetuning"]["before"]
+  result = run_folder.read_result(out)
+  before = result["finetuning"]["before"]
   counts = rows.counts
   left_out = {
     "too long": counts["num_too_long_left_out"], "duplicates": counts["num_duplicates_left_out"],
@@ -177,5 +177,5 @@ def _sentence(base, rows, out, chosen: dict, passed: bool) -> str:
   return (
     f"{base.plan['name']}: {counts['num_examples']} chats{words}; held-out answers"
     f" {before['bpc']:.4f} -> {chosen['bpc']:.4f} bits per character ({chosen['candidate']}), text"
-    f" {found['validation']['bpc']:.4f}; certificate {'passed' if passed else 'FAILED'}\n{out}"
+    f" {result['validation']['bpc']:.4f}; certificate {'passed' if passed else 'FAILED'}\n{out}"
   )

@@ -223,10 +223,10 @@ def exit_code(arms, passed) -> int:
     arms: those asked for, with their status.
     passed: the study's certificate; None while it is not whole.
   """
-  asked = [arm.status for arm in arms]
-  if "failed" in asked or passed is False:
+  statuses = [arm.status for arm in arms]
+  if "failed" in statuses or passed is False:
     return FAILED
-  return START_AGAIN if "pending" in asked else WHOLE
+  return START_AGAIN if "pending" in statuses else WHOLE
 
 
 def _run(args, study, only, runs, stop) -> list:

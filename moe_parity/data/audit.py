@@ -164,11 +164,11 @@ def _plan_checks(ledger: Ledger, run: Path) -> list[dict]:
     checks.append(
       _check("unique tokens seen", f"at most {unique}", ledger.num_unique_tokens, allowed)
     )
-  found = ledger.by_domain()
+  by_domain = ledger.by_domain()
   for domain, planned in plan.get("mixture", {}).items():
     for field in ("num_tokens", "num_unique_tokens"):
-      here = found[domain][field] if domain in found else None
-      checks.append(_check(f"{domain}: {field} of its windows", planned[field], here))
+      value = by_domain[domain][field] if domain in by_domain else None
+      checks.append(_check(f"{domain}: {field} of its windows", planned[field], value))
   return checks
 
 

@@ -66,8 +66,8 @@ def build(
   else:
     table = scan(sources, rule, max_bad_records, lambda done: report("read", done, 0))
     table.save(work / "scan.npz")
-  kept = int(table.num_bytes[table.split != DROPPED].sum())
-  report("read", kept, kept)
+  num_bytes = int(table.num_bytes[table.split != DROPPED].sum())
+  report("read", num_bytes, num_bytes)
   documents = CorpusReader(sources, rule, table)
   tokenizer = _tokenizer(spec, work, documents, report)
   parts = split_parts(table)
@@ -76,13 +76,13 @@ def build(
   shutil.rmtree(done, ignore_errors=True)
   done.mkdir()
   tokenizer.save(done / "tokenizer.json")
-  report("write", 0, kept)
+  report("write", 0, num_bytes)
   splits = {
     name: join(work, done, name, [p for p in parts if p.split == split], table, tokenizer)
     for name, split in zip(SPLITS, (TRAIN, VALIDATION), strict=True)
   }
   manifest = _manifest(sources, rule, table, tokenizer, splits, inputs)
-  report("write", kept, kept)
+  report("write", num_bytes, num_bytes)
   (done / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
   (done / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n", "utf-8")
   os.rename(done, folder)
@@ -110,9 +110,9 @@ def _tokenizer(spec: str, work: Path, documents: CorpusReader, report: Progress)
     report("train tokenizer", total, total)
     with files.replacing(saved) as temporary:
       trained.save(temporary)
-  found = tokenizers.load(saved)
-  found.name = spec
-  return found
+  tokenizer = tokenizers.load(saved)
+  tokenizer.name = spec
+  return tokenizer
 
 
 def _sample(table: Scan) -> np.ndarray:
@@ -180,17 +180,17 @@ def _origin(source: Source, before: list[dict]) -> dict:
   Raises:
     UserError: a file has changed since.
   """
-  found = corpus.content_of(source)
-  for old, new in itertools.zip_longest(before, found):
+  content = corpus.content_of(source)
+  for old, new in itertools.zip_longest(before, content):
     if old != new:
       path = (new or old)["path"]
       raise UserError(f"{path} changed while it was being prepared; prepare again")
   if source.path == BUILTIN:
-    return {**source.to_dict(), "files": found, "formats": {}, "num_hidden": 0, "stores": []}
+    return {**source.to_dict(), "files": content, "formats": {}, "num_hidden": 0, "stores": []}
   files = [
     file if "sha256" in file
     else {"path": file["path"], "bytes": file["bytes"], "sha256": storage.sha256_of(file["path"])}
-    for file in found
+    for file in content
   ]  # fmt: skip
   left_out = corpus.listing(source)
   return {

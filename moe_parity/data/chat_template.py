@@ -104,12 +104,12 @@ class ChatTemplate:
         not begin and end with the template's.
     """
     fields = dataclasses.asdict(self)
-    known = tokenizer.special_ids
+    specials = tokenizer.special_ids
     for role, name in fields.items():
-      if name not in known:
+      if name not in specials:
         raise UserError(
           f"tokenizer {tokenizer.name} has no special token {name!r}, which the chat template has"
-          f" for {role!r}; name others in --template=FILE.json{suggest(name, known)}"
+          f" for {role!r}; name others in --template=FILE.json{suggest(name, specials)}"
         )
     if len(set(fields.values())) < len(fields):
       raise UserError(
@@ -117,7 +117,7 @@ class ChatTemplate:
         " tokenizer that begins and ends documents with one token has too few)"
       )
     for role, wanted in (("begin", tokenizer.bos_id), ("end", tokenizer.eos_id)):
-      if known[fields[role]] != wanted:
+      if specials[fields[role]] != wanted:
         raise UserError(
           f"chat template: {role}={fields[role]!r} is not the token that tokenizer {tokenizer.name}"
           f" {role}s documents with; leave {role!r} out"
@@ -136,16 +136,16 @@ def template_for(tokenizer: Tokenizer, path: str = "") -> ChatTemplate:
   """
   names = {i: name for name, i in tokenizer.special_ids.items()}
   begin, end = names.get(tokenizer.bos_id, ""), names.get(tokenizer.eos_id, "")
-  found = dict(zip(ROLES, SPECIALS[3:6], strict=True))
+  tokens = dict(zip(ROLES, SPECIALS[3:6], strict=True))
   if path:
     way_out = 'write {"system": "...", "user": "...", "assistant": "..."} with special tokens'
     try:
-      found = checked_json.read(path, _SHAPE, way_out)
+      tokens = checked_json.read(path, _SHAPE, way_out)
     except (FileNotFoundError, NotADirectoryError):
       raise UserError(f"--template={path}: no such file; {way_out}") from None
-    if strange := sorted(set(found) - {key.rstrip("?") for key in _SHAPE}):
+    if strange := sorted(set(tokens) - {key.rstrip("?") for key in _SHAPE}):
       raise UserError(f"{path} has the unknown key {strange[0]!r}; {way_out}")
-  template = ChatTemplate(**({"begin": begin, "end": end} | found))
+  template = ChatTemplate(**({"begin": begin, "end": end} | tokens))
   template.check(tokenizer)
   return template
 

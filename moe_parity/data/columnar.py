@@ -58,13 +58,13 @@ def read_arrow(path: str, fields: Fields, bad: BadRecords) -> Iterator[Document]
 
 def _columns(path: str, present: list[str], fields: Fields) -> list[str]:
   """The columns that hold the keys: of a nested key, the column it begins with."""
-  found = {key: _column(present, key) for key in
+  columns = {key: _column(present, key) for key in
            (fields.text_key, fields.domain_key, fields.source_key)}  # fmt: skip
-  if found[fields.text_key] is None:
+  if columns[fields.text_key] is None:
     raise UserError(
       f"{path} has no column {fields.text_key!r} (it has {', '.join(present)}); set text_key"
     )
-  return list(dict.fromkeys(name for name in found.values() if name is not None))
+  return list(dict.fromkeys(name for name in columns.values() if name is not None))
 
 
 def _column(present: list[str], key: str) -> str | None:

@@ -73,7 +73,7 @@ def overlap(
   if not wanted:
     raise UserError("there is no evaluation text to look for; give at least one document")
   places, totals, hashes = _evaluation_grams(wanted, n)
-  found: dict[tuple[str, ...], str] = {}
+  matches: dict[tuple[str, ...], str] = {}
   sources: list[dict[str, None]] = [{} for _ in wanted]
   num_chars = 0
   for document in train:
@@ -81,7 +81,7 @@ def overlap(
     for start in np.flatnonzero(np.isin(_hashes(grams), hashes)).tolist():
       gram = grams[start]
       if gram in places:
-        found[gram] = document.source
+        matches[gram] = document.source
         for index in places[gram]:
           if len(sources[index]) < _KEPT_SOURCES:
             sources[index].setdefault(document.source)
@@ -90,7 +90,7 @@ def overlap(
       progress(num_chars)
   shared = np.zeros(len(wanted), np.int64)
   example: dict[int, str] = {}
-  for gram in found:
+  for gram in matches:
     for index in places[gram]:
       shared[index] += 1
       example[index] = min(example.get(index, "\uffff"), " ".join(gram))

@@ -25,11 +25,11 @@ def content_of(paths: list[str]) -> list[dict]:
     UserError: a file cannot be read.
   """
   memo = _Memo(storage.cache_folder() / "file_hashes.json")
-  found = [
+  hashes = [
     storage.stat_of(path) if storage.is_remote(path) else memo.content(path) for path in paths
   ]
   memo.save()
-  return found
+  return hashes
 
 
 class _Memo:

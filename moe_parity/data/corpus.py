@@ -76,14 +76,14 @@ def parse_sources(text: str, **keys: str) -> list[Source]:
   Raises:
     UserError: an empty part, or a path that is not there where the text as a whole is one.
   """
-  found = [_parse_source(part, text, keys) for part in split(text, ",")]
-  if os.path.lexists(text) and not all(_is_there(source.path) for source in found):
+  sources = [_parse_source(part, text, keys) for part in split(text, ",")]
+  if os.path.lexists(text) and not all(_is_there(source.path) for source in sources):
     way = format_source(Source(text))
     raise UserError(
-      f"source={text!r} means {' and '.join(repr(source.path) for source in found)}, which is not"
+      f"source={text!r} means {' and '.join(repr(source.path) for source in sources)}, which is not"
       f" there; the file of that very name is written {way}"
     )
-  return found
+  return sources
 
 
 def _parse_source(part: str, text: str, keys: dict[str, str]) -> Source:
@@ -128,10 +128,10 @@ def builtin(split: str) -> Iterator[Document]:
     data = lzma.decompress(file.read_bytes())
   except (lzma.LZMAError, EOFError) as error:
     raise UserError(f"{file} is damaged ({error}); install moe_parity again") from None
-  found = hashlib.sha256(data).hexdigest()
-  if found != BUILTIN_SHA256[split]:
+  digest = hashlib.sha256(data).hexdigest()
+  if digest != BUILTIN_SHA256[split]:
     raise UserError(
-      f"{file} has sha256 {found}, the built-in corpus has {BUILTIN_SHA256[split]}; "
+      f"{file} has sha256 {digest}, the built-in corpus has {BUILTIN_SHA256[split]}; "
       f"install moe_parity again"
     )
   bad = BadRecords()
@@ -182,16 +182,16 @@ def documents(source: Source, bad: BadRecords, split: str = "train") -> Iterator
       file that cannot be read to its end or whose format is not known.
   """
   if source.path == BUILTIN:
-    for found in builtin(split):
-      yield dataclasses.replace(found, domain=source.domain) if source.domain else found
+    for document in builtin(split):
+      yield dataclasses.replace(document, domain=source.domain) if source.domain else document
     return
   num_documents = 0
   paths = list_files(source.path).files
   formats = [format_of(path, source.format) for path in paths]  # all are known before any is read
   for path, kind in zip(paths, formats, strict=True):
-    for found in _READERS[kind](path, source.fields(), bad):
+    for document in _READERS[kind](path, source.fields(), bad):
       num_documents += 1
-      yield found
+      yield document
   if num_documents == 0:
     why = f" ({bad.count} bad records, the first: {bad.messages[0]})" if bad.count else ""
     raise UserError(f"{source.path} holds no document{why}; a corpus needs at least one")

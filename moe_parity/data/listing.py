@@ -41,12 +41,12 @@ def list_files(path: str) -> Listing:
   if listed := _saved_to_disk(path):
     return Listing(listed)
   try:
-    found = _list_remote(path) if storage.is_remote(path) else _list_local(path)
+    listing = _list_remote(path) if storage.is_remote(path) else _list_local(path)
   except RecursionError:
     raise UserError(f"{path} holds folders nested too deeply; give those that are meant") from None
-  if not found.files:
-    raise UserError(_nothing(path, found))
-  return found
+  if not listing.files:
+    raise UserError(_nothing(path, listing))
+  return listing
 
 
 def is_pattern(path: str) -> bool:
@@ -63,16 +63,16 @@ def _nothing(path: str, found: Listing) -> str:
 
 
 def _list_local(path: str) -> Listing:
-  found = Listing()
+  listing = Listing()
   if os.path.lexists(path):
-    _add(path, found, ())
+    _add(path, listing, ())
   elif is_pattern(path):
     root, *parts = ("/", *path.strip("/").split("/")) if path.startswith("/") else (
       "", *path.rstrip("/").split("/"))  # fmt: skip
     for match in dict.fromkeys(_matches(root, parts)):
-      _add(match, found, ())
-    found.files = sorted(set(found.files))
-  return found
+      _add(match, listing, ())
+    listing.files = sorted(set(listing.files))
+  return listing
 
 
 def _add(path: str, found: Listing, ancestors: tuple[tuple[int, int], ...]) -> None:
@@ -148,17 +148,17 @@ def _matches(base: str, parts: list[str]) -> Iterator[str]:
 
 
 def _list_remote(path: str) -> Listing:
-  found, names = Listing(), storage.find_remote(path)
+  listing, names = Listing(), storage.find_remote(path)
   stores = [
     name.removesuffix("/manifest.json")
     for name in names
     if name.endswith("/manifest.json") and name != storage.join(path, "manifest.json")
   ]
-  found.stores = [folder for folder in stores if storage.is_token_store(folder)]
-  found.files = [
-    name for name in names if not any(name.startswith(f"{folder}/") for folder in found.stores)
+  listing.stores = [folder for folder in stores if storage.is_token_store(folder)]
+  listing.files = [
+    name for name in names if not any(name.startswith(f"{folder}/") for folder in listing.stores)
   ]
-  return found
+  return listing
 
 
 def _saved_to_disk(path: str) -> list[str]:
@@ -184,9 +184,9 @@ def _saved_to_disk(path: str) -> list[str]:
 
 def _field(path: str, name: str) -> list:
   try:
-    found = json.loads(storage.read_text(path))[name]
+    value = json.loads(storage.read_text(path))[name]
   except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise UserError(f"{path} is damaged ({error!r}); save the data set again") from None
-  if not isinstance(found, list):
+  if not isinstance(value, list):
     raise UserError(f"{path} is damaged: {name!r} is no list; save the data set again")
-  return found
+  return value

@@ -58,10 +58,10 @@ class Mixture:
     chosen = self._pattern[places]
     out = np.empty_like(places)
     for number, (order, members) in enumerate(self._groups):
-      here = chosen == number
-      if here.any():
-        turn = cycles[here] * self.shares.counts[number] + self._rank[places[here]]
-        out[here] = members.window(order.at(turn))
+      is_member = chosen == number
+      if is_member.any():
+        turn = cycles[is_member] * self.shares.counts[number] + self._rank[places[is_member]]
+        out[is_member] = members.window(order.at(turn))
     return out
 
   def to_dict(self) -> dict:

@@ -182,14 +182,14 @@ def _open_finished(location: str, tokenizer: str) -> TokenStore:
 
 def _reopen(location: str, inputs: dict) -> TokenStore:
   try:
-    found = json.loads(storage.read_text(storage.join(location, "inputs.json")))
+    old_inputs = json.loads(storage.read_text(storage.join(location, "inputs.json")))
   except (FileNotFoundError, NotADirectoryError, ValueError):
     raise UserError(
       f"{location} exists and is no finished token store; choose another folder or delete it"
     ) from None
   wanted = json.loads(json.dumps(inputs))
-  if found != wanted:
-    changed = [name for name in wanted if found.get(name) != wanted[name]]
+  if old_inputs != wanted:
+    changed = [name for name in wanted if old_inputs.get(name) != wanted[name]]
     raise UserError(
       f"{location} was made from other inputs ({', '.join(changed)}); choose another folder or "
       f"delete it, or give it as the source to use it as it is"

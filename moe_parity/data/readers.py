@@ -97,9 +97,9 @@ def value_of(record: dict, key: str) -> Any:
   while start != -1:
     inner = record.get(key[:start])
     if isinstance(inner, dict):
-      found = value_of(inner, key[start + 1 :])
-      if found is not None:
-        return found
+      value = value_of(inner, key[start + 1 :])
+      if value is not None:
+        return value
     start = key.find(".", start + 1)
   return None
 
@@ -136,8 +136,8 @@ def _document(record: object, file: str, fields: Fields, keys: set[str]) -> Docu
   if isinstance(text, bytes):
     text = _decoded(text, fields.text_key)
   if not isinstance(text, str):
-    found = "is missing" if text is None else f"is a {type(text).__name__}"
-    raise _Unusable(f"field {fields.text_key!r} {found}; it must be a string")
+    problem = "is missing" if text is None else f"is a {type(text).__name__}"
+    raise _Unusable(f"field {fields.text_key!r} {problem}; it must be a string")
   keys.add(fields.text_key)
   if not text.strip():
     raise _Unusable("the text is empty")

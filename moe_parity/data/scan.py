@@ -239,6 +239,6 @@ def _without_duplicates(digests: np.ndarray, split: np.ndarray) -> np.ndarray:
   keys = np.ascontiguousarray(digests).view(f"V{DIGEST_BYTES}").ravel()
   order = np.argsort(split != VALIDATION, kind="stable")  # validation first, reading order within
   _, first = np.unique(keys[order], return_index=True)
-  kept = np.full(split.shape, DROPPED, np.int8)
-  kept[order[first]] = split[order[first]]
-  return kept
+  new_split = np.full(split.shape, DROPPED, np.int8)
+  new_split[order[first]] = split[order[first]]
+  return new_split

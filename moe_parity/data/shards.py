@@ -119,10 +119,10 @@ class TokenStream:
     if len({dtype for _, dtype in indices}) != 1:
       raise UserError(f"the shards in {folder} are of several dtypes; prepare the store again")
     for name, size in zip(names, sizes, strict=True):
-      found = (folder / f"{name}.bin").stat().st_size
-      if not size or found != size * self.dtype.itemsize:
+      num_bytes = (folder / f"{name}.bin").stat().st_size
+      if not size or num_bytes != size * self.dtype.itemsize:
         raise UserError(
-          f"{folder / name}.bin has {found} bytes, its .idx says {size} tokens of"
+          f"{folder / name}.bin has {num_bytes} bytes, its .idx says {size} tokens of"
           f" {self.dtype.itemsize}; prepare the store again"
         )
     self._files = [

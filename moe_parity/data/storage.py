@@ -247,11 +247,11 @@ def names(folder: str) -> dict[str, int]:
   with _reaching(folder) as (files, root):
     files.invalidate_cache()  # others write there too
     try:
-      found = files.find(root, detail=True)
+      entries = files.find(root, detail=True)
     except FileNotFoundError:
       return {}
     root = files._strip_protocol(root).rstrip("/") + "/"
-    sizes = {name.removeprefix(root): entry["size"] for name, entry in sorted(found.items())}
+    sizes = {name.removeprefix(root): entry["size"] for name, entry in sorted(entries.items())}
   for name in sizes:
     inside(Path(os.sep) / "any", name, folder)
   return sizes

@@ -219,13 +219,13 @@ class TokenStore:
       "validation_tokens", "validation_documents"}. The hashes of tokens are those of the manifest;
       `open_store(verify=True)`, as in `prepare` and `open_data`, proves that the files have them.
     """
-    found = {"tokenizer": self.tokenizer.fingerprint}
+    hashes = {"tokenizer": self.tokenizer.fingerprint}
     for split in (self.train, self.validation):
       table = split.documents
       sizes = (table.num_tokens, table.num_bytes, table.num_chars)
-      found[f"{split.name}_tokens"] = split.fingerprint
-      found[f"{split.name}_documents"] = documents_sha256(sizes, table.domain, table.domains)
-    return found
+      hashes[f"{split.name}_tokens"] = split.fingerprint
+      hashes[f"{split.name}_documents"] = documents_sha256(sizes, table.domain, table.domains)
+    return hashes
 
 
 def open_store(
@@ -280,8 +280,8 @@ def check_files(folder: Path, manifest: dict, verify: bool) -> None:
     _check_size(folder / name, entry["size"])
   if verify:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-      found = pool.map(lambda file: storage.sha256_of(folder / file[0]), listed)
-      for (name, entry), sha256 in zip(listed, found, strict=True):
+      digests = pool.map(lambda file: storage.sha256_of(folder / file[0]), listed)
+      for (name, entry), sha256 in zip(listed, digests, strict=True):
         if sha256 != entry["sha256"]:
           raise UserError(
             f"{folder / name} does not have the sha256 in its manifest; prepare the store again"

@@ -231,8 +231,8 @@ def _vocab_size(ids: dict[str, int], name: str) -> int:
   """One more than the largest id."""
   wrong = [token for token, i in ids.items() if type(i) is not int or not 0 <= i < _MOST_IDS]
   if wrong or not ids:
-    found = f"the id {ids[wrong[0]]!r} for {wrong[0]!r}" if wrong else "no tokens"
-    raise UserError(f"tokenizer {name} has {found}; ids are integers from 0 to {_MOST_IDS - 1:,}")
+    problem = f"the id {ids[wrong[0]]!r} for {wrong[0]!r}" if wrong else "no tokens"
+    raise UserError(f"tokenizer {name} has {problem}; ids are integers from 0 to {_MOST_IDS - 1:,}")
   return max(ids.values()) + 1
 
 

@@ -19,7 +19,7 @@ def check_fields(config: Any) -> None:
   Raises:
     UserError: a field without a row (suggests the nearest), or a value that breaks its row.
   """
-  known = [*rows_of(""), *SECTIONS, "arms"]
+  names = [*rows_of(""), *SECTIONS, "arms"]
   for name, value in items(config, "the config"):
     if name in rows_of(""):
       check_value(name, value)
@@ -30,7 +30,7 @@ def check_fields(config: Any) -> None:
         check_kind("the name of an arm", arm, ARM_NAME)
         section_values(fields, "arms.*", f"arms.{arm}")
     else:
-      raise UserError(f"a config has no field {show(name)}{_way_out(name, known)}")
+      raise UserError(f"a config has no field {show(name)}{_way_out(name, names)}")
 
 
 def check_sections(stored: Any) -> None:
@@ -57,13 +57,13 @@ def section_values(section: Any, name: str, shown: str = "") -> dict[str, Any]:
   Raises:
     UserError: see `check_fields`.
   """
-  rows, found, shown = rows_of(name), {}, shown or name
+  rows, values, shown = rows_of(name), {}, shown or name
   for field, value in items(section, shown):
     if field not in rows:
       raise UserError(f"{shown} has no field {show(field)}{_way_out(field, rows)}")
     check_kind(f"{shown}.{field}", value, rows[field].kind)
-    found[field] = as_given(rows[field], value)
-  return found
+    values[field] = as_given(rows[field], value)
+  return values
 
 
 def check_values(section: str, values: dict[str, Any], shown: str) -> None:

@@ -31,11 +31,11 @@ def detect(record: Any, place: str) -> str:
     UserError: it is of none, or of two.
   """
   keys = set(record) if isinstance(record, Mapping) else set()
-  found = [name for name, (needed, _) in KEYS.items() if keys >= set(needed)]
-  if len(found) == 1:
-    return found[0]
+  formats = [name for name, (needed, _) in KEYS.items() if keys >= set(needed)]
+  if len(formats) == 1:
+    return formats[0]
   rule = "; or ".join(f"{name}: {' and '.join(needed)}" for name, (needed, _) in KEYS.items())
-  what = f"keys of {' and '.join(found)}" if found else f"the keys {sorted(keys)}"
+  what = f"keys of {' and '.join(formats)}" if formats else f"the keys {sorted(keys)}"
   raise UserError(f"{place} has {what}; a chat has those of one format ({rule})")
 
 
@@ -71,12 +71,16 @@ def to_messages(record: Any, form: str, place: str, ignored_keys: Collection[str
 
 
 def _alpaca(record: Mapping[str, Any], place: str) -> Messages:
-  asked = _text(record["instruction"], place, "instruction")
+  instruction = _text(record["instruction"], place, "instruction")
   if record.get("input"):
-    asked += "\n\n" + _text(record["input"], place, "input")
+    instruction += "\n\n" + _text(record["input"], place, "input")
   answer = _text(record["output"], place, "output")
   system = [_system(record, place)] if record.get("system") else []
-  return [*system, {"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+  return [
+    *system,
+    {"role": "user", "content": instruction},
+    {"role": "assistant", "content": answer},
+  ]
 
 
 def _system(record: Mapping[str, Any], place: str) -> dict[str, str]:

@@ -32,9 +32,9 @@ def score_chats(score: Score, rows: ChatRows, batch_sequences: int) -> dict:
     part = slice(start, start + batch_sequences)
     inputs, targets, chat = packed.inputs_RS[part], packed.targets_RS[part], packed.chat_RS[part]
     mask = targets != NOT_SCORED
-    found = np.asarray(score(inputs, np.maximum(targets, 0), mask), np.float64)
+    nats_BS = np.asarray(score(inputs, np.maximum(targets, 0), mask), np.float64)
     assert (chat[mask] != PADDING).all()
-    np.add.at(nats, chat[mask], found[mask])
+    np.add.at(nats, chat[mask], nats_BS[mask])
     np.add.at(tokens, chat[mask], 1)
   if not np.isfinite(nats).all():
     raise UserError(

@@ -50,24 +50,24 @@ def read_chats(
   check_choice("duplicates", duplicates, POLICIES)
   if form:
     check_choice("format", form, KEYS)
-  found: dict[str, Chat] = {}
+  chats: dict[str, Chat] = {}
   num_duplicates = 0
   for path in _paths(source):
     used = form
     for place, record in _records(path):
       used = used or detect(record, place)
       chat = _checked(to_messages(record, used, place, ignored_keys), place)
-      if chat.digest in found:
+      if chat.digest in chats:
         if duplicates == "refuse":
           raise UserError(
-            f"{place} is the same chat as {found[chat.digest].place}; take one out, or"
+            f"{place} is the same chat as {chats[chat.digest].place}; take one out, or"
             " --duplicates=leave-out counts them"
           )
         num_duplicates += 1
-      found.setdefault(chat.digest, chat)
-  if not found:
+      chats.setdefault(chat.digest, chat)
+  if not chats:
     raise UserError(f"{source} holds no chat; give one JSON record a chat")
-  return list(found.values()), num_duplicates
+  return list(chats.values()), num_duplicates
 
 
 def split_chats(chats: Sequence[Chat], held_out: float) -> tuple[list[Chat], list[Chat]]:

@@ -35,14 +35,14 @@ def candidates(settings: ConfigDict) -> list[tuple[float | int, int]]:
     raise UserError(
       f"finetuning.learning_rates={rates} and epochs={epochs} leave no candidate; give one of each"
     )
-  found = list(itertools.product(rates, epochs))
-  for pair in found:
+  pairs = list(itertools.product(rates, epochs))
+  for pair in pairs:
     check_candidate(*pair)
-  names = [candidate_name(*pair) for pair in found]
+  names = [candidate_name(*pair) for pair in pairs]
   if len(set(names)) < len(names):
     twice = next(name for name in names if names.count(name) > 1)
     raise UserError(f"finetuning: candidate {twice} is there twice; name each rate and epoch once")
-  return found
+  return pairs
 
 
 def check_candidates(out: pathlib.Path, counts: dict) -> None:
@@ -89,27 +89,27 @@ def best(rows: Sequence[dict]) -> dict:
 def edges(chosen: dict, tried: Sequence[dict]) -> list[str]:
   """Where the kept candidate is at an end of what was tried, so that a better one may lie beyond;
   passes have no end below one."""
-  found = []
+  sentences = []
   for field, words in (("learning_rate", "learning rate"), ("epochs", "number of passes")):
     values = sorted({row[field] for row in tried})
     ends = {values[-1]: "highest"} | ({} if values[0] == 1 and field == "epochs" else
                                       {values[0]: "lowest"})  # fmt: skip
     if len(values) > 1 and chosen[field] in ends:
-      found.append(f"the {words} kept, {chosen[field]:g}, is the {ends[chosen[field]]} tried")
-  return found
+      sentences.append(f"the {words} kept, {chosen[field]:g}, is the {ends[chosen[field]]} tried")
+  return sentences
 
 
 def adopt(candidate: pathlib.Path, out: pathlib.Path) -> None:
   """Makes `out` the run folder that a candidate is, result.json last; files are linked where the
   disk can. What `out` held of another candidate goes first."""
   names = sorted(path.name for path in candidate.iterdir())
-  kept = (CANDIDATES, "lease")
+  keep = (CANDIDATES, "lease")
   (out / run_folder.RESULT).unlink(missing_ok=True)
   for path in list(out.iterdir()):
-    if path.name not in kept:
+    if path.name not in keep:
       shutil.rmtree(path) if path.is_dir() else path.unlink()
   for name in names:
-    if name in (*kept, run_folder.RESULT):
+    if name in (*keep, run_folder.RESULT):
       continue
     if (candidate / name).is_dir():
       shutil.copytree(candidate / name, out / name, copy_function=_link)

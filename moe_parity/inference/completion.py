@@ -66,8 +66,8 @@ def complete(
       for encoded in tokenizer.encode_batch(list(prompts))
     ]
   else:
-    asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    ids = [template.encode_prompt(tokenizer, messages) for messages in asked]
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    ids = [template.encode_prompt(tokenizer, messages) for messages in chats]
   if not max_tokens:
     longest = max((len(row) for row in ids), default=0)
     max_tokens = max(generator.num_positions - longest, 1)
@@ -97,9 +97,9 @@ def _add(completion: Completion, token: int, tokenizer, ends, stop) -> None:
     completion.finish = "stop"
     return
   text = tokenizer.decode(completion.tokens)
-  found = [place for place in (text.find(s) for s in stop) if place >= 0]
-  if found:
-    text, completion.finish = text[: min(found)], "stop"
+  places = [place for place in (text.find(s) for s in stop) if place >= 0]
+  if places:
+    text, completion.finish = text[: min(places)], "stop"
   completion.text = text
 
 

@@ -111,12 +111,12 @@ def _account_row(row: ShapeRow, convention: str, vocab_size: int, attention_bloc
   if kind not in M_KINDS:
     raise row.error("M_kind", f"{kind!r} is not known; use {' or '.join(M_KINDS)}")
   cost = cost_of(architecture, seq_len, convention, attention_block)
-  known = architecture.vocab_size > 0
-  found = (
+  has_vocabulary = architecture.vocab_size > 0
+  values = (
     _shape_values(architecture, seq_len)
     | {
       "N_params": cost.num_params,
-      "N_with_vocabulary": cost.num_params_with_vocabulary if known else None,
+      "N_with_vocabulary": cost.num_params_with_vocabulary if has_vocabulary else None,
       "Na_params": cost.num_active_params,
       "ra_pct": 100 * cost.activation_rate,
       "M_forward": cost.forward_flops_per_token,
@@ -130,16 +130,16 @@ def _account_row(row: ShapeRow, convention: str, vocab_size: int, attention_bloc
     | _run_values(row, cost, seq_len)
   )
   printed = {
-    name: row.number_of(name) for name in found if name not in _DECISIONS and row.has(name)
+    name: row.number_of(name) for name in values if name not in _DECISIONS and row.has(name)
   }
   difference = {
-    name: 100 * (found[name] / value - 1)
+    name: 100 * (values[name] / value - 1)
     for name, value in printed.items()
-    if value and found[name] is not None
+    if value and values[name] is not None
   }
   return (
     {"row": row.number, "convention": convention}
-    | found
+    | values
     | {"printed": printed, "difference_pct": difference}
   )
 

@@ -201,7 +201,7 @@ class ArmSpec(ShapeTargets):
     shared = self.d_shared
     if self.kind == "moe" and self.shared_expert and not shared:
       shared = self.experts_per_token * self.d_expert
-    found = Architecture(
+    architecture = Architecture(
       num_layers,
       self.d_model,
       num_heads,
@@ -215,7 +215,7 @@ class ArmSpec(ShapeTargets):
       shared,
       vocab_size,
     )
-    rate = cost_of(found, 1).activation_rate
+    rate = cost_of(architecture, 1).activation_rate
     if (
       self.kind == "moe"
       and self.activation_rate
@@ -225,7 +225,7 @@ class ArmSpec(ShapeTargets):
         f"activation_rate={self.activation_rate:g} but the given shape has "
         f"{rate:.4f}; set it to 0 or leave a field of the shape open"
       )
-    return found
+    return architecture
 
 
 def read_budget(section: Any) -> Budget:

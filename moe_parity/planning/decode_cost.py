@@ -66,7 +66,7 @@ def decode_cost(
     distinct = distinct_experts(a.num_experts, a.experts_per_token, num_sequences)
   float32 = 4 * (router + (2 * layers + 1) * d)
   read = attention + shared + head + a.num_moe_layers * distinct * expert
-  held = attention + shared + 2 * head + a.num_moe_layers * a.num_experts * expert
+  stored_params = attention + shared + 2 * head + a.num_moe_layers * a.num_experts * expert
   chosen = a.num_moe_layers * a.experts_per_token * expert
   cached = num_sequences * num_positions * layers * 2 * a.num_kv_heads * a.d_head
   products = attention + shared + head + chosen + router
@@ -76,7 +76,7 @@ def decode_cost(
     weight_bytes=width * read + float32,
     cache_bytes=width * cached,
     flops=2 * num_sequences * (products + attended),
-    stored_bytes=width * (held + cached) + float32,
+    stored_bytes=width * (stored_params + cached) + float32,
   )
 
 

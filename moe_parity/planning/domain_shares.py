@@ -54,7 +54,7 @@ def read_shares(weights: str) -> Shares | None:
   """
   if not weights:
     return None
-  found: dict[str, Fraction] = {}
+  shares: dict[str, Fraction] = {}
   for part in split(weights, ","):
     before, number = split_at_last(part, "=")
     name = unescape(before)
@@ -62,14 +62,14 @@ def read_shares(weights: str) -> Shares | None:
       weight = Fraction(number)
     except (ValueError, ZeroDivisionError):
       weight = Fraction(-1)
-    if not name or weight < 0 or name in found:
+    if not name or weight < 0 or name in shares:
       raise UserError(
         f"data.weights={weights!r}: {part!r} is not <name>=<weight of at least 0> of a name"
         " not given before; write prose=2,code=1, and a comma in a name as \\,"
       )
-    found[name] = weight
-  unit = Fraction(1, math.lcm(*(weight.denominator for weight in found.values())))
-  counts = [int(weight / unit) for weight in found.values()]
+    shares[name] = weight
+  unit = Fraction(1, math.lcm(*(weight.denominator for weight in shares.values())))
+  counts = [int(weight / unit) for weight in shares.values()]
   if not sum(counts):
     raise UserError(f"data.weights={weights!r} are all 0; give one domain at least some weight")
   counts = [count // math.gcd(*counts) for count in counts]
@@ -78,7 +78,7 @@ def read_shares(weights: str) -> Shares | None:
       f"data.weights={weights!r} meet their proportions only every {sum(counts):,} rows, over"
       f" {LONGEST_CYCLE:,}; round them to four decimals that sum to 1"
     )
-  return Shares(tuple(found), tuple(counts))
+  return Shares(tuple(shares), tuple(counts))
 
 
 def plan_mixture(
@@ -109,14 +109,16 @@ def plan_mixture(
   seen = shares.rows(num_tokens // seq_len)
   planned = {}
   for number, name in enumerate(shares.names):
-    unique, held = wanted[number], None
+    unique, num_windows = wanted[number], None
     if available is not None:
-      held = available[name] // seq_len
-      unique = min(unique, held)
-    if held is not None and unique < wanted[number] and (reuse == "unique" or not max_epochs):
+      num_windows = available[name] // seq_len
+      unique = min(unique, num_windows)
+    if (
+      num_windows is not None and unique < wanted[number] and (reuse == "unique" or not max_epochs)
+    ):
       repeat = "" if reuse == "unique" else ", or let it repeat by data.max_epochs"
       raise UserError(
-        f"arm {arm!r}: {name!r} holds {held * seq_len:,} tokens, its part of"
+        f"arm {arm!r}: {name!r} holds {num_windows * seq_len:,} tokens, its part of"
         f" {num_unique_tokens:,} unique ones is {wanted[number] * seq_len:,}; lower its weight or"
         f" the budget, give it more text{repeat}"
       )

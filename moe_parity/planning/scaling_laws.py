@@ -45,14 +45,16 @@ class Law(abc.ABC):
   def extrapolates(self, **inputs: Number) -> list[str]:
     """One sentence for every input outside the range the law was fitted on."""
     self._check(inputs)
-    found = []
+    sentences = []
     for name, (low, high) in self.fitted_on.items():
       value = inputs[name]
       if low is not None and value < low:
-        found.append(f"{name}={value:.4g} is below {low:.4g}, where {self.name} was fitted from")
+        sentences.append(
+          f"{name}={value:.4g} is below {low:.4g}, where {self.name} was fitted from"
+        )
       if high is not None and value > high:
-        found.append(f"{name}={value:.4g} is above {high:.4g}, where {self.name} was fitted to")
-    return found
+        sentences.append(f"{name}={value:.4g} is above {high:.4g}, where {self.name} was fitted to")
+    return sentences
 
   def _check(self, inputs: Mapping[str, Number]) -> None:
     for name in self.inputs:

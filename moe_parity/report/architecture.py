@@ -75,10 +75,10 @@ _OPTION = (Column("label", "option", number=False), Column("verdict", "verdict",
 
 def stage_tables(step: dict) -> list[Table]:
   """A table a stage, in the paper's columns. Loss is training cross-entropy, nats a token."""
-  found = []
+  tables = []
   for stage in step.get("stages", []):
     columns = _COLUMNS.get(stage["name"], _SIZE + _WIDTH + _EXPERTS)
-    found.append(
+    tables.append(
       Table(
         f"architecture_{stage['name']}",
         TITLES.get(stage["name"], stage["name"]),
@@ -86,7 +86,7 @@ def stage_tables(step: dict) -> list[Table]:
         stage["options"],
       )
     )
-  return found
+  return tables
 
 
 def backbones(step: dict) -> Table:

@@ -43,8 +43,8 @@ def card(title: str, facts: Iterable[str], *parts: str, mood: str = "") -> str:
 
 def items(lines: Iterable[str]) -> str:
   """Sentences as a list; "" for none."""
-  found = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-  return f"<ul>{found}</ul>" if found else ""
+  items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+  return f"<ul>{items}</ul>" if items else ""
 
 
 def _cell(value: Any) -> str:

@@ -40,12 +40,12 @@ class AnalyzedComparison:
 
 def read(study_folder: pathlib.Path) -> list[AnalyzedComparison]:
   """Every comparison of a study, analyzed anew, epochs_8 before epochs_16; [] if it has none."""
-  found = []
+  results = []
   folders = reading.comparison_folders(pathlib.Path(study_folder))
   for folder in sorted(folders, key=lambda folder: _by_number(folder.name)):
     report = files.read_json(compare.write_analysis(folder))
-    found.append(AnalyzedComparison(folder.name, reading.read_study(folder), report))
-  return found
+    results.append(AnalyzedComparison(folder.name, reading.read_study(folder), report))
+  return results
 
 
 def _by_number(name: str) -> list:
@@ -67,14 +67,14 @@ def what(comparison: AnalyzedComparison) -> str:
 
 def drawings(comparisons: list[AnalyzedComparison]) -> list[figure_style.Drawing]:
   """BPC over activation rate of each comparison that has it."""
-  found = [(comparison, figures.activation_rate(comparison.report)) for comparison in comparisons]
+  pairs = [(comparison, figures.activation_rate(comparison.report)) for comparison in comparisons]
   return [
     dataclasses.replace(
       drawing,
       name=f"{comparison.name}_{drawing.name}",
       title=f"{comparison.name}: {_of(comparison, drawing.title)}",
     )
-    for comparison, drawing in found
+    for comparison, drawing in pairs
     if drawing
   ]
 
@@ -129,15 +129,17 @@ def section(
 
 
 def _certificate(comparison: AnalyzedComparison, made: dict[str, Table]) -> str:
-  found = comparison.report["certificate"]
-  if found["passed"] is None:
-    return missing_note(f"a certificate for {', '.join(found['missing']) or comparison.name}")
-  said = "passed" if found["passed"] else "did NOT pass: " + "; ".join(found["failures"])
+  certificate = comparison.report["certificate"]
+  if certificate["passed"] is None:
+    return missing_note(f"a certificate for {', '.join(certificate['missing']) or comparison.name}")
+  outcome = (
+    "passed" if certificate["passed"] else "did NOT pass: " + "; ".join(certificate["failures"])
+  )
   checks = table(made[f"{comparison.name}_certificate"]) + table(
     made[f"{comparison.name}_certificates"]
   )
   where = f"every check: {comparison.name}_certificate.csv and {comparison.name}_certificates.csv"
   # Hundreds of rows a comparison: on paper their files are named instead.
-  return paragraphs([f"Certificate: {said} ({where})."]) + details(
+  return paragraphs([f"Certificate: {outcome} ({where})."]) + details(
     f"{comparison.name}: every check", checks, on_paper=False
   )

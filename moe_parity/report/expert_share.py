@@ -106,9 +106,9 @@ def layers(study: reading.StudyRecord) -> Table:
   """Gate sum and norms in every MoE layer of every finished run."""
   rows = []
   for run in study.runs:
-    found = run.result.get("layers") or {}
-    for place, routed in enumerate(found.get("routed_rms", ())):
-      values = {key: found[key][place] for key in ("gate_sum", "shared_rms", "residual_rms")}
+    layers = run.result.get("layers") or {}
+    for place, routed in enumerate(layers.get("routed_rms", ())):
+      values = {key: layers[key][place] for key in ("gate_sum", "shared_rms", "residual_rms")}
       rows.append({
         "name": run.name, "seed": run.seed, "layer": place + 1, "routed_rms": routed, **values,
         "to_shared": routed / values["shared_rms"] if values["shared_rms"] else None,
@@ -134,16 +134,16 @@ def layers(study: reading.StudyRecord) -> Table:
 
 def controls(report: dict) -> Table:
   """Every dense control against the dense arm, and the best MoE arm against it."""
-  found = report["controls"] or {"controls": [], "best": ""}
+  controls = report["controls"] or {"controls": [], "best": ""}
   rows = [
     {
       "name": row["name"],
       "num_params": row["num_params"],
-      "best": found["best"],
+      "best": controls["best"],
       **{f"dense_{key}": value for key, value in row["to_dense"].items()},
       **{f"moe_{key}": value for key, value in row["moe_to_control"].items()},
     }
-    for row in found["controls"]
+    for row in controls["controls"]
   ]
   return Table(
     "controls",
@@ -164,11 +164,11 @@ def controls(report: dict) -> Table:
 
 def ablations(report: dict) -> Table:
   """What each ablation of the best MoE arm costs, and what is left of its lead."""
-  found = report["controls"] or {"ablations": {}, "best": "", "lead": 0.0}
+  controls = report["controls"] or {"ablations": {}, "best": "", "lead": 0.0}
   rows = [
-    {"best": found["best"], "name": _WORDS.get(name, name), "lead": found["lead"], **row}
-    | {"share_left": row["lead_left"] / found["lead"] if found["lead"] > 0 else None}
-    for name, row in found["ablations"].items()
+    {"best": controls["best"], "name": _WORDS.get(name, name), "lead": controls["lead"], **row}
+    | {"share_left": row["lead_left"] / controls["lead"] if controls["lead"] > 0 else None}
+    for name, row in controls["ablations"].items()
   ]
   return Table(
     "ablations",

@@ -37,23 +37,25 @@ def first_figure(study: reading.StudyRecord, report: dict) -> str:
 
 def _caption(report: dict) -> str:
   """What the marks are."""
-  found = ["Blue points are MoE arms, means over their seeds (small dots)."]
+  sentences = ["Blue points are MoE arms, means over their seeds (small dots)."]
   if report["noise"].get("max_seeds", 1) < 2:
-    found = ["Hollow points are MoE arms with one seed, which proves nothing."]
+    sentences = ["Hollow points are MoE arms with one seed, which proves nothing."]
   if any(row["simultaneous"] for row in report["comparisons"]):
     covers = "" if report["noise"]["df"] else ", by the choice of text only"
-    found.append(
+    sentences.append(
       "Bars are 95 % intervals of the difference to dense, for all arms at once: where a bar"
       f" crosses the line of {report['baseline']}, the two are not distinguishable{covers}."
     )
   if any(group["role"] == "control" for group in report["groups"]):
-    found.append("Dashed lines are dense controls: other N, equal compute and data.")
+    sentences.append("Dashed lines are dense controls: other N, equal compute and data.")
   if any(group["role"] == "reference" for group in report["groups"]):
-    found.append("Dotted lines are references with more compute, not at parity.")
+    sentences.append("Dotted lines are references with more compute, not at parity.")
   if report["curve"]:
-    found.append("The curve is the fit to the MoE arms.")
-  found.append("Lower is better. Point at a mark for its numbers; it links to the run's folder.")
-  return " ".join(found)
+    sentences.append("The curve is the fit to the MoE arms.")
+  sentences.append(
+    "Lower is better. Point at a mark for its numbers; it links to the run's folder."
+  )
+  return " ".join(sentences)
 
 
 def run_links(study: reading.StudyRecord, name: str) -> list[str]:
@@ -63,12 +65,12 @@ def run_links(study: reading.StudyRecord, name: str) -> list[str]:
   leave for elsewhere than a folder.
   """
   page = pathlib.Path(study.folder) / "report"
-  found = []
+  links = []
   for run in study.runs:
     if run.name == name:
       path = os.path.relpath(run.folder, page).replace(os.sep, "/")
-      found.append(urllib.parse.quote(path, safe="/") + "/")
-  return found
+      links.append(urllib.parse.quote(path, safe="/") + "/")
+  return links
 
 
 def hover_text(group: Mapping, plan: Mapping, row: Mapping | None = None) -> str:
@@ -162,55 +164,55 @@ class _Plot:
     )
 
   def _grid(self) -> list[str]:
-    end, found = self.width - self.right, []
+    end, parts = self.width - self.right, []
     for tick in _ticks(self.low_y, self.high_y):
       y = self.y(tick)
-      found.append(f'<line class="grid" x1="{self.left}" x2="{end}" y1="{y:.1f}" y2="{y:.1f}"/>')
-      found.append(_text(self.left - 7, y + 4, f"{tick:g}", "end"))
+      parts.append(f'<line class="grid" x1="{self.left}" x2="{end}" y1="{y:.1f}" y2="{y:.1f}"/>')
+      parts.append(_text(self.left - 7, y + 4, f"{tick:g}", "end"))
     for place, label in self._labels():
-      found.append(_text(place, self.bottom + 17, label, "middle"))
+      parts.append(_text(place, self.bottom + 17, label, "middle"))
     what = "activation rate: share of the parameters that a token uses (%)"
     if self.width < 500:
       what = "activation rate (%), logarithmic"
     if not self.is_sweep:
       rate = f"{100 * self.moe[0]['activation_rate']:.1f} %"
       what = f"MoE arms, all of activation rate {rate}"
-    found.append(_text((self.left + end) / 2, self.bottom + 38, what, "middle"))
+    parts.append(_text((self.left + end) / 2, self.bottom + 38, what, "middle"))
     middle = (self.top + self.bottom) / 2
     turn = f' transform="rotate(-90 12 {middle:.0f})"'
-    found.append(_text(12, middle, "bits per character", "middle", turn))
-    return found
+    parts.append(_text(12, middle, "bits per character", "middle", turn))
+    return parts
 
   def _labels(self) -> list[tuple[int | float, str]]:
     if not self.is_sweep:
       many = len(self.moe) > (3 if self.width < 500 else MAX_LABELS)
       return [] if many else [(self.x(g), figure_style.short(g["name"], 16)) for g in self.moe]
-    found: list[tuple[int | float, str]] = []
+    labels: list[tuple[int | float, str]] = []
     for group in sorted(self.moe, key=self.x):
-      if not found or self.x(group) - found[-1][0] > 34:
-        found.append((self.x(group), f"{100 * group['activation_rate']:.3g}"))
-    return found
+      if not labels or self.x(group) - labels[-1][0] > 34:
+        labels.append((self.x(group), f"{100 * group['activation_rate']:.3g}"))
+    return labels
 
   def _dense(self) -> list[str]:
     """A line for each dense arm, control and reference, named at its right end or below."""
-    end, found = self.width - self.right, []
+    end, parts = self.width - self.right, []
     beside = _apart([self.y(g["bpc"]) for g in self.lines], self.top + 5, self.bottom)
     for place, (group, label_y) in enumerate(zip(self.lines, beside, strict=True)):
       y, look = self.y(group["bpc"]), _LINE_LOOKS[group["role"]]
       inner = f'<line class="{look}" x1="{self.left}" x2="{end}" y1="{y:.1f}" y2="{y:.1f}"/>'
       wide = f'<line class="target" x1="{self.left}" x2="{end}" y1="{y:.1f}" y2="{y:.1f}"/>'
-      found.append(self._linked(group, inner + wide))
+      parts.append(self._linked(group, inner + wide))
       name = line_name(group)
       if self.legend_rows:
         row = self.height + 18 * place + 6
-        found.append(f'<line class="{look}" x1="8" x2="36" y1="{row}" y2="{row}"/>')
-        found.append(_text(42, row + 4, figure_style.short(name, 46), "start"))
+        parts.append(f'<line class="{look}" x1="8" x2="36" y1="{row}" y2="{row}"/>')
+        parts.append(_text(42, row + 4, figure_style.short(name, 46), "start"))
       else:
-        found.append(
+        parts.append(
           f'<line class="lead" x1="{end}" x2="{end + 12}" y1="{y:.1f}" y2="{label_y:.1f}"/>'
         )
-        found.append(_text(end + 16, label_y + 4, figure_style.short(name, 30), "start"))
-    return found
+        parts.append(_text(end + 16, label_y + 4, figure_style.short(name, 30), "start"))
+    return parts
 
   def _curve(self) -> list[str]:
     curve = self.report["curve"]
@@ -221,7 +223,7 @@ class _Plot:
     return [f'<polyline class="fit" points="{points}"/>']
 
   def _points(self) -> list[str]:
-    found = []
+    parts = []
     for group in self.moe:
       x, y, marks = self.x(group), self.y(group["bpc"]), ""
       if ends := self._bar(group):
@@ -235,8 +237,8 @@ class _Plot:
       face = "moe" if group["num_seeds"] > 1 else "moe single"
       marks += f'<circle class="{face}" cx="{x:.1f}" cy="{y:.1f}" r="5.5"/>'
       marks += f'<circle class="target" cx="{x:.1f}" cy="{y:.1f}" r="14"/>'
-      found.append(self._linked(group, marks))
-    return found
+      parts.append(self._linked(group, marks))
+    return parts
 
   def _linked(self, group: Mapping, marks: str) -> str:
     row = self.rows.get(group["name"])

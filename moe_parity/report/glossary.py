@@ -94,8 +94,8 @@ def symbols_of(body: str) -> list[str]:
 
 def explained(symbols: Iterable[str]) -> str:
   """One line on these symbols, as HTML; "" for none."""
-  said = [f"<b>{html.escape(s)}</b> {html.escape(SYMBOLS[s])}" for s in symbols]
-  return f'<p class="symbols">{"; ".join(said)}.</p>\n' if said else ""
+  entries = [f"<b>{html.escape(s)}</b> {html.escape(SYMBOLS[s])}" for s in symbols]
+  return f'<p class="symbols">{"; ".join(entries)}.</p>\n' if entries else ""
 
 
 class FirstUses:

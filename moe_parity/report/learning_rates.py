@@ -7,8 +7,8 @@ from moe_parity.study import effort
 
 def learning_rates(report: dict) -> Table:
   """A row for each arm: BPC at each rate, the one taken, and how often it was tried."""
-  found = report["tuning"] or {"arms": []}
-  rates = sorted({t["peak_learning_rate"] for row in found["arms"] for t in row["tries"]})
+  tuning = report["tuning"] or {"arms": []}
+  rates = sorted({t["peak_learning_rate"] for row in tuning["arms"] for t in row["tries"]})
   rows = [
     {
       "name": row["name"],
@@ -18,7 +18,7 @@ def learning_rates(report: dict) -> Table:
       "edge": row["edge"],
       "num_tries": row["num_tries"],
     }
-    for row in found["arms"]
+    for row in tuning["arms"]
   ]
   return Table(
     "learning_rates",

@@ -206,7 +206,7 @@ def every_drawing(
   study, steps = reading.compared(reading.read_study(study_folder)), read_steps(study_folder)
   counted = specialization.read(study)
   first = {run.name: run for run in reversed(study.runs) if reading.read_routing(run.folder)}
-  found = [
+  drawings = [
     figures.activation_rate(report),
     architecture.shape_scatter(steps["architecture"]),
     sweeps.panels(steps["activation_rate"]),
@@ -226,7 +226,7 @@ def every_drawing(
     specialization.experts(counted),
     downstream.figure_8(downstream.read(study_folder)),
   ]
-  return {drawing.name: drawing for drawing in found if drawing}
+  return {drawing.name: drawing for drawing in drawings if drawing}
 
 
 def _tables(

@@ -56,12 +56,12 @@ def resource_bars(report: dict) -> str:
 
 def _heading(rows: Sequence[Mapping]) -> str:
   at_parity = [row for row in rows if row["role"] == "arm"]
-  said = []
+  sentences = []
   for name, label in RESOURCES:
     values = [row[name] for row in at_parity if row[name]]
     if values:
-      said.append(f"{label} {_range(min(values), max(values))}")
-  return f"Resources relative to dense: {', '.join(said)}"
+      sentences.append(f"{label} {_range(min(values), max(values))}")
+  return f"Resources relative to dense: {', '.join(sentences)}"
 
 
 def _range(low: int | float, high: int | float) -> str:

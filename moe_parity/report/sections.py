@@ -55,11 +55,11 @@ def headline(report: dict, steps: dict[str, dict]) -> str:
 
 def against(report: dict) -> str:
   """What speaks against the sentence or limits it, and the warnings; then, folded, the rest."""
-  found = report["verdict"]
-  doubts = [*found["against"], *report["warnings"]]
+  verdict = report["verdict"]
+  doubts = [*verdict["against"], *report["warnings"]]
   body = bullets(doubts) or paragraphs(["Nothing that these runs can show."])
   body = f'<section class="against"><h2>What speaks against it</h2>\n{body}</section>\n'
-  rest = [line for line in found["sentences"] if line not in found["against"]]
+  rest = [line for line in verdict["sentences"] if line not in verdict["against"]]
   return body + (details("All differences, and what they rest on", bullets(rest)) if rest else "")
 
 
@@ -133,26 +133,30 @@ def data_reuse(step: dict, drawings: Drawings, tables: Tables) -> list[Section]:
 
 def resources(report: dict, tables: Tables) -> Section:
   """What every arm cost in all, and how to read it."""
-  found = report["resources"]
+  resources = report["resources"]
   lines = [
-    f"C is counted by the budget's convention ({found['convention']}); executed FLOPs are every "
-    "matrix product of training: router, output head and attention as computed, without what is "
-    "computed twice. Parameters with vocabulary add embedding and head; weights are float32. "
+    f"C is counted by the budget's convention ({resources['convention']}); executed FLOPs are"
+    " every matrix product of training: router, output head and attention as computed, without what"
+    " is computed twice. Parameters with vocabulary add embedding and head; weights are float32. "
     "Seconds are those of steady training steps, without compiling, validation and checkpoints."
   ]
-  body = paragraphs(lines + found["notes"]) + table(tables["resources"], "plan.json is not there")
-  return Section("Resources", body + bullets(found["hidden"]))
+  body = paragraphs(lines + resources["notes"]) + table(
+    tables["resources"], "plan.json is not there"
+  )
+  return Section("Resources", body + bullets(resources["hidden"]))
 
 
 def certificate(study: reading.StudyRecord, report: dict, tables: Tables) -> Section:
   """Outcome, the checks across arms, and (folded) those of every run."""
-  found = report["certificate"]
-  if found["passed"]:
+  certificate = report["certificate"]
+  if certificate["passed"]:
     body = "<p>Passed: measured resources are equal within the stated tolerances.</p>\n"
-  elif found["passed"] is None:
-    body = missing_note(f"a certificate for {', '.join(found['missing']) or 'this study'}")
+  elif certificate["passed"] is None:
+    body = missing_note(f"a certificate for {', '.join(certificate['missing']) or 'this study'}")
   else:
-    body = f'<div class="verdict bad"><p>Did not pass:</p>{bullets(found["failures"])}</div>\n'
+    body = (
+      f'<div class="verdict bad"><p>Did not pass:</p>{bullets(certificate["failures"])}</div>\n'
+    )
   body += checks(tables["certificate"])
   if tables["certificates"].rows:
     body += details("Checks of every run", table(tables["certificates"]))

@@ -24,15 +24,15 @@ class Counted:
 
 def read(study: reading.StudyRecord) -> list[Counted]:
   """Every run that has specialization.npz; the first seed of an arm."""
-  found: dict[str, Counted] = {}
+  by_name: dict[str, Counted] = {}
   for run in study.runs:
-    choices = None if run.name in found or not run.plan else statistics.load(run.folder)
+    choices = None if run.name in by_name or not run.plan else statistics.load(run.folder)
     if choices:
       layers = statistics.specialization_by_layer(choices)
       for row in layers:
         row["pair_information"] = statistics.pair_information(choices, row["layer"] - 1)
-      found[run.name] = Counted(run, choices, layers)
-  return list(found.values())
+      by_name[run.name] = Counted(run, choices, layers)
+  return list(by_name.values())
 
 
 def table(counted: list[Counted]) -> Table:

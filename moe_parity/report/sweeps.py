@@ -136,14 +136,14 @@ def fixed_data(step: dict) -> figure_style.Drawing | None:
 
 def published_fixed_data() -> list[tuple[str, list[float], list[float]]]:
   """Label, r_a and BPC over dense for the published rows at one number of tokens."""
-  found = []
+  series = []
   for size, name, tokens, dense_row in FIXED_DATA:
     dense = published.row("table14", dense_row)["bpc"]
     rows = [r for r in published.table(name) if r["D_tokens"] == tokens]
     rates = [r["ra_pct"] / 100 for r in rows]
     label = f"paper {size} (Table {int(name[-2:])}), {tokens / 1e9:.0f}B tokens"
-    found.append((label, rates, [r["bpc"] / dense for r in rows]))
-  return found
+    series.append((label, rates, [r["bpc"] / dense for r in rows]))
+  return series
 
 
 def transfer(step: dict) -> figure_style.Drawing | None:
@@ -242,22 +242,22 @@ def tuning_words(step: dict) -> list[str]:
   check = step.get("tuning")
   if not check:
     return []
-  found = []
+  sentences = []
   for side in check["sides"]:
     if side.get("gain") is None:
       continue
     ends = side["gain_interval"]
     sure = f" (95 % interval {interval(ends)})" if ends else ""
-    found.append(
+    sentences.append(
       f"{side['kind']}: the best setting is {side['best']}, {signed(side['gain'])} BPC better than "
       f"the law's{sure}."
     )
   if check.get("difference_tuned") is not None and check.get("difference_at_law") is not None:
-    found.append(
+    sentences.append(
       f"MoE minus dense is {signed(check['difference_at_law'])} BPC at the law's settings and "
       f"{signed(check['difference_tuned'])} when each side takes its best."
     )
-  return found
+  return sentences
 
 
 def sweep_name(sweep: dict) -> str:

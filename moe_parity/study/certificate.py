@@ -175,13 +175,13 @@ def _places(folder: pathlib.Path) -> list[tuple[dict, str]]:
   if (folder / "study.json").exists():
     listed = run_folder.read_json(folder / "study.json")["arms"]
     places = {(arm["name"], arm["seed"]): arm["folder"] for arm in listed}
-  found = [
+  arms = [
     (arm, places.get((arm["name"], arm["seed"]), f"runs/{arm['name']}-s{arm['seed']}"))
     for arm in plan["arms"]
   ]
-  for _, place in found:
+  for _, place in arms:
     run_place(folder, place)
-  return found
+  return arms
 
 
 def certify_study(folder: pathlib.Path) -> dict:

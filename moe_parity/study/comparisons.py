@@ -164,11 +164,11 @@ def _scores(config: ConfigDict, results: Results, comparison: str, taken: dict[s
   """
 
   def scores_of(tries: dict[str, ConfigDict]) -> dict[str, float | None]:
-    found: dict[str, list] = {}
+    by_name: dict[str, list] = {}
     for arm in planned(with_arms(config, tries)).arms:
       run = taken.get(identity(arm), run_folder_of(arm.name, arm.seed, comparison))
-      found.setdefault(arm.name, []).append(results.bpc_of_run(run))
-    return {name: tuning.mean_score(scores) for name, scores in found.items()}
+      by_name.setdefault(arm.name, []).append(results.bpc_of_run(run))
+    return {name: tuning.mean_score(scores) for name, scores in by_name.items()}
 
   return scores_of
 

@@ -61,12 +61,12 @@ def tuned_arms(arms: Sequence[dict], scores: Mapping[tuple[str, int], float]) ->
 
 
 def _by_rate(tries: Sequence[dict], scores: Mapping[tuple[str, int], float]) -> dict[float, float]:
-  found: dict[float, list[float]] = {}
+  by_rate: dict[float, list[float]] = {}
   for arm in sorted(tries, key=lambda arm: arm["peak_learning_rate"]):
     # The arm itself is planned only once all its tries are known: one without a score diverged.
     score = scores.get((arm["name"], arm["seed"]), math.inf)
-    found.setdefault(arm["peak_learning_rate"], []).append(score)
-  return {rate: math.fsum(values) / len(values) for rate, values in found.items()}
+    by_rate.setdefault(arm["peak_learning_rate"], []).append(score)
+  return {rate: math.fsum(values) / len(values) for rate, values in by_rate.items()}
 
 
 def effort_checks(tuned: Sequence[TunedArm]) -> Iterable[dict]:
@@ -79,8 +79,8 @@ def effort_checks(tuned: Sequence[TunedArm]) -> Iterable[dict]:
     yield line(f"{arm.name}: tokens of each try", wanted, tokens, tokens == [wanted], HOW)
     if arm.scores:
       best = tuning.best_rate(list(arm.scores), list(arm.scores.values()))
-      taken = sorted({plan["peak_learning_rate"] for plan in arm.plans})
-      yield line(f"{arm.name}: learning rate of its best try", best, taken, taken == [best], HOW)
+      rates = sorted({plan["peak_learning_rate"] for plan in arm.plans})
+      yield line(f"{arm.name}: learning rate of its best try", best, rates, rates == [best], HOW)
 
 
 def scores_of_tries(places: Iterable[tuple[dict, pathlib.Path]]) -> dict[tuple[str, int], float]:
@@ -89,12 +89,12 @@ def scores_of_tries(places: Iterable[tuple[dict, pathlib.Path]]) -> dict[tuple[s
   Args:
     places: plan and run folder of each run of a study.
   """
-  found = {}
+  scores = {}
   for arm, folder in places:
     if arm.get("tunes") and (folder / run_folder.RESULT).exists():
       bpc = run_folder.read_json(folder / run_folder.RESULT)["validation"]["bpc"]
-      found[arm["name"], arm["seed"]] = bpc if math.isfinite(bpc) else math.inf
-  return found
+      scores[arm["name"], arm["seed"]] = bpc if math.isfinite(bpc) else math.inf
+  return scores
 
 
 def report(tuned: Sequence[TunedArm]) -> dict | None:

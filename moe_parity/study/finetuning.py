@@ -39,11 +39,11 @@ def finetuning_comparisons(
   Raises:
     UserError: candidates that cannot be.
   """
-  found = sweep.candidates(config.finetuning)
+  pairs = sweep.candidates(config.finetuning)
   bases = [(arm, open_base(folder / run)) for arm, run in compared(main) if is_ready(folder / run)]
   if not bases:
     return []
-  return [_comparison(config, main, bases, rows, *pair) for pair in found]
+  return [_comparison(config, main, bases, rows, *pair) for pair in pairs]
 
 
 def compared(main: Comparison) -> list[tuple[ArmPlan, str]]:
@@ -146,8 +146,8 @@ def _passed(folder: pathlib.Path, names: Sequence[str]) -> bool | None:
     folder / COMPARISONS_FOLDER / f"{FINETUNING_PREFIX}{name}" / "certificate.json"
     for name in names
   ]
-  found = [run_folder.read_json(path)["passed"] for path in paths if path.exists()]
-  return None if all(found) and len(found) < len(paths) else all(found)
+  verdicts = [run_folder.read_json(path)["passed"] for path in paths if path.exists()]
+  return None if all(verdicts) and len(verdicts) < len(paths) else all(verdicts)
 
 
 def _summary_of(arm: ArmPlan, run: str, pairs: Sequence[tuple], results: Results) -> dict:
@@ -155,9 +155,9 @@ def _summary_of(arm: ArmPlan, run: str, pairs: Sequence[tuple], results: Results
   row |= {"base": run, "activation_rate": arm.activation_rate, "tried": []}
   for pair in pairs:
     tuned = _run_of(run, FINETUNING_PREFIX + candidate_name(*pair))
-    found = results.of_run(tuned)
-    if found is not None or results.bpc_of_run(tuned) == math.inf:
-      row["tried"].append(sweep.row_of(*pair, found))
+    record = results.of_run(tuned)
+    if record is not None or results.bpc_of_run(tuned) == math.inf:
+      row["tried"].append(sweep.row_of(*pair, record))
   finite = [tried for tried in row["tried"] if math.isfinite(tried["cross_entropy"])]
   if len(row["tried"]) < len(pairs) or not finite:
     return row

@@ -26,8 +26,8 @@ def finetuning_checks(
     yield line(f"chats: {name}", planned, seen[name], planned == seen[name],
                f"rows in the ledger, over {passes} passes")  # fmt: skip
   rows = stated["chats_sha256"]
-  found = ledger.data["sha256"]
-  yield line("chats: rows", rows[:12], found[:12], rows == found, "plan.json, ledger.npz")
+  rows_read = ledger.data["sha256"]
+  yield line("chats: rows", rows[:12], rows_read[:12], rows == rows_read, "plan.json, ledger.npz")
   template = chat_template.read(folder)
   same = template is not None and template.__dict__ == stated["template"]
   words = "the planned one" if same else "another"
@@ -53,12 +53,12 @@ def same_chats(runs: Sequence[tuple]) -> list[dict]:
   tuned = [(arm, certificate["ledger"]) for arm, _, certificate in runs if arm.get("finetuning")]
   if not tuned:
     return []
-  found = {name: {ledger.get(name) for _, ledger in tuned}
+  by_column = {name: {ledger.get(name) for _, ledger in tuned}
            for name in (*COLUMNS, "num_tokens")}  # fmt: skip
   for name in ("validation_chats_sha256", "template"):
-    found[name] = {str(arm["finetuning"][name]) for arm, _ in tuned}
+    by_column[name] = {str(arm["finetuning"][name]) for arm, _ in tuned}
   return [
     line(f"fine-tuning: one value of {name}", 1, len(values), len(values) == 1,
          "recounted from each ledger" if name in (*COLUMNS, "num_tokens") else "each plan.json")
-    for name, values in found.items()
+    for name, values in by_column.items()
   ]  # fmt: skip

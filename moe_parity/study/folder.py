@@ -60,15 +60,15 @@ def tasks_of(comparisons: Sequence[Comparison], only: Sequence[str] = ()) -> lis
   Raises:
     UserError: a name that is no arm.
   """
-  found: dict[str, Task] = {}
+  by_run: dict[str, Task] = {}
   for comparison in comparisons:
     for arm, run in zip(comparison.plan.arms, comparison.runs, strict=True):
-      found.setdefault(run, Task(comparison, arm, run))
-  names = list(dict.fromkeys(task.arm.name for task in found.values()))
+      by_run.setdefault(run, Task(comparison, arm, run))
+  names = list(dict.fromkeys(task.arm.name for task in by_run.values()))
   for name in only:
     if name not in names:
       raise UserError(f"--only={name}: the plan's arms are {', '.join(names)}")
-  return [task for task in found.values() if not only or task.arm.name in only]
+  return [task for task in by_run.values() if not only or task.arm.name in only]
 
 
 def select(arms: Sequence[ArmPlan], only: Sequence[str], option: str = "--only") -> list[ArmPlan]:
@@ -136,8 +136,8 @@ class StudyFolder:
       UserError: the folder holds a study with another plan; lists what differs.
     """
     self._check_settings()
-    known = planner_inputs(self.store, self.config)
-    comparisons = plan_comparisons(self.config, Results(self.folder, self.leases), **known)
+    inputs = planner_inputs(self.store, self.config)
+    comparisons = plan_comparisons(self.config, Results(self.folder, self.leases), **inputs)
     if self.config.finetuning.data:
       from moe_parity.study.finetuning import finetuning_comparisons  # loads JAX
 

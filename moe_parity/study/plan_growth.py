@@ -21,9 +21,9 @@ def has_grown(path: pathlib.Path, plan: ComparisonPlan, staged: bool) -> bool:
   old.pop("notes", None)
   old["budget"] = budget_of(old)
   grown = len(new["arms"]) > len(old["arms"])
-  known = {(arm["name"], arm["seed"]): arm for arm in new["arms"]}
+  new_arms = {(arm["name"], arm["seed"]): arm for arm in new["arms"]}
   old["arms"] = [
-    with_later_fields(arm, known.get((arm["name"], arm["seed"]), {})) for arm in old["arms"]
+    with_later_fields(arm, new_arms.get((arm["name"], arm["seed"]), {})) for arm in old["arms"]
   ]
   old, new = _by_arm(old), _by_arm(new)
   if staged:

@@ -158,12 +158,12 @@ def read_everything(folder: str | pathlib.Path) -> list[tuple[str, RunRecord]]:
 
   A label holds the comparison: "unique/moe_20".
   """
-  folder, found = pathlib.Path(folder), {}
+  folder, by_path = pathlib.Path(folder), {}
   for comparison in [folder, *comparison_folders(folder)]:
     prefix = "" if comparison == folder else f"{comparison.name}/"
     for run in read_study(comparison).runs:
-      found.setdefault(run.folder.resolve(), (prefix + run.label, run))
-  return list(found.values())
+      by_path.setdefault(run.folder.resolve(), (prefix + run.label, run))
+  return list(by_path.values())
 
 
 def read_steps(study_folder: str | pathlib.Path) -> dict[str, dict]:
@@ -172,16 +172,16 @@ def read_steps(study_folder: str | pathlib.Path) -> dict[str, dict]:
   Raises:
     UserError: a file that is not a JSON object.
   """
-  found: dict[str, dict] = {}
+  by_name: dict[str, dict] = {}
   for step in STEPS:
     path = pathlib.Path(study_folder) / f"{step}.json"
-    found[step] = {}
+    by_name[step] = {}
     if not path.is_file():
       continue
-    found[step] = files.read_json(path, "run the study again to write it")
-    if not isinstance(found[step], dict):
+    by_name[step] = files.read_json(path, "run the study again to write it")
+    if not isinstance(by_name[step], dict):
       raise UserError(f"{path} holds no JSON object; run the study again to write it")
-  return found
+  return by_name
 
 
 def read_metrics(run_folder: pathlib.Path) -> tuple[list[dict], list[dict], str]:

@@ -95,26 +95,26 @@ def tuned_arms(
   check_seeds(grid, config)
   arms = dict(config.arms.items())
   tuned = [name for name, arm in arms.items() if not arm.role]
-  known = [name for name in first if name in tuned]
+  names = [name for name in first if name in tuned]
   for extension in range(grid.extensions + 1):
     scores = scores_of(_tries(grid, arms, tuned))
     best = {name: best_rate(grid.rates, _row(grid, name, scores)) for name in tuned}
-    if any(best[name] is None for name in known) or extension == grid.extensions:
+    if any(best[name] is None for name in names) or extension == grid.extensions:
       break
-    low, high = (any(best[name] == grid.rates[end] for name in known) for end in (0, -1))
+    low, high = (any(best[name] == grid.rates[end] for name in names) for end in (0, -1))
     if not (low or high):
       break
     grid = grid.grown(low, high)
-  if any(best[name] is None for name in known):
+  if any(best[name] is None for name in names):
     return _tries(grid, arms, tuned)
-  found = _tries(grid, arms, tuned)
+  tries = _tries(grid, arms, tuned)
   for name, arm in arms.items():
     if name not in tuned:
-      found[name] = arm
+      tries[name] = arm
     elif best[name] is not None:
       rate = {"peak_learning_rate": best[name], "learning_rate_multiplier": 1.0}
-      found[name] = ConfigDict(arm.to_dict() | rate)
-  return found
+      tries[name] = ConfigDict(arm.to_dict() | rate)
+  return tries
 
 
 def check_seeds(grid: Grid, config: ConfigDict) -> None:

@@ -167,8 +167,8 @@ class Checkpoints(CheckpointWriter):
 
 def steps_of(folder: pathlib.Path) -> list[int]:
   """Steps of the whole checkpoints in a folder, the newest first."""
-  found = folder.iterdir() if folder.is_dir() else ()
-  return sorted((int(path.name) for path in found if path.name.isdigit()), reverse=True)
+  entries = folder.iterdir() if folder.is_dir() else ()
+  return sorted((int(path.name) for path in entries if path.name.isdigit()), reverse=True)
 
 
 def newest_step(folder: pathlib.Path) -> int:

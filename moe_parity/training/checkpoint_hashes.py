@@ -25,10 +25,10 @@ def write_hashes(folder: pathlib.Path, step: int, run: str = "") -> None:
   Args:
     run: identifies the run that it is of (`run_identity`).
   """
-  found = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
-  for path in found.values():
+  by_name = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+  for path in by_name.values():
     files.sync(path)
-  hashes = dict(zip(found, _hashed(list(found.values())), strict=True))
+  hashes = dict(zip(by_name, _hashed(list(by_name.values())), strict=True))
   value = {"step": step, "run": run, "files": hashes}
   files.write_json(folder / HASHES, value, seal=True)
   for path in (*(p for p in folder.rglob("*") if p.is_dir()), folder):

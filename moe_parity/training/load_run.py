@@ -57,10 +57,10 @@ def open_run_data(
   store = open_data(config.data, make=prepare_data)
   if (folder / run_folder.DATA).exists():  # runs before November 2026 have none
     stored = run_folder.read_json(folder / run_folder.DATA)["fingerprint"]
-    found = store.fingerprint()
+    fingerprint = store.fingerprint()
     if only_tokenizer:
-      stored, found = ({"tokenizer": part["tokenizer"]} for part in (stored, found))
-    check_same_data(stored, found, str(folder), config.data.source)
+      stored, fingerprint = ({"tokenizer": part["tokenizer"]} for part in (stored, fingerprint))
+    check_same_data(stored, fingerprint, str(folder), config.data.source)
   return store
 
 
@@ -145,19 +145,19 @@ def open_tokenizer(folder: pathlib.Path, run: TrainedModel, path: str = "") -> T
   Raises:
     UserError: another tokenizer than the run's.
   """
-  found = load(path) if path else None
-  if found is None and (folder / run_folder.TOKENIZER).exists():
-    found = load(folder / run_folder.TOKENIZER)
-  if found is None:
-    found = open_run_data(folder, run.config, only_tokenizer=True).tokenizer
+  loaded = load(path) if path else None
+  if loaded is None and (folder / run_folder.TOKENIZER).exists():
+    loaded = load(folder / run_folder.TOKENIZER)
+  if loaded is None:
+    loaded = open_run_data(folder, run.config, only_tokenizer=True).tokenizer
   vocab_size = run.architecture.vocab_size
   may_be_smaller = run.plan.get("kind") == "imported"
-  if found.vocab_size != vocab_size and not (may_be_smaller and found.vocab_size < vocab_size):
+  if loaded.vocab_size != vocab_size and not (may_be_smaller and loaded.vocab_size < vocab_size):
     raise UserError(
-      f"tokenizer {found.name} has {found.vocab_size} ids and the run's vocabulary {vocab_size};"
+      f"tokenizer {loaded.name} has {loaded.vocab_size} ids and the run's vocabulary {vocab_size};"
       " give the tokenizer that the run was trained with"
     )
-  return found
+  return loaded
 
 
 def open_generator(
@@ -182,14 +182,14 @@ def open_generator(
   run = load_run(folder, sizes, step)
   options = dataclasses.replace(run.options, dtype=dtype) if dtype else run.options
   num_positions = window(run, num_positions)
-  found = open_tokenizer(folder, run, tokenizer)
+  loaded = open_tokenizer(folder, run, tokenizer)
   generator = Generator(
     InferenceModel(run.architecture, options, run.params, run.buffers, run.mesh),
     num_positions=num_positions,
-    num_ids=found.vocab_size,
-    documents=document_separators(found, run.config.data.cross_documents),
+    num_ids=loaded.vocab_size,
+    documents=document_separators(loaded, run.config.data.cross_documents),
   )
-  return generator, found
+  return generator, loaded
 
 
 def window(run: TrainedModel, num_positions: int) -> int:

@@ -93,10 +93,10 @@ def _check_same_run(folder: pathlib.Path, config: dict, plan: dict, fingerprint:
 
 def _note_data(folder: pathlib.Path, fingerprint: dict[str, str]) -> None:
   """data.json: the fingerprint, and every set of versions the run was trained with, in order."""
-  known = read_json(folder / DATA)["versions"] if (folder / DATA).exists() else []
-  if versions() not in known:
-    known = [*known, versions()]
-  files.write_json(folder / DATA, {"fingerprint": fingerprint, "versions": known}, seal=True)
+  history = read_json(folder / DATA)["versions"] if (folder / DATA).exists() else []
+  if versions() not in history:
+    history = [*history, versions()]
+  files.write_json(folder / DATA, {"fingerprint": fingerprint, "versions": history}, seal=True)
 
 
 def settings(config: dict) -> dict:

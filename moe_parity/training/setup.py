@@ -219,10 +219,10 @@ def _checkpoints(
 
 def _identity(folder: pathlib.Path) -> str:
   """Of the run in the folder; as the first process reads it, which has written its plan."""
-  found = None
+  identity = None
   if multihost.is_primary():
-    found = run_identity(run_folder.read_json(folder / run_folder.PLAN)).encode()
-  return multihost.broadcast_bytes(found).decode()
+    identity = run_identity(run_folder.read_json(folder / run_folder.PLAN)).encode()
+  return multihost.broadcast_bytes(identity).decode()
 
 
 def choose_run_attention(config: ConfigDict, plan: ArmPlan) -> AttentionChoice:

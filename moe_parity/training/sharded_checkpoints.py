@@ -90,8 +90,8 @@ class ShardedCheckpoints(CheckpointWriter):
 def whole_steps(folder: str) -> list[int]:
   """Steps of the whole checkpoints in a folder of a bucket, the newest first."""
   names = [name.split("/") for name in storage.names(folder)]
-  found = [int(name[0]) for name in names if name[1:] == [IS_WHOLE] and name[0].isdigit()]
-  return sorted(found, reverse=True)
+  steps = [int(name[0]) for name in names if name[1:] == [IS_WHOLE] and name[0].isdigit()]
+  return sorted(steps, reverse=True)
 
 
 def _place(url: str):

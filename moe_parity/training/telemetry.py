@@ -54,21 +54,21 @@ class Telemetry:
     """The lines up to `from_step`: the checkpoint's, else those of metrics.jsonl that are whole."""
     path = self.folder / METRICS
     content = path.read_bytes() if path.exists() else b""
-    found, num_broken = parse_metrics(content, self._from_step)
+    lines, num_broken = parse_metrics(content, self._from_step)
     if not self._from_step:
       return []
     if COPY not in logs:
-      if num_broken or not found:
+      if num_broken or not lines:
         warn(f"{METRICS}: {num_broken or 'all'} lines before step {self._from_step} are lost")
-      return found
+      return lines
     kept, _ = parse_metrics(gzip.decompress(logs[COPY]), self._from_step)
-    if found != kept:
-      same = sum((_counted(kept) & _counted(found)).values())
+    if lines != kept:
+      same = sum((_counted(kept) & _counted(lines)).values())
       warn(
         f"{METRICS} lacked or had changed {len(kept) - same} of its {len(kept)} lines up to step"
         f" {self._from_step}; restored from the checkpoint"
         if same < len(kept)
-        else f"{METRICS} had {len(found) - same} strange lines before step {self._from_step};"
+        else f"{METRICS} had {len(lines) - same} strange lines before step {self._from_step};"
         " removed"
       )
     return kept
@@ -80,20 +80,20 @@ class Telemetry:
     if not self._from_step:
       path.unlink(missing_ok=True)
       return empty
-    kept = logs.get(ROUTING)
-    if kept is None and (COPY in logs or not content):
+    saved_routing = logs.get(ROUTING)
+    if saved_routing is None and (COPY in logs or not content):
       return empty  # a dense run
-    if kept is not None and content != kept:
+    if saved_routing is not None and content != saved_routing:
       # A file of a later step begins as the copy does.
-      found = _read_routing(content)
-      expected = _read_routing(kept)
+      routing = _read_routing(content)
+      expected = _read_routing(saved_routing)
       size = len(expected["steps"])
-      if found is None or any(
-        not np.array_equal(found[name][:size], expected[name]) for name in expected
+      if routing is None or any(
+        not np.array_equal(routing[name][:size], expected[name]) for name in expected
       ):
         warn(f"{ROUTING} was lost or damaged; restored from the checkpoint")
-      files.write_bytes(path, kept)
-    saved = _read_routing(content if kept is None else kept)
+      files.write_bytes(path, saved_routing)
+    saved = _read_routing(content if saved_routing is None else saved_routing)
     if saved is None:
       warn(f"{ROUTING} is damaged; expert loads before step {self._from_step} are lost")
       return empty

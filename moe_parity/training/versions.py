@@ -12,10 +12,10 @@ VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 @functools.cache
 def versions() -> dict[str, str]:
   """Of Python and of what decides a run's numbers."""
-  found = {name: importlib.metadata.version(name) for name in VERSIONS}
+  numbers = {name: importlib.metadata.version(name) for name in VERSIONS}
   if commit := _commit():
-    found["moe_parity"] += f" ({commit})"
-  return found | {"python": platform.python_version()}
+    numbers["moe_parity"] += f" ({commit})"
+  return numbers | {"python": platform.python_version()}
 
 
 def _commit() -> str:
@@ -23,8 +23,8 @@ def _commit() -> str:
   root = pathlib.Path(__file__).resolve().parents[2]
   if not (root / ".git").exists():
     return ""
-  asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+  command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
   try:
-    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
   except (OSError, subprocess.CalledProcessError):  # no git here, or it does not trust the owner
     return ""

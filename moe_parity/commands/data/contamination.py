@@ -31,14 +31,14 @@ def run(args) -> int:
   evaluation = _given(args) if args.against else documents_of(store.validation)
   total = store.manifest["splits"]["train"]["num_chars"]
   with bytes_bar() as show:
-    found = overlap(
+    overlaps = overlap(
       documents_of(store.train), evaluation, args.ngram, lambda done: show("search", done, total)
     )
   if args.json:
-    print(json.dumps(found, indent=2))
+    print(json.dumps(overlaps, indent=2))
   else:
-    print_table([{"domain": name, **row} for name, row in found["by_domain"].items()])
-    print(_in_words(found, store.train.lost))
+    print_table([{"domain": name, **row} for name, row in overlaps["by_domain"].items()])
+    print(_in_words(overlaps, store.train.lost))
   return 0
 
 

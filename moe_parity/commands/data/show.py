@@ -65,15 +65,15 @@ def _left_out(origins: list[dict]) -> str:
   """A line for each source of which something was left out, or whose files are of several kinds."""
   lines = []
   for origin in origins:
-    found = []
+    notes = []
     if origin["num_hidden"]:
-      found.append(f"{origin['num_hidden']:,} names with a dot in front left out")
-    found += [f"the token store {store} left out" for store in origin["stores"]]
+      notes.append(f"{origin['num_hidden']:,} names with a dot in front left out")
+    notes += [f"the token store {store} left out" for store in origin["stores"]]
     if len(origin["formats"]) > 1:
       counts = (f"{count:,} as {kind}" for kind, count in origin["formats"].items())
-      found.append(f"files read {', '.join(counts)}")
-    if found:
-      lines.append(f"{origin['path']}: {'; '.join(found)}\n")
+      notes.append(f"files read {', '.join(counts)}")
+    if notes:
+      lines.append(f"{origin['path']}: {'; '.join(notes)}\n")
   return "".join(lines)
 
 
@@ -81,8 +81,8 @@ def domain_rows(manifest: dict) -> list[dict]:
   """A row a split and domain, and one for all of a split."""
   rows = []
   for name, split in manifest["splits"].items():
-    found = list(split["by_domain"].items())
-    for domain, totals in found if len(found) == 1 else [*found, ("all", split)]:
+    domains = list(split["by_domain"].items())
+    for domain, totals in domains if len(domains) == 1 else [*domains, ("all", split)]:
       counts = {key: totals[f"num_{key}"] for key in ("documents", "bytes", "chars", "tokens")}
       tokens = totals["num_tokens"]
       ratio = {"bytes_per_token": totals["num_bytes"] / tokens if tokens else None}

@@ -179,18 +179,18 @@ def _checks(config: ConfigDict, arms: dict[str, ConfigDict], best: str) -> dict[
   if not (study.learning_rates or study.batches):
     return {}
   plan = {arm.name: arm for arm in make_plan(with_arms(config, arms)).arms}
-  found = {}
+  checks = {}
   for name in (best, "dense"):
     same = arms[name].to_dict() | {"role": "check", "seeds": tuple(study.seeds)}
     for multiple in study.learning_rates:
       changed = {"learning_rate_multiplier": same["learning_rate_multiplier"] * multiple}
-      found[f"{name}_lr{multiple:g}".replace(".", "p")] = ConfigDict(same | changed)
+      checks[f"{name}_lr{multiple:g}".replace(".", "p")] = ConfigDict(same | changed)
     for multiple in study.batches:
       batch = _batch_near(config, plan[name], multiple)
-      found[f"{name}_batch{multiple:g}".replace(".", "p")] = ConfigDict(
+      checks[f"{name}_batch{multiple:g}".replace(".", "p")] = ConfigDict(
         same | {"batch_sequences": batch}
       )
-  return found
+  return checks
 
 
 def _batch_near(config: ConfigDict, arm, multiple: int | float) -> int:

@@ -57,11 +57,11 @@ def _sweep(comparison: Comparison, report: dict) -> dict:
   for group in report["groups"]:
     arm = plans[group["name"]]
     losses = [r["train_cross_entropy"] for r in report["arms"] if r["name"] == arm.name]
-    known = [loss for loss in losses if loss is not None]
+    numbers = [loss for loss in losses if loss is not None]
     arms.append({
       **{name: group[name] for name in
          ("name", "kind", "role", "activation_rate", "num_seeds", "bpc", "interval", "seed_sd")},
-      "loss": float(np.mean(known)) if known else None,
+      "loss": float(np.mean(numbers)) if numbers else None,
       **{name: getattr(arm, name) for name in
          ("train_flops_per_token", "train_flops", "num_tokens", "num_unique_tokens", "epochs",
           "compute_multiple")},
@@ -106,13 +106,13 @@ def slope(x: np.ndarray, y: np.ndarray) -> dict:
 
 def _log_log(moe: list[dict]) -> dict | None:
   """ln loss against ln r_a over the MoE arms."""
-  known = [arm for arm in moe if arm["loss"]]
-  if len(known) < 3:
+  with_loss = [arm for arm in moe if arm["loss"]]
+  if len(with_loss) < 3:
     return None
-  loss = np.array([arm["loss"] for arm in known])
-  fitted = slope(np.log([arm["activation_rate"] for arm in known]), np.log(loss))
+  loss = np.array([arm["loss"] for arm in with_loss])
+  fitted = slope(np.log([arm["activation_rate"] for arm in with_loss]), np.log(loss))
   monotone = bool((np.diff(loss) < 0).all())
-  return {"y": "loss", "num_arms": len(known), "monotone": monotone} | fitted
+  return {"y": "loss", "num_arms": len(with_loss), "monotone": monotone} | fitted
 
 
 def _flops_linear(comparison: Comparison) -> dict | None:
@@ -126,27 +126,27 @@ def _flops_linear(comparison: Comparison) -> dict | None:
 
 def _transfer(curves: dict[int, tuple[dict, rate_curve.Curve | None]]) -> dict | None:
   """Whether sizes agree on r_a*; the draws of different sizes are taken as independent."""
-  known = {n: fitted for n, (_, fitted) in curves.items() if fitted is not None}
+  fits = {n: fitted for n, (_, fitted) in curves.items() if fitted is not None}
   if len(curves) < 2:
     return None
   optima = []
-  for n, fitted in known.items():
+  for n, fitted in fits.items():
     minimum = rate_curve.minimum_interval(fitted, LEVEL)
     names = ("activation_rate", "interval", "bracketed")
     optima.append({"num_params": n} | {name: minimum[name] for name in names})
-  pairs, sizes = [], sorted(known)
+  pairs, sizes = [], sorted(fits)
   rng = np.random.default_rng(uncertainty.SEED)
   for a, b in ((a, b) for i, a in enumerate(sizes) for b in sizes[i + 1 :]):
-    draws = np.log(rng.permutation(known[b].minimum_B)) - np.log(known[a].minimum_B)
+    draws = np.log(rng.permutation(fits[b].minimum_B)) - np.log(fits[a].minimum_B)
     tail = (1 - LEVEL) / 2
     # Both minima lie on grids: neither is known better than half a step of its own.
-    step = sum(float(np.log(known[n].grid_G[1] / known[n].grid_G[0])) for n in (a, b)) / 2
+    step = sum(float(np.log(fits[n].grid_G[1] / fits[n].grid_G[0])) for n in (a, b)) / 2
     ends = (np.quantile(draws, [tail, 1 - tail]) + [-step, step]).tolist()
     inside = {o["num_params"]: o["bracketed"] for o in optima}
     verdict = "differs" if ends[0] > 0 or ends[1] < 0 else "not distinguishable"
     if not (inside[a] and inside[b]):
       verdict = "not known"
-    ratio = math.log(known[b].minimum / known[a].minimum)
+    ratio = math.log(fits[b].minimum / fits[a].minimum)
     pairs.append({"num_params": [a, b], "log_ratio": ratio, "interval": ends, "verdict": verdict})
   return {"sizes": sorted(curves), "optima": optima, "pairs": pairs}
 
@@ -215,20 +215,20 @@ def _tuned_intervals(
 
   def interval(pairs: list[tuple[str, str]], wanted: tuple[str, str]) -> list[float]:
     contrast = np.array([one[a] - one[b] for a, b in pairs])
-    found = uncertainty.intervals(contrast @ arms.value_A, contrast, sources, LEVEL)
-    return found.joint[:, pairs.index(wanted)].tolist()
+    intervals = uncertainty.intervals(contrast @ arms.value_A, contrast, sources, LEVEL)
+    return intervals.joint[:, pairs.index(wanted)].tolist()
 
-  found: dict[str, list[float] | None] = {}
+  intervals: dict[str, list[float] | None] = {}
   moe, dense = ([arm["name"] for arm in side["arms"]] for side in sides)
   for side in sides:
     others = [(side["arm"], arm["name"]) for arm in side["arms"][1:]]
     if side["best"] == side["arm"]:
-      found[side["kind"]] = None  # its own setting is the best one: there is nothing to gain
+      intervals[side["kind"]] = None  # its own setting is the best one: there is nothing to gain
     else:
-      found[side["kind"]] = interval(others, (side["arm"], side["best"]))
+      intervals[side["kind"]] = interval(others, (side["arm"], side["best"]))
   best = tuple(side["best"] for side in sides)
-  found["tuned"] = interval([(a, b) for a in moe for b in dense], best)
-  return found
+  intervals["tuned"] = interval([(a, b) for a in moe for b in dense], best)
+  return intervals
 
 
 def _tuned_arm(name: str, runs: list[reading.RunRecord], base: reading.RunRecord | None) -> dict:

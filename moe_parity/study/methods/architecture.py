@@ -70,9 +70,9 @@ def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
     UserError: the config lacks what a search needs, or arms would differ in unique data.
   """
   config = with_text(config)
-  found = stages(config, results)
+  all_stages = stages(config, results)
   fields: dict[str, tuple[str, dict]] = {}
-  for stage in found:
+  for stage in all_stages:
     for option in stage.options:
       fields.setdefault(option.arm, (stage.kind, option.fields))
   seeds = tuple(config.study.seeds)
@@ -88,10 +88,10 @@ def stages(config: ConfigDict, results: Results) -> list[SearchStage]:
     raise UserError("arms.moe.activation_rate=0; give the rate that every MoE arm keeps")
   normalized = config.model.normalize_gates
   moe["gates"] = moe["gates"] or ("normalized" if normalized else "raw")
-  found = []
+  all_stages = []
   for kind, fields in (("dense", dense), ("moe", moe)):
-    found += _side(config, results, kind, fields)
-  return found
+    all_stages += _side(config, results, kind, fields)
+  return all_stages
 
 
 def with_text(config: ConfigDict) -> ConfigDict:
@@ -151,9 +151,9 @@ def _side(config: ConfigDict, results: Results, kind: str, fields: dict) -> Iter
       except UserError as error:
         skipped.append((label, str(error).removeprefix("arm 'option': ")))
         continue
-      known = trained.setdefault(same, Option(label, _named(name, label), changed))
-      if known.arm not in [option.arm for option in options]:
-        options.append(dataclasses.replace(known, label=label))
+      earlier = trained.setdefault(same, Option(label, _named(name, label), changed))
+      if earlier.arm not in [option.arm for option in options]:
+        options.append(dataclasses.replace(earlier, label=label))
     if len(options) == 1 and not skipped:
       if name != SIDES[kind][0]:
         continue  # nothing asked of this stage; the first trains the arm in place all the same

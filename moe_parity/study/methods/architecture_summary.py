@@ -40,12 +40,12 @@ def summarize(
   """Everything that architecture.json holds; the same folder gives the same numbers."""
   comparison = comparisons[0]
   study = reading.read_study(folder)
-  found = stages(config, results)
+  all_stages = stages(config, results)
   plans = {arm.name: arm for arm in comparison.plan.arms}
   runs = {name: [run for run in study.runs if run.name == name] for name in plans}
-  rows = [_stage(stage, plans, runs) for stage in found]
+  rows = [_stage(stage, plans, runs) for stage in all_stages]
   arms = {kind: [] for kind in SIDES}
-  for stage in found:
+  for stage in all_stages:
     arms[stage.kind] += [o.arm for o in stage.options if o.arm not in arms[stage.kind]]
   finished = [run for of_arm in runs.values() for run in of_arm if run.done]
   table = tabulate(finished) if finished else None

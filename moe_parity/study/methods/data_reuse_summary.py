@@ -77,8 +77,10 @@ def _scheme(
   moe = [row["name"] for row in rows if row["kind"] == "moe"]
   comparisons = []
   if dense and moe:
-    found = differences(_average([dense, *(arms[name] for name in moe)]), range(1, len(moe) + 1), 0)
-    for name, row in zip(moe, found, strict=True):
+    minus_dense = differences(
+      _average([dense, *(arms[name] for name in moe)]), range(1, len(moe) + 1), 0
+    )
+    for name, row in zip(moe, minus_dense, strict=True):
       comparisons.append({
         "name": name, "activation_rate": planned[name].activation_rate,
         "epochs": planned[name].epochs, "difference": row.difference,
@@ -104,12 +106,12 @@ def _repeated(
   for name, unique in runs.get(UNIQUE, {}).items():
     if unique[0].plan["kind"] != "moe":
       continue
-    found = {unique[0].folder.resolve(): (UNIQUE, unique)}
+    by_folder = {unique[0].folder.resolve(): (UNIQUE, unique)}
     for comparison in comparisons:
       if of := runs[comparison.name].get(name):
-        found.setdefault(of[0].folder.resolve(), (comparison.name, of))
-    shared = set.intersection(*({run.seed for run in of} for _, of in found.values()))
-    first, *others = found.values()
+        by_folder.setdefault(of[0].folder.resolve(), (comparison.name, of))
+    shared = set.intersection(*({run.seed for run in of} for _, of in by_folder.values()))
+    first, *others = by_folder.values()
     others.sort(key=lambda pair: pair[1][0].plan["epochs"])
     if shared and others:
       arms[name] = {
@@ -130,16 +132,16 @@ def _average(arms: Sequence[list[reading.RunRecord]]) -> Arms:
 def _noise(comparisons: Sequence[Comparison], runs: dict[str, dict]) -> Noise:
   """Between seeds of one arm under one scheme: squares are averaged over schemes, and degrees of
   freedom are those of one scheme, for all schemes share their seeds."""
-  found = [
+  noises = [
     _average(list(runs[comparison.name].values())).noise
     for comparison in comparisons
     if runs[comparison.name]
   ]
-  known = [noise for noise in found if noise.df]
-  if not known:
+  with_df = [noise for noise in noises if noise.df]
+  if not with_df:
     return Noise(math.nan, 0)
-  square = sum(noise.df * noise.sd**2 for noise in known) / sum(noise.df for noise in known)
-  return Noise(math.sqrt(square), max(noise.df for noise in known))
+  square = sum(noise.df * noise.sd**2 for noise in with_df) / sum(noise.df for noise in with_df)
+  return Noise(math.sqrt(square), max(noise.df for noise in with_df))
 
 
 def _noise_of_points(arms: dict[str, dict[str, list]]) -> Noise:
@@ -178,13 +180,13 @@ def _costs(arms: dict[str, dict[str, list]]) -> list[dict]:
     seed_R = np.array([run.seed for run, _ in pairs])
     repeated, unique = (scores_of([run.result for run in side], arm_R, seed_R)
                         for side in zip(*pairs, strict=True))  # fmt: skip
-    found = average(repeated.minus(unique))
-    intervals = found.own_intervals() if found.sources else None
+    costs = average(repeated.minus(unique))
+    intervals = costs.own_intervals() if costs.sources else None
     for a, name in enumerate(names):
       rows.append({
         "name": name, "part": scheme,
         **{field: arms[name][scheme][0].plan[field] for field in ("activation_rate", "epochs")},
-        "difference": float(found.value_A[a]),
+        "difference": float(costs.value_A[a]),
         "interval": None if intervals is None else intervals[:, a].tolist(),
       })  # fmt: skip
   order = {name: i for i, name in enumerate(arms)}
@@ -197,15 +199,15 @@ def _mean(runs: list[reading.RunRecord], name: str) -> float:
 
 def _points(comparisons: Sequence[Comparison], runs: dict[str, dict]) -> list[Point]:
   """Every MoE arm under every scheme, once."""
-  found = {}
+  points = {}
   for comparison in comparisons:
     for arm, run in zip(comparison.plan.arms, comparison.runs, strict=True):
       done = runs[comparison.name].get(arm.name)
       if arm.kind == "moe" and arm.role == "arm" and done:
         key = run.rsplit("-s", 1)[0]
         loss = _mean(done, "cross_entropy")
-        found[key] = Point(arm.name, arm.activation_rate, arm.epochs, arm.num_tokens, loss)
-  return list(found.values())
+        points[key] = Point(arm.name, arm.activation_rate, arm.epochs, arm.num_tokens, loss)
+  return list(points.values())
 
 
 def _headline(value: dict) -> str:
@@ -269,9 +271,9 @@ def _cost_sentences(costs: list[dict]) -> list[str]:
 
 
 def _law_sentence(law: dict) -> str:
-  known = f" where seeds explain {law['noise']:.4f}" if law["noise"] is not None else ""
+  noise = f" where seeds explain {law['noise']:.4f}" if law["noise"] is not None else ""
   fits = (
-    f"its error is {law['rmse']:.4f} nats a token{known}, {law['rmse_published']:.4f} with the"
+    f"its error is {law['rmse']:.4f} nats a token{noise}, {law['rmse_published']:.4f} with the"
     f" published R* = {law['token_decay_published']:.1f}"
   )
   if law["misfit"]:

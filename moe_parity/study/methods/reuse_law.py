@@ -113,9 +113,9 @@ def _project(points: list[Point], names: list[str], decay: int | float):
   solve, flat = np.linalg.pinv(full), np.linalg.pinv(full[:, :-1])
 
   def fitted(loss: np.ndarray) -> np.ndarray:
-    found = loss @ solve.T
+    coefficients = loss @ solve.T
     plain = (loss @ flat.T) @ full[:, :-1].T
-    return np.where(found[..., -1:] > 0, found @ full.T, plain)
+    return np.where(coefficients[..., -1:] > 0, coefficients @ full.T, plain)
 
   return fitted, lambda losses: ((losses - fitted(losses)) ** 2).sum(-1)
 
@@ -127,11 +127,11 @@ def _curves(points: list[Point], names: list[str], decay: float, loss: np.ndarra
   grid = np.exp(np.linspace(0, math.log(max(epochs.max(), 1.01)), 41))
   rows = {}
   for label, value in (("cross_entropy", decay), ("cross_entropy_published", REUSE_TOKEN_DECAY)):
-    found = np.linalg.pinv(_design(tokens, epochs, index, names, value)) @ loss
+    coefficients = np.linalg.pinv(_design(tokens, epochs, index, names, value)) @ loss
     for i, name in enumerate(names):
       first = next(p for p in points if p.name == name)
       row = rows.setdefault(name, {"name": name, "activation_rate": first.activation_rate,
                                    "epochs": grid.tolist()})  # fmt: skip
       worth = effective_tokens(np.full(len(grid), float(first.num_tokens)), grid, value)
-      row[label] = (found[i] + found[-1] * worth**-REUSE_EXPONENT).tolist()
+      row[label] = (coefficients[i] + coefficients[-1] * worth**-REUSE_EXPONENT).tolist()
   return list(rows.values())

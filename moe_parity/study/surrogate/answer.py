@@ -74,7 +74,7 @@ def answer(
   if base is not None:
     for prediction, versus in zip(predictions, fitted.differences(arms, base), strict=True):
       prediction["minus_dense"] = versus or None
-  found = {
+  values = {
     "fitted_on": fitted.rows.source,
     "num_rows": len(fitted.rows),
     "form": fitted.form.name,
@@ -84,9 +84,9 @@ def answer(
   }
   if check:
     lender = published_rows() if runs else None
-    found["leave_one_size_out"] = leave_out.leave_one_size_out(fitted.rows, lender)
-    found["leave_one_reuse_out"] = leave_out.leave_one_reuse_out(fitted.rows, lender)
-  return found
+    values["leave_one_size_out"] = leave_out.leave_one_size_out(fitted.rows, lender)
+    values["leave_one_reuse_out"] = leave_out.leave_one_reuse_out(fitted.rows, lender)
+  return values
 
 
 @functools.cache

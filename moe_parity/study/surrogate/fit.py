@@ -85,10 +85,10 @@ class Surrogate:
   def predict(self, arms: ArmFeatures, names: Sequence[str] = ()) -> list[dict]:
     """A row an arm: inputs, bpc, interval, extrapolates (sentences), nearest (a fitted row)."""
     values, spread = self.log_bpc(arms), self.log_half_width(arms)
-    found = []
+    predictions = []
     for i in range(len(arms)):
       inputs = {name: float(getattr(arms, name)[i]) for name in VARIABLES}
-      found.append({
+      predictions.append({
         "name": names[i] if names else "",
         **inputs,
         "bpc": float(np.exp(values[i])),
@@ -96,7 +96,7 @@ class Surrogate:
         "extrapolates": self.extrapolates(arms[i : i + 1]),
         "nearest": self.nearest(arms[i : i + 1]),
       })  # fmt: skip
-    return found
+    return predictions
 
   def differences(self, arms: ArmFeatures, base: int) -> list[dict]:
     """BPC of each arm minus that of arm `base`; what moves both alike leaves the interval."""
@@ -122,29 +122,35 @@ class Surrogate:
     like = self.rows.inputs[self.rows.inputs.dense == arm.dense[0]]
     if not len(like):
       return [f"no {kind} run was fitted"]
-    found = []
+    sentences = []
     for name, symbol in VARIABLES.items():
       value, low, high = (f(getattr(a, name)) for f, a in ((max, arm), (min, like), (max, like)))
       if value > high * _EDGE:
-        found.append(f"{symbol}={value:.4g} is {value / high:.3g} times the largest {kind} fitted")
+        sentences.append(
+          f"{symbol}={value:.4g} is {value / high:.3g} times the largest {kind} fitted"
+        )
       elif value < low / _EDGE:
-        found.append(f"{symbol}={value:.4g} is {low / value:.3g} times below the smallest {kind}")
+        sentences.append(
+          f"{symbol}={value:.4g} is {low / value:.3g} times below the smallest {kind}"
+        )
     gap = _distances(arm, like).min()
     widest = max((_distances(like[i : i + 1], like, i).min() for i in range(len(like))), default=0)
-    if not found and len(like) > 1 and gap > max(widest, SAME_SIZE):
-      found.append(f"no fitted row is near: the nearest differs by a factor {math.exp(gap):.3g}")
+    if not sentences and len(like) > 1 and gap > max(widest, SAME_SIZE):
+      sentences.append(
+        f"no fitted row is near: the nearest differs by a factor {math.exp(gap):.3g}"
+      )
     new_size, new_reuse = (bool(new[0]) for new in self._is_new(arm))
     if new_size:
-      known = "the interval is that of left-out sizes"
+      basis = "the interval is that of left-out sizes"
       if not math.isfinite(self.size_sd):
-        known = "no size could be left out, so the interval lacks the error of a new size"
-      found.append(f"no {kind} run of this size was fitted: {known}")
+        basis = "no size could be left out, so the interval lacks the error of a new size"
+      sentences.append(f"no {kind} run of this size was fitted: {basis}")
     elif new_reuse:
-      known = "the interval is that of left-out ways to reuse text"
+      basis = "the interval is that of left-out ways to reuse text"
       if not math.isfinite(self.reuse_sd):
-        known = "none could be left out, so the interval rests on the prior of R"
-      found.append(f"no {kind} run of this size reads its text about as often: {known}")
-    return found
+        basis = "none could be left out, so the interval rests on the prior of R"
+      sentences.append(f"no {kind} run of this size reads its text about as often: {basis}")
+    return sentences
 
   def nearest(self, arm: ArmFeatures) -> dict:
     """The fitted row nearest in logarithms, and this arm over it in every variable."""

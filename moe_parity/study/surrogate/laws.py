@@ -170,8 +170,8 @@ class LossLaw:
 
   def shape_prior(self, theta: np.ndarray, spread: float) -> tuple:
     """A prior for another text: the exponents found here, with `spread` around each."""
-    found = dict(zip(PARAMETERS, theta[2:], strict=True))
-    return tuple((name, (found[name], spread)) for name in SHAPE if name not in self.absent)
+    parameters = dict(zip(PARAMETERS, theta[2:], strict=True))
+    return tuple((name, (parameters[name], spread)) for name in SHAPE if name not in self.absent)
 
   def _prior(self, lowest: float) -> tuple[np.ndarray, np.ndarray]:
     centers = {name: np.log(share * lowest) for name, share in SHARES.items()}

@@ -25,7 +25,7 @@ def leave_out(
     a row a group: its name, num_rows, error (root mean square, BPC), bias (mean, BPC), inside (rows
     within their interval), form. Groups whose absence leaves too few shapes are left out.
   """
-  found = []
+  groups = []
   for number in np.unique(group):
     hidden = group == number
     if len(np.unique(rows.shape[~hidden])) < MIN_SHAPES:
@@ -37,7 +37,7 @@ def leave_out(
     inside = sum(p["interval"][0] <= bpc <= p["interval"][1] for p, bpc in pairs)
     epochs = asked.inputs.epochs
     times = "once" if epochs.max() < 1.02 else f"{epochs.min():.2g} to {epochs.max():.2g} times"
-    found.append({
+    groups.append({
       "hidden": f"{rows.size_name(asked.size[0])}, read {times}",
       "num_rows": len(asked),
       "error": float(np.sqrt(np.mean(off**2))),
@@ -45,4 +45,4 @@ def leave_out(
       "inside": int(inside),
       "form": surrogate.form.name,
     })  # fmt: skip
-  return found
+  return groups

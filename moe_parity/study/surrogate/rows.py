@@ -72,7 +72,7 @@ def published_rows() -> ScoredRuns:
   N and r_a by the `paper` convention, tokens from iterations x batch x S, so that no row rests on
   a printed figure that contradicts another. Only Table 16 repeats tokens.
   """
-  found: dict[tuple, tuple[str, list, float]] = {}
+  shapes: dict[tuple, tuple[str, list, float]] = {}
   for name in PUBLISHED:
     for row in tables.table(name):
       cost = cost_of(row.architecture, row["seq_len"], "paper")
@@ -80,8 +80,8 @@ def published_rows() -> ScoredRuns:
       unique = float(row.printed.get("D_unique_tokens", tokens))
       inputs = [cost.num_params, cost.activation_rate, tokens, max(1.0, tokens / unique)]
       label = f"Table {int(name[-2:])} row {row.number}"
-      found.setdefault(tuple(inputs), (label, inputs, row["bpc"]))
-  labels, inputs, bpc = zip(*found.values(), strict=True)
+      shapes.setdefault(tuple(inputs), (label, inputs, row["bpc"]))
+  labels, inputs, bpc = zip(*shapes.values(), strict=True)
   arrays = ArmFeatures(*np.array(inputs, np.float64).T)
   return make_rows(labels, arrays, np.array(bpc), "the tables of arXiv:2506.12119v1")
 
