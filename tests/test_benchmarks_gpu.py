@@ -68,9 +68,28 @@ def test_a_missing_torch_reference_says_why(monkeypatch, found, done, expected):
   assert torch_reference.reference(7) == {"reference": expected}
 
 
+@pytest.mark.parametrize("ending", ["late", "failed"])
+def test_torch_figures_that_were_printed_are_rows(monkeypatch, tmp_path, ending):
+  """A process that is stopped or fails halfway, within a line: what is whole is in the file."""
+  printed = '{"versions": {"torch": "2"}}\n{"dense FFN": {"ms": 3.0}}\n{"matrix pro'
+
+  def run(command, timeout, **options):
+    if ending == "late":
+      raise subprocess.TimeoutExpired(command, timeout, output=printed.encode())
+    return subprocess.CompletedProcess(command, 1, printed, "no memory")
+
+  monkeypatch.setattr(torch_reference.importlib.util, "find_spec", lambda name: True)
+  monkeypatch.setattr(torch_reference.subprocess, "run", run)
+  monkeypatch.setattr(gpu, "device", lambda *args: 1.0)
+  rows = gpu.run(tmp_path / "gpu.json", seconds=1e-9)  # all time is over, also that of torch
+  names = {row["name"]: row for row in rows if row["part"] == "torch"}
+  assert names["dense FFN"]["ms"] == 3.0 and len(names) == 3
+  assert ("absent" if ending == "late" else "error") in names["reference"]
+
+
 def test_torch_measures_what_the_benchmark_measures():
   torch = pytest.importorskip("torch")
-  figures = torch_reference.measure()
+  figures = dict(torch_reference.measure())
   assert figures["versions"]["torch"] == torch.__version__
   names = [name for name in figures if name.startswith(("scaled_dot", "dense FFN"))]
   assert len(names) >= 2 and all(figures[name]["tflops"] > 0 for name in names)

@@ -67,17 +67,18 @@ class Recorder:
     """Adds a row of what `figures` returns, unless the part's time is over."""
     left = self._seconds * UNTIL[part] - self._elapsed()
     if left <= 0:
-      return self._add(part, name, {"skipped": f"the part's time is over by {-left:.0f} s"})
+      return self.add(part, name, {"skipped": f"the part's time is over by {-left:.0f} s"})
     try:
-      return self._add(part, name, figures())
+      return self.add(part, name, figures())
     except Exception as error:
       text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-      return self._add(part, name, {"error": text})
+      return self.add(part, name, {"error": text})
 
   def _elapsed(self) -> float:
     return time.perf_counter() - self._begin
 
-  def _add(self, part: str, name: str, figures: dict) -> dict:
+  def add(self, part: str, name: str, figures: dict) -> dict:
+    """Adds a row of figures that are there."""
     row = {"part": part, "name": name, "at": round(self._elapsed(), 1), **figures}
     self.rows.append(row)
     if self._path is not None:
@@ -98,7 +99,7 @@ def run(
   recorder = Recorder(path, seconds)
   # First, because JAX takes nearly all of a GPU's memory when it looks for devices.
   for name, figures in torch_reference.reference(UNTIL["torch"] * seconds).items():
-    recorder.measure("torch", name, lambda figures=figures: figures)
+    recorder.add("torch", name, figures)
   tiny = jax.default_backend() != "gpu" if tiny is None else tiny
   peak = device(recorder, tiny)
   for part, figures in (

@@ -3,7 +3,7 @@
 Runs in a process of its own and before JAX looks for devices, because JAX takes nearly all of a
 GPU's memory at its start:
 
-  python -m moe_parity.benchmarks.torch_reference     # prints JSON: {name: figures}
+  python -m moe_parity.benchmarks.torch_reference     # prints a line of JSON a figure: {name: {}}
 
 Attention is `scaled_dot_product_attention`, causal and without ALiBi, which it has no kernel for;
 the FFN is SwiGLU of the activated width of the routed experts. Forward and backward, bfloat16.
@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from moe_parity.benchmarks.gpu_layers import (
   ATTENTION_SHAPES,
@@ -32,6 +32,8 @@ GROUPS, CALLS = 5, 10
 def reference(seconds: float | int) -> dict[str, dict]:
   """Figures by name, of a process of its own; {"reference": {"absent": why}} without PyTorch.
 
+  A process that fails or takes too long leaves the figures it has printed, and a row that says so.
+
   Args:
     seconds: after which that process is stopped.
   """
@@ -40,32 +42,44 @@ def reference(seconds: float | int) -> dict[str, dict]:
   command = [sys.executable, "-m", "moe_parity.benchmarks.torch_reference"]
   try:
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-  except subprocess.TimeoutExpired:
-    return {"reference": {"absent": f"PyTorch took more than {seconds:.0f} s"}}
+  except subprocess.TimeoutExpired as error:
+    printed = error.stdout or ""  # bytes, whatever `text` says
+    printed = printed if isinstance(printed, str) else printed.decode()
+    late = {"absent": f"PyTorch took more than {seconds:.0f} s"}
+    return _figures(printed) | {"reference": late}
   if done.returncode:
-    return {"reference": {"error": " ".join(done.stderr.split())[-300:]}}
-  return json.loads(done.stdout.splitlines()[-1])
+    why = {"error": " ".join(done.stderr.split())[-300:]}
+    return _figures(done.stdout) | {"reference": why}
+  return _figures(done.stdout)
 
 
-def measure() -> dict[str, dict]:
-  """All figures, in this process; small shapes on a CPU."""
+def _figures(printed: str) -> dict[str, dict]:
+  """The figures in what the process printed; a last line cut short is none."""
+  figures = {}
+  for line in printed.splitlines(keepends=True):
+    if line.startswith("{") and line.endswith("\n"):
+      figures |= json.loads(line)
+  return figures
+
+
+def measure() -> Iterator[tuple[str, dict]]:
+  """All figures with their names, in this process; small shapes on a CPU."""
   import torch
 
   has_gpu = torch.cuda.is_available()
   device = "cuda" if has_gpu else "cpu"
-  figures = {"versions": {"torch": torch.__version__, "device": _device_name(torch, has_gpu)}}
+  yield "versions", {"torch": torch.__version__, "device": _device_name(torch, has_gpu)}
   size = PRODUCT if has_gpu else TINY_PRODUCT
   left, right = (_drawn(torch, (size, size), device, False) for _ in range(2))
   seconds = _seconds(torch, lambda: left @ right, has_gpu)
-  figures["matrix product, bfloat16"] = {"tflops": 2 * size**3 / seconds / 1e12}
+  yield "matrix product, bfloat16", {"tflops": 2 * size**3 / seconds / 1e12}
   for shape in ATTENTION_SHAPES if has_gpu else TINY_ATTENTION_SHAPES:
     name = " ".join(f"{letter}{n}" for letter, n in zip("BSHNQ", shape, strict=True))
-    figures[f"scaled_dot_product_attention {name}"] = _attention(torch, shape, device)
+    yield f"scaled_dot_product_attention {name}", _attention(torch, shape, device)
   for shape in EXPERT_SHAPES if has_gpu else TINY_EXPERT_SHAPES:
     _, K, D, I = shape  # noqa: E741 - the alphabet of sharding/mesh.py
     tokens = TOKENS if has_gpu else TINY_TOKENS
-    figures[f"dense FFN T{tokens} D{D} F{K * I}"] = _ffn(torch, tokens, D, K * I, device)
-  return figures
+    yield f"dense FFN T{tokens} D{D} F{K * I}", _ffn(torch, tokens, D, K * I, device)
 
 
 def _device_name(torch, has_gpu: bool) -> str:
@@ -126,4 +140,5 @@ def _seconds(torch, function: Callable[[], object], has_gpu: bool) -> float:
 
 
 if __name__ == "__main__":
-  print(json.dumps(measure()))
+  for name, figures in measure():
+    print(json.dumps({name: figures}), flush=True)
