@@ -50,6 +50,12 @@ def test_without_workers_one_run_gets_all_gpus(programs, capsys):
   assert line.startswith("EXTRA=gpu bash ") and line.endswith("launch/local.sh bench --json")
 
 
+def test_the_demo_for_a_gpu_is_an_argument(programs, capsys):
+  assert main(["gpu", "--dry-run", "demo", "--size=gpu"]) == 0
+  (line,) = capsys.readouterr().out.splitlines()
+  assert line.startswith("EXTRA=gpu bash ") and line.endswith("launch/local.sh demo --size=gpu")
+
+
 def test_all_workers_are_one_a_gpu_each_with_its_share(programs, capsys):
   assert main(["gpu", "--dry-run", "--workers=all", *STUDY]) == 0
   setup, *lines = capsys.readouterr().out.splitlines()

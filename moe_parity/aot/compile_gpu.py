@@ -20,6 +20,7 @@ from moe_parity.aot.topology import without_compile_cache
 from moe_parity.errors import UserError
 from moe_parity.planning.accounting import query_block
 from moe_parity.planning.arm_plan import ArmPlan
+from moe_parity.planning.expert_parallel import default_token_dispatch
 from moe_parity.planning.gpu_cards import Host
 from moe_parity.planning.memory import planned_memory
 from moe_parity.planning.mesh_sizes import MeshSizes, check_arms
@@ -105,6 +106,7 @@ def _header(config: ConfigDict, plan: ArmPlan, host: Host, sizes: MeshSizes) -> 
     "card": host.card.product,
     "devices": host.num_devices,
     "mesh": {"data": sizes.data, "fsdp": sizes.fsdp, "expert": sizes.expert},
+    "token_dispatch": _token_dispatch(config, plan, sizes),
     "batch_sequences": plan.batch_sequences,
     "micro_batch_sequences": micro,
     "tokens_per_device": plan.batch_sequences * plan.seq_len // host.num_devices,
@@ -112,6 +114,18 @@ def _header(config: ConfigDict, plan: ArmPlan, host: Host, sizes: MeshSizes) -> 
     "dtype": config.model.dtype,
     "versions": {name: metadata.version(name) for name in packages},
   }
+
+
+def _token_dispatch(config: ConfigDict, plan: ArmPlan, sizes: MeshSizes) -> str:
+  """How tokens reach experts on other cards; "" where every card has all experts."""
+  if sizes.expert == 1 or not plan.architecture.is_moe:
+    return ""
+  return config.mesh.token_dispatch or default_token_dispatch(
+    "gpu",
+    num_experts=plan.architecture.num_experts,
+    experts_per_token=plan.architecture.experts_per_token,
+    num_devices=sizes.expert,
+  )
 
 
 def _memory(analysis: Any, state: dict[str, int], host: Host) -> dict:

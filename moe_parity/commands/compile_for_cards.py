@@ -98,7 +98,7 @@ def print_report(report: dict) -> None:
   """Memory, attention, kernels, roofline."""
   mesh = " x ".join(f"{axis}={size}" for axis, size in report["mesh"].items())
   print(f"{report['arm']} of {report['config']} on {report['topology']} ({report['card']}): "
-        f"{report['devices']} devices, mesh {mesh}")  # fmt: skip
+        f"{report['devices']} devices, mesh {mesh}{_exchange_words(report)}")  # fmt: skip
   print(f"{report['batch_sequences']} sequences a step in micro-batches of "
         f"{report['micro_batch_sequences']}, remat {report['remat']}; {report['figures']}"
         "\n")  # fmt: skip
@@ -128,6 +128,11 @@ def print_report(report: dict) -> None:
       for row in report["longest"]
     ]
   )  # fmt: skip
+
+
+def _exchange_words(report: dict) -> str:
+  name = report["token_dispatch"]
+  return f", tokens dispatched by {name}" if name else ""
 
 
 def attention_words(attention: dict) -> str:
