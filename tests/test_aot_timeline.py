@@ -250,3 +250,42 @@ def test_a_sparsecore_gather_starts_when_its_operands_exist():
   assert call.hbm_bytes == 2 * 512 * 64 * 2
   assert call.seconds == pytest.approx(call.hbm_bytes / (0.5 * HBM))
   assert call.exposed == pytest.approx(call.seconds) and call.asynchronous
+
+
+OFFLOADED = """HloModule offloaded
+
+%add (a: bf16[], b: bf16[]) -> bf16[] {
+  %a = bf16[] parameter(0)
+  %b = bf16[] parameter(1)
+  ROOT %sum = bf16[] add(%a, %b)
+}
+
+%called (p: bf16[1024,512]) -> bf16[RESULT,512] {
+  %p = bf16[1024,512]{1,0} parameter(0)
+  ROOT %inner = bf16[RESULT,512]{1,0} KIND(%p), replica_groups={{0,1},{2,3}}, dimensions={0}, to_apply=%add
+}
+
+ENTRY %main (x: bf16[1024,512]) -> bf16[RESULT,512] {
+  %x = bf16[1024,512]{1,0} parameter(0)
+  %start = ((), (), (s32[1]{0})) call-start(), async_execution_thread="sparsecore", to_apply=%called, backend_config={"sparse_core_config":{"offload":"OFFLOAD_COLLECTIVE"}}
+  %update = ((bf16[1024,512]{1,0}), bf16[RESULT,512]{1,0}) call-update(%start, %x)
+  %meanwhile = bf16[1024,512]{1,0} copy(%x), backend_config={"window_config":{"estimated_cycles":"1750"}}
+  ROOT %done = bf16[RESULT,512]{1,0} call-done(%update)
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+  "kind, result, sent",
+  [("all-gather", 2048, 1), ("all-reduce", 1024, 1), ("reduce-scatter", 512, 0.5)],
+)
+def test_a_sparsecores_collective_takes_links_meanwhile(kind, result, sent):
+  """`sent`: MiB over the one link to the other device of a pair."""
+  text = OFFLOADED.replace("KIND", kind).replace("RESULT", str(result))
+  simulated = timeline.simulate(hlo.parse(text), PLACE)
+  call, meanwhile = op(simulated, "start"), op(simulated, "meanwhile")
+  assert call.collective.kind == kind and call.basis == "collective" and call.asynchronous
+  assert call.seconds == pytest.approx(sent * 2**20 / LINK)
+  assert 0 < meanwhile.seconds < call.seconds
+  assert call.exposed == pytest.approx(call.seconds - meanwhile.seconds)
+  assert simulated.seconds == pytest.approx(call.seconds)

@@ -237,7 +237,7 @@ def _collective(module, instruction, shapes, placement: DevicePlacement) -> Coll
   """
   if collectives.kind_of(instruction):
     return collectives.estimate(instruction, shapes, placement)
-  if instruction.opcode not in ("fusion", "async-start"):
+  if instruction.opcode not in ("fusion", "async-start", "call-start"):
     return None
   for name, inner in hlo.descendants(module, instruction):
     if kind := collectives.kind_of(inner):
@@ -245,7 +245,9 @@ def _collective(module, instruction, shapes, placement: DevicePlacement) -> Coll
         return None
       collective = collectives.estimate(inner, _shapes(module, name), placement)
       scattered = (
-        kind == "all-reduce" and hlo.num_bytes(instruction.shape) < collective.payload_bytes
+        kind == "all-reduce"
+        and instruction.opcode != "call-start"  # of a SparseCore: its shape shows no arrays
+        and hlo.num_bytes(instruction.shape) < collective.payload_bytes
       )
       if scattered:
         return dataclasses.replace(

@@ -6,17 +6,18 @@ Candidates are ordered by an estimated step time, the sum of
   memory     HBM_BYTES x tokens x layers x D_m x (K + 2) over the HBM bandwidth: what rows and
              hidden values cost in all passes. It is the same for every mesh of a slice, and
              gives communication its weight
-  weights, gradients   over their links, not overlapped
+  weights, gradients   over their links, not overlapped; where XLA all-gathers asynchronously
+             (v5e), EXPOSED_GATHERS of the gathers
   exchange   over its links; of a ragged dispatcher, whose start and done stand apart, less what
              overlaps with computation (at most HIDDEN of it, and OVERLAP of compute and memory)
 
 Bytes sent, with b the bytes of the compute dtype, W_e and W the experts' and all other parameters,
 m micro-batches:
 
-  fsdp     (f-1)/f x (W + W_e/e) x m x (2 b, weights all-gathered forward and again backward, + 4,
-           gradients reduce-scattered); twice that where a device's D_m / f is no multiple of 128:
-           XLA:TPU then gathers by summing whole matrices, mostly zeros
-  data     2 x 4 bytes of every gradient this device holds, all-reduced: expert weights over `data`,
+  fsdp     (f-1)/f x (W + W_e/e) x m x b x (1, weights all-gathered, + 1 where the backward pass
+           gathers them again to rematerialize layers, + 1, gradients reduce-scattered, which is an
+           all-reduce of twice as much where D_m / f is no multiple of 128)
+  data     2 x b bytes of every gradient this device holds, all-reduced: expert weights over `data`,
            others over `expert` too
   expert   dispatch and combine of the slice's token dispatcher (`wire_bytes.py`), and half of the
            forward bytes once more where layers are rematerialized
@@ -26,8 +27,9 @@ a ring with two links, else a line with one. In an all-to-all rows are forwarded
 ring the busiest link carries k/8 of what a device sends, of a line k/4, as `aot/collectives.py`
 counts it where the devices' coordinates are known.
 
-HBM_BYTES, HIDDEN and OVERLAP are rounded from compiled steps; docs/devices.md shows the estimate
-next to the compiled time of every step in `results/`. A mesh that does not fit comes after all that
+HBM_BYTES, HIDDEN, OVERLAP and EXPOSED_GATHERS are rounded from compiled steps, those of
+`results/compile_*.json`; docs/devices.md shows the estimate next to the compiled time of these and
+of others (`results/compiled_meshes/`). A mesh that does not fit comes after all that
 do. The estimate orders candidates: compile for a mesh to see how good it is.
 """
 
@@ -47,6 +49,7 @@ from moe_parity.planning.wire_bytes import wire_bytes
 HEADROOM = 1.2  # what compilers add to planned bytes
 HBM_BYTES = 130  # read and written a token, layer and channel of each of K + 2 rows
 HIDDEN, OVERLAP = 0.8, 0.4  # shares of a ragged exchange and of computation that can overlap
+EXPOSED_GATHERS = 0.3  # share of asynchronous all-gathers that computation does not hide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,19 +110,21 @@ def _estimate(
   """The step time estimated for a mesh."""
   generation, is_rematerialized = slice_.generation, remat != "none"
   tokens = plan.batch_sequences * plan.seq_len // slice_.num_devices
-  weights = weight_bytes(plan.architecture, sizes, item, micro)
+  gathered, reduced = weight_bytes(plan.architecture, sizes, item, micro, is_rematerialized)
   rows = exchange_bytes(plan.architecture, slice_, sizes.expert, tokens, item, is_rematerialized)
   compute = plan.train_flops_per_token * tokens * (4 / 3 if is_rematerialized else 1)
   rows_in_hbm = plan.architecture.num_layers * (plan.architecture.experts_per_token + 2)
   moved = HBM_BYTES * tokens * plan.architecture.d_model * rows_in_hbm
   device = compute / generation.flops_per_device + moved / generation.bandwidth_per_device
-  exchange = rows * _busiest(sizes.expert, slice_) / generation.link_bandwidth
-  if not ragged_unsupported(generation.name, slice_.num_devices):
+  exchange, waited = rows * _busiest(sizes.expert, slice_) / generation.link_bandwidth, gathered
+  if ragged_unsupported(generation.name, slice_.num_devices):
+    waited *= EXPOSED_GATHERS
+  else:
     exchange -= min(HIDDEN * exchange, OVERLAP * device)
   links = _links(max(sizes.fsdp, sizes.data), slice_)
-  seconds = device + exchange + weights / (links * generation.link_bandwidth)
+  seconds = device + exchange + (waited + reduced) / (links * generation.link_bandwidth)
   fits = memory.total * HEADROOM <= generation.hbm_bytes
-  return MeshCandidate(sizes, memory, weights + rows, seconds, fits)
+  return MeshCandidate(sizes, memory, gathered + reduced + rows, seconds, fits)
 
 
 def _torus_axes(size: int, slice_: Slice) -> list[tuple[int, bool]]:
@@ -149,12 +154,13 @@ def _busiest(size: int, slice_: Slice) -> float:
 
 
 def weight_bytes(
-  architecture: Architecture, sizes: MeshSizes, item: int, micro: int
-) -> int | float:
-  """Bytes of weights and their gradients that one device sends in a step (see the top of the file).
+  architecture: Architecture, sizes: MeshSizes, item: int, micro: int, is_rematerialized: bool
+) -> tuple[float, float]:
+  """Bytes that one device sends in a step: of weights it gathers, and of gradients (see the top).
 
   Args:
     item: bytes of the compute dtype.
+    is_rematerialized: whether the backward pass gathers weights again.
   """
   a = architecture
   experts = 3 * a.num_moe_layers * a.num_experts * a.d_model * a.d_expert
@@ -164,14 +170,11 @@ def weight_bytes(
   )
   others += 2 * a.vocab_size * a.d_model
   local = experts / sizes.expert
-  gathered = _sent_fraction(sizes.fsdp) * (others + local) * micro * (2 * item + 4)
-  if a.d_model % (sizes.fsdp * LANES):
-    gathered *= 2
+  sharded = _sent_fraction(sizes.fsdp) * (others + local) * micro * item
+  scattered = sharded * (2 if a.d_model % (sizes.fsdp * LANES) else 1)
   copies = sizes.data * sizes.expert
-  return (
-    gathered
-    + 8 * (_sent_fraction(sizes.data) * local + _sent_fraction(copies) * others) / sizes.fsdp
-  )
+  reduced = _sent_fraction(sizes.data) * local + _sent_fraction(copies) * others
+  return sharded * (2 if is_rematerialized else 1), scattered + 2 * item * reduced / sizes.fsdp
 
 
 def exchange_bytes(

@@ -21,6 +21,7 @@ from moe_parity.model.options import ModelOptions
 from moe_parity.model.transformer import Transformer, abstract_model
 from moe_parity.planning.architecture import Architecture
 from moe_parity.sharding import mesh as meshes
+from moe_parity.sharding.compiler_options import compiler_options
 from moe_parity.training.optimizer import OptimizerOptions, learning_rate, make_optimizer
 from moe_parity.training.state import TrainState, abstract_state, shardings
 
@@ -119,7 +120,11 @@ def make_train_step(
   state = shardings(abstract_state(architecture, model_options, optimizer_options, mesh), mesh)
   batch, whole = meshes.batch_sharding(mesh), NamedSharding(mesh, meshes.P())
   return jax.jit(
-    on_mesh, donate_argnums=0, in_shardings=(state, batch, batch), out_shardings=(state, whole)
+    on_mesh,
+    donate_argnums=0,
+    in_shardings=(state, batch, batch),
+    out_shardings=(state, whole),
+    compiler_options=compiler_options(mesh),
   )
 
 
