@@ -15,7 +15,8 @@ ROOT = HERE.parent
 RESULTS = ROOT / "results"
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-import quote_decode  # noqa: E402 - the folder of this file is no package
+import quote_compiled  # noqa: E402 - the folder of this file is no package
+import quote_decode  # noqa: E402
 import quote_fields  # noqa: E402
 import quote_studies as studies  # noqa: E402
 from quote_tables import markdown  # noqa: E402
@@ -110,86 +111,6 @@ def stacked() -> str:
   return "\n".join([about, *markdown(names, rows)])
 
 
-def compiled() -> str:
-  """What the compiler says of steps for TPU slices, a row a file."""
-  gib, rows = 2**30, []
-  for path in sorted(RESULTS.glob("compile_*.json")):
-    report = json.loads(path.read_text())
-    mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items() if size > 1)
-    memory, seconds = report["memory"], report.get("seconds")
-    row = [f"{report['arm']} of {report['config']}", report["topology"], mesh, report["remat"],
-           f"{report['tokens_per_device']:,}"]  # fmt: skip
-    if not report["fits"]:
-      rows.append([*row, "does not fit", *[""] * 4])
-      continue
-    rows.append([
-      *row, f"{memory['total'] / gib:.1f} of {memory['hbm'] / gib:.1f}",
-      f"{1e3 * seconds['step']:.0f}", f"{1e3 * seconds['collective']:.0f}",
-      f"{1e3 * seconds['roofline']:.0f}", f"{seconds['step'] / seconds['roofline']:.2f}",
-    ])  # fmt: skip
-  names = ["arm", "slice", "mesh", "remat", "tokens per device", "GiB", "step, ms",
-           "exposed comm., ms", "FLOPs at peak, ms", "step over FLOPs at peak"]  # fmt: skip
-  return "\n".join(markdown(names, rows))
-
-
-def mesh_price() -> str:
-  """The search's price of every compiled step for a TPU slice next to the compiled time."""
-  from scipy import stats
-
-  from moe_parity.config import load
-  from moe_parity.planning.mesh_search import candidates
-  from moe_parity.planning.plan import make_plan
-  from moe_parity.planning.tpu_slices import parse_slice
-
-  rows, prices, steps = [], [], []
-  for path in sorted(RESULTS.glob("compile_*.json")):
-    report = json.loads(path.read_text())
-    if "seconds" not in report:
-      continue
-    batch = report["batch_sequences"]
-    config = load(
-      f"{ROOT}/configs/{report['config']}.py:activation_rate=0.2",
-      [f"--config.arms.{arm}.batch_sequences={batch}" for arm in ("moe_20", "dense")],
-    )
-    arm = next(arm for arm in make_plan(config).arms if arm.name == report["arm"])
-    slice_ = parse_slice(report["topology"])
-    found = candidates(arm, slice_, remat=report["remat"], kernels=True)
-    price = next(c.seconds for c in found if vars(c.sizes) == report["mesh"])
-    step = report["seconds"]["step"]
-    mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items() if size > 1)
-    rows.append([f"{report['arm']} of {report['config']}", report["topology"], mesh,
-                 f"{1e3 * price:.0f}", f"{1e3 * step:.0f}", f"{step / price:.2f}"])  # fmt: skip
-    prices.append(price)
-    steps.append(step)
-  rank = stats.spearmanr(prices, steps).statistic
-  names = ["arm", "slice", "mesh", "price, ms", "compiled, ms", "compiled over price"]
-  words = f"Rank correlation of price and compiled step over these {len(rows)}: {rank:.2f}."
-  return "\n".join([*markdown(names, rows), "", words])
-
-
-def gpu_compiled() -> str:
-  """Steps compiled for NVIDIA cards without one, a row a file."""
-  gib, rows = 2**30, []
-  for path in sorted((RESULTS / "gpu_compiled").glob("*.json")):
-    report = json.loads(path.read_text())
-    memory, attention, seconds = report["memory"], report["attention"], report["seconds"]
-    mesh = " x ".join(f"{name} {size}" for name, size in report["mesh"].items() if size > 1)
-    rows.append([
-      f"{report['arm']} of {report['config']}", f"{report['topology']} {mesh}".strip(),
-      report["remat"], f"{report['micro_batch_sequences']} of {report['batch_sequences']}",
-      f"{memory['temporaries'] / gib:.1f}",
-      f"{memory['total'] / gib:.1f} of {memory['usable'] / gib:.1f}",
-      "yes" if report["fits"] else "no", attention["cudnn_calls"],
-      f"{attention['score_bytes'] / gib:.1f}" if attention["score_bytes"] else "none",
-      report["cublas_calls"], f"{seconds['roofline']:.2f}",
-      f"{100 * report['roofline_share_of_peak']:.0f} %",
-    ])  # fmt: skip
-  names = ["arm", "cards", "remat", "micro-batch", "temporaries, GiB", "all, GiB", "fits",
-           "cuDNN calls", "scores in HBM, GiB", "cuBLASLt calls", "roofline, s",
-           "peak at the roofline"]  # fmt: skip
-  return "\n".join(markdown(names, rows))
-
-
 def coverage() -> str:
   """How often nominal 95 % intervals held the truth, by interval and kind of noise."""
   measured: dict[str, dict[str, list[float]]] = {}
@@ -243,9 +164,9 @@ BLOCKS = {
   "bench": bench,
   "maxtext": maxtext,
   "stacked": stacked,
-  "compiled": compiled,
-  "gpu_compiled": gpu_compiled,
-  "mesh_price": mesh_price,
+  "compiled": quote_compiled.compiled,
+  "gpu_compiled": quote_compiled.gpu_compiled,
+  "mesh_price": quote_compiled.mesh_price,
   "decode_measured": quote_decode.measured,
   "decode_prefill": quote_decode.prefill,
   "decode_computed": quote_decode.computed,

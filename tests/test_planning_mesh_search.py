@@ -15,7 +15,8 @@ from moe_parity.planning.tpu_slices import parse_slice
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 REPORTS = [
   report
-  for path in sorted((ROOT / "results").glob("compile_*.json"))
+  for folder, name in (("", "compile_*"), ("compiled_meshes", "*"))
+  for path in sorted((ROOT / "results" / folder).glob(f"{name}.json"))
   if "seconds" in (report := json.loads(path.read_text()))
 ]
 
@@ -52,7 +53,11 @@ def test_a_mesh_axis_takes_whole_torus_axes_first():
   assert mesh_search._links(8, parse_slice("v5p-128")) == 3
 
 
-@pytest.mark.parametrize("report", REPORTS, ids=lambda r: f"{r['config']}_{r['topology']}")
+@pytest.mark.parametrize(
+  "report",
+  REPORTS,
+  ids=lambda r: f"{r['config']}_{r['topology']}_" + "_".join(map(str, r["mesh"].values())),
+)
 def test_the_price_of_compiled_steps_is_within_a_half_of_them(report):
   batch = report["batch_sequences"]
   overrides = [f"--config.arms.{arm}.batch_sequences={batch}" for arm in ("moe_20", "dense")]
