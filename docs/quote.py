@@ -167,6 +167,7 @@ BLOCKS = {
   "compiled": quote_compiled.compiled,
   "gpu_compiled": quote_compiled.gpu_compiled,
   "mesh_price": quote_compiled.mesh_price,
+  "mesh_parts": quote_compiled.mesh_parts,
   "decode_measured": quote_decode.measured,
   "decode_prefill": quote_decode.prefill,
   "decode_computed": quote_decode.computed,

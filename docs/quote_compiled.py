@@ -66,6 +66,34 @@ def mesh_price() -> str:
   return "\n".join([*markdown(names, rows), "", words])
 
 
+def mesh_parts() -> str:
+  """Where the time of every compiled step goes, each part over the plan's FLOPs at peak."""
+  from moe_parity.planning.tpu_slices import parse_slice
+
+  rows = []
+  for report, _ in reports():
+    if "seconds" not in report:
+      continue
+    seconds, generation = report["seconds"], parse_slice(report["topology"]).generation
+    exchanged = sum(
+      row["exposed_seconds"] for row in report["collectives"] if row["axes"] == "expert"
+      and ("to-all" in row["collective"] or row["collective"] == "all-gather")
+    )  # fmt: skip
+    parts = [
+      report["flops"]["compiled"] / generation.flops_per_device,
+      report["hbm_bytes"] / generation.bandwidth_per_device,
+      seconds["step"] - seconds["collective"],
+      exchanged,
+      seconds["collective"] - exchanged,
+      seconds["step"],
+    ]
+    rows.append([*_who(report), *(f"{part / seconds['roofline']:.2f}" for part in parts)])
+  names = ["arm", "slice", "mesh", "all products at peak", "all HBM traffic at its bandwidth",
+           "computation", "exposed expert exchange", "exposed weights and gradients",
+           "step"]  # fmt: skip
+  return "\n".join(markdown(names, rows))
+
+
 def _price(report: dict) -> tuple[float, int, int]:
   """Seconds that the search estimates for a compiled mesh, its place among all, and how many."""
   from moe_parity.config import load
