@@ -13,9 +13,10 @@ from typing import Any
 
 from moe_parity.errors import UserError
 from moe_parity.fields.check import get
-from moe_parity.planning.accounting import Cost, cost_of
+from moe_parity.planning.accounting import cost_of
 from moe_parity.planning.architecture import Architecture, dense_of_active_size
-from moe_parity.planning.arm_plan import ArmPlan, ComparisonPlan
+from moe_parity.planning.arm_draft import ArmDraft, arm_plans, flops_of
+from moe_parity.planning.arm_plan import ComparisonPlan
 from moe_parity.planning.budget import ArmSpec, Budget
 from moe_parity.planning.decisions import Decisions, read_decisions
 from moe_parity.planning.domain_shares import check_epochs, plan_mixture
@@ -25,22 +26,8 @@ from moe_parity.planning.run_length import (
   RunLength,
   check_micro_batches,
   make_run_length,
-  peak_learning_rate,
-  warmup_steps,
 )
 from moe_parity.planning.unique_tokens import check_corpus, unique_tokens
-
-
-@dataclasses.dataclass(frozen=True)
-class _Draft:
-  """An arm on its way: shape and cost first, then its run, then its data."""
-
-  spec: ArmSpec
-  architecture: Architecture
-  cost: Cost
-  run: RunLength | None = None
-  num_unique_tokens: int = 0
-  mixture: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def make_plan(
@@ -80,7 +67,7 @@ def make_plan(
   shared_unique = max(at_parity or [draft.num_unique_tokens for draft in drafts])
   arms = [
     arm for draft in drafts
-    for arm in _arm_plans(decisions, draft, train_flops, shared_unique, _dense(drafts))
+    for arm in arm_plans(decisions, draft, train_flops, shared_unique, _dense(drafts))
   ]  # fmt: skip
   micro = get(get(config, "train", {}), "micro_batch_sequences", 0)
   for arm in arms:
@@ -100,7 +87,7 @@ def make_plan(
   )
 
 
-def _with_shapes(decisions: Decisions) -> list[_Draft]:
+def _with_shapes(decisions: Decisions) -> list[ArmDraft]:
   """Every arm with its shape, in order; `active_of` controls take that of their MoE arm."""
   moe = {
     spec.name: spec.architecture(decisions.budget, decisions.vocab_size)
@@ -110,7 +97,7 @@ def _with_shapes(decisions: Decisions) -> list[_Draft]:
   return [_shaped(decisions, spec, moe) for spec in decisions.specs]
 
 
-def _shaped(decisions: Decisions, spec: ArmSpec, moe: Mapping[str, Architecture]) -> _Draft:
+def _shaped(decisions: Decisions, spec: ArmSpec, moe: Mapping[str, Architecture]) -> ArmDraft:
   """An arm with its shape and what that costs under the budget's convention.
 
   Args:
@@ -129,12 +116,12 @@ def _shaped(decisions: Decisions, spec: ArmSpec, moe: Mapping[str, Architecture]
       f" {', '.join(moe) or 'none (there is none)'}"
     )
   cost = cost_of(architecture, budget.seq_len, budget.convention, decisions.attention_block)
-  return _Draft(spec, architecture, cost)
+  return ArmDraft(spec, architecture, cost)
 
 
 def _with_data(
-  decisions: Decisions, drafts: list[_Draft], available: Mapping[str, int] | None
-) -> list[_Draft]:
+  decisions: Decisions, drafts: list[ArmDraft], available: Mapping[str, int] | None
+) -> list[ArmDraft]:
   """The arms with the data each draws from, all of it and by domain."""
   budget, shares, bound = decisions.budget, decisions.shares, decisions.max_epochs
   unique = unique_tokens(budget, [(draft.spec, draft.run.num_tokens) for draft in drafts])
@@ -157,7 +144,7 @@ def _derived_budget(
   train_flops: float | int,
   shared_unique: int,
   equal_data: bool,
-  dense: _Draft | None,
+  dense: ArmDraft | None,
 ) -> dict[str, Any]:
   """`ComparisonPlan.budget`."""
   return {
@@ -177,7 +164,7 @@ def _derived_budget(
   }
 
 
-def _shared_flops(budget: Budget, drafts: list[_Draft]) -> float | int:
+def _shared_flops(budget: Budget, drafts: list[ArmDraft]) -> float | int:
   """C of the budget: given, or the dense arm's FLOPs a token times the given tokens."""
   if not budget.dense_tokens:
     return budget.train_flops
@@ -197,25 +184,18 @@ def _shared_flops(budget: Budget, drafts: list[_Draft]) -> float | int:
   return budget.train_flops or flops
 
 
-def _dense(drafts: list[_Draft]) -> _Draft | None:
+def _dense(drafts: list[ArmDraft]) -> ArmDraft | None:
   """The first dense arm at the budget's compute."""
   return next(
     (draft for draft in drafts if draft.spec.kind == "dense" and draft.spec.is_at_parity), None
   )
 
 
-def _flops_of(budget: Budget, draft: _Draft, train_flops: float | int) -> float | int:
-  """What an arm spends: the shared C, or what the shared tokens cost it; times its multiple."""
-  if budget.held_fixed == "tokens":
-    train_flops = draft.cost.train_flops_per_token * budget.dense_tokens
-  return train_flops * draft.spec.compute_multiple
-
-
-def _run_length(budget: Budget, draft: _Draft, train_flops: float | int) -> RunLength:
+def _run_length(budget: Budget, draft: ArmDraft, train_flops: float | int) -> RunLength:
   spec = draft.spec
   try:
     return make_run_length(
-      _flops_of(budget, draft, train_flops),
+      flops_of(budget, draft, train_flops),
       draft.cost.train_flops_per_token,
       budget.seq_len,
       batch_sequences=spec.batch_sequences,
@@ -228,11 +208,11 @@ def _run_length(budget: Budget, draft: _Draft, train_flops: float | int) -> RunL
     raise UserError(f"arm {spec.name!r}: {error}") from None
 
 
-def _check_parity(budget: Budget, drafts: list[_Draft], train_flops: float | int) -> None:
+def _check_parity(budget: Budget, drafts: list[ArmDraft], train_flops: float | int) -> None:
   """Refuses arms that differ in N or C, and names every arm with its numbers."""
   lines, failed = [], False
   for draft in drafts:
-    flops = _flops_of(budget, draft, train_flops)
+    flops = flops_of(budget, draft, train_flops)
     params_off = draft.cost.num_params / budget.num_params - 1
     flops_off = draft.run.train_flops / flops - 1
     bad = [
@@ -256,81 +236,3 @@ def _check_parity(budget: Budget, drafts: list[_Draft], train_flops: float | int
       f"compute_multiple) within {100 * budget.flops_tolerance:g} %: {'; '.join(lines)}; change "
       f"the shape, batch_sequences or num_steps of those marked, or leave them 0"
     )
-
-
-def _arm_plans(
-  decisions: Decisions,
-  draft: _Draft,
-  train_flops: float | int,
-  shared_unique: int,
-  dense: _Draft | None,
-) -> list[ArmPlan]:
-  """The runs of one arm, one a seed."""
-  budget, spec, cost, run = decisions.budget, draft.spec, draft.cost, draft.run
-  exact = cost_of(draft.architecture, budget.seq_len, "exact")
-  own_flops = _flops_of(budget, draft, train_flops)
-  ratio = None
-  if dense is not None:
-    ratio = cost.train_flops_per_token / dense.cost.train_flops_per_token
-  return [
-    ArmPlan(
-      name=spec.name,
-      kind=spec.kind,
-      role=_role(spec),
-      seed=seed,
-      data_seed=decisions.data_seed + (seed if decisions.draw_per_seed else 0),
-      architecture=draft.architecture,
-      convention=budget.convention,
-      num_params=cost.num_params,
-      num_active_params=cost.num_active_params,
-      activation_rate=cost.activation_rate,
-      forward_flops_per_token=cost.forward_flops_per_token,
-      train_flops_per_token=cost.train_flops_per_token,
-      train_flops=run.train_flops,
-      num_tokens=run.num_tokens,
-      num_unique_tokens=draft.num_unique_tokens,
-      epochs=run.num_tokens / draft.num_unique_tokens,
-      seq_len=budget.seq_len,
-      batch_sequences=run.batch_sequences,
-      num_steps=run.num_steps,
-      peak_learning_rate=_peak_learning_rate(decisions, draft),
-      final_learning_rate=decisions.final_learning_rate,
-      warmup_steps=warmup_steps(run.num_steps, decisions.warmup_steps),
-      compute_multiple=float(spec.compute_multiple),
-      compute_ratio=ratio,
-      residual_params_pct=100 * (cost.num_params / budget.num_params - 1),
-      residual_flops_pct=100 * (run.train_flops / (own_flops / spec.compute_multiple) - 1),
-      residual_unique_pct=100 * (draft.num_unique_tokens / shared_unique - 1),
-      exact_num_params=exact.num_params_with_vocabulary,
-      vocabulary_params=exact.vocabulary_params,
-      gates=spec.gates,
-      routed_scale=spec.routed_scale,
-      tunes=spec.tunes,
-      mixture=draft.mixture,
-      attention_block=decisions.attention_block,
-    )
-    for seed in spec.seeds
-  ]
-
-
-def _role(spec: ArmSpec) -> str:
-  """`ArmPlan.role`."""
-  if spec.tunes:
-    return spec.role
-  if spec.is_reference:
-    return "reference"
-  return "control" if spec.is_control else spec.role or "arm"
-
-
-def _peak_learning_rate(decisions: Decisions, draft: _Draft) -> float:
-  """As given, or StepLaw's; times the arm's multiplier."""
-  spec, final = draft.spec, decisions.final_learning_rate
-  peak = float(spec.peak_learning_rate)
-  peak = peak or peak_learning_rate(draft.cost.num_params, draft.run.num_tokens)
-  peak *= spec.learning_rate_multiplier
-  if peak <= final:
-    raise UserError(
-      f"arm {spec.name!r}: the peak learning rate {peak:.3g} is not above the final "
-      f"{final:.3g}; raise peak_learning_rate or lower final_learning_rate"
-    )
-  return peak
