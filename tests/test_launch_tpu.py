@@ -231,6 +231,17 @@ def test_down_in_a_dry_run_deletes_nothing(cloud, capsys):
   assert len(states(cloud)) == 3
 
 
+def test_status_in_a_dry_run_prints_its_commands_alone(cloud, programs, capsys):
+  assert main(["tpu", "status", "--dry-run", *WHERE]) == 0
+  assert programs.calls("gcloud") == []
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split(" --")[0] for line in lines] == [
+    "gcloud compute tpus queued-resources list",
+    "gcloud compute instance-templates list",
+    "gcloud compute instance-groups managed list",
+  ]
+
+
 def test_sweep_takes_the_expired_suspended_and_failed_of_mine(cloud, capsys):
   def request(state, owner="ada", expires=4e9):
     labels = {"moe-parity": "s", "owner": owner, "expires": str(int(expires))}

@@ -155,10 +155,15 @@ def judge(findings: Sequence[tpu_look.Finding], any_region: bool) -> None:
 
 def status(args: argparse.Namespace) -> int:
   """Prints our slices in the zone, of both APIs."""
-  shell, now = Shell(dry_run=False), time.time()
-  held = [
-    found for api in ("tpu", "gce") for found in Slices(shell, api, args.project, args.zone).held()
-  ]
+  now, both = (
+    time.time(),
+    [Slices(Shell(dry_run=args.dry_run), api, args.project, args.zone) for api in ("tpu", "gce")],
+  )
+  if args.dry_run:
+    for line in (line for slices in both for line in slices.listing()):
+      print(line.shown())
+    return 0
+  held = [found for slices in both for found in slices.held()]
   for one in held:
     left = f"expires in {(one.expires - now) / 3600:.1f} h" if one.expires else "no expiry"
     print(f"{one.name}  {one.state}  {one.owner}  {left}  ({tpu_states.meaning(one.state)})")
