@@ -237,7 +237,9 @@ def test_status_logs_image_and_queue_are_plain_commands(cluster, capsys):
   ("options", "words", "says"),
   [
     (TPU, ("study", "--workdir=/data/a"), "a pod's disk goes with the pod"),
-    (TPU, ("train", "--workdir=gs://b/a"), "train is one run"),
+    (TPU, ("train", "--workdir=gs://b/a"), "study --only=ARM"),
+    (TPU, ("train", "--workdir=a"), "train: only study can be launched so"),
+    (TPU, ("bench",), "bench: only study"),
     (TPU, (*STUDY, "--worker=a"), "--worker"),
     ((*TPU, "--workers=0"), STUDY, "at least 1"),
     ((*TPU, "--type=v6e-3"), STUDY, "no such slice"),

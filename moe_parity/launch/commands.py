@@ -129,7 +129,8 @@ def moe_parity_command(rest: Sequence[str], *, only: Sequence[str] = ()) -> list
   A study in a bucket keeps its compiled programs there too, unless the command says where.
 
   Raises:
-    UserError: there is none, or it is none of the commands `only`.
+    UserError: there is none, it is none of the commands `only`, or it would be refused where it
+      runs, which would cost the machine's first minutes.
   """
   words = list(rest[1:] if rest[:1] == ["--"] else rest)
   if not words or words[0].startswith("-"):
@@ -138,9 +139,14 @@ def moe_parity_command(rest: Sequence[str], *, only: Sequence[str] = ()) -> list
       f"{given}: no moe-parity command to launch; end with, for example,"
       " -- study --config=configs/demo.py --workdir=runs/demo"
     )
+  workdir = option_of(words, "workdir").rstrip("/")
+  if words[0] == "train" and "://" in workdir:
+    raise UserError(
+      f"--workdir={workdir}: train writes into a folder of one machine; in a bucket, train one arm"
+      " by study --only=ARM"
+    )
   if only and words[0] not in only:
     raise UserError(f"{words[0]}: only {', '.join(only)} can be launched so; use launch/local.sh")
-  workdir = option_of(words, "workdir").rstrip("/")
   if words[0] == "study" and "://" in workdir and not has_option(words, "compile-cache"):
     words.append(f"--compile-cache={workdir}/{COMPILED}")
   return words

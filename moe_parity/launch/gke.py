@@ -81,10 +81,6 @@ def objects(args: argparse.Namespace, words: list[str]) -> list[dict]:
     raise UserError(f"--workdir={workdir}: a pod's disk goes with the pod; use gs://BUCKET/NAME")
   if args.workers < 1 or args.gpus < 1:
     raise UserError("--workers and --gpus must be at least 1")
-  if args.workers > 1 and words[0] != "study":
-    raise UserError(
-      f"--workers={args.workers}: several workers share a study; {words[0]} is one run"
-    )
   for option in ("shard", "worker", "coordinator"):
     if has_option(words, option):
       raise UserError(f"--{option}: every worker gets its own; leave it out")
@@ -117,7 +113,7 @@ def create(manifest: dict) -> Command:
 
 def submit(args: argparse.Namespace, shell: Shell) -> int:
   """Makes the objects; if one is refused, or on Ctrl-C, those made before it are deleted."""
-  words = moe_parity_command(args.rest, only=("study", "train"))
+  words = moe_parity_command(args.rest, only=("study",))
   wanted, made = objects(args, words), []
   try:
     for manifest in wanted:

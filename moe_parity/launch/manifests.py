@@ -24,7 +24,7 @@ class Work(NamedTuple):
 
   Attributes:
     study: name of the study and beginning of all names.
-    command: arguments of moe-parity.
+    command: arguments of moe-parity, which begin with study.
     hours: after which an object is stopped by Kubernetes, 0 for never.
     max_restarts: after crashes; those that a worker asks for are not counted.
   """
@@ -48,8 +48,7 @@ def jobsets(work: Work, slice_type: SliceType, workers: int) -> list[dict]:
 def _jobset(work: Work, slice_type: SliceType, k: int, workers: int) -> dict:
   name, hosts = f"{work.study}-{k}", slice_type.num_hosts
   more = ["--coordinator=auto"] if hosts > 1 else []
-  if work.command[0] == "study":
-    more += [f"--shard={k}/{workers}", f"--worker={name}"]
+  more += [f"--shard={k}/{workers}", f"--worker={name}"]
   pod = _pod(work, [*work.command, *more], {"google.com/tpu": slice_type.chips_per_host})
   pod["nodeSelector"] |= {
     "cloud.google.com/gke-tpu-accelerator": slice_type.chip.gke_accelerator,
@@ -118,7 +117,7 @@ def failure_rules() -> list[dict]:
 def gpu_job(work: Work, accelerator: str, gpus: int, workers: int) -> dict:
   """One indexed Job: `workers` pods with `gpus` GPUs each, each its own worker."""
   more = ["--worker=" + work.study + "-$(JOB_COMPLETION_INDEX)"]  # Kubernetes fills it in
-  command = [*work.command, *(more if work.command[0] == "study" else [])]
+  command = [*work.command, *more]
   pod = _pod(work, command, {"nvidia.com/gpu": gpus})
   pod["nodeSelector"]["cloud.google.com/gke-accelerator"] = accelerator
   return {

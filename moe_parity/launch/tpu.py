@@ -100,7 +100,7 @@ def _sweep_options(sub: argparse.ArgumentParser) -> None:
 
 def up(args: argparse.Namespace) -> int:
   """Looks, ships the commit, asks for the slices that are not there."""
-  words = moe_parity_command(args.rest, only=("study", "train"))
+  words = moe_parity_command(args.rest, only=("study",))
   shell = Shell(dry_run=args.dry_run)
   head = shell.ask(command("git", "-C", ROOT, "rev-parse", "HEAD"))
   if head.code:
