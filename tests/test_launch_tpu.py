@@ -351,7 +351,7 @@ def test_ssh_counts_the_hosts_of_a_group_by_their_names(cloud, programs, capsys)
     (["--type=v6e-16"], ("study", "--workdir=gs://b"), "share no disk"),
     (["--type=v6e-16"], (*STUDY, "--worker=w"), "--worker"),
     (["--type=v6e-16"], (*STUDY, "--coordinator", "a:1"), "--coordinator"),
-    (["--type=v6e-16"], ("plan", *STUDY[1:]), "only study, train"),
+    (["--type=v6e-16"], ("plan", *STUDY[1:]), "only study can be launched so"),
     (["--type=v6e-16", "--slices=0"], STUDY, "above zero"),
     (["--type=v6e-16", "--name=42"], STUDY, "cannot name a study"),
   ],

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import types
 import urllib.request
 
 import pytest
@@ -55,7 +56,7 @@ def lab(folder):
 
 
 @contextlib.contextmanager
-def page_of(url):
+def page_of(url="about:blank"):
   with sync_api.sync_playwright() as playwright:
     browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
     page = browser.new_page(viewport={"width": 1400, "height": 1600})
@@ -87,3 +88,22 @@ def test_moving_a_slider_changes_the_plan_in_jupyterlab(tmp_path):
     )
     after = shown.inner_text()
   assert "moe" in after and "dense" in after
+
+
+@pytest.mark.filterwarnings("ignore:The chararray class is deprecated")  # treescope uses it
+def test_the_model_of_notebook_3_is_shown_without_scrolling_to_it():
+  """treescope's compressed form waits until it is looked at, and a page that is printed or
+  converted showed '(Loading...)'."""
+  pytest.importorskip("treescope", reason='pip install -e ".[notebooks]"')
+  cells = json.loads((ROOT / "notebooks/3_look_inside.ipynb").read_text())["cells"]
+  (cell,) = ["".join(cell["source"]) for cell in cells if "treescope.render" in str(cell["source"])]
+  code = cell.split('"""')[1]
+  run = types.SimpleNamespace(model=lambda: {"embedding": [1, 2], "head": "DV"})
+  values = {"mp": types.SimpleNamespace(open_run=lambda place: run), "RUN": "runs/a"}
+  exec(code, values)
+  with page_of() as page:
+    page.set_content(f'<div style="height: 9000px"></div>{values["answer"]}')
+    page.wait_for_function("document.querySelector('treescope-container') !== null")
+    page.wait_for_timeout(1000)
+    shown = page.evaluate("document.querySelector('treescope-container').shadowRoot.textContent")
+  assert "embedding" in shown and "Loading" not in shown
