@@ -154,6 +154,18 @@ def test_download_and_listing_check_names_themselves(tmp_path, monkeypatch, name
     storage.names("gs://mine/st")
 
 
+def test_a_name_no_file_system_takes_is_refused(tmp_path, monkeypatch):
+  """An object of such a name ended a study on a bucket in an OSError."""
+  bucket = install(monkeypatch)
+  assert storage.inside(tmp_path, "x" * 255).name == "x" * 255
+  for name in ("a/" + "x" * 256, "\u20ac" * 86):
+    with pytest.raises(UserError, match="longer than the 255 bytes"):
+      storage.inside(tmp_path, name)
+    bucket.pipe_file(f"gs://mine/st/{name}", b"x")
+    with pytest.raises(UserError, match="longer than the 255 bytes"):
+      storage.names("gs://mine/st")
+
+
 def test_a_link_on_the_way_out_is_no_way(tmp_path):
   (tmp_path / "in").mkdir()
   (tmp_path / "in" / "link").symlink_to(tmp_path)

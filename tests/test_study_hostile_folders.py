@@ -3,6 +3,7 @@
 import ast
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from moe_parity import files
 from moe_parity.data import prepare, storage
 from moe_parity.defaults import base
 from moe_parity.errors import UserError
+from moe_parity.report.page import write_report
 from moe_parity.study import certificate, evidence
 from moe_parity.study.reading import read_study, run_place
+from moe_parity.training import checkpoint_hashes
 from moe_parity.training.load_run import open_run_data
-from tests.helpers import fake_study
+from tests.helpers import fake_study, fake_training
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "moe_parity"
 NAMES = ("/etc", "../../x", "runs/../../../x", "out/x", "a\\b", "a\0b")
@@ -62,6 +65,85 @@ def test_a_study_file_of_another_shape_is_one_line(study, name, arms):
   with pytest.raises(UserError, match=rf"{name} is damaged \(arms.*run the study again") as caught:
     read_study(study)
   assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "name, arms",
+  [("plan.json", [{"seed": 0}]), ("plan.json", 3), ("study.json", [{"name": "a"}])],
+  ids=str,
+)
+def test_a_worker_meets_a_strange_plan_with_one_line(tmp_path, name, arms):
+  """A stranger's plan without the name of an arm ended `study` in a KeyError."""
+  study = fake_training.open_study(tmp_path)
+  study.derive()
+  study.write()
+  path = tmp_path / name
+  value = json.loads(path.read_text())
+  files.write_json(path, value | {"arms": arms}, seal=True)
+  with pytest.raises(UserError, match=rf"{name} is damaged \(arms") as caught:
+    fake_training.open_study(tmp_path).derive()
+  assert "\n" not in str(caught.value)
+
+
+def test_a_lost_study_file_is_named_in_the_analysis(study):
+  """Without it a report had another name, and neither versions nor the data's hashes."""
+  (study / "study.json").unlink()
+  assert read_study(study).problems == ("study.json is not there; run the study again to write it",)
+
+
+@pytest.mark.parametrize("name", ["parts/other", "report"])
+def test_nothing_is_written_through_a_link_out_of_a_study(study, tmp_path, name):
+  """A part that was a link had its certificate and analysis written where the link led."""
+  there = tmp_path / "there"
+  there.mkdir()
+  for path in ("plan.json", "study.json"):
+    shutil.copy(study / path, there / path)
+  (study / "parts").mkdir()
+  (study / name).symlink_to(there)
+  with pytest.raises(UserError, match="is a link that leads out of the study"):
+    write_report(study)
+  assert tree(there) == ["plan.json", "study.json"]
+
+
+def test_a_plan_without_tolerances_fails_its_certificate(study):
+  """It ended `report` in a KeyError."""
+  plan = json.loads((study / "plan.json").read_text())
+  assert "params_tolerance" not in plan["budget"]
+  value = certificate.certify_study(study)
+  named = [row["name"] for row in value["checks"] if not row["passed"]]
+  assert "the budget in plan.json" in named and not value["passed"]
+
+
+@pytest.mark.parametrize(
+  "field, value", [("checks", [{"passed": True}]), ("files", 3), ("passed", "yes")]
+)
+def test_a_strange_certificate_is_written_anew(study, field, value, monkeypatch):
+  """A check without a name ended `report` in a KeyError."""
+  run = study / "runs" / "moe_20-s0"
+  told = {"passed": True, "checks": [], "measured": {}, "ledger": {}, "files": {"a": "b"}}
+  files.write_json(run / "certificate.json", told | {field: value}, seal=True)
+  asked = []
+  monkeypatch.setattr(certificate, "certify_run", asked.append)
+  certificate.recheck_run(run)
+  assert asked == [run]
+  assert not certificate.certify_study(study)["passed"]
+
+
+@pytest.mark.parametrize(
+  "name", ["../secret", "out/secret", "x" * 300, "a\0b", "\ud83d"], ids=ascii
+)
+def test_hashes_are_of_files_inside_their_folder_alone(tmp_path, name):
+  """One of /dev/zero was read for ever, a long name was a traceback."""
+  folder = tmp_path / "run" / "3"
+  folder.mkdir(parents=True)
+  (folder / "out").symlink_to(tmp_path)
+  for place in (tmp_path, folder.parent):
+    (place / "secret").write_text("x")
+  value = {"step": 3, "run": "", "files": {name: [1, files.sha256_of(tmp_path / "secret")]}}
+  files.write_json(folder / checkpoint_hashes.HASHES, value, seal=True)
+  assert "is missing" in checkpoint_hashes.problem(folder)
+  (said,) = evidence.changed_files(folder, {name: files.sha256_of(tmp_path / "secret")})
+  assert said == f"{name[:80]} is missing"
 
 
 def data_of(**fields):

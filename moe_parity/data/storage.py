@@ -19,6 +19,7 @@ from moe_parity.errors import UserError
 
 TOKEN_STORE = "moe_parity token store"  # the format a store's manifest states
 MANIFEST = "manifest.json"
+MAX_NAME_BYTES = 255  # of one part of a path, on the file systems in use
 
 
 def import_optional(module: str, package: str, what: str) -> Any:
@@ -226,8 +227,13 @@ def inside(folder: Path, name: str, whose: str = "") -> Path:
     whose: what the error names as the origin of the name.
   Raises:
     UserError: the name is absolute, has a part that is empty, '.' or '..', or a link on its way
-      leads out of the folder.
+      leads out of the folder; or a part is longer than a file system takes.
   """
+  if any(len(part.encode(errors="replace")) > MAX_NAME_BYTES for part in name.split("/")):
+    raise UserError(
+      f"{whose or folder} names the file {name[:80]!r}..., which is longer than the"
+      f" {MAX_NAME_BYTES} bytes of a file's name; do not use files of this origin"
+    )
   bad = any(part in ("", ".", "..") for part in name.split("/")) or any(c in name for c in "\\\0")
   root = os.path.realpath(folder)
   if not bad and os.path.commonpath([root, os.path.realpath(folder / name)]) == root:
@@ -236,6 +242,15 @@ def inside(folder: Path, name: str, whose: str = "") -> Path:
     f"{whose or folder} names the file {name!r}, which lies outside of its folder; nothing was"
     f" written: do not use files of this origin"
   )
+
+
+def is_file_inside(folder: Path, name: str) -> bool:
+  """Whether a name that others chose is that of a file in `folder`: False where it leads out of it,
+  or can be no name."""
+  try:
+    return inside(folder, name).is_file()
+  except (UserError, OSError, ValueError):  # too long, or not encodable
+    return False
 
 
 def names(folder: str) -> dict[str, int]:

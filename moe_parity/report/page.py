@@ -49,12 +49,13 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
   longer gives are removed.
 
   Raises:
-    UserError: the folder is neither a study nor a run.
+    UserError: the folder is neither a study nor a run, or a link leads out of it.
   """
   study = reading.read_study(study_folder)
   steps = read_steps(study_folder)
   report = files.read_json(compare.write_analysis(study_folder))
   folder = pathlib.Path(study_folder) / "report"
+  reading.check_inside(pathlib.Path(study_folder), folder)
   folder.mkdir(exist_ok=True)
   counted = specialization.read(reading.compared(study))
   others = comparisons.read(pathlib.Path(study_folder))

@@ -17,10 +17,14 @@ from moe_parity.planning.arm_plan import budget_of, with_later_fields
 from moe_parity.study import effort, evidence
 from moe_parity.study.evidence import guarded, line
 from moe_parity.study.finetuning_checks import finetuning_checks, same_chats
-from moe_parity.study.reading import run_place
+from moe_parity.study.reading import PLAN_SHAPE, STUDY_SHAPE, run_place
 from moe_parity.training import run_folder
 
 CERTIFICATE = "certificate.json"
+SHAPE = {  # what a study reads of a run's
+  "passed": bool, "checks": [{"name": str, "passed": bool}], "measured": {str: object},
+  "ledger": {str: object}, "files?": {str: str},
+}  # fmt: skip
 # Fields of a run's plan that say how it stands to the budget and the other arms of a comparison.
 _RELATIVE = ("compute_ratio", "residual_params_pct", "residual_flops_pct", "residual_unique_pct")
 
@@ -143,7 +147,7 @@ def recheck_run(folder: pathlib.Path) -> None:
   A run whose certificate holds no hashes (of an earlier version) is certified anew.
   """
   path = folder / CERTIFICATE
-  certified = guarded("certificate.json", lambda: [run_folder.read_json(path)])[0]
+  certified = guarded("certificate.json", lambda: [run_folder.read_json(path, SHAPE)])[0]
   if not certified.get("files"):
     certify_run(folder)
     return
@@ -171,13 +175,13 @@ def recheck_study(folder: pathlib.Path) -> dict:
 def _places(folder: pathlib.Path) -> list[tuple[dict, str]]:
   """(plan, run folder relative to `folder`) of every arm of a study; a run may be in the folder
   of another comparison, and nowhere else."""
-  plan, places = run_folder.read_json(folder / run_folder.PLAN), {}
+  plan, places = run_folder.read_json(folder / run_folder.PLAN, PLAN_SHAPE), {}
   if (folder / "study.json").exists():
-    listed = run_folder.read_json(folder / "study.json")["arms"]
-    places = {(arm["name"], arm["seed"]): arm["folder"] for arm in listed}
+    listed = run_folder.read_json(folder / "study.json", STUDY_SHAPE).get("arms") or ()
+    places = {(arm["name"], arm["seed"]): arm["folder"] for arm in listed if "folder" in arm}
   arms = [
     (arm, places.get((arm["name"], arm["seed"]), f"runs/{arm['name']}-s{arm['seed']}"))
-    for arm in plan["arms"]
+    for arm in plan.get("arms") or ()
   ]
   for _, place in arms:
     run_place(folder, place)
@@ -198,7 +202,11 @@ def certify_study(folder: pathlib.Path) -> dict:
     if not (folder / place / CERTIFICATE).exists():
       missing.append(label)
       continue
-    certificate = run_folder.read_json(folder / place / CERTIFICATE)
+    path = folder / place / CERTIFICATE
+    certificate = guarded(label, lambda: [run_folder.read_json(path, SHAPE)])[0]  # noqa: B023
+    if "planned" in certificate:  # it is damaged: a failed line stands for it
+      checks.append(certificate)
+      continue
     if not certificate["passed"]:
       failed = ", ".join(row["name"] for row in certificate["checks"] if not row["passed"])
       checks.append(line(f"{arm['name']}: its own certificate", "passed", failed, False,
@@ -207,11 +215,12 @@ def certify_study(folder: pathlib.Path) -> dict:
     config = guarded(label, lambda: [run_folder.read_json(folder / place / "config.json")])[0]  # noqa: B023
     if "model" in config:
       found[label] = config
-    if arm["role"] not in ("reference", "tuning") and certificate["measured"]:
+    if arm.get("role") not in ("reference", "tuning") and certificate["measured"]:
       runs.append((arm, certificate["measured"], certificate))
   checks += evidence.settings_checks(found)
-  budget_checks, tolerances = _budget_checks(budget, runs)
-  checks += budget_checks + _data_checks(budget, runs)
+  tolerances: dict[str, float] = {}
+  checks += guarded("the budget in plan.json", lambda: _budget_checks(budget, runs, tolerances))
+  checks += guarded("the ledgers of the runs", lambda: _data_checks(budget, runs))
   checks += guarded("tries of learning rates", lambda: _effort_checks(folder))
   value = {
     "passed": bool(runs) and all(row["passed"] for row in checks),
@@ -243,9 +252,9 @@ def _effort_checks(folder: pathlib.Path) -> list[dict]:
   return list(effort.effort_checks(effort.tuned_arms([arm for arm, _ in places], tries)))
 
 
-def _budget_checks(budget: dict, runs: Sequence[tuple]) -> tuple[list[dict], dict[str, float]]:
-  """N, C (or tokens) and unique tokens of every run against the budget; and the tolerances."""
-  tolerances = {"num_params": budget["params_tolerance"]}
+def _budget_checks(budget: dict, runs: Sequence[tuple], tolerances: dict[str, float]) -> list[dict]:
+  """N, C (or tokens) and unique tokens of every run against the budget; fills `tolerances`."""
+  tolerances["num_params"] = budget["params_tolerance"]
   if budget["held_fixed"] == "tokens":
     tolerances["num_tokens"] = budget["flops_tolerance"]
     budget = budget | {"num_tokens": budget["dense_tokens"]}
@@ -262,7 +271,7 @@ def _budget_checks(budget: dict, runs: Sequence[tuple]) -> tuple[list[dict], dic
       checks.append(
         check(label, budget[name], measured[name], tolerance, "recounted, against the budget")
       )
-  return checks, tolerances
+  return checks
 
 
 def _data_checks(budget: dict, runs: Sequence[tuple]) -> list[dict]:

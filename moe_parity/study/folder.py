@@ -18,6 +18,7 @@ from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.study.comparisons import Comparison, Results, plan_comparisons, run_seen_from
 from moe_parity.study.methods.method import method_of
 from moe_parity.study.plan_growth import has_grown
+from moe_parity.study.reading import STUDY_SHAPE
 from moe_parity.study.workers.leases import FAILED, RUNNING, Leases
 from moe_parity.training import run_folder
 from moe_parity.training.control import BucketCheckpoints
@@ -169,9 +170,10 @@ class StudyFolder:
     path = self.folder / STUDY
     if not path.exists():
       return
-    old, new = run_folder.read_json(path)["config"], configs.to_json(self.config)
+    stored = run_folder.read_json(path, STUDY_SHAPE | {"config": {str: object}})
+    old, new = stored["config"], configs.to_json(self.config)
     changed = configs.differences(run_folder.settings(old), run_folder.settings(new))
-    if any(arm["status"] == "done" for arm in run_folder.read_json(path)["arms"]):
+    if any(arm.get("status") == "done" for arm in stored.get("arms") or ()):
       changed += configs.differences(*map(_scoring, (old, new)), "evaluation.")
     if changed:
       more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

@@ -5,6 +5,7 @@ import pathlib
 from moe_parity import config as configs
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ComparisonPlan, budget_of, with_later_fields
+from moe_parity.study.reading import PLAN_SHAPE
 from moe_parity.training import run_folder
 
 
@@ -14,9 +15,10 @@ def has_grown(path: pathlib.Path, plan: ComparisonPlan, staged: bool) -> bool:
   Another worker may be a stage ahead, so the one on disk may also hold more.
 
   Raises:
-    UserError: they differ in anything else.
+    UserError: they differ in anything else, or the one on disk is no plan.
   """
-  old, new = run_folder.read_json(path), plan.to_dict()
+  shape = PLAN_SHAPE | {"arms": PLAN_SHAPE["arms?"]}
+  old, new = run_folder.read_json(path, shape), plan.to_dict()
   new.pop("notes")  # words about the plan, which a later version may choose otherwise
   old.pop("notes", None)
   old["budget"] = budget_of(old)

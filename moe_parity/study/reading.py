@@ -21,10 +21,10 @@ from moe_parity.planning.arm_plan import budget_of
 COMPARISONS_FOLDER = "parts"
 FINETUNING_PREFIX = "sft_"  # of the comparisons that hold fine-tuned runs
 # What is read of these files before anything else is known of them.
-_STUDY = {
+STUDY_SHAPE = {
   "name?": str, "arms?": [{"name": str, "seed": int, "folder?": str, "status?": str}],
 }  # fmt: skip
-_PLAN = {"name?": str, "seed?": int, "budget?": {}, "arms?": [{"name": str, "seed": int}]}
+PLAN_SHAPE = {"name?": str, "seed?": int, "budget?": {}, "arms?": [{"name": str, "seed": int}]}
 STATUSES = ("done", "running", "pending", "failed", "missing")
 STEPS = ("architecture", "activation_rate", "data_reuse")  # of the paper
 
@@ -79,7 +79,7 @@ def read_study(folder: str | pathlib.Path) -> StudyRecord:
   problems: list[str] = []
   info = _read_json(folder / "study.json", problems)
   plan = _read_json(folder / "plan.json", problems)
-  for name, value, shape in (("study.json", info, _STUDY), ("plan.json", plan, _PLAN)):
+  for name, value, shape in (("study.json", info, STUDY_SHAPE), ("plan.json", plan, PLAN_SHAPE)):
     if problem := checked_json.mismatch(value, shape):
       raise UserError(f"{folder / name} is damaged ({problem}); run the study again to write it")
   if "budget" in plan:
@@ -93,6 +93,8 @@ def read_study(folder: str | pathlib.Path) -> StudyRecord:
     return StudyRecord(
       folder, run.name, {}, {"arms": [plan]}, run.certificate, (run,), tuple(problems)
     )
+  if not info and (folder / "runs").is_dir() and not problems:
+    problems.append("study.json is not there; run the study again to write it")
   runs = []
   listed = {}
   for arm in info.get("arms", []):
@@ -129,12 +131,30 @@ def run_place(folder: pathlib.Path, name: str) -> pathlib.Path:
   return folder / name
 
 
+def check_inside(study_folder: pathlib.Path, path: pathlib.Path) -> None:
+  """Call before something is written to a folder of a study that may be a stranger's.
+
+  Raises:
+    UserError: a link leads out of the study.
+  """
+  if not path.resolve().is_relative_to(study_folder.resolve()):
+    raise UserError(
+      f"{path} is a link that leads out of the study; nothing is written there: put a folder in its"
+      " place"
+    )
+
+
 def comparison_folders(study_folder: pathlib.Path) -> list[pathlib.Path]:
   """Study folders of a study's further comparisons, sorted; [] if it has none.
 
   Those of fine-tuned runs are left out: their models are trained on something else.
+
+  Raises:
+    UserError: a link leads out of the study.
   """
-  plans = (study_folder / COMPARISONS_FOLDER).glob("*/plan.json")
+  plans = sorted((study_folder / COMPARISONS_FOLDER).glob("*/plan.json"))
+  for path in plans:  # a comparison's certificate and analysis are written into its folder
+    check_inside(study_folder, path.parent)
   return sorted(path.parent for path in plans if not is_finetuning(path.parent.name))
 
 

@@ -10,7 +10,7 @@ import json
 import pathlib
 
 from moe_parity import files
-from moe_parity.data import checked_json
+from moe_parity.data import checked_json, storage
 from moe_parity.errors import UserError
 
 HASHES = "hashes.json"
@@ -53,8 +53,8 @@ def problem(folder: pathlib.Path, run: str = "", *, part: int = 0, num_parts: in
   if str(stored["step"]) != folder.name:
     return f"it is of step {stored['step']}"
   names = sorted(stored["files"])
-  if missing := [name for name in names if not (folder / name).is_file()]:
-    return f"{missing[0]} is missing"
+  if missing := [name for name in names if not storage.is_file_inside(folder, name)]:
+    return f"{missing[0][:80]} is missing"
   names = names[part::num_parts]
   for name, value in zip(names, _hashed([folder / name for name in names]), strict=True):
     if value != stored["files"][name]:

@@ -5,6 +5,7 @@ import pathlib
 
 from moe_parity import config as configs
 from moe_parity import files
+from moe_parity.data import checked_json
 from moe_parity.data.fingerprint import check_same_data
 from moe_parity.defaults import base
 from moe_parity.errors import UserError
@@ -25,11 +26,14 @@ _WAYS_OUT = {  # the others' content is not to be had again
 }
 
 
-def read_json(path: pathlib.Path) -> dict:
+def read_json(path: pathlib.Path, shape: dict | None = None) -> dict:
   """A file of a run or study folder, one JSON object.
 
+  Args:
+    shape: of `data/checked_json.py`, where a file that another program wrote may lack fields.
   Raises:
-    UserError: it is missing, or not what was written (cut short, a flipped bit, an edit by hand).
+    UserError: it is missing, not what was written (cut short, a flipped bit, an edit by hand), or
+      not of the shape.
   """
   way_out = _WAYS_OUT.get(path.name, "restore it from a copy or use another --workdir")
   try:
@@ -38,6 +42,8 @@ def read_json(path: pathlib.Path) -> dict:
     raise UserError(f"{path} is missing; {way_out}") from None
   if not isinstance(value, dict):
     raise UserError(f"{path} holds no JSON object; {way_out}")
+  if shape is not None and (problem := checked_json.mismatch(value, shape)):
+    raise UserError(f"{path} is damaged ({problem}); {way_out}")
   return value
 
 

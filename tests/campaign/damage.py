@@ -1,6 +1,7 @@
 """Files cut, emptied, flipped, deleted or grown, in a finished study, an unfinished run and its
 token store."""
 
+import functools
 import json
 import pathlib
 import random
@@ -90,8 +91,16 @@ class FileDamage:
     self.finished_as = {
       arm: runs.outcome_of(study / f"runs/{arm}-s0", derived=False) for arm in runs.ARMS
     }
-    self.report = self._report(study).text
-    self.scores = {arm: self._evaluate(study, arm).text for arm in runs.ARMS}
+
+  @functools.cached_property
+  def report(self) -> str:
+    """What `report --json` prints of the study."""
+    return self._report(self.study).text
+
+  @functools.cached_property
+  def scores(self) -> dict[str, str]:
+    """What `evaluate` prints of every arm."""
+    return {arm: self._evaluate(self.study, arm).text for arm in runs.ARMS}
 
   def _report(self, folder):
     return command("report", folder, "--json")
@@ -131,7 +140,8 @@ class FileDamage:
     return Injection("a finished study", kind, f"{name} {how.__name__}", outcome, note)
 
   def _same_report(self, folder: pathlib.Path, text: str) -> bool:
-    return json.loads(text[text.index("{") :]) == json.loads(self.report[self.report.index("{") :])
+    given, expected = (json.loads(t[t.index("{") :]) for t in (text, self.report))
+    return runs.untimed(given) == runs.untimed(expected)
 
   def _recovered(self, folder, name: str, arm: str, note: str) -> tuple[str, str]:
     """After the file, or the result that rests on it, was removed: the reference, or a lost run."""

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import importlib
 import os
 import pathlib
 import random
@@ -10,9 +12,9 @@ import subprocess
 
 from moe_parity.study.workers import leases
 from tests.campaign import runs
-from tests.campaign.outcomes import LOST, NAMED, SURVIVED, Injection, command, judge, worst
+from tests.campaign.outcomes import LOST, NAMED, Injection, command, judge
 
-SIZE = 8 << 20
+SIZE = 128 << 20  # room for a token store of the built-in text, and its making
 
 
 def own_mounts() -> bool:
@@ -46,45 +48,115 @@ def small_disk(folder: pathlib.Path):
 
 
 class FullDisk:
-  """Runs on a disk with a random number of free bytes.
+  """Runs on a disk that becomes full when a stage of the run begins.
 
   Args:
-    unfinished: a study whose runs stopped on their way.
-    expected: arm -> `runs.outcome_of` the reference.
+    files: a `FileDamage`, for its study and what is expected of it.
+    disk: where the small disk is mounted.
   """
 
-  def __init__(self, unfinished: pathlib.Path, expected: dict, disk: pathlib.Path):
-    self.unfinished, self.expected, self.disk, self.number = unfinished, expected, disk, 0
+  def __init__(self, files, disk: pathlib.Path):
+    self.files, self.expected, self.disk, self.number = files, files.expected, disk, 0
 
   def inject(self, rng: random.Random) -> Injection:
-    """Trains on until the disk is full, frees it and trains to the end."""
+    """Runs a command until the disk is full, frees it and runs the command again."""
     self.number += 1
-    arm = rng.choice(runs.ARMS)
-    run = self.disk / f"run_{self.number}"
-    is_new = rng.random() < 0.25
-    if not is_new:
-      shutil.copytree(self.unfinished / f"runs/{arm}-s0", run)
-    free = int(rng.random() ** 2 * 600_000)
-    ballast = self.disk / "ballast"
-    self._fill(ballast, free)
-    with _short_lived():
-      done = command(*runs.train_command(run, arm))
-    same = lambda: runs.same_run(run, self.expected[arm])  # noqa: E731
+    stage = rng.choice([*STAGES, *ALONE])
+    arm, place = rng.choice(runs.ARMS), self.disk / f"at_{self.number}"
+    place.mkdir()
+    self.free = int(rng.random() ** 3 * 100_000)
+    if stage == "while the page is analyzed":
+      found = self._analyze(place)
+    else:
+      found = self._train(place, stage, arm, rng)
+    shutil.rmtree(place, ignore_errors=True)
+    return Injection("a full disk", stage, f"{arm}, {self.free} bytes free", *found)
+
+  def _train(self, place: pathlib.Path, stage: str, arm: str, rng) -> tuple[str, str]:
+    run, words = place / "run", runs.train_command(place / "run", arm)
+    if stage != "while tokens are prepared" and rng.random() < 0.7:
+      shutil.copytree(self.files.unfinished / f"runs/{arm}-s0", run)
+    cache = os.environ["MOE_PARITY_CACHE"]
+    try:
+      if stage == "while tokens are prepared":
+        os.environ["MOE_PARITY_CACHE"] = str(place / "cache")
+      with self._full(stage, rng):
+        done = command(*words)
+      return self._freed(done, words, lambda: runs.same_run(run, self.expected[arm]))
+    finally:
+      os.environ["MOE_PARITY_CACHE"] = cache
+
+  def _analyze(self, place: pathlib.Path) -> tuple[str, str]:
+    folder = pathlib.Path(shutil.copytree(self.files.study, place / self.files.study.name))
+    self._fill()
+    done = self.files._report(folder)
+    if done.code == 0:
+      return judge(done, lambda: self.files._same_report(folder, done.text), ())
+    words = "report", folder, "--json"
+    return self._freed(done, words, lambda: self.files._same_report(folder, self._last.text))
+
+  def _freed(self, done, words, same) -> tuple[str, str]:
+    """The disk is freed and the command run again: it must end as the reference."""
     outcome, note = judge(done, same, ("the disk is full", "No space left"))
-    ballast.unlink()
+    (self.disk / "ballast").unlink(missing_ok=True)
     if outcome == NAMED:
       with _short_lived():
-        again = command(*runs.train_command(run, arm))
+        self._last = command(*words)
       if not same():
-        outcome, note = worst((LOST, f"{note} | {again.words[-300:]} {again.trace[-300:]}"))
-    shutil.rmtree(run, ignore_errors=True)
-    stage = "before the fault mattered" if outcome == SURVIVED else _stage(free)
-    return Injection("a full disk", stage, f"{arm}, {free} bytes free", outcome, note)
+        outcome, note = LOST, f"{note} | {self._last.words[-300:]} {self._last.trace[-300:]}"
+    return outcome, note
 
-  def _fill(self, ballast: pathlib.Path, free: int) -> None:
+  @contextlib.contextmanager
+  def _full(self, stage: str, rng: random.Random):
+    """Within, the disk becomes full at a random one of the first calls that begin the stage."""
+    with _short_lived():
+      if stage in ALONE:
+        self._fill()
+        yield
+        return
+      module, name = STAGES[stage]
+      holder = _holder(module)
+      before, left = getattr(holder, name), [rng.randrange(1, 4 if stage in REPEATED else 2)]
+
+      @functools.wraps(before)
+      def begins(*args, **kwargs):
+        left[0] -= 1
+        if left[0] == 0:
+          self._fill()
+        return before(*args, **kwargs)
+
+      setattr(holder, name, begins)
+      try:
+        yield
+      finally:
+        setattr(holder, name, before)
+
+  def _fill(self) -> None:
     left = os.statvfs(self.disk)
-    size = max(left.f_bavail * left.f_frsize - free, 0)
-    ballast.write_bytes(b"\1" * size)
+    size = max(left.f_bavail * left.f_frsize - self.free, 0)
+    with contextlib.suppress(OSError), open(self.disk / "ballast", "wb") as file:
+      file.write(b"\1" * size)
+
+
+STAGES = {  # stage of a run -> the function that it begins with
+  "when a run's folder is made": ("moe_parity.training.run_folder", "claim"),
+  "while training": ("moe_parity.training.loop", "log_step"),
+  "when a checkpoint begins": ("moe_parity.training.checkpoint.Checkpoints", "save"),
+  "when a checkpoint gets its name": ("moe_parity.training.checkpoint", "commit"),
+  "while a run is scored": ("moe_parity.training.loop", "finish"),
+  "when the ledger is written": ("moe_parity.data.ledger.Ledger", "save"),
+  "when a run is certified": ("moe_parity.study.certificate", "certify_or_recheck"),
+}  # fmt: skip
+REPEATED = ("while training", "when a checkpoint begins", "when a checkpoint gets its name")
+ALONE = ("from the start", "while tokens are prepared", "while the page is analyzed")
+
+
+def _holder(name: str):
+  """The module or class of this name."""
+  module, _, last = name.rpartition(".")
+  if last[0].isupper():
+    return getattr(importlib.import_module(module), last)
+  return importlib.import_module(name)
 
 
 @contextlib.contextmanager
@@ -98,7 +170,3 @@ def _short_lived():
     yield
   finally:
     leases.this_process = before
-
-
-def _stage(free: int) -> str:
-  return f"less than {100 * (free // 100_000 + 1)} kB free"

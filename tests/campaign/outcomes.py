@@ -84,26 +84,12 @@ def worst(*found: tuple[str, str]) -> tuple[str, str]:
   return max(found, key=lambda pair: OUTCOMES.index(pair[0]))
 
 
-def merge(paths: Iterable[pathlib.Path], out: pathlib.Path) -> dict:
-  """Adds up the tables of several campaigns, writes them as one and returns the sums."""
-  tables = [json.loads(path.read_text()) for path in paths]
-  rows: dict[tuple[str, str], collections.Counter] = {}
-  for row in (row for one in tables for row in one["rows"] if row["group"] != "all"):
-    counts = {name: row[name] for name in OUTCOMES}
-    rows.setdefault((row["group"], row["kind"]), collections.Counter()).update(counts)
-  rows["all", ""] = sum(rows.values(), collections.Counter())
-  seeds = sorted({seed for one in tables for seed in one["seeds"]})
-  failures = [f | {"note": ""} for one in tables for f in one["failures"]]  # notes name paths
-  value = {"seeds": seeds, "rows": _rows(rows), "failures": failures}
-  out.write_text(json.dumps(value, indent=1) + "\n")
-  return value["rows"][-1]
-
-
 def table(injections: list[Injection]) -> list[dict]:
   """A row a group and kind with the number of each outcome, and the sum."""
   rows: dict[tuple[str, str], collections.Counter] = {}
   for one in injections:
     rows.setdefault((one.group, one.kind), collections.Counter())[one.outcome] += 1
+  rows = dict(sorted(rows.items()))
   rows["all", ""] = collections.Counter(one.outcome for one in injections)
   return _rows(rows)
 
@@ -116,11 +102,13 @@ def _rows(rows: dict[tuple[str, str], collections.Counter]) -> list[dict]:
   ]
 
 
-def write(path: pathlib.Path, seed: int, injections: list[Injection]) -> dict:
-  """Writes the table and every failure as JSON; returns the sums."""
+def write(path: pathlib.Path, journal) -> dict:
+  """Writes the table of a journal and every failure as JSON; returns the sums."""
+  injections = journal.injections()
   rows = table(injections)
-  failures = [dataclasses.asdict(one) for one in injections if one.outcome in FAILURES]
+  failures = [dataclasses.asdict(one) | {"note": ""} for one in injections  # notes name paths
+              if one.outcome in FAILURES]  # fmt: skip
   path.parent.mkdir(parents=True, exist_ok=True)
-  value = {"seeds": [seed], "rows": rows, "failures": failures}
+  value = {**journal.summary(), "rows": rows, "failures": failures}
   path.write_text(json.dumps(value, indent=1) + "\n")
   return rows[-1]
