@@ -146,6 +146,19 @@ def campaign() -> str:
   return "\n".join(markdown(["where", "what", *outcomes], rows))
 
 
+def rounds() -> str:
+  """How often the tests of the worker contract passed in a row, from `python -m tests.rounds`."""
+  table = json.loads((RESULTS / "contract_rounds.json").read_text())
+  rows, well = table["rounds"], table["passed_in_a_row"]
+  loads, took = [row["load"] for row in rows], [row["seconds"] for row in rows]
+  failed = "" if well == len(rows) else f" Round {len(rows)} failed, which ended it."
+  return (
+    f"The contract's {rows[0]['tests']} tests passed {well} times in a row ({table['wanted']}"
+    f" wanted), all on {table['cores']} cores that had other work too: a load of {min(loads):.0f} to"
+    f" {max(loads):.0f}, and {min(took)} to {max(took):,} s a round.{failed}"
+  )
+
+
 def symbols() -> str:
   """The paper's letters with their names in code, as the report page explains them."""
   rows = [
@@ -173,6 +186,7 @@ BLOCKS = {
   "decode_computed": quote_decode.computed,
   "coverage": coverage,
   "campaign": campaign,
+  "rounds": rounds,
   "log": log,
   "symbols": symbols,
   "fields": quote_fields.fields,
