@@ -154,8 +154,8 @@ def rounds() -> str:
   failed = "" if well == len(rows) else f" Round {len(rows)} failed, which ended it."
   return (
     f"The contract's {rows[0]['tests']} tests passed {well} times in a row ({table['wanted']}"
-    f" wanted), all on {table['cores']} cores that had other work too: a load of {min(loads):.0f} to"
-    f" {max(loads):.0f}, and {min(took)} to {max(took):,} s a round.{failed}"
+    f" wanted), all on {table['cores']} cores that had other work too: a load of"
+    f" {min(loads):.0f} to {max(loads):.0f}, and {min(took)} to {max(took):,} s a round.{failed}"
   )
 
 

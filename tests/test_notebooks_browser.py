@@ -91,7 +91,7 @@ def test_moving_a_slider_changes_the_plan_in_jupyterlab(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The chararray class is deprecated")  # treescope uses it
-def test_the_model_of_notebook_3_is_shown_without_scrolling_to_it():
+def test_the_model_of_notebook_3_is_shown_in_a_printed_page():
   """treescope's compressed form waits until it is looked at, and a page that is printed or
   converted showed '(Loading...)'."""
   pytest.importorskip("treescope", reason='pip install -e ".[notebooks]"')
