@@ -1,12 +1,15 @@
 """Processes of one run notice that one of them is lost."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from moe_parity.study.workers.peers import LEFT, Peers
 from tests.helpers.clock import Clock
-from tests.helpers.workers import TINY, end, start, steps, wait_until, world
+from tests.helpers.workers import ROOT, TINY, end, start, steps, wait_until, world
 
 
 class Store:
@@ -93,3 +96,37 @@ def test_a_killed_process_ends_the_other_with_one_line(tmp_path):
   assert rc == 75 and "process 1 of 2 is lost" in output and "Traceback" not in output, output
   record = json.loads((tmp_path / "s/leases/runs/moe_40-s0").read_text())
   assert record["state"] == "stopped"
+
+
+JOINED = """
+import os, sys, time
+from moe_parity import startup
+from moe_parity.study.workers.stop_signals import StopSignals
+number = int(sys.argv[1])
+startup.start_jax(f"localhost:{sys.argv[2]}", 2, number)
+with StopSignals() as stop:
+  stop.join_processes()
+  print("joined", flush=True)
+  time.sleep(2 if number == 0 else 60)
+  os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow
+def test_the_loss_of_the_first_process_is_no_crash(tmp_path):
+  """The other aborted: exit code -6, which no engine takes for a wish to start again."""
+  port = world(2)[0][0].rpartition(":")[2]
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "MOE_PARITY_CACHE": str(tmp_path)}
+  both = [
+    subprocess.Popen(
+      [sys.executable, "-c", JOINED, str(number), port], cwd=ROOT, env=environment, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )
+    for number in range(2)
+  ]  # fmt: skip
+  try:
+    rc, output = end(both[1])
+  finally:
+    both[0].kill()
+  assert rc == 75 and "Traceback" not in output, output
+  assert "process 0" in output.strip().splitlines()[-1] and "start all" in output

@@ -52,17 +52,25 @@ class FullDisk:
 
   Args:
     files: a `FileDamage`, for its study and what is expected of it.
-    disk: where the small disk is mounted.
+    scratch: an empty folder, where small disks are mounted.
   """
 
-  def __init__(self, files, disk: pathlib.Path):
-    self.files, self.expected, self.disk, self.number = files, files.expected, disk, 0
+  def __init__(self, files, scratch: pathlib.Path):
+    self.files, self.expected, self.scratch, self.number = files, files.expected, scratch, 0
+    scratch.mkdir()
 
-  def inject(self, rng: random.Random) -> Injection:
+  def inject(self, rng: random.Random) -> list[Injection]:
     """Runs a command until the disk is full, frees it and runs the command again."""
     self.number += 1
     stage = rng.choice([*STAGES, *ALONE])
-    arm, place = rng.choice(runs.ARMS), self.disk / f"at_{self.number}"
+    arm, self.disk = rng.choice(runs.ARMS), self.scratch / f"disk_{self.number}"
+    with small_disk(self.disk) as is_mounted:  # a new one each: mapped files of one that is gone
+      if not is_mounted:  # would still take its space
+        return []
+      return [self._on_disk(rng, stage, arm)]
+
+  def _on_disk(self, rng: random.Random, stage: str, arm: str) -> Injection:
+    place = self.disk / "place"
     place.mkdir()
     self.free = int(rng.random() ** 3 * 100_000)
     if stage == "while the page is analyzed":

@@ -42,9 +42,7 @@ class Injector:
       scratch = pathlib.Path(tempfile.mkdtemp(prefix="scratch_", dir=self.folder))
       stack.callback(shutil.rmtree, scratch, ignore_errors=True)
       self.files = FileDamage(study, scratch / "copies")
-      self.disk = None
-      if may_mount and stack.enter_context(full_disk.small_disk(scratch / "disk")):
-        self.disk = FullDisk(self.files, scratch / "disk")
+      self.disk = FullDisk(self.files, scratch / "disks") if may_mount else None
       self.names = HostileNames(study, self.files.unfinished, self.files, scratch)
       self.hostile = Hostile(self.files, self.cache, scratch)
       self.bucket = HostileBucket(self.hostile, scratch) if "buckets" in self.options else None
@@ -69,7 +67,7 @@ class Injector:
     if option == "pairs":
       return self.kills.two_processes(rng)
     if option == "disk":
-      return [self.disk.inject(rng)] if self.disk else []
+      return self.disk.inject(rng) if self.disk else []
     if option == "names":
       return [self.names.inject(rng)]
     if option == "stores":

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 
 from moe_parity.errors import Stopped, UserError
 from moe_parity.launch.exit_codes import START_AGAIN
+from moe_parity.study.workers.aborts import leave_on_abort
 from moe_parity.study.workers.peers import BEAT_SECONDS, SILENT_SECONDS, Peers
 from moe_parity.study.workers.watchdog import Watchdog
 from moe_parity.training.control import StopRequests
@@ -87,6 +88,8 @@ class StopSignals(StopRequests):
       place = jax.process_index(), jax.process_count()
       self._peers = Peers(distributed.global_state.client, *place, lost)
       self._peers.start()
+      if jax.process_index():  # the first holds the leases, and the service
+        leave_on_abort()
 
   @contextlib.contextmanager
   def stepping(self) -> Iterator[None]:
