@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from moe_parity.benchmarks import gpu, gpu_layers, torch_reference
+from moe_parity.benchmarks import gpu, gpu_layers, gpu_study, torch_reference
 
 
 def test_the_tiny_run_has_every_part_and_no_error(tmp_path):
@@ -22,6 +22,9 @@ def test_the_tiny_run_has_every_part_and_no_error(tmp_path):
   steps = [row for row in rows if row["part"] == "step"]
   assert all(np.isfinite(row["loss"]) and row["share_of_peak"] > 0 for row in steps)
   assert {row["attention"] for row in steps} == {"blocks"}
+  (study,) = [row for row in rows if row["part"] == "study"]
+  assert study["exit_code"] == 0
+  assert all(np.isfinite(study[f"{arm} bpc"]) for arm in ("dense", "moe_20"))
   assert len(gpu.table(rows)) == len(rows)
 
 
@@ -34,6 +37,20 @@ def test_a_figure_that_fails_or_comes_too_late_is_a_row(tmp_path):
   assert recorder.measure("step", "good", lambda: {"x": 1})["x"] == 1
   stored = json.loads((tmp_path / "gpu.json").read_text())["rows"]
   assert [row["name"] for row in stored] == ["bad", "late", "good"]
+
+
+def test_a_study_that_fails_or_is_late_says_so(monkeypatch):
+  def late(command, timeout, **options):
+    raise subprocess.TimeoutExpired(command, timeout)
+
+  def failed(command, **options):
+    assert options["env"]["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"  # the parent has the memory
+    return subprocess.CompletedProcess(command, 2, "", "error: no text")
+
+  monkeypatch.setattr(gpu_study.subprocess, "run", late)
+  assert gpu_study.trained(1, tiny=True) == {"exit_code": "stopped"}
+  monkeypatch.setattr(gpu_study.subprocess, "run", failed)
+  assert gpu_study.trained(1, tiny=True) == {"exit_code": 2, "error": "error: no text"}
 
 
 def test_a_wrong_attention_is_not_ok():

@@ -1,10 +1,10 @@
 """`bench --only=gpu`: what one GPU does with this code, in eight minutes, every figure recorded.
 
-Six parts, each with its share of the time: PyTorch's figures for the same shapes, where it is
+Seven parts, each with its share of the time: PyTorch's figures for the same shapes, where it is
 installed; the device's own rates; numerics of every implementation against float64; attention;
-experts against a dense FFN; full train steps. A figure is written to the file as soon as it is
-there, and one that fails is a line of it, so a run that is cut short loses nothing. Where there is
-no GPU the same code runs small shapes.
+experts against a dense FFN; full train steps; two arms of a study. A figure is written to the file
+as soon as it is there, and one that fails is a line of it, so a run that is cut short loses
+nothing. Where there is no GPU the same code runs small shapes.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_parity import config as configs
-from moe_parity.benchmarks import gpu_layers, torch_reference
+from moe_parity.benchmarks import gpu_layers, gpu_study, torch_reference
 from moe_parity.files import write_json
 from moe_parity.kernels.common import attention_device, compute_capability
 from moe_parity.planning.memory import planned_memory
@@ -34,7 +34,8 @@ CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"  # of the chec
 SECONDS = 480
 # The part of all seconds at which a part stops starting figures.
 UNTIL = {
-  "torch": 0.1, "device": 0.14, "numerics": 0.3, "attention": 0.45, "experts": 0.62, "step": 1.0
+  "torch": 0.1, "device": 0.14, "numerics": 0.3, "attention": 0.45, "experts": 0.62, "step": 0.85,
+  "study": 1.0,
 }  # fmt: skip
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12", "numpy")
 # (config, arm, changes, sequences of the batch): dense and MoE at 160 M, then at 2 B.
@@ -65,7 +66,7 @@ class Recorder:
 
   def measure(self, part: str, name: str, figures: Callable[[], dict]) -> dict:
     """Adds a row of what `figures` returns, unless the part's time is over."""
-    left = self._seconds * UNTIL[part] - self._elapsed()
+    left = self.left(part)
     if left <= 0:
       return self.add(part, name, {"skipped": f"the part's time is over by {-left:.0f} s"})
     try:
@@ -73,6 +74,10 @@ class Recorder:
     except Exception as error:
       text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
       return self.add(part, name, {"error": text})
+
+  def left(self, part: str) -> float:
+    """Seconds that a part has left."""
+    return self._seconds * UNTIL[part] - self._elapsed()
 
   def _elapsed(self) -> float:
     return time.perf_counter() - self._begin
@@ -116,6 +121,9 @@ def run(
       name,
       lambda case=(config, arm, changes, sequences): step(*case, peak=peak, tiny=tiny),
     )
+  recorder.measure(
+    "study", "demo", lambda: gpu_study.trained(max(recorder.left("study"), 30), tiny)
+  )
   return recorder.rows
 
 
