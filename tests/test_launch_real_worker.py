@@ -67,7 +67,9 @@ def test_a_gpu_worker_that_is_stopped_is_started_again_and_ends(tmp_path):
   code, output = end(script)
   assert code == 0, output
   assert "stopped with a checkpoint; start it again; started again in 5 s" in output
-  assert len(lives(tmp_path, "--shard=2/2")) == 2 and len(lives(tmp_path, "--shard=1/2")) == 1
+  assert len(lives(tmp_path, "--shard=2/2")) == 2
+  # One that looks while the stopped run is nobody's may end with 75 as well, and is started again.
+  assert len(lives(tmp_path, "--shard=1/2")) in (1, 2)
   for run in ("dense-s0", "moe_40-s0"):
     logged = steps(study / "runs" / run)
     assert logged == list(range(1, logged[-1] + 1))
