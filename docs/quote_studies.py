@@ -227,6 +227,25 @@ def search() -> str:
   return "\n".join(lines)
 
 
+def routed_scale() -> str:
+  """The last stage of the search alone, at two activation rates: what multiplies the routed sum."""
+  rows = []
+  for folder in sorted((RESULTS / "routed_scale").iterdir()):
+    step = read("routed_scale", folder.name, "architecture.json")
+    stage = next(row for row in step["stages"] if row["name"] == "scale")
+    for option in stage["options"]:
+      bounds = option["simultaneous"]
+      rows.append([
+        f"{option['activation_rate']:.3f}", f"{option['experts_per_token']} of"
+        f" {option['num_experts']}", option["label"], f"{option['bpc']:.4f}",
+        f"{option['difference']:+.4f}" if bounds else "", interval(bounds) if bounds else "",
+        option["verdict"],
+      ])  # fmt: skip
+  names = ["r_a", "K of E", "routed sum", "BPC", "minus chosen",
+           "simultaneous 95 % interval (documents alone)", ""]  # fmt: skip
+  return "\n".join(markdown(names, rows)[1:])
+
+
 def _shape(arm: dict) -> str:
   size = f"{arm['num_layers']} layers, d_model {arm['d_model']}"
   if arm["layout"] == "dense":

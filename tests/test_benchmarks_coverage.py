@@ -1,7 +1,9 @@
 """The coverage benchmark, small: intervals hold about as often as they say."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 
 from moe_parity import cli
@@ -10,7 +12,7 @@ from moe_parity.benchmarks import coverage
 
 @pytest.fixture(scope="module")
 def rows():
-  return coverage.run(60, noises=coverage.NOISES[:2], seeds=(3,), documents=(5,), num_draws=300)
+  return coverage.measure(60, noises=coverage.NOISES[:2], seeds=(3,), documents=(5,), num_draws=300)
 
 
 def test_intervals_hold_about_as_often_as_they_say(rows):
@@ -37,11 +39,35 @@ def test_pooled_noise_would_fail_the_benchmark(monkeypatch):
 
   noise = coverage.NOISES[4]
   args = dict(noises=[noise], seeds=(3,), documents=(60,), num_draws=50)
-  now = {row["what"]: row["measured"] for row in coverage.run(60, **args)}
+  now = {row["what"]: row["measured"] for row in coverage.measure(60, **args)}
   monkeypatch.setattr(seed_noise, "moderated", pooled)
-  before = {row["what"]: row["measured"] for row in coverage.run(60, **args)}
+  before = {row["what"]: row["measured"] for row in coverage.measure(60, **args)}
   name = "MoE minus dense, all rows at once"
   assert before[name] < 0.87 < now[name] + 0.06
+
+
+def test_what_was_tuned_on_and_what_was_not_share_no_cell(monkeypatch):
+  asked = []
+  measure = lambda number, *args, **kwargs: asked.append((args, kwargs)) or [{"what": "x"}]  # noqa: E731
+  monkeypatch.setattr(coverage, "measure", measure)
+  rows = coverage.run()
+  assert [row["chosen_with"] for row in rows] == [True, False]
+  assert asked[1] == ((coverage.UNSEEN,), {"seeds": (2, 4), "documents": (12, 200)})
+  assert not {n.sd_A for n in coverage.UNSEEN if n.fold == 1 and not n.tails} & {
+    n.sd_A for n in coverage.NOISES
+  }
+
+
+@pytest.mark.parametrize("noise", coverage.UNSEEN, ids=lambda noise: noise.name)
+def test_errors_have_the_standard_deviation_they_state(noise):
+  rng = np.random.default_rng(0)
+  errors = np.stack([noise.errors(rng, 4) for _ in range(4000)])
+  spread = np.sqrt((errors**2).mean((0, 2)))
+  wide = np.array(noise.sd_A)
+  if noise.fold > 1:  # mean of fold^(2u) over u in -1 to 1
+    ends = noise.fold**2, noise.fold**-2
+    wide = wide * math.sqrt((ends[0] - ends[1]) / (4 * math.log(noise.fold)))
+  np.testing.assert_allclose(spread, wide, rtol=0.15 if noise.tails else 0.05)
 
 
 def test_bench_writes_the_table_as_json(capsys, monkeypatch):

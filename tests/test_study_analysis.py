@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from moe_parity.errors import UserError
+from moe_parity.report.page import write_report
 from moe_parity.study import reading
 from moe_parity.study.analysis import compare
 from tests.helpers import fake_study
@@ -323,3 +324,19 @@ def test_metrics_keep_the_later_line_and_drop_a_torn_one(tmp_path):
   assert [(r["step"], r["loss"]) for r in train] == [(1, 5.0), (2, 4.5)]
   assert [r["bpc"] for r in validation] == [3.0]
   assert problem == "metrics.jsonl has 1 unreadable lines"
+
+
+def test_text_that_the_tokenizer_loses_stands_on_the_page(tmp_path):
+  folder = study(tmp_path, seeds=(0, 1))
+  assert not any("does not give back" in line for line in compare.analyze(folder)["warnings"])
+  lost = {"num_documents": 2, "num_chars": 1_500, "num_bytes": 1_500, "share": 0.0125}
+  for path in folder.glob("runs/*/result.json"):
+    edit(path, lambda r: r["validation"].update(text_lost=lost))
+  train = {"num_documents": 40, "num_chars": 9_000, "num_bytes": 9_000}
+  edit(folder / "study.json", lambda s: s.setdefault("data", {}).update(text_lost={"train": train}))
+  found = compare.analyze(folder)["warnings"]
+  assert any("1,500 of the held-out characters (1.25 %, in 2 documents)" in line for line in found)
+  assert any("9,000 characters in 40 documents" in line for line in found)
+  page = write_report(folder).read_text()
+  against = page.partition("What stands against it")[2].partition("</section>")[0]
+  assert "1,500 of the held-out characters" in against

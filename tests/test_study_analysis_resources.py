@@ -90,3 +90,25 @@ def test_the_verdict_says_itself_what_the_convention_hides(tmp_path):
   assert hidden and set(hidden) <= set(report["verdict"]["sentences"])
   shown = tables.resources(report).markdown()
   assert "executed FLOPs" in shown and "moe_17" in shown
+
+
+def test_energy_is_power_times_seconds_or_not_measured():
+  measured = {"watts": 50.0, "how": "RAPL of 1 CPU package(s)"}
+  stated = {"watts": 65.0, "how": "stated: 1 x 65 W (train.device_watts)"}
+  silent = {"watts": None, "how": "not measured: this CPU shows no energy counter"}
+  rows = lambda dense, moe: resources(  # noqa: E731
+    study({("dense", 0): result(2.0, power=dense), ("moe_15", 0): result(1.0, power=moe)}), "dense"
+  )
+  found = rows(measured, measured | {"watts": 30.0})
+  assert by_name(found)["dense"]["joules"] == 1000 and by_name(found)["moe_15"]["joules"] == 300
+  assert by_name(found)["moe_15"]["joules_ratio"] == pytest.approx(0.3)
+  assert found["energy_notes"] == [
+    "Energy is the seconds times the mean power in training (RAPL of 1 CPU package(s))."
+  ]
+  mixed = rows(measured, stated)  # two ways of knowing are not compared
+  assert by_name(mixed)["moe_15"]["joules_ratio"] is None
+  unknown = rows(silent, silent)
+  assert by_name(unknown)["dense"]["joules"] is None
+  assert "this CPU shows no energy counter" in unknown["energy_notes"][0]
+  shown = tables.resources({"resources": unknown}).markdown()
+  assert shown.count("not measured") == 2

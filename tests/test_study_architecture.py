@@ -23,6 +23,7 @@ def config(**study):
   made.arms.moe = moe_arm(0.3, num_layers=6, d_model=128, d_head=32, multiple_of=4)
   made.study.method = "architecture"
   made.study.layouts = LAYOUTS
+  made.study.routed_scales = ()
   for name, value in study.items():
     made.study[name] = value
   return made.lock()
@@ -145,6 +146,35 @@ def test_a_diverged_option_in_place_gives_way_to_the_best_other():
   made = selection.select([[None, *runs(2.0)], runs(2.0, 2.01), runs(1.9, 1.91)])
   assert made.chosen == 2 and made.verdict[0] == "diverged"
   assert selection.select([[None], [None]]).verdict == ("diverged", "diverged")
+
+
+def scaled(arm):
+  """Raw gates times E/K are best; a learned scale is half as good."""
+  gain = {"": 0.0, "E/K": 0.02, "learned": 0.01}[arm.routed_scale] if arm.kind == "moe" else -0.1
+  return 2.0 - gain + 1e-5 * (hash((arm.name, arm.seed)) % 7)
+
+
+def test_the_scale_of_the_routed_sum_is_the_last_stage(tmp_path):
+  made = config(layouts=(), gates=False, granularities=(), seeds=(0, 1),
+                routed_scales=("1", "E/K", "learned"))  # fmt: skip
+  value, arms = run(tmp_path, made, scaled)
+  (stage,) = [s for s in value["stages"] if s["kind"] == "moe" and s["name"] == "scale"]
+  assert [o["label"] for o in stage["options"]] == [
+    "times 1", "times E/K", "times a learned number"
+  ]  # fmt: skip
+  assert stage["chosen"] == "times E/K" and value["backbone"]["routed_scale"] == "E/K"
+  assert len({o["num_params"] for o in stage["options"]}) == 1 and len(arms) == 8
+
+
+def test_normalized_gates_leave_e_over_k_out_and_say_so(tmp_path):
+  made = config(layouts=(), gates=False, granularities=(), routed_scales=("1", "E/K"))
+  with made.unlocked():
+    made.model.normalize_gates = True
+  value, arms = run(tmp_path, made.lock(), scaled)
+  stage = value["stages"][-1]
+  assert stage["name"] == "scale" and len(stage["options"]) == 1 and len(arms) == 2
+  (left_out,) = stage["skipped"]
+  assert left_out["label"] == "times E/K" and "normalized gates sum to 1" in left_out["why"]
 
 
 @pytest.mark.parametrize(

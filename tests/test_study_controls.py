@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+import moe_parity as mp
 from moe_parity import files
+from moe_parity.commands.output import print_verdict
+from moe_parity.report.page import write_report
 from moe_parity.study.analysis import compare
 from tests.helpers import fake_study
 from tests.helpers.fake_study import Fake
@@ -51,6 +54,30 @@ def test_an_indistinguishable_control_leaves_the_lead_open(tmp_path):
   report = analyze(tmp_path, controls={"dense_active": (150_000, 1.9005)})
   assert "cannot be told from the best of them" in report["verdict"]["headline"]
   assert "not shown to be one of the experts" in " ".join(sentences_on_lead(report))
+
+
+def test_a_lead_that_a_control_explains_names_no_winner(tmp_path):
+  beaten = analyze(tmp_path / "a", controls={"dense_small": (600_000, 1.98)})["verdict"]
+  assert (beaten["winner"], beaten["explained_by"]) == ("moe_26", None)
+  for name, bpc in (("better", 1.85), ("equal", 1.9005)):
+    found = analyze(tmp_path / name, controls={"dense_active": (150_000, bpc)})["verdict"]
+    assert found["conclusive"] and found["winner"] is None
+    assert (found["beats_dense"], found["explained_by"]) == ("moe_26", "dense_active")
+  dense = analyze(tmp_path / "d", dense_bpc=1.6, controls={"dense_active": (150_000, 1.5)})
+  found = dense["verdict"]
+  assert (found["winner"], found["beats_dense"], found["explained_by"]) == ("dense", None, None)
+
+
+def test_page_api_and_command_agree_on_the_winner(tmp_path, capsys):
+  fake = Fake(**SEEDS, controls={"dense_active": (150_000, 1.85)})
+  folder = fake_study.write_study(tmp_path, fake)
+  page_path = write_report(folder)
+  print_verdict(files.read_json(folder / "analysis.json"), page_path)
+  printed = capsys.readouterr().out
+  study = mp.open_study(folder)
+  assert study.winner is None and study.analysis["verdict"]["explained_by"] == "dense_active"
+  for text in (" ".join(printed.split()), page_path.read_text(), study.verdict):
+    assert "dense_active, a dense model of 150,000 parameters" in text
 
 
 def test_without_controls_the_verdict_says_that_there_are_none(tmp_path):

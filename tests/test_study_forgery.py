@@ -4,6 +4,7 @@ After the 24 forgeries of an outside audit, 16 of which an earlier certificate l
 """
 
 import json
+import math
 import pathlib
 import shutil
 
@@ -12,7 +13,9 @@ import pytest
 
 from moe_parity import cli, files
 from moe_parity.data.ledger import Ledger
-from moe_parity.study import certificate
+from moe_parity.errors import UserError
+from moe_parity.study import certificate, rescoring
+from moe_parity.training import load_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = f"--config={ROOT}/configs/demo.py:tiny"
@@ -68,6 +71,10 @@ def lower_a_document(result):
   result["validation"]["documents"][0]["nats"] *= 0.5
 
 
+def lose_a_document(result):
+  result["validation"]["documents"].pop()
+
+
 def never_learned(result):
   result["train_cross_entropy"] = 9.0
 
@@ -77,6 +84,14 @@ EDITS = {
   "bpc and nats": (f"{MOE}/result.json", lower_bpc_and_nats, "score: nats"),
   "a document": (f"{MOE}/result.json", lower_a_document, "score: nats"),
   "untrained": (f"{MOE}/result.json", never_learned, "training loss"),
+  "lost document": (f"{MOE}/result.json", lose_a_document, "score: num_documents"),
+  "N": (f"{MOE}/plan.json", lambda p: p.update(num_params=90_000), "num_params"),
+  "tokens": (f"{MOE}/plan.json", lambda p: p.update(num_tokens=5_000), "num_tokens"),
+  "K": (
+    f"{MOE}/plan.json",
+    lambda p: p["architecture"].update(experts_per_token=3),
+    "num_active_params",
+  ),
   "d_ffn": (f"{MOE}/plan.json", lambda p: p["architecture"].update(d_ffn=999), ": plan"),
   "rate": (f"{MOE}/plan.json", lambda p: p.update(activation_rate=0.1), ": plan"),
   "learning rate": (f"{MOE}/plan.json", lambda p: p.update(peak_learning_rate=1.0), ": plan"),
@@ -111,6 +126,22 @@ def test_a_file_changed_since_it_was_certified_is_named(copy, name):
   rows = failures(copy, anew=False)
   said = next(row for row in rows if row["name"] == "files since they were certified")
   assert pathlib.Path(path).name.split(".")[0] in said["measured"]
+
+
+def test_an_edited_plan_of_the_study_fails_the_arm_it_changes(copy):
+  def longer(plan):
+    next(arm for arm in plan["arms"] if arm["name"] == "moe_40")["num_tokens"] += 64
+
+  change(copy / "plan.json", longer)
+  (row,) = failures(copy, anew=True)
+  assert row["name"] == "moe_40 (seed 0): plan" and "num_tokens" in row["measured"]
+
+
+def test_a_run_of_another_arm_in_its_place_fails(copy):
+  shutil.rmtree(copy / MOE)
+  shutil.copytree(copy / DENSE, copy / MOE)
+  (row,) = failures(copy, anew=True)
+  assert row["name"] == "moe_40 (seed 0): plan"
 
 
 def test_swapped_run_folders_fail(copy):
@@ -192,3 +223,120 @@ def test_a_run_whose_text_changed_is_not_scored_on_it(copy, capsys):
   change(copy / f"{MOE}/data.json", lambda d: d["fingerprint"].update(validation_tokens="0" * 64))
   assert cli.main(["evaluate", str(copy / MOE)]) == 2
   assert "the held-out tokens" in capsys.readouterr().err
+
+
+def edit_consistently(result):
+  """Lowers a document's nats, and with them every sum that rests on it."""
+  validation = result["validation"]
+  document = validation["documents"][1]
+  domain = validation["by_domain"][document["domain"]]
+  less = 0.1 * document["nats"]
+  for entry in (document, validation, domain):
+    entry["nats"] -= less
+  for entry in (validation, domain):
+    for name, units in (("bpc", "num_chars"), ("bpb", "num_bytes")):
+      entry[name] = entry["nats"] / math.log(2) / entry[units]
+  validation["cross_entropy"] = validation["nats"] / validation["num_tokens"]
+  for name in ("bpc", "bpb"):
+    domains = validation["by_domain"].values()
+    validation[f"macro_{name}"] = sum(d[name] for d in domains) / len(domains)
+
+
+def rescored(folder, which="all"):
+  """Failed checks of the study and its runs, and the lines about rescored documents of each run."""
+  certificate.rescore_study(folder, which)
+  lines = {}
+  for run in (DENSE, MOE):
+    rows = json.loads((folder / run / "certificate.json").read_text())["checks"]
+    lines[run] = [row for row in rows if row["name"].startswith(rescoring.NAME)]
+  return lines
+
+
+def test_a_study_rescores_documents_from_its_checkpoints(study):
+  for run in (DENSE, MOE):
+    rows = json.loads((study / run / "certificate.json").read_text())["checks"]
+    lines = [row for row in rows if row["name"].startswith(rescoring.NAME)]
+    assert len(lines) == 2 and all(row["passed"] for row in lines)
+    assert abs(lines[1]["difference_pct"]) < 1e-3
+  found = json.loads((study / "analysis.json").read_text())["certificate"]["rescored"]
+  assert found["runs"] == 2 and found["documents"] >= 8 and found["not_rescored"] == {}
+
+
+def test_nats_edited_so_that_all_sums_agree_fail_the_rescoring(copy):
+  change(copy / MOE / "result.json", edit_consistently)
+  certificate.certify_run(copy / MOE)  # hashes and sums agree again
+  rows = json.loads((copy / MOE / "certificate.json").read_text())["checks"]
+  assert all(row["passed"] for row in rows)
+  lines = rescored(copy, "new")
+  assert all(row["passed"] for row in lines[DENSE])
+  assert [row["passed"] for row in lines[MOE]] == [False, False]
+  assert "off by 11 %" in lines[MOE][0]["measured"]
+  whole = json.loads((copy / "certificate.json").read_text())
+  failed = next(row for row in whole["checks"] if not row["passed"])
+  assert failed["name"] == "moe_40: its own certificate"
+  assert rescoring.NAME in failed["measured"]
+
+
+def test_documents_that_the_text_does_not_have_fail(copy):
+  def rename(result):
+    result["validation"]["documents"][0]["source"] = "elsewhere"
+
+  change(copy / MOE / "result.json", rename)
+  (line,) = rescored(copy)[MOE]
+  assert not line["passed"] and "source elsewhere, the text has" in line["measured"]
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut"])
+def test_a_damaged_checkpoint_fails_the_rescoring_of_its_arm(copy, damage):
+  path = copy / MOE / "checkpoints"
+  if damage == "lost":
+    shutil.rmtree(path)
+  else:
+    file = max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-9])
+  lines = rescored(copy)
+  assert all(row["passed"] for row in lines[DENSE])
+  assert [row["passed"] for row in lines[MOE]] == [False]
+  assert "checkpoint" in lines[MOE][0]["measured"]
+
+
+def gone(*args, **kwargs):
+  raise UserError("no token store of text/, and nothing is fetched")
+
+
+def test_where_it_cannot_be_done_it_says_not_rescored(copy, monkeypatch, capsys):
+  with monkeypatch.context() as patch:
+    patch.setattr(rescoring.importlib.util, "find_spec", lambda name: None)
+    (line,) = rescored(copy)[MOE]
+  assert line["passed"] and line["measured"] == "not rescored: JAX is not installed"
+  monkeypatch.setattr(load_run, "open_run_data", gone)
+  (line,) = rescored(copy)[MOE]
+  assert line["passed"] and "not rescored: its text is not here (no token store" in line["measured"]
+  assert cli.main(["report", str(copy)]) == 0
+  found = json.loads((copy / "analysis.json").read_text())["certificate"]
+  assert found["passed"] is None and found["rescored"]["runs"] == 0  # moe_20 is missing
+  assert "not rescored: its text" in (copy / "report" / "index.html").read_text()
+
+
+def test_a_run_is_rescored_once_for_its_content(copy, monkeypatch):
+  calls = []
+  monkeypatch.setattr(rescoring, "rescore", lambda run, start: calls.append(run.name) or 1 / 0)
+  certificate.rescore_study(copy, "new")
+  assert calls == []
+  change(copy / MOE / "result.json", edit_consistently)
+  certificate.recheck_run(copy / MOE)
+  with pytest.raises(ZeroDivisionError):
+    certificate.rescore_study(copy, "new")
+  assert calls == ["moe_40-s0"]
+
+
+def test_a_sample_stays_within_its_bounds(tmp_path):
+  (tmp_path / "result.json").write_text("{}")
+  lengths = [5_000] * 30 + [100_000]
+  taken = rescoring._sample(tmp_path, lengths, 32_768)
+  assert len(taken) == 6 and taken == sorted(taken) and 30 not in taken
+  assert len(rescoring._sample(tmp_path, [10] * 99, 32_768)) == rescoring.MAX_DOCUMENTS
+  assert rescoring._sample(tmp_path, [40_000, 50_000], 32_768) == [0]  # the shortest, alone
+  assert rescoring._sample(tmp_path, [400_000], 32_768) == []
+  (tmp_path / "result.json").write_text("{ }")
+  assert rescoring._sample(tmp_path, lengths, 32_768) != taken  # an edit draws anew

@@ -51,7 +51,7 @@ def lines(workdir):
 
 def what_must_agree(workdir):
   """Everything a run leaves but the times it took."""
-  timed = {"seconds", "compile_seconds", "step_seconds", "content_sha256"}
+  timed = {"seconds", "compile_seconds", "step_seconds", "power", "content_sha256"}
   timed |= {"tokens_per_second", "flops_per_second", "peak_share"}
   metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   result = json.loads((workdir / "result.json").read_text())

@@ -88,7 +88,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(run, store):
   again = train_arm(loaded, plan, store, run, warn=warnings.append)
   assert len(warnings) == 1 and f"checkpoint of step {steps[-1]}" in warnings[0]
   assert f"resuming from step {steps[0]}" in warnings[0]
-  timed = {"seconds", "compile_seconds", "step_seconds", "machine"}
+  timed = {"seconds", "compile_seconds", "step_seconds", "machine", "power"}
   for field in result.keys() - timed - {"content_sha256"}:  # train_cross_entropy too
     assert again[field] == result[field]
   assert _steps(run) == logged  # at e810754 with another line at the first step

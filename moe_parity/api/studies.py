@@ -75,6 +75,12 @@ class Study:
     return self.analysis["verdict"]["headline"]
 
   @property
+  def winner(self) -> str | None:
+    """The arm that won; None where none did, or where a dense control does as well as the best MoE
+    arm (`analysis["verdict"]["explained_by"]` names it)."""
+    return self.analysis["verdict"]["winner"]
+
+  @property
   def passed(self) -> bool | None:
     """Whether the certificate and those of all runs passed; None while one is missing."""
     return self.analysis["certificate"]["passed"]
@@ -115,12 +121,14 @@ class Study:
 
   def costs(self) -> Any:
     """One row an arm: C, executed FLOPs, parameters with vocabulary, bytes of weights, each over
-    dense, by the plan; and the seconds a run took, where that was measured."""
+    dense, by the plan; and the seconds and the energy of a run, where they were measured."""
     seconds: dict[str, list[float]] = {}
     for arm in self.analysis["arms"]:
       seconds.setdefault(arm["name"], []).extend([arm["seconds"]] if arm["seconds"] else [])
     rows = cost_rows(self.plan.get("arms", []))
+    joules = {row["name"]: row.get("joules") for row in self.analysis["resources"]["rows"]}
     for row in rows:
+      row["joules a run"] = joules.get(row["arm"])
       seconds_taken = seconds.get(row["arm"])
       row["seconds a run"] = sum(seconds_taken) / len(seconds_taken) if seconds_taken else None
     return as_table(rows)

@@ -194,6 +194,7 @@ def run_and_judge(args, config, store, only) -> int:
     runs = chosen_runs(args, study, only)
     arms = _run(args, study, only, runs, stop)
     stop_followers()
+  rescore(args, study)
   step = study.summarize()
   tuned = study.summarize_finetuning()
   write_report(study.folder)
@@ -214,6 +215,16 @@ def run_and_judge(args, config, store, only) -> int:
     arm for arm in arms if (not only or arm.name in only) and (not runs or arm.folder in runs)
   ]
   return exit_code(asked, passed)
+
+
+def rescore(args, study) -> None:
+  """Scores some documents of every finished run again; see `study/rescoring.py`. A study on a
+  bucket has not all its checkpoints here, and its page says that nothing was scored again."""
+  from moe_parity.study import certificate
+
+  if not isinstance(args.workdir, str):
+    for comparison in study.comparisons:
+      certificate.rescore_study(study.folder / comparison.folder)
 
 
 def exit_code(arms, passed) -> int:

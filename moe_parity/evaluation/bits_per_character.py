@@ -46,6 +46,7 @@ def evaluate(
   stride: int = 0,
   max_tokens: int = 0,
   seed: int = 0,
+  among: np.ndarray | None = None,
 ) -> dict:
   """Scores held-out text.
 
@@ -57,6 +58,7 @@ def evaluate(
     max_tokens: text tokens to score, 0 for all. Modes by document take whole documents, each domain
       up to its share of the split and at least one; 'packed' takes whole windows.
     seed: which documents or windows make up `max_tokens`; the same for arms that are compared.
+    among: rows of the documents to choose from, for modes by document; None is all.
   Returns:
     {"mode", "seq_len", "stride", "bpc", "bpb", "cross_entropy" (nats a token), "nats",
     "num_tokens", "num_bytes", "num_chars", "num_documents", "by_domain", "macro_bpc", "macro_bpb"
@@ -74,7 +76,7 @@ def evaluate(
     complete = len(windows) == split.num_windows(seq_len)
   else:
     step = stride if mode == "strided" else seq_len
-    chosen = choose_documents(documents, max_tokens, seed)
+    chosen = choose_documents(documents, max_tokens, seed, among)
     rows = document_rows(split, chosen, seq_len, step)
     complete = len(chosen) == len(documents)
   nats, counted = _accumulate(score, rows, split, (batch_sequences, seq_len), mode == "packed")
@@ -90,6 +92,18 @@ def evaluate(
   return stated | result | lost | {"split_documents": len(documents), "sampled": not complete}
 
 
+def nats_of_documents(
+  score: Score, split: Split, rows: np.ndarray, stride: int, shape: tuple[int, int]
+) -> np.ndarray:
+  """float64 [rows]: nats of whole documents.
+
+  Args:
+    shape: sequences in a call of `score`, and targets in each.
+  """
+  windows = document_rows(split, rows, shape[1], stride)
+  return _accumulate(score, windows, split, shape, False)[0][rows]
+
+
 def scoring_windows(num_targets: int, seq_len: int, stride: int) -> Iterator[tuple[int, int, int]]:
   """(first, end, scored from) of each window over a document's targets; scored parts tile them."""
   end = min(seq_len, num_targets)
@@ -101,19 +115,23 @@ def scoring_windows(num_targets: int, seq_len: int, stride: int) -> Iterator[tup
     end = new
 
 
-def choose_documents(documents: Documents, max_tokens: int, seed: int) -> np.ndarray:
+def choose_documents(
+  documents: Documents, max_tokens: int, seed: int, among: np.ndarray | None = None
+) -> np.ndarray:
   """Rows of the documents to score, in stream order: every domain up to its share of max_tokens.
 
   Documents are drawn in a seeded order; one that would pass the domain's share is left out. A
-  domain none of whose documents fits gives its shortest.
+  domain none of whose documents fits gives its shortest. `among`: rows to choose from; None is all.
   """
-  lengths = documents.num_text_tokens
-  if max_tokens == 0 or lengths.sum() <= max_tokens:
-    return np.arange(len(documents))
+  lengths, domain_A = documents.num_text_tokens, documents.domain
+  among = np.arange(len(documents)) if among is None else among
+  total = lengths[among].sum()
+  if max_tokens == 0 or total <= max_tokens:
+    return among
   chosen: list[int] = []
-  for domain in np.unique(documents.domain):
-    members = np.flatnonzero(documents.domain == domain)
-    left = max_tokens * lengths[members].sum() / lengths.sum()
+  for domain in np.unique(domain_A[among]):
+    members = among[domain_A[among] == domain]
+    left = max_tokens * lengths[members].sum() / total
     drawn = members[permute(np.arange(members.size), members.size, key(seed, int(domain)))]
     taken = []
     for row in drawn:

@@ -4,6 +4,7 @@ from typing import Any
 
 from moe_parity.data.token_store import Split
 from moe_parity.errors import UserError
+from moe_parity.evaluation.document_parts import part_of
 from moe_parity.planning.arm_plan import ArmPlan
 
 
@@ -15,6 +16,7 @@ def check_run_rows(config: Any, plan: ArmPlan, split: Split) -> None:
   """
   is_validating = 0 < config.train.eval_every < plan.num_steps
   mode, is_moe = config.evaluation.mode, plan.architecture.is_moe
+  part_of(split.documents, config.evaluation.tuning_share, config.data.seed, bool(plan.tunes))
   check_rows(split, plan.seq_len, mode, is_validating, is_moe)
 
 

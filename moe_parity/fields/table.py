@@ -139,6 +139,8 @@ FIELDS: tuple[Field, ...] = tuple(
      "architecture: zeta = d / L of the MoE"),
     ("study.total_ffn_ratios", (), Several(Number(1e-3, 1e6)),
      "architecture: mu, with each of them"),
+    ("study.routed_scales", ("1", PER_CHOICE, LEARNED), Several(_SCALE),
+     "architecture: what the sum of the routed experts is multiplied by"),
     ("study.dense_aspect_ratios", (), Several(Number(1e-3, 1e6)),
      "architecture: zeta of the dense arm"),
     ("study.dense_ffn_ratios", (), Several(Number(1e-3, 1e6)),
@@ -222,11 +224,17 @@ FIELDS: tuple[Field, ...] = tuple(
     ("train.save_minutes", 15.0, Number(0.0, 1e6),
      "minutes after which a checkpoint is saved whatever the step; 0 leaves it to save_every"),
     ("train.keep_checkpoints", 2, Whole(1, 10**6), "checkpoints that stay on disk"),
+    ("train.device_watts", 0.0, Number(0.0, 1e5),
+     "stated power of a device, for the energy of a run where no counter can be read; 0: not"
+     " stated"),
     # How a trained model is scored.
     ("evaluation.mode", "document", Choice(MODES),
      "document (disjoint windows) | strided | packed (rows of the token stream)"),
     ("evaluation.stride", 0, Whole(0, 2**24), 'tokens, for mode="strided": 1 to seq_len'),
     ("evaluation.max_tokens", 0, _TOKENS, "whole documents up to about this many tokens; 0 is all"),
+    ("evaluation.tuning_share", 0.0, Number(0.0, 0.9),
+     "share of each domain's validation documents that scores tries of learning rates and nothing"
+     " else; 0: tries and comparison use the same"),
     ("evaluation.batch_sequences", 16, Whole(1, 2**20), "sequences scored at a time"),
     ("evaluation.routing_tokens", 16_384, _TOKENS,
      "held-out tokens whose experts are counted when an MoE run ends: at most this many, beginnings"

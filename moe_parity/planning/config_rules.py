@@ -31,6 +31,8 @@ def check_config(config: Any) -> None:
   if evaluation := get(config, "evaluation", None):
     mode, stride = get(evaluation, "mode", "document"), get(evaluation, "stride", 0)
     check_stride(mode, stride, get(get(config, "budget", {}), "seq_len", 0))
+    rates = get(get(config, "study", {}), "learning_rate_grid", ())
+    check_tuning_share(get(evaluation, "tuning_share", 0.0), mode, rates)
 
 
 def check_scoring(
@@ -45,6 +47,25 @@ def check_scoring(
   check_values("evaluation", given, "evaluation")
   check_values("budget", {"seq_len": seq_len}, "budget")
   check_stride(mode, stride, seq_len)
+
+
+def check_tuning_share(share: float, mode: str, rates: Any) -> None:
+  """
+  Args:
+    rates: study.learning_rate_grid.
+  Raises:
+    UserError: documents set aside for tries where there are none, or where windows are scored.
+  """
+  if share and not rates:
+    raise UserError(
+      f"evaluation.tuning_share={share} without tries of learning rates, which alone would use"
+      " those documents; set study.learning_rate_grid, or use 0"
+    )
+  if share and mode == "packed":
+    raise UserError(
+      f"evaluation.tuning_share={share} with mode='packed', which scores windows and not documents;"
+      " use mode='document', or 0"
+    )
 
 
 def check_stride(mode: str, stride: int, seq_len: int) -> None:

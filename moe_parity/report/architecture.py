@@ -26,6 +26,7 @@ TITLES = {
   "gates": "Gate normalization (the paper's Table 6)",
   "granularity": "Experts per token at constant K x D_e (the paper's Table 7)",
   "shape": "Shape ratios (the paper's Table 8)",
+  "scale": "What the sum of the routed experts is multiplied by",
   "dense_aspect": "Dense baseline: width over depth",
   "dense_ffn": "Dense baseline: feed-forward ratio",
 }
@@ -60,6 +61,7 @@ _COLUMNS = {
   "gates": _GATES + _EXPERTS + _BALANCE,
   "granularity": _SIZE + _EXPERTS,
   "shape": _SIZE[:2] + _WIDTH + _EXPERTS + _RATIOS[:2],
+  "scale": _EXPERTS + _BALANCE,
   "dense_aspect": _SIZE[:1] + _SIZE[3:] + _WIDTH + _RATIOS[1:],
   "dense_ffn": _SIZE[:1] + _SIZE[3:] + _WIDTH + _RATIOS[1:],
 }

@@ -140,9 +140,8 @@ def resources(report: dict, tables: Tables) -> Section:
     " is computed twice. Parameters with vocabulary add embedding and head; weights are float32. "
     "Seconds are those of steady training steps, without compiling, validation and checkpoints."
   ]
-  body = paragraphs(lines + resources["notes"]) + table(
-    tables["resources"], "plan.json is not there"
-  )
+  lines += resources["notes"] + resources["energy_notes"]
+  body = paragraphs(lines) + table(tables["resources"], "plan.json is not there")
   return Section("Resources", body + bullets(resources["hidden"]))
 
 
@@ -157,10 +156,25 @@ def certificate(study: reading.StudyRecord, report: dict, tables: Tables) -> Sec
     body = (
       f'<div class="verdict bad"><p>Did not pass:</p>{bullets(certificate["failures"])}</div>\n'
     )
+  body += paragraphs(_rescored(certificate["rescored"]))
   body += checks(tables["certificate"])
   if tables["certificates"].rows:
     body += details("Checks of every run", table(tables["certificates"]))
   return Section("Certificate", body)
+
+
+def _rescored(found: dict) -> list[str]:
+  """What was scored again from checkpoints, and what was not."""
+  lines = []
+  if found["runs"]:
+    lines.append(
+      f"{found['documents']} validation documents of {found['runs']} runs were scored again from"
+      " the last checkpoints and compared with the scores that this page rests on."
+    )
+  whys: dict[str, list[str]] = {}
+  for label, why in found["not_rescored"].items():
+    whys.setdefault(why, []).append(label)
+  return lines + [f"{', '.join(labels)}: {why}." for why, labels in whys.items()]
 
 
 def checks(content: Table) -> str:

@@ -41,7 +41,7 @@ def arms(report: dict) -> Table:
 
 
 def resources(report: dict) -> Table:
-  """What every arm cost in all, each number over the dense arm's; seconds as measured."""
+  """What every arm cost in all, each number over dense's; seconds and energy as measured."""
   over = lambda name: Column(f"{name}_ratio", "x dense", fixed(3))  # noqa: E731
   convention = report["resources"]["convention"]
   return Table(
@@ -61,9 +61,18 @@ def resources(report: dict) -> Table:
       over("weight_bytes"),
       Column("seconds", "seconds", lambda x: f"{x:.4g}"),
       over("seconds"),
+      Column("energy", "energy, kJ", number=False),
+      over("joules"),
     ),
-    report["resources"]["rows"],
+    [row | {"energy": _energy(row)} for row in report["resources"]["rows"]],
   )
+
+
+def _energy(row: dict) -> str | None:
+  """Kilojoules; an arm that was timed without knowing its power says so."""
+  if row.get("joules") is not None:
+    return f"{row['joules'] / 1000:.4g}"
+  return None if row["seconds"] is None else "not measured"
 
 
 def domains(report: dict) -> Table:
@@ -281,6 +290,9 @@ def data(info: dict) -> Table:
   for name, value in info.get("data", {}).items():
     parts = value.items() if isinstance(value, dict) else [("", value)]
     labels = {"train_sha256": "training tokens, sha256", "validation_sha256": "held-out, sha256"}
+    if name == "text_lost":
+      parts = [(split, ", ".join(f"{k} {n:,}" for k, n in lost.items())) for split, lost in parts]
+      name = "text that the tokenizer loses:"
     name = labels.get(name, name)
     rows += [{"name": f"{name} {key}".strip(), "value": str(part)} for key, part in parts]
   columns = (

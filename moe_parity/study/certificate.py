@@ -6,7 +6,7 @@ with each other, and are still those that were certified, is checked too (`evide
 """
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from moe_parity import config as configs
 from moe_parity import files
@@ -14,7 +14,7 @@ from moe_parity.data.ledger import Ledger
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_costs import RESOURCES, executed_flops
 from moe_parity.planning.arm_plan import budget_of, with_later_fields
-from moe_parity.study import effort, evidence
+from moe_parity.study import effort, evidence, rescoring
 from moe_parity.study.evidence import guarded, line
 from moe_parity.study.finetuning_checks import finetuning_checks, same_chats
 from moe_parity.study.reading import PLAN_SHAPE, STUDY_SHAPE, run_place
@@ -161,14 +161,28 @@ def recheck_run(folder: pathlib.Path) -> None:
     files.write_json(path, certified, seal=True)
 
 
-def recheck_study(folder: pathlib.Path) -> dict:
-  """`recheck_run` of every finished run of a study's folder, then `certify_study`."""
+def recheck_study(
+  folder: pathlib.Path, which: str = rescoring.NEW, start: Callable[[], None] = lambda: None
+) -> dict:
+  """`recheck_run` of every finished run of a study's folder, then `rescore_study`.
+
+  Args:
+    which, start: as of `rescoring.rescore_runs`.
+  """
   for _, place in _places(folder):
     if (folder / place / run_folder.RESULT).exists():
       if (folder / place / CERTIFICATE).exists():
         recheck_run(folder / place)
       else:
         certify_run(folder / place)
+  return rescore_study(folder, which, start)
+
+
+def rescore_study(
+  folder: pathlib.Path, which: str = rescoring.NEW, start: Callable[[], None] = lambda: None
+) -> dict:
+  """`rescoring.rescore_runs` of a study's folder, then `certify_study`."""
+  rescoring.rescore_runs(folder, _places(folder), which, start)
   return certify_study(folder)
 
 

@@ -97,9 +97,13 @@ def scores_of_tries(places: Iterable[tuple[dict, pathlib.Path]]) -> dict[tuple[s
   return scores
 
 
-def report(tuned: Sequence[TunedArm]) -> dict | None:
+def report(tuned: Sequence[TunedArm], own_documents: int = 0) -> dict | None:
   """`tuning` of analysis.json: seeds of the tries, and a row for each arm with its rates, their BPC
-  (None: diverged), the one taken, and the end of the grid it is at; None where none is tuned."""
+  (None: diverged), the one taken, and the end of the grid it is at; None where none is tuned.
+
+  Args:
+    own_documents: validation documents that scored the tries and not the comparison; 0: the same.
+  """
   if not tuned:
     return None
   rows = [
@@ -117,7 +121,12 @@ def report(tuned: Sequence[TunedArm]) -> dict | None:
     for arm in tuned
   ]
   seeds = sorted({t["seed"] for arm in tuned for t in arm.tries})
-  return {"seeds": seeds, "equal": len({row["num_tries"] for row in rows}) == 1, "arms": rows}
+  return {
+    "seeds": seeds,
+    "equal": len({row["num_tries"] for row in rows}) == 1,
+    "own_documents": own_documents,
+    "arms": rows,
+  }
 
 
 def sentences(found: dict | None) -> list[str]:
@@ -129,12 +138,22 @@ def sentences(found: dict | None) -> list[str]:
   every = (
     f"Every arm and control is compared at its own best of the same learning rates ({listed}), each"
     f" tried with all tokens on seed {seeds}, which draws other weights and text and is not"
-    " compared; the validation documents are the same."
+    f" compared; {_documents(found)}."
   )
   if not found["equal"]:
     counts = ", ".join(f"{row['name']} {row['num_tries']}" for row in found["arms"])
     every = f"Arms were not tuned with equal effort; tries of a learning rate: {counts}."
   return [every, *edges(found)]
+
+
+def _documents(found: dict) -> str:
+  own = found.get("own_documents", 0)
+  if own:
+    return f"tries are scored on {own} validation documents that the comparison does not use"
+  return (
+    "tries are scored on the validation documents of the comparison, so its scores are a little too"
+    " good, those of controls and dense arms too"
+  )
 
 
 def edges(found: dict | None) -> list[str]:

@@ -174,7 +174,9 @@ def _shared_settings(config: dict) -> dict:
   memory of a device, are left out. A study may give each seed data of its own."""
   sections = run_folder.settings(config)
   evaluation = {**config.get("evaluation", {})}
-  evaluation = {name: evaluation.get(name) for name in ("mode", "stride", "max_tokens")}
+  evaluation = {name: evaluation.get(name) for name in ("mode", "stride", "max_tokens")} | {
+    "tuning_share": evaluation.get("tuning_share", 0.0)
+  }
   model = {
     k: v for k, v in sections["model"].items() if k not in ("normalize_gates", "routed_scale")
   }

@@ -288,6 +288,7 @@ class StudyFolder:
           "tokenizer": manifest["tokenizer"],
           "train_sha256": store.train.fingerprint,
           "validation_sha256": store.validation.fingerprint,
+          "text_lost": {split.name: split.lost for split in (store.train, store.validation)},
         },
         "versions": versions(),
         "arms": [dataclasses.asdict(arm) for arm in arms],
@@ -298,7 +299,8 @@ class StudyFolder:
 
 def _scoring(config: dict) -> dict:
   """The fields of a config that decide which documents are scored, and how."""
-  return {name: config["evaluation"].get(name) for name in ("mode", "stride", "max_tokens")}
+  found = {name: config["evaluation"].get(name) for name in ("mode", "stride", "max_tokens")}
+  return found | {"tuning_share": config["evaluation"].get("tuning_share", 0.0)}
 
 
 def leases_folder(folder: pathlib.Path) -> pathlib.Path:

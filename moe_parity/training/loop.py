@@ -141,6 +141,7 @@ def log_step(run: ArmRun, step: int, scalars: dict, report: Callable[[Progress],
     NotFiniteError: the step's loss is NaN or infinite.
   """
   scalars = jax.device_get(scalars)
+  run.power.update()
   if not np.isfinite(scalars["loss"]):
     raise _not_finite(run, step, float(scalars["loss"]))
   is_logged = step == 1 or is_due(step, run.config.train.log_every, run.plan.num_steps)
@@ -172,6 +173,7 @@ def finish(run: ArmRun, state: TrainState) -> dict | None:
   """Scores the trained model, counts its routing, and writes result.json, the run's last file."""
   run.checkpoints.wait()
   evaluation, plan = run.config.evaluation, run.plan
+  num_devices = 1 if run.mesh is None else run.mesh.size
   validation = run.validate(state, evaluation.mode, evaluation.max_tokens)
   counts = None
   is_looked_into = plan.architecture.is_moe and not plan.tunes  # a try needs its score alone
@@ -207,7 +209,8 @@ def finish(run: ArmRun, state: TrainState) -> dict | None:
     "seconds": run.timer.seconds,
     "compile_seconds": run.compile_seconds,
     "step_seconds": steady_step_seconds(run.folder, plan.batch_sequences * plan.seq_len),
-    "machine": machine(1 if run.mesh is None else run.mesh.size),
+    "machine": machine(num_devices),
+    "power": run.power.result(run.config.train.device_watts, num_devices),
     "attention": choose_run_attention(run.config, plan).implementation,
     "train_cross_entropy": final_cross_entropy(run.folder, plan.num_steps),
     "validation": validation,

@@ -17,6 +17,7 @@ from moe_parity.data.ledger import Ledger
 from moe_parity.data.loader import Loader, prefetch
 from moe_parity.data.token_store import TokenStore
 from moe_parity.evaluation import bits_per_character
+from moe_parity.evaluation.document_parts import COMPARISON, TRIES, part_of
 from moe_parity.evaluation.model_scorer import make_scorer
 from moe_parity.kernels.common import attention_device
 from moe_parity.model.documents import document_separators
@@ -30,6 +31,7 @@ from moe_parity.training.checkpoint import Checkpoints
 from moe_parity.training.checkpoint_hashes import run_identity
 from moe_parity.training.control import RunControl
 from moe_parity.training.peak_flops import measure_peak_flops
+from moe_parity.training.power import PowerMeter, power_meter
 from moe_parity.training.sharded_checkpoints import ShardedCheckpoints
 from moe_parity.training.stage import TrainingStage
 from moe_parity.training.state import (
@@ -72,6 +74,7 @@ class ArmRun:
   checkpoint_layout: TrainState
   telemetry: Telemetry | NullTelemetry
   timer: TrainingTimer
+  power: PowerMeter
   control: RunControl
 
   def batches(self) -> Iterator[dict]:
@@ -84,9 +87,15 @@ class ArmRun:
     return self.score(self.make_scorer(state.params, state.buffers), mode, max_tokens)
 
   def score(self, score: bits_per_character.Score, mode: str, max_tokens: int) -> dict:
-    """`validate` with any scoring function."""
-    evaluation = self.config.evaluation
-    return bits_per_character.evaluate(
+    """`validate` with any scoring function; states which part of the documents it used, if not
+    all (`evaluation/document_parts.py`)."""
+    evaluation, is_try = self.config.evaluation, bool(self.plan.tunes)
+    among, part = None, {}
+    if evaluation.tuning_share and mode != "packed":
+      documents = self.store.validation.documents
+      among = part_of(documents, evaluation.tuning_share, self.config.data.seed, is_try)
+      part = {"part": TRIES if is_try else COMPARISON}
+    return part | bits_per_character.evaluate(
       score,
       self.store.validation,
       mode=mode,
@@ -95,6 +104,7 @@ class ArmRun:
       max_tokens=max_tokens,
       batch_sequences=evaluation.batch_sequences,
       seed=self.config.data.seed,
+      among=among,
     )
 
   def write_line(self, line: dict) -> None:
@@ -171,6 +181,7 @@ def set_up(
     checkpoints=checkpoints,
     checkpoint_layout=layout,
     telemetry=telemetry,
+    power=power_meter(jax.default_backend(), 1 if mesh is None else mesh.size, jax.process_count()),
     timer=_timer(config, plan, mesh, first_step, telemetry.seconds_before),
   )
   return run, state

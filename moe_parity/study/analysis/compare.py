@@ -12,7 +12,8 @@ import pathlib
 from collections.abc import Sequence
 
 from moe_parity import files
-from moe_parity.study import effort, reading
+from moe_parity.evaluation.document_parts import TRIES
+from moe_parity.study import effort, reading, rescoring
 from moe_parity.study.analysis import rate_curve, resources, statistics, verdict
 from moe_parity.study.analysis.uncertainty import LEVEL, NUM_DRAWS
 
@@ -46,6 +47,7 @@ def analyze_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, rate_cur
   warnings = list(study.problems)
   tuned = _tuned(study)
   runs = _comparable(study, warnings)
+  warnings += lost_text(study, runs)
   report = {
     "study": study.name,
     "created": study.info.get("created", ""),
@@ -54,12 +56,12 @@ def analyze_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, rate_cur
     "num_draws": NUM_DRAWS,
     "arms": [_row(run) for run in study.runs],
     "not_done": [_absence(run) for run in study.runs if not (run.done or _diverged(run, tuned))],
-    "certificate": _certificate(study),
+    "certificate": _certificate(study) | {"rescored": _rescored(study)},
     "equal": _equal(study.plan.get("budget", {})),
   }
   found, fitted = statistics.of_runs(runs, warnings)
   report |= found
-  report["tuning"] = effort.report(tuned)
+  report["tuning"] = effort.report(tuned, _documents_of_tries(study.runs))
   if report["controls"]:
     report["controls"]["tuned"] = bool(tuned)
   report["resources"] = resources.resources(study, report["baseline"])
@@ -75,6 +77,37 @@ def _tuned(study: reading.StudyRecord) -> list[effort.TunedArm]:
   """The study's arms with the tries of their learning rates; [] where it tunes none."""
   scores = effort.scores_of_tries((run.plan, run.folder) for run in study.runs if run.plan)
   return effort.tuned_arms([arm for arm in study.plan.get("arms", []) if "role" in arm], scores)
+
+
+def lost_text(study: reading.StudyRecord, runs: Sequence[reading.RunRecord]) -> list[str]:
+  """What the tokenizer lost of the text when it was prepared, as sentences; [] for nothing.
+
+  Held-out characters that are lost count in BPC and are never scored, so every arm's BPC is too
+  low; the same text is lost to every arm.
+  """
+  lines = []
+  lost = next((r.result["validation"]["text_lost"] for r in runs if
+               r.result["validation"].get("text_lost")), None)  # fmt: skip
+  if lost:
+    lines.append(
+      f"The tokenizer does not give back {lost['num_chars']:,} of the held-out characters"
+      f" ({100 * lost['share']:.2f} %, in {lost['num_documents']:,} documents). They count and are"
+      " never scored: every BPC here is too low by about as much, for all arms alike."
+    )
+  train = study.info.get("data", {}).get("text_lost", {}).get("train")
+  if train and train["num_documents"]:
+    lines.append(
+      f"Of the training text it does not give back {train['num_chars']:,} characters in"
+      f" {train['num_documents']:,} documents, for all arms alike."
+    )
+  return lines
+
+
+def _documents_of_tries(runs: Sequence[reading.RunRecord]) -> int:
+  """Validation documents that score tries of learning rates and nothing else; 0: there are none."""
+  scored = [run.result["validation"] for run in runs if run.done and run.plan.get("tunes")]
+  numbers = [v["num_documents"] for v in scored if v.get("part") == TRIES]
+  return min(numbers) if len(numbers) == len(scored) and scored else 0
 
 
 def _diverged(run: reading.RunRecord, tuned: Sequence[effort.TunedArm]) -> bool:
@@ -169,6 +202,12 @@ def _certificate(study: reading.StudyRecord) -> dict:
       failures += [f"{label}: {_failure(c)}" for c in failed] or [f"{label}: not passed"]
   passed = False if failures else (None if missing or not parts else True)
   return {"passed": passed, "failures": failures, "missing": missing}
+
+
+def _rescored(study: reading.StudyRecord) -> dict:
+  """What was scored again from checkpoints; see `rescoring.summary`."""
+  compared = [run for run in study.runs if run.done and not run.plan.get("tunes")]
+  return rescoring.summary([(run.label, run.certificate) for run in compared])
 
 
 def _failure(check: dict) -> str:

@@ -15,9 +15,12 @@ PUBLISHED_NOISE = 0.0006
 
 def verdict(report: dict) -> dict:
   """headline (one sentence), sentences (the reasons, in reading order), against (those of them
-  that speak against the headline or limit it), winner, conclusive.
+  that speak against the headline or limit it), winner, beats_dense, explained_by, conclusive.
 
-  winner is an arm's name or None; conclusive says whether anything stood in the way of naming one.
+  conclusive says whether nothing stood in the way of an answer, be it that no arm wins. beats_dense
+  is the best MoE arm where it is better than dense; explained_by is the dense control that does as
+  well as that arm, as far as these runs can tell; then there is no winner. Else winner is that arm,
+  or the dense arm where it beats every MoE arm. All are names or None.
   """
   ahead = _ahead(report)
   obstacles = _obstacles(report)
@@ -29,11 +32,18 @@ def verdict(report: dict) -> dict:
   sentences += _references(report) + _domains(report) + _multiplicity(report)
   conclusive = bool(ahead["sentence"]) and not obstacles
   headline = _headline(report, ahead["sentence"])
+  winner = ahead["winner"] if conclusive else None
+  beats_dense = winner if any(r["name"] == winner for r in report["comparisons"]) else None
+  explained_by = None
+  if beats_dense and controls.is_explained(report["controls"]):
+    explained_by = controls.best_control(report["controls"])["name"]
   return {
     "headline": headline,
     "sentences": sentences,
     "against": _against(report, obstacles, sentences),
-    "winner": ahead["winner"] if conclusive else None,
+    "winner": None if explained_by else winner,
+    "beats_dense": beats_dense,
+    "explained_by": explained_by,
     "conclusive": conclusive,
   }
 

@@ -6,6 +6,7 @@ From the templates `config.arms.moe`, whose activation_rate every arm keeps, and
     gates         raw, or divided by the sum of the chosen ones
     granularity   top-K: more and narrower experts at constant K x D_e
     shape         zeta = d / L and mu = (D_se + E D_e) / d
+    scale         the sum of the routed experts as it is, times E/K, or times a learned number
     dense_aspect  the dense arm's d / L, and then
     dense_ffn     its d_ffn / d: the baseline is searched by the same rule
 
@@ -26,14 +27,16 @@ from ml_collections import ConfigDict
 
 from moe_parity.defaults import dense_arm, moe_arm
 from moe_parity.errors import UserError
+from moe_parity.fields.choices import LEARNED, PER_CHOICE
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.plan import make_plan
+from moe_parity.planning.routed_scale import constant_scale
 from moe_parity.study.comparisons import Comparison, Results, identity, template, with_arms
 from moe_parity.study.methods.selection import Selection, select
 
 SIDES = {
-  "moe": ("layout", "gates", "granularity", "shape"),
+  "moe": ("layout", "gates", "granularity", "shape", "scale"),
   "dense": ("dense_aspect", "dense_ffn"),
 }
 
@@ -128,6 +131,7 @@ def pending_notes(config: ConfigDict, comparisons: Sequence[Comparison]) -> list
   most = {
     "layout": len(study.layouts), "gates": 2, "granularity": len(study.granularities),
     "shape": len(study.aspect_ratios) * max(len(study.total_ffn_ratios), 1),
+    "scale": len(study.routed_scales),
     "dense_aspect": len(study.dense_aspect_ratios), "dense_ffn": len(study.dense_ffn_ratios),
   }  # fmt: skip
   runs = {kind: len(study.seeds) * (1 + sum(most[name] for name in names))
@@ -143,7 +147,7 @@ def _side(config: ConfigDict, results: Results, kind: str, fields: dict) -> Iter
   place = Option("", "dense" if kind == "dense" else _named(kind, "start"), fields)
   trained = {identity(plan_of(config, kind, fields)): place}
   for name in SIDES[kind]:
-    label = _label(name, place.fields, _shape(config, place.fields, kind))
+    label = _label(config, name, place.fields, _shape(config, place.fields, kind))
     options, skipped = [dataclasses.replace(place, label=label)], []
     for label, changed in _options(config, name, place.fields):
       try:
@@ -177,6 +181,7 @@ def _options(config: ConfigDict, stage: str, place: dict) -> Iterator[tuple[str,
     "gates": _gates,
     "granularity": _granularities,
     "shape": _shapes,
+    "scale": _scales,
     "dense_aspect": _dense_aspects,
     "dense_ffn": _dense_ffns,
   }
@@ -218,6 +223,22 @@ def _shapes(config: ConfigDict, place: dict) -> Iterator[tuple[str, dict]]:
       yield label, place | free | {"aspect_ratio": zeta, "total_ffn_ratio": mu}
 
 
+def _scales(config: ConfigDict, place: dict) -> Iterator[tuple[str, dict]]:
+  for scale in config.study.routed_scales:
+    if _scale_label(scale) != _scale_label(_scale_of(config, place)):
+      yield _scale_label(scale), place | {"routed_scale": scale or "1"}
+
+
+def _scale_of(config: ConfigDict, fields: dict) -> str:
+  return fields["routed_scale"] or config.model.routed_scale
+
+
+def _scale_label(scale: str) -> str:
+  if scale in (PER_CHOICE, LEARNED):
+    return f"times {'a learned number' if scale == LEARNED else scale}"
+  return f"times {constant_scale(scale):g}"
+
+
 _FREE_DENSE = dict.fromkeys(("num_layers", "d_model", "num_heads", "d_ffn"), 0)
 
 
@@ -249,6 +270,8 @@ def _plan(config: ConfigDict, kind: str, fields: dict) -> ArmPlan:
   plan = plan_of(config, kind, fields)
   if plan.gates == "normalized" and plan.architecture.experts_per_token == 1:
     raise UserError("one normalized gate is always 1, so the router would learn nothing")
+  if plan.gates == "normalized" and plan.routed_scale == PER_CHOICE:
+    raise UserError("normalized gates sum to 1, which E/K is there to bring raw gates to")
   return plan
 
 
@@ -274,13 +297,14 @@ def _arm(kind: str, fields: dict) -> ConfigDict:
   return moe_arm(**fields)
 
 
-def _label(stage: str, fields: dict, shape: Architecture) -> str:
+def _label(config: ConfigDict, stage: str, fields: dict, shape: Architecture) -> str:
   """What the option in place is called among the options of a stage."""
   return {
     "layout": _layout_label(fields),
     "gates": fields["gates"],
     "granularity": f"K {shape.experts_per_token}",
     "shape": f"zeta {shape.aspect_ratio:.3g} mu {shape.total_ffn_ratio:.3g}",
+    "scale": _scale_label(_scale_of(config, fields)),
     "dense_aspect": f"zeta {shape.aspect_ratio:.3g}",
     "dense_ffn": f"alpha {shape.ffn_ratio:.3g}",
   }[stage]

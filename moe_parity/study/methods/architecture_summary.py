@@ -22,12 +22,13 @@ QUESTIONS = {
   "gates": "Are the chosen gates divided by their sum?",
   "granularity": "How many experts are chosen, at constant K x D_e?",
   "shape": "How wide and how deep (zeta = d / L, mu = all FFN width / d)?",
+  "scale": "What is the sum of the routed experts multiplied by?",
   "dense_aspect": "How wide and how deep is the dense baseline (zeta = d / L)?",
   "dense_ffn": "How wide is the dense baseline's feed-forward part (alpha = d_ffn / d)?",
 }
 _PLANNED = (
   "num_params num_active_params activation_rate forward_flops_per_token train_flops_per_token"
-  " train_flops num_tokens gates"
+  " train_flops num_tokens gates routed_scale peak_learning_rate"
 ).split()
 _SHAPE = (
   "layout num_layers d_model d_ffn num_heads d_head num_experts experts_per_token d_expert d_shared"
@@ -43,7 +44,7 @@ def summarize(
   all_stages = stages(config, results)
   plans = {arm.name: arm for arm in comparison.plan.arms}
   runs = {name: [run for run in study.runs if run.name == name] for name in plans}
-  rows = [_stage(stage, plans, runs) for stage in all_stages]
+  rows = [_stage(stage, plans, runs) for stage in all_stages if _is_planned(stage, plans)]
   arms = {kind: [] for kind in SIDES}
   for stage in all_stages:
     arms[stage.kind] += [o.arm for o in stage.options if o.arm not in arms[stage.kind]]
@@ -63,6 +64,11 @@ def summarize(
     "noise": {"sd": noise.sd, "df": noise.df} if noise and noise.df else {"sd": None, "df": 0},
   }
   return value | {"headline": _headline(value), "sentences": _sentences(value)}
+
+
+def _is_planned(stage: SearchStage, plans: dict[str, ArmPlan]) -> bool:
+  """Whether the learning rates of a stage's arms are known, where they are tuned."""
+  return all(option.arm in plans for option in stage.options)
 
 
 def _stage(
@@ -143,7 +149,7 @@ def _between(rows: list[dict], table: ScoreTable | None) -> dict | None:
 
 def _headline(value: dict) -> str:
   """What was locked in, in one sentence."""
-  if not all(row["complete"] for row in value["stages"]) or value["between"] is None:
+  if value["between"] is None or not all(row["complete"] for row in value["stages"]):
     return "The search is not complete: no backbone is locked yet."
   moe, dense = value["backbone"], value["dense_backbone"]
   shared = " with a shared expert" if moe["d_shared"] else " without a shared expert"
