@@ -338,5 +338,5 @@ def test_text_that_the_tokenizer_loses_stands_on_the_page(tmp_path):
   assert any("1,500 of the held-out characters (1.25 %, in 2 documents)" in line for line in found)
   assert any("9,000 characters in 40 documents" in line for line in found)
   page = write_report(folder).read_text()
-  against = page.partition("What stands against it")[2].partition("</section>")[0]
+  against = page.partition("What speaks against it")[2].partition("</section>")[0]
   assert "1,500 of the held-out characters" in against

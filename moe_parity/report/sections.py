@@ -56,11 +56,16 @@ def headline(report: dict, steps: dict[str, dict]) -> str:
 def against(report: dict) -> str:
   """What speaks against the sentence or limits it, and the warnings; then, folded, the rest."""
   verdict = report["verdict"]
-  doubts = [*verdict["against"], *report["warnings"]]
+  doubts = [*verdict["against"], *map(_sentence, report["warnings"])]
   body = bullets(doubts) or paragraphs(["Nothing that these runs can show."])
   body = f'<section class="against"><h2>What speaks against it</h2>\n{body}</section>\n'
   rest = [line for line in verdict["sentences"] if line not in verdict["against"]]
   return body + (details("All differences, and what they rest on", bullets(rest)) if rest else "")
+
+
+def _sentence(warning: str) -> str:
+  """A warning, which may begin with a name as it is written, as a sentence among others."""
+  return f"{warning[:1].upper()}{warning[1:]}{'' if warning.endswith('.') else '.'}"
 
 
 def findings(steps: dict[str, dict]) -> str:

@@ -138,22 +138,25 @@ def sentences(found: dict | None) -> list[str]:
   every = (
     f"Every arm and control is compared at its own best of the same learning rates ({listed}), each"
     f" tried with all tokens on seed {seeds}, which draws other weights and text and is not"
-    f" compared; {_documents(found)}."
+    " compared."
   )
   if not found["equal"]:
     counts = ", ".join(f"{row['name']} {row['num_tries']}" for row in found["arms"])
     every = f"Arms were not tuned with equal effort; tries of a learning rate: {counts}."
-  return [every, *edges(found)]
+  if own := found["own_documents"]:
+    every += f" Tries are scored on {own} validation documents that the comparison does not use."
+  return [every, *same_documents(found), *edges(found)]
 
 
-def _documents(found: dict) -> str:
-  own = found.get("own_documents", 0)
-  if own:
-    return f"tries are scored on {own} validation documents that the comparison does not use"
-  return (
-    "tries are scored on the validation documents of the comparison, so its scores are a little too"
-    " good, those of controls and dense arms too"
-  )
+def same_documents(found: dict | None) -> list[str]:
+  """Says where tries and comparison share their documents."""
+  if not found or found["own_documents"]:
+    return []
+  return [
+    "Tries of learning rates are scored on the validation documents of the comparison, so all its"
+    " scores are a little too good, those of controls and dense arms too"
+    " (evaluation.tuning_share sets documents aside)."
+  ]
 
 
 def edges(found: dict | None) -> list[str]:

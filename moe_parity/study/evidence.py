@@ -27,7 +27,8 @@ FILES = (run_folder.CONFIG, run_folder.PLAN, run_folder.RESULT, run_folder.DATA,
          ROUTING, chat_template.FILE)  # fmt: skip
 _SUM_TOLERANCE = 1e-9  # relative: sums of float64 over documents
 # What reading a damaged file can raise; anything else is a fault of ours and must show.
-DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, EOFError)
+DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, EOFError,
+          ArithmeticError)  # fmt: skip
 
 
 def line(name: str, planned: Any, measured: Any, passed: bool, how: str) -> dict:

@@ -84,7 +84,10 @@ def rescore(folder: pathlib.Path, start: Callable[[], None] = lambda: None) -> l
   """Lines of the certificate: the sample's documents and their sum, or why there are none."""
   if importlib.util.find_spec("jax") is None:
     return [_skipped("JAX is not installed")]
-  return guarded(NAME, lambda: _rescore(folder, start))
+  try:
+    return guarded(NAME, lambda: _rescore(folder, start))
+  except (RuntimeError, MemoryError) as error:  # a device that is busy, or too little memory
+    return [_skipped(f"this machine could not compute it ({' '.join(str(error).split())[:200]})")]
 
 
 def _skipped(why: str) -> dict:
