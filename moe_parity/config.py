@@ -185,11 +185,19 @@ def _refuse_former_names(config: ConfigDict, overrides: Sequence[str] = ()) -> N
       raise UserError(f"config.{field}={value!r} is now called {names[value]!r}")
 
 
+# Fields that runs read and that configs of before December 2026 lack.
+NEWER_FIELDS = {"evaluation.tuning_share": 0.0, "train.device_watts": 0.0}
+
+
 def from_stored(config: dict) -> dict:
   """A stored config (`to_json`), with fields and values of former names under their new ones, and
   fields that are newer than it at their defaults."""
   config = copy.deepcopy(config)
   config.setdefault("mesh", {}).setdefault("token_dispatch", "")
+  for field, value in NEWER_FIELDS.items():
+    section, _, name = field.partition(".")
+    if section in config:
+      config[section].setdefault(name, value)
   for old, new in RENAMED_FIELDS.items():
     section, _, name = old.partition(".")
     if name in config.get(section, {}):

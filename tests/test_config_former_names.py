@@ -49,6 +49,7 @@ def test_a_config_stored_before_has_the_new_names():
   assert config.from_stored(now) == now
   assert now["mesh"] == {"data": 1, "fsdp": 2, "expert": 4, "token_dispatch": "ragged_all_to_all"}
   assert now["budget"].pop("held_fixed") == stored["budget"].pop("shared") == "compute"
+  del now["evaluation"]["tuning_share"], now["train"]["device_watts"]
   same = stored.keys() - {"mesh"}
   assert {name: now[name] for name in same} == {name: stored[name] for name in same}
 
@@ -57,3 +58,10 @@ def test_a_config_older_than_the_mesh_takes_the_platforms_own():
   stored = json.loads(STORED.read_text())
   del stored["mesh"]
   assert config.from_stored(stored)["mesh"]["token_dispatch"] == ""
+
+
+def test_a_config_stored_before_takes_newer_fields_at_their_defaults():
+  stored = json.loads(STORED.read_text())
+  assert "tuning_share" not in stored["evaluation"] and "device_watts" not in stored["train"]
+  read = config.from_stored(stored)
+  assert read["evaluation"]["tuning_share"] == 0.0 and read["train"]["device_watts"] == 0.0

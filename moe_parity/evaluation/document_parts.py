@@ -45,6 +45,5 @@ def part_of(documents: Documents, share: float, seed: int, is_try: bool) -> np.n
 def rows_of_run(documents: Documents, config: Any, is_try: bool) -> np.ndarray:
   """Rows of the documents that a run with this config is scored on when it ends."""
   evaluation, seed = config.evaluation, config.data.seed
-  share = evaluation.get("tuning_share", 0.0)  # configs before December 2026 have none
-  among = part_of(documents, share, seed, is_try)
+  among = part_of(documents, evaluation.tuning_share, seed, is_try)
   return choose_documents(documents, evaluation.max_tokens, seed, among)
