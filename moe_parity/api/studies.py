@@ -126,7 +126,8 @@ class Study:
     for arm in self.analysis["arms"]:
       seconds.setdefault(arm["name"], []).extend([arm["seconds"]] if arm["seconds"] else [])
     rows = cost_rows(self.plan.get("arms", []))
-    joules = {row["name"]: row.get("joules") for row in self.analysis["resources"]["rows"]}
+    measured = self.analysis.get("resources", {"rows": []})["rows"]
+    joules = {row["name"]: row.get("joules") for row in measured}
     for row in rows:
       row["joules a run"] = joules.get(row["arm"])
       seconds_taken = seconds.get(row["arm"])

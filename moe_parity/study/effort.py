@@ -143,14 +143,14 @@ def sentences(found: dict | None) -> list[str]:
   if not found["equal"]:
     counts = ", ".join(f"{row['name']} {row['num_tries']}" for row in found["arms"])
     every = f"Arms were not tuned with equal effort; tries of a learning rate: {counts}."
-  if own := found["own_documents"]:
+  if own := found.get("own_documents"):
     every += f" Tries are scored on {own} validation documents that the comparison does not use."
   return [every, *same_documents(found), *edges(found)]
 
 
 def same_documents(found: dict | None) -> list[str]:
   """Says where tries and comparison share their documents."""
-  if not found or found["own_documents"]:
+  if not found or found.get("own_documents"):
     return []
   return [
     "Tries of learning rates are scored on the validation documents of the comparison, so all its"
