@@ -60,7 +60,7 @@ def test_a_config_older_than_the_mesh_takes_the_platforms_own():
   assert config.from_stored(stored)["mesh"]["token_dispatch"] == ""
 
 
-def test_a_config_stored_before_takes_newer_fields_at_their_defaults():
+def test_a_config_stored_before_takes_newer_fields_as_defaults():
   stored = json.loads(STORED.read_text())
   assert "tuning_share" not in stored["evaluation"] and "device_watts" not in stored["train"]
   read = config.from_stored(stored)
