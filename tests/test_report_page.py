@@ -90,7 +90,7 @@ def test_the_verdict_comes_first_and_every_section_is_linked(whole):
   text = (whole / "report/index.html").read_text()
   _, words = read(whole / "report/index.html")
   headline = json.loads((whole / "analysis.json").read_text())["verdict"]["headline"]
-  against = words.index("What stands against it")
+  against = words.index("What speaks against it")
   assert words.index(headline) < words.index("Resources relative to dense") < against
   places = ['"headline"', '"first"', '"bars"', '"against"', "<nav", "Certificate</h2>"]
   assert sorted(places, key=text.index) == places
