@@ -72,7 +72,7 @@ def test_a_config_names_all_that_prepare_takes(tmp_path):
 
 
 @pytest.mark.parametrize("field, value, words", [
-  ("held_out", "hash:2", "held_out='hash:2' is not a rule"),
+  ("held_out", "hash:2", "data.held_out='hash:2' has a share that is not over 0"),
   ("source", "a,,b", "has an empty part"),
   ("source", "nowhere/at/all", "nowhere/at/all does not exist"),
   ("source", "nowhere/*.txt", r"nowhere/\*.txt matches no file"),

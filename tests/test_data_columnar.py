@@ -66,6 +66,16 @@ def test_a_missing_column_is_named(tmp_path, kind):
   assert read_source(path, text_key="body")[0][0].text == "a"
 
 
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+  pyarrow = pytest.importorskip("pyarrow")
+  from pyarrow import parquet as module
+
+  columns = [pyarrow.array(["one"]), pyarrow.array(["two"])]
+  module.write_table(pyarrow.Table.from_arrays(columns, names=["text", "text"]), tmp_path / "x.pq")
+  with pytest.raises(UserError, match="x.pq has 2 columns 'text', and which is meant is not known"):
+    read_source(tmp_path / "x.pq")
+
+
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_truncated_file_is_refused(tmp_path, kind):
   path = WRITERS[kind](tmp_path / f"x.{kind}", records(700))

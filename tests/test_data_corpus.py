@@ -67,6 +67,7 @@ BROKEN = [
   (b'["text"]', "got list"),
   (b'{"text": "\xff"}', "not UTF-8"),
   (b'{"text": "\\ud800"}', "lone surrogate at character 0"),
+  (b'{"text": "a", "domain": "en\\ud83d"}', "'domain' has a lone surrogate at character 2"),
 ]
 
 

@@ -137,7 +137,9 @@ def test_damage_in_an_archive_stops_whatever_the_limit(tmp_path, packed, damage)
     read(tmp_path / f"x.jsonl{packed}", limit=10_000)
 
 
-@pytest.mark.parametrize("data", [b"", LINES[:-30], json.dumps(RECORDS).encode()[:-9], b"[3, "])
+@pytest.mark.parametrize("data", [
+  b"", LINES[:-30], json.dumps(RECORDS).encode()[:-9], b"[3, ", LINES.decode().encode("utf-16"),
+])  # fmt: skip
 def test_a_json_file_that_breaks_off_stops_whatever_the_limit(tmp_path, data):
   (tmp_path / "x.json").write_bytes(data)
   with pytest.raises(UserError, match="how much of the file is lost is not known"):

@@ -262,9 +262,11 @@ def test_progress_reaches_the_end_of_each_stage(tmp_path):
   assert ends["train tokenizer"][0] == ends["train tokenizer"][1]
 
 
-@pytest.mark.parametrize("rule", ["hash:0", "hash:1.5", "hash:x", "works:", "nonsense"])
+@pytest.mark.parametrize("rule", [
+  "hash:0", "hash:1.5", "hash:x", "works:", "works:a,,b", "source: ", "nonsense",
+])  # fmt: skip
 def test_a_held_out_rule_that_says_nothing_is_refused(rule):
-  with pytest.raises(UserError, match="is not a rule"):
+  with pytest.raises(UserError, match="data.held_out=.*; give hash:"):
     HeldOut.parse(rule, [Source("x")])
 
 
@@ -277,7 +279,7 @@ def test_an_empty_split_is_refused(tmp_path):
 @pytest.mark.parametrize("tokenizer", ["bpe:many", "nothing.json"])
 def test_an_unknown_tokenizer_is_refused(tmp_path, tokenizer):
   path = write_jsonl(tmp_path / "a.jsonl", records(30))
-  with pytest.raises(UserError, match="bpe:<vocab>"):
+  with pytest.raises(UserError, match="bpe:<vocab"):
     prepare(path, tokenizer, str(tmp_path / "s"), held_out="hash:0.2")
 
 
@@ -363,10 +365,13 @@ def test_text_that_changes_while_it_is_prepared_is_noticed(tmp_path, monkeypatch
     prepare(str(path), store=str(tmp_path / "s"), held_out="hash:0.3")
 
 
+NO_NUMBER = "is not bpe: and a whole number; give bytes . bpe:<vocabulary, 273 to 65536>"
+
+
 @pytest.mark.parametrize("spec, words", [
-  ("bpe:abc", "use bpe:<vocab>"), ("bpe:", "use bpe:<vocab>"), ("bpe:1e4", "use bpe:<vocab>"),
-  ("bpe:-5", "use bpe:<vocab>"), ("bpe:272", "must lie in 273..65536"), ("bpe:70000", "must lie"),
-  ("bpe:٣٠٠٠", "use bpe:<vocab>"), ("BPE:400", "does not exist"), (".", "is a folder"),
+  ("bpe:abc", NO_NUMBER), ("bpe:", NO_NUMBER), ("bpe:1e4", NO_NUMBER), ("bpe:-5", NO_NUMBER),
+  ("bpe:٣٠٠٠", NO_NUMBER), ("bpe:272", "is not between bpe:273 and bpe:65536"),
+  ("bpe:70000", "is not between"), ("BPE:400", "does not exist"), (".", "is a folder"),
 ])  # fmt: skip
 def test_a_tokenizer_is_checked_before_any_text_is_read(tmp_path, monkeypatch, spec, words):
   from moe_parity.data import build

@@ -164,7 +164,7 @@ def test_a_vocabulary_over_65536_is_kept_in_int32():
 
 @pytest.mark.parametrize("size", [0, 272, 65_537])
 def test_a_vocabulary_out_of_range_is_refused(size):
-  with pytest.raises(UserError, match="must lie in 273..65536"):
+  with pytest.raises(UserError, match="is not between bpe:273 and bpe:65536"):
     train_bpe(["abc"], size)
 
 

@@ -121,7 +121,8 @@ def test_what_is_held_out_does_not_depend_on_the_rest(tmp_path):
   assert 20 < len(validation) < 60 and len(train) + len(validation) == 200
   of_some = {chat.digest for chat in split_chats(some, 0.2)[1]}
   assert of_some == {c.digest for c in validation} & {c.digest for c in some}
-  for share, message in ((0.0, "is no share"), (1.0, "is no share"), (1e-6, "none for validation")):
+  wrong = ((0.0, "held_out=0.0 is not over 0"), (1.0, "held_out=1.0 is not over 0"))
+  for share, message in (*wrong, (1e-6, "none for validation")):
     with pytest.raises(UserError, match=message):
       split_chats(every, share)
 

@@ -99,11 +99,16 @@ def run(args) -> int:
 
 
 def _config(args, base):
-  """The config of the base run, with the fine-tuning that the command line asks for."""
+  """The config of the base run, with the fine-tuning that the command line asks for.
+
+  Raises:
+    UserError: an option that breaks its row of the table of fields.
+  """
   from ml_collections import ConfigDict
 
   from moe_parity.config import from_stored
   from moe_parity.defaults import base as defaults
+  from moe_parity.fields.check import check_fields
   from moe_parity.training import run_folder
 
   config = ConfigDict(from_stored(run_folder.read_json(base.folder / run_folder.CONFIG)))
@@ -112,6 +117,7 @@ def _config(args, base):
     if getattr(args, name, None) is not None:
       config.finetuning[name] = getattr(args, name)
   config.evaluation.ablations = ()
+  check_fields(config)
   if args.mesh is not None:
     if len(args.mesh) != 3:
       raise UserError(f"--mesh={args.mesh} has {len(args.mesh)} numbers; give three, as 2,1,4")
@@ -160,7 +166,8 @@ def _sweep(args, config, base, store, rows, out, stop) -> tuple[list[dict], dict
     chosen = sweep.best(tried)
     lease.check()
     sweep.adopt(out / sweep.CANDIDATES / chosen["candidate"], out)
-    files.write_json(out / sweep.SWEEP, {"chosen": chosen["candidate"], "candidates": tried})
+    written = {"chosen": chosen["candidate"], "candidates": tried}
+    files.write_json(out / sweep.SWEEP, written, seal=True)
   return tried, chosen
 
 

@@ -8,14 +8,13 @@ from collections.abc import Iterable, Iterator
 from moe_parity.data.fast_encoder import GPT4_PATTERN
 from moe_parity.data.tokenizer import (
   BYTE_SYMBOLS,
-  FIRST_MERGE,
-  MAX_VOCAB,
   NUM_SPECIALS,
   SPECIALS,
   Tokenizer,
   description_of,
 )  # fmt: skip
 from moe_parity.errors import UserError
+from moe_parity.fields.check import check_value
 
 # A piece between two cuts of GPT4_PATTERN: letters, marks or blanks without an end to them. The
 # trainer takes time with the square of a piece; words are shorter.
@@ -35,7 +34,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   Raises:
     UserError: vocab_size is out of range, or the texts are too few to give that many merges.
   """
-  _check_size(vocab_size)
+  vocab_size_of(f"bpe:{vocab_size}")
   from tokenizers import Regex, models, pre_tokenizers, trainers
   from tokenizers import Tokenizer as Backend
 
@@ -68,19 +67,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 def vocab_size_of(spec: str) -> int:
   """The vocabulary that 'bpe:32768' asks for; UserError for any other form or size."""
-  digits = spec.removeprefix("bpe:")
-  if not digits.isdecimal() or not digits.isascii() or len(digits) > 9:
-    raise UserError(f"tokenizer={spec!r}: use bpe:<vocab>, such as bpe:32768")
-  _check_size(int(digits))
-  return int(digits)
-
-
-def _check_size(vocab_size: int) -> None:
-  if not FIRST_MERGE < vocab_size <= MAX_VOCAB:
-    raise UserError(
-      f"vocab_size={vocab_size} must lie in {FIRST_MERGE + 1}..{MAX_VOCAB} (ids are uint16); "
-      f"use bpe:32768, or bytes for {FIRST_MERGE}"
-    )
+  check_value("data.tokenizer", spec)
+  return int(spec.removeprefix("bpe:"))
 
 
 def bounded_pieces(text: str) -> Iterator[str]:

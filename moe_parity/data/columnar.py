@@ -60,6 +60,11 @@ def _columns(path: str, present: list[str], fields: Fields) -> list[str]:
   """The columns that hold the keys: of a nested key, the column it begins with."""
   columns = {key: _column(present, key) for key in
            (fields.text_key, fields.domain_key, fields.source_key)}  # fmt: skip
+  if twice := [name for name in columns.values() if name and present.count(name) > 1]:
+    raise UserError(
+      f"{path} has {present.count(twice[0])} columns {twice[0]!r}, and which is meant is not known;"
+      f" write the file again with one"
+    )
   if columns[fields.text_key] is None:
     raise UserError(
       f"{path} has no column {fields.text_key!r} (it has {', '.join(present)}); set text_key"

@@ -13,6 +13,7 @@ from moe_parity.data.readers import BadRecords, Document, Fields, document
 LONGEST_ARRAY = 1 << 30  # bytes of an array, which is read whole
 _BLANK = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how such a file begins
 
 
 def read_json(path: str, fields: Fields, bad: BadRecords) -> Iterator[Document]:
@@ -31,6 +32,8 @@ def read_json(path: str, fields: Fields, bad: BadRecords) -> Iterator[Document]:
       first += more
   except DamagedFileError as error:
     bad.stop(path, 1, f"the archive is damaged or cut off here ({error})")
+  if first.startswith(_UTF_16):
+    bad.stop(path, 1, "it is UTF-16, and JSON is read as UTF-8: convert it")
   pieces = itertools.chain([first], pieces)
   start = first.removeprefix(_BOM).lstrip(_BLANK)
   if start.startswith(b"["):

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from moe_parity.data import corpus, storage
+from moe_parity.data import checked_json, corpus, storage
 from moe_parity.data import tokenizer as tokenizers
 from moe_parity.data.bpe_training import vocab_size_of
 from moe_parity.data.build import build, work_folder
@@ -182,7 +182,7 @@ def _open_finished(location: str, tokenizer: str) -> TokenStore:
 
 def _reopen(location: str, inputs: dict) -> TokenStore:
   try:
-    old_inputs = json.loads(storage.read_text(storage.join(location, "inputs.json")))
+    old_inputs = checked_json.read(storage.join(location, "inputs.json"), {})
   except (FileNotFoundError, NotADirectoryError, ValueError):
     raise UserError(
       f"{location} exists and is no finished token store; choose another folder or delete it"

@@ -20,6 +20,7 @@ from moe_parity.data.corpus import BUILTIN, Source, check_keys, parse_sources
 from moe_parity.data.readers import BadRecords, Document
 from moe_parity.errors import UserError, nearest
 from moe_parity.escapes import escape, split, unescape
+from moe_parity.fields.check import check_value
 
 TRAIN, VALIDATION, DROPPED = 0, 1, -1
 DIGEST_BYTES = 16
@@ -51,28 +52,20 @@ class HeldOut:
     The default is the corpus's own split for 'builtin' alone, otherwise 'hash:0.01'. A name with a
     comma is written `works:Tempest\, The`; a work named `Hamlet [2nd ed.]` is found by that name or
     by a pattern.
+
+    Raises:
+      UserError: no such rule (the row of `data.held_out`), or a source that says nothing.
     """
     if rule == "":
       return cls() if [s.path for s in sources] == [BUILTIN] else cls(fraction=0.01)
+    check_value("data.held_out", rule)
     kind, _, value = rule.partition(":")
     if kind == "hash":
-      try:
-        fraction = float(value)
-      except ValueError:
-        fraction = 0.0
-      if 0 < fraction < 1:
-        return cls(fraction=fraction)
-    elif kind == "works" and value:
-      works = tuple(unescape(name, pattern=True) for name in split(value, ","))
-      if all(works):
-        return cls(works=works)
-    elif kind == "source" and value:
-      parse_sources(value)
-      return cls(source=value)
-    raise UserError(
-      f"held_out={rule!r} is not a rule; use hash:0.01 (a share over 0 and under 1), "
-      f"works:name,name or source:path"
-    )
+      return cls(fraction=float(value))
+    if kind == "works":
+      return cls(works=tuple(unescape(name, pattern=True) for name in split(value, ",")))
+    parse_sources(value)
+    return cls(source=value)
 
   def sources(self, others: Sequence[Source]) -> list[Source]:
     """The sources of rule 'source:', read by the keys of the corpus; [] for other rules."""

@@ -15,11 +15,12 @@ import numpy as np
 from moe_parity.data import checked_json, storage
 from moe_parity.data.fast_encoder import GPT4_PATTERN, Encode, fast_encoder
 from moe_parity.errors import UserError
+from moe_parity.fields.choices import BYTE_VOCABULARY, MAX_VOCABULARY
 
 SPECIALS = ("<|bos|>", "<|eos|>", "<|pad|>") + tuple(f"<|reserved_{i}|>" for i in range(13))
 NUM_SPECIALS = len(SPECIALS)
-FIRST_MERGE = NUM_SPECIALS + 256
-MAX_VOCAB = 65_536
+FIRST_MERGE = BYTE_VOCABULARY  # behind the special ids and the 256 bytes
+MAX_VOCAB = MAX_VOCABULARY
 _MOST_IDS = 1 << 24
 _BOS_NAMES = ("<|bos|>", "<s>", "<|begin_of_text|>", "<bos>", "[CLS]")
 _EOS_NAMES = ("<|eos|>", "</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "[SEP]")

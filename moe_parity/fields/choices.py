@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 CONVENTIONS = ("paper", "paper_full", "exact", "executed")
 REUSE = ("unique", "strict", "loose", "epochs")
@@ -23,6 +24,7 @@ ROLES = ("", "check", "tuning")
 PER_CHOICE, LEARNED = "E/K", "learned"  # values of routed_scale that are no number
 BYTE_VOCABULARY = 16 + 256  # special tokens and bytes of the built-in tokenizer
 MAX_VOCABULARY = 1 << 16  # of a tokenizer trained here: ids are uint16
+_EMPTY_NAME = re.compile(r"(^|(?<!\\),)\s*(,|$)")  # a comma behind a backslash belongs to a name
 
 
 def scale_problem(text: str) -> str:
@@ -52,8 +54,10 @@ def tokenizer_problem(text: str) -> str:
 def held_out_problem(text: str) -> str:
   """The rule that a held_out breaks."""
   kind, colon, value = text.partition(":")
-  if not text or (kind in ("works", "source") and value.strip()):
+  if not text or (kind == "source" and value.strip()):
     return ""
+  if kind == "works" and colon:
+    return "has an empty name" if _EMPTY_NAME.search(value) else ""
   if kind != "hash" or not colon:
     return "is not hash:, works: or source: with a value"
   try:

@@ -55,10 +55,6 @@ def open_chats(
   fits = {c.digest: e for c, e in zip(chats, encoded, strict=True) if len(e[0]) - 1 <= seq_len}
   sides = split_chats([chat for chat in chats if chat.digest in fits], settings.held_out)
   batches = settings.batch_sequences, scored_at_a_time
-  if type(batches[0]) is not int or batches[0] < 1:
-    raise UserError(
-      f"finetuning.batch_sequences={batches[0]!r} is not a whole number above 0; use 8, say"
-    )
   train, validation = (
     pack(
       [fits[chat.digest] for chat in side],

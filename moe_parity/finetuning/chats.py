@@ -15,6 +15,7 @@ from typing import Any
 from moe_parity.data import corpus
 from moe_parity.data.compressed import DamagedFileError, chunks, lines
 from moe_parity.errors import UserError, check_choice
+from moe_parity.fields.check import check_value
 from moe_parity.fields.choices import POLICIES
 from moe_parity.finetuning.chat_formats import KEYS, Messages, detect, to_messages
 
@@ -76,8 +77,7 @@ def split_chats(chats: Sequence[Chat], held_out: float) -> tuple[list[Chat], lis
   Raises:
     UserError: a share that is none, or that leaves one side empty.
   """
-  if not 0 < held_out < 1:
-    raise UserError(f"held_out={held_out} is no share of the chats; use 0.1 for a tenth")
+  check_value("finetuning.held_out", held_out)
   sides = tuple([c for c in chats if c.is_held_out(held_out) == side] for side in (False, True))
   if not all(sides):
     raise UserError(

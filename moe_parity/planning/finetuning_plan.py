@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from moe_parity.errors import UserError
+from moe_parity.fields.check import check_value
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.arm_plan import ArmPlan
 
@@ -82,13 +82,8 @@ def check_candidate(learning_rate: float | int, epochs: int) -> None:
   Raises:
     UserError: a rate or a number of passes that cannot be.
   """
-  if type(epochs) is not int or epochs < 1:
-    raise UserError(f"finetuning.epochs holds {epochs!r}, no whole number above 0; use 1 or more")
-  if not 0 < learning_rate < float("inf"):
-    raise UserError(
-      f"finetuning.learning_rates holds {learning_rate!r}, which is no multiple of a learning rate;"
-      " use numbers above 0 such as 0.1"
-    )
+  check_value("finetuning.epochs", (epochs,))
+  check_value("finetuning.learning_rates", (learning_rate,))
 
 
 def candidate_name(learning_rate: float | int, epochs: int) -> str:

@@ -38,6 +38,12 @@ def run(args) -> int:
     print(json.dumps(overlaps, indent=2))
   else:
     print_table([{"domain": name, **row} for name, row in overlaps["by_domain"].items()])
+    if args.against:
+      train, held_out = store.train.num_documents, store.validation.num_documents
+      print(
+        f"searched: {train:,} training documents; the store's {held_out:,} held-out ones are not"
+        f" trained on and not searched"
+      )
     print(_in_words(overlaps, store.train.lost))
   return 0
 
