@@ -162,13 +162,16 @@ def log() -> str:
 
 
 def campaign() -> str:
-  """What became of the faults of `python -m tests.campaign`, a row a kind."""
+  """When the faults of `python -m tests.campaign` were injected, and what became of them."""
   table = json.loads((RESULTS / "campaign.json").read_text())
   outcomes = ["injected", "survived", "named", "silently wrong", "traceback", "lost run"]
   rows = [
     [row["group"], row["kind"], *(f"{row[name]:,}" for name in outcomes)] for row in table["rows"]
   ]
-  return "\n".join(markdown(["where", "what", *outcomes], rows))
+  begun, ended = (table[name].replace("T", " ").removesuffix("+00:00") for name in ("from", "to"))
+  seeds = ", ".join(map(str, table["seeds"]))
+  said = f"Injected from {begun} to {ended} (UTC), seeds {seeds}."
+  return "\n".join([said, "", *markdown(["where", "what", *outcomes], rows)])
 
 
 def rounds() -> str:
