@@ -15,6 +15,7 @@ TITLES = {
   "train": "train: how a run is executed and logged",
   "evaluation": "evaluation: how a trained model is scored",
   "finetuning": "finetuning: chats for a trained arm",
+  "downstream": "downstream: benchmarks for every arm",
   "arms.*": "arms.NAME: one arm",
 }
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from moe_parity import cli
+from moe_parity.data.chat_template import template_for
 from moe_parity.downstream import likelihood
 from moe_parity.downstream.examinee import Examinee, Settings
 from moe_parity.downstream.likelihood import Likelihood
@@ -123,6 +124,26 @@ def test_numbers_that_are_generated_are_compared(run, package, capsys):
   (result,) = json.loads(capsys.readouterr().out)
   assert result["scores"]["exact_number"]["value"] in (0.0, 0.5, 1.0)
   assert len(result["texts"]) == 2 and all("\n" not in text for text in result["texts"])
+
+
+def test_a_chat_asks_in_the_template_of_the_run(run, package, tmp_path, capsys):
+  """The question is the user's turn; the likelihood is of the answer after the assistant's mark."""
+  shutil.copytree(run, tmp_path / "chats", ignore=shutil.ignore_patterns("downstream"))
+  plain = Examinee(tmp_path / "chats", Settings(context=128))
+  template = template_for(plain.tokenizer)
+  template.save(tmp_path / "chats")
+  options = ["--tasks=gsm8k_gold_bpb_5shot", "--context=128", "--chat", "--json"]
+  assert examined(tmp_path / "chats", package, *options) == 0
+  (result,) = json.loads(capsys.readouterr().out)
+  bits = []
+  for context, text in olmes_package.GOLD:
+    asked = template.encode_prompt(plain.tokenizer, [{"role": "user", "content": context}])
+    answer = plain.tokenizer.encode_batch([text.lstrip(" ")])[0].astype(np.int32)
+    nats = plain.likelihood.score([likelihood.Continuation(asked, answer)]).nats[0]
+    bits.append(nats / math.log(2) / len(text.encode()))
+  assert result["scores"]["bits_per_byte"]["value"] == pytest.approx(np.mean(bits))
+  assert examined(run, package, "--tasks=gsm8k_gold_bpb_5shot", "--chat") == 2
+  assert "has no chat_template.json, so it was not fine-tuned" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,11 @@ def test_it_answers_evaluates_exports_and_opens(tuned, capsys, tmp_path):
   pytest.importorskip("safetensors")
   assert cli.main(["export", str(tuned), "--to=hf", f"--out={tmp_path}/hf"]) == 0
   assert "<|reserved_2|>" in read(tmp_path / "hf", "tokenizer_config.json")["chat_template"]
+  assert cli.main(["import", f"{tmp_path}/hf", f"--out={tmp_path}/back"]) == 0
+  assert read(tmp_path / "back", "chat_template.json") == read(tuned, "chat_template.json")
+  capsys.readouterr()
+  assert cli.main([command[0], f"{tmp_path}/back", *command[2:]]) == 0
+  assert json.loads(capsys.readouterr().out)[0]["tokens"] == answer["tokens"]
 
 
 def test_the_same_command_again_changes_nothing(tuned, run, data, capsys):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from moe_parity.data.chat_template import ChatTemplate, read, template_for
+from moe_parity.data.chat_template import ChatTemplate, from_jinja, read, template_for
 from moe_parity.data.tokenizer import byte_tokenizer, load
 from moe_parity.errors import UserError
 from tests.helpers import chats
@@ -61,6 +61,18 @@ def test_jinja_renders_the_same_text():
     assert compiled.render(messages=messages) == TEMPLATE.render(messages)
     found = compiled.render(messages=messages[:-1], add_generation_prompt=True)
     assert found == TEMPLATE.render(messages[:-1], add_generation_prompt=True)
+
+
+def test_an_exported_template_comes_back_from_its_jinja():
+  assert from_jinja(TEMPLATE.jinja(), TOKENIZER) == TEMPLATE
+  for other in (
+    "",
+    TEMPLATE.jinja() + " ",
+    TEMPLATE.jinja().replace("message['content']", "message['content'] | trim", 1),
+    TEMPLATE.jinja().replace(TEMPLATE.user, "<|none|>"),
+    "{{ messages[0]['content'] }}",
+  ):
+    assert from_jinja(other, TOKENIZER) is None
 
 
 def test_a_saved_template_is_read_again(tmp_path):

@@ -78,7 +78,9 @@ def rank(name: str) -> str:
   return hashlib.sha256(name.encode()).hexdigest()
 
 
-def split(found: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+def split(
+  found: dict[str, str], domain_bytes: int = DOMAIN_BYTES
+) -> tuple[dict[str, str], dict[str, str]]:
   """(training works, held-out works): the first of all by rank are held out, the next are read
   until there are bytes enough. A text is read once, whatever names it has."""
   once = {text: name for name, text in sorted(found.items(), reverse=True)}
@@ -86,7 +88,7 @@ def split(found: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
   held_out = {name: text[:HELD_OUT_CHARS] for name, text in ranked[:HELD_OUT_WORKS]}
   train, size = {}, 0
   for name, text in ranked[HELD_OUT_WORKS:]:
-    if size >= DOMAIN_BYTES:
+    if size >= domain_bytes:
       break
     train[name] = text
     size += len(text.encode())
@@ -106,7 +108,11 @@ def write(path: pathlib.Path, domain: str, texts: dict[str, str]) -> dict:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
   parser.add_argument("--out", required=True, type=pathlib.Path)
-  out = parser.parse_args().out
+  parser.add_argument(
+    "--bytes", type=int, default=DOMAIN_BYTES, help="of training text of each domain"
+  )
+  args = parser.parse_args()
+  out = args.out
   versions, sizes = {}, {}
   for domain, packages in PACKAGES.items():
     found: dict[str, str] = {}
@@ -114,7 +120,7 @@ def main() -> None:
       with tempfile.TemporaryDirectory() as scratch:
         folder, versions[package] = fetch(package, pathlib.Path(scratch))
         found |= works(package, folder)
-    train, held_out = split(found)
+    train, held_out = split(found, args.bytes)
     sizes[domain] = {
       "train": write(out / "train" / f"{domain}.jsonl", domain, train),
       "held_out": write(out / "held_out" / f"{domain}.jsonl", domain, held_out),

@@ -5,7 +5,7 @@ import pathlib
 import sys
 
 from moe_parity.commands.common import inference_arguments, json_argument, on_disk, place
-from moe_parity.commands.output import print_table
+from moe_parity.commands.output import bounds, comparison_row, print_table
 from moe_parity.errors import UserError
 
 HELP = "examine trained runs on benchmarks"
@@ -61,52 +61,54 @@ def arguments(parser) -> None:
 def run(args) -> int:
   from moe_parity.downstream import catalog
 
-  known = catalog.offline_tasks(args.olmes)
   if args.list:
-    return _list(args, known)
+    return _list(args, catalog.offline_tasks(args.olmes))
   if args.folder is None:
     raise UserError("no RUN_OR_STUDY is given; name the folder of a run or a study, or --list")
   on_disk(args.folder, "downstream reads runs on this machine")
-  names = [name for name in args.tasks.split(",") if name]
-  names += catalog.suite(args.suite, known) if args.suite else []
-  if not names:
-    raise UserError("nothing to examine on; give --tasks=NAME,... or --suite=small")
-  return _examine(args, list(dict.fromkeys(names)), known)
+  return _examine(args)
 
 
-def _examine(args, names: list[str], known) -> int:
-  from moe_parity.downstream import catalog, lm_eval_tasks
+def _examine(args) -> int:
+  from moe_parity.downstream.exam import examine_run, open_exam
   from moe_parity.planning.mesh_sizes import read_mesh
   from moe_parity.study.analysis import downstream as comparison
 
   sizes = read_mesh(args)
+  exam = open_exam(
+    args.tasks.split(","),
+    args.suite,
+    args.olmes,
+    args.include_path,
+    num_fewshot=args.num_fewshot,
+    counts_overlap=not args.no_contamination,
+    counted_in=args.folder,
+  )
   runs = [(label, run.folder) for label, run in comparison.runs_of(args.folder)]
   if not runs:
     raise UserError(f"{args.folder} holds no finished run; train one first")
-  include = tuple(args.include_path)
-  ours, others = catalog.sort_names(names, known, include)
-  tasks = catalog.open_tasks(ours, known)
-  theirs = [task for name in others for task in lm_eval_tasks.load(name, include)]
   from moe_parity.startup import start_jax
 
   start_jax()
   from moe_parity.downstream.examinee import Examinee
 
   found, counted, said = [], {}, set()
+
+  def say(line: str) -> None:
+    if line not in said:
+      print(line, file=sys.stderr, flush=True)
+    said.add(line)
+
   for label, folder in runs:
     examinee = Examinee(folder, _settings(args), sizes)
-    results, overlap = _one_run(examinee, tasks, theirs, args)
+    results = examine_run(examinee, exam, say)
+    found += [{"run": label, **result, "path": str(result["path"])} for result in results]
+    overlap = {r["task"]: r["contamination"] for r in results if r["contamination"]}
     counted |= {label: overlap} if overlap else {}
-    for result in results:
-      at = folder / "downstream" / result["values"]
-      found.append({"run": label, **result, **_clean(result, at, overlap), "at": str(at)})
-    for line in (*map(_cut_line, results), *_counted_lines(overlap)):
-      if line and line not in said:
-        _say(line)
-        said.add(line)
   compared = {}
   if len(runs) > 1:
-    compared = comparison.write(args.folder, [pathlib.Path(row["at"]) for row in found], counted)
+    paths = [pathlib.Path(row["path"]) for row in found]
+    compared = comparison.write(args.folder, paths, counted)
   _print(args, found, compared)
   return 0
 
@@ -125,67 +127,6 @@ def _settings(args):
   )
 
 
-def _one_run(examinee, tasks, theirs, args) -> tuple[list[dict], dict]:
-  """(results, task -> contamination) of a run."""
-  from moe_parity.data.contamination import documents_of
-  from moe_parity.downstream import contamination, lm_eval_tasks
-  from moe_parity.downstream.examine import examine
-  from moe_parity.downstream.results import read_values
-
-  found, questions = [], {}
-  for task in tasks:
-    found.append(examine(examinee, task, _say))
-    items = task.limited(args.limit).items
-    questions[task.name] = {item.name: item.question for item in items}
-  for task in theirs:
-    result = lm_eval_tasks.examine(examinee, task, args.num_fewshot, _say)
-    found.append(result)
-    names = read_values(examinee.folder / "downstream" / result["values"]).names
-    questions[result["task"]] = dict(zip(names, lm_eval_tasks.questions(task, names), strict=True))
-  if args.no_contamination:
-    return found, {}
-  try:
-    store = examinee.training_text()
-  except UserError as error:
-    _say(f"overlap with the training text is not counted: {error}")
-    return found, {}
-  counted = contamination.count(
-    examinee.folder, store.fingerprint(), lambda: documents_of(store.train), questions
-  )
-  return found, counted
-
-
-def _clean(result: dict, path: pathlib.Path, counted: dict) -> dict:
-  """The contamination of a result's items, and its main score without those."""
-  from moe_parity.downstream import contamination, intervals
-  from moe_parity.downstream.results import read_values
-
-  row = counted.get(result["task"])
-  if row is None:
-    return {}
-  values, metric = read_values(path), result["metric"]
-  kept = contamination.without(values.names, row["items"])
-  weight_N = values.weights.get(metric)
-  clean = None
-  if kept:
-    clean = intervals.mean(
-      values.by_metric[metric][kept], None if weight_N is None else weight_N[kept]
-    )
-  return {"contamination": row, "clean_score": clean}
-
-
-def _counted_lines(counted: dict) -> list[str]:
-  from moe_parity.downstream.contamination import lines
-
-  return list(lines(counted))
-
-
-def _cut_line(result: dict) -> str:
-  from moe_parity.downstream.examine import cut_line
-
-  return cut_line(result)
-
-
 def _print(args, found: list[dict], compared: dict) -> None:
   if args.json:
     print(json.dumps({"results": found, **compared} if compared else found, indent=2))
@@ -196,24 +137,9 @@ def _print(args, found: list[dict], compared: dict) -> None:
     if not part["comparisons"]:
       continue
     print(f"\n{state}: MoE minus {part['baseline']}; intervals hold for all rows of a kind at once")
-    print_table([_comparison_row(row) for row in part["comparisons"]])
+    print_table([comparison_row(row) for row in part["comparisons"]])
   if compared:
     print(f"\nmoe-parity report {args.folder} draws it")
-
-
-def _comparison_row(row: dict) -> dict:
-  return {
-    "scale": row["scale"],
-    "task or category": row["label"],
-    "arm": row["arm"],
-    "minus dense": row["difference"],
-    "95 % interval": _interval({"interval": row["simultaneous"]}),
-    "verdict": row["verdict"],
-  }
-
-
-def _say(line: str) -> None:
-  print(line, file=sys.stderr, flush=True)
 
 
 def _row(result: dict) -> dict:
@@ -225,16 +151,11 @@ def _row(result: dict) -> dict:
     "items": result["num_items"],
     "metric": result["metric"],
     "score": main["value"],
-    "95 % interval": _interval(main),
+    "95 % interval": bounds(main["interval"]),
     "chance": main["chance"] if main["chance"] is not None else "",
     "against chance": main["against_chance"],
     "bits/byte of gold": bits["value"] if bits else "",
   }
-
-
-def _interval(score: dict) -> str:
-  low_high = score["interval"]
-  return "unknown" if low_high is None else f"{low_high[0]:.4f} .. {low_high[1]:.4f}"
 
 
 def _list(args, known) -> int:

@@ -33,9 +33,11 @@ def print_verdict(analysis: dict, page: str | pathlib.Path, step: dict | None = 
 
 def print_finetuning(tuned: dict) -> None:
   """finetuning.json of a study: what each arm kept, and its scores on held-out chats and text."""
+  from moe_parity.finetuning.sweep import label
+
   rows = [
     {
-      "arm": arm["name"],
+      "arm": label(arm),
       "seed": arm["seed"],
       "candidate": arm["chosen"],
       "chats before": arm["before"]["bpc"],
@@ -52,7 +54,43 @@ def print_finetuning(tuned: dict) -> None:
   left = len(tuned["arms"]) - len(rows)
   print("\nfine-tuned, bits per character:")
   print_table(rows)
+  if compared := tuned["chats"]["comparisons"]:
+    baseline = tuned["chats"]["baseline"]
+    print(f"on {tuned['chats']['num_chats']} held-out chats, MoE minus {baseline}:")
+    print_table([
+      {"arm": row["name"], "difference": row["difference"],
+       "95 % interval": bounds(row["simultaneous"]), "verdict": row["verdict"]}
+      for row in compared
+    ])  # fmt: skip
   print(f"certificate of fine-tuning: {words}" + (f"; {left} runs are not there yet" * bool(left)))
+
+
+def print_examined(found: dict) -> None:
+  """downstream.json of a study: MoE against dense, category by category."""
+  for state, part in found["states"].items():
+    rows = [comparison_row(row) for row in part["comparisons"] if row["kind"] == "category"]
+    if rows:
+      print(f"\nbenchmarks, {state}: MoE minus {part['baseline']}; all intervals hold at once")
+      print_table(rows)
+  if found["failed"]:
+    print(f"examinations that failed: {', '.join(found['failed'])}")
+
+
+def comparison_row(row: dict) -> dict:
+  """A row of downstream.json's comparisons for `print_table`."""
+  return {
+    "scale": row["scale"],
+    "task or category": row["label"],
+    "arm": row["arm"],
+    "minus dense": row["difference"],
+    "95 % interval": bounds(row["simultaneous"]),
+    "verdict": row["verdict"],
+  }
+
+
+def bounds(low_high: Sequence[float] | None) -> str:
+  """An interval in words."""
+  return "unknown" if low_high is None else f"{low_high[0]:.4f} .. {low_high[1]:.4f}"
 
 
 def _print_words(headline: str, sentences: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """`moe-parity study`."""
 
 import json
+import sys
 
 from moe_parity import files
 from moe_parity.commands.common import (
@@ -13,7 +14,12 @@ from moe_parity.commands.common import (
   workdir_argument,
   worker_argument,
 )
-from moe_parity.commands.output import print_finetuning, print_table, print_verdict
+from moe_parity.commands.output import (
+  print_examined,
+  print_finetuning,
+  print_table,
+  print_verdict,
+)
 from moe_parity.errors import UserError
 from moe_parity.launch.exit_codes import FAILED, START_AGAIN, WHOLE
 
@@ -25,6 +31,9 @@ share the work.
 
   moe-parity study --config=configs/demo.py --workdir=runs/mine
   moe-parity study --config=configs/demo.py --workdir=runs/mine --dry-run
+
+With finetuning.data and downstream.suite set in the config, every arm is then fine-tuned on chats
+and examined on benchmarks.
 
 Writes a study folder: runs/, plan.json, study.json, certificate.json, analysis.json, report/.
 Exit status: 0 the study is whole, 1 a run or the certificate failed, 2 the input is wrong, 75 start
@@ -181,6 +190,7 @@ def run_and_judge(args, config, store, only) -> int:
     start_jax(**processes(args))
     stop.join_processes()
     check_agreement(to_json(config))
+    exam = _open_exam(args, config, stop.several_processes)
     if stop.several_processes and isinstance(args.workdir, str) and config.finetuning.data:
       raise UserError(
         f"--workdir={args.workdir}: fine-tuning reads a trained run from a disk that all processes"
@@ -194,9 +204,10 @@ def run_and_judge(args, config, store, only) -> int:
     runs = chosen_runs(args, study, only)
     arms = _run(args, study, only, runs, stop)
     stop_followers()
-  rescore(args, study)
-  step = study.summarize()
-  tuned = study.summarize_finetuning()
+    rescore(args, study)
+    step = study.summarize()
+    tuned = study.summarize_finetuning()
+    examined = _examined(study, exam)
   write_report(study.folder)
   analysis = files.read_json(study.folder / "analysis.json")
   page = study.publish()
@@ -209,6 +220,10 @@ def run_and_judge(args, config, store, only) -> int:
     passed = False if tuned["passed"] is False else passed
     if not args.json:
       print_finetuning(tuned)
+  if examined is not None:
+    passed = False if examined["failed"] else passed
+    if not args.json:
+      print_examined(examined)
   if running := [arm.name for arm in arms if arm.status == "running"]:
     print(f"with other workers still: {', '.join(running)}; the report grows when they are done")
   asked = [
@@ -225,6 +240,33 @@ def rescore(args, study) -> None:
   if not isinstance(args.workdir, str):
     for comparison in study.comparisons:
       certificate.rescore_study(study.folder / comparison.folder)
+
+
+def _open_exam(args, config, several_processes):
+  """The benchmarks that end the study, read before it begins; None for none.
+
+  Raises:
+    UserError: a task that is not there, or a study that cannot be examined where it runs.
+  """
+  from moe_parity.study.examination import is_wanted, open_study_exam
+
+  if not is_wanted(config):
+    return None
+  if several_processes or isinstance(args.workdir, str):
+    raise UserError(
+      "config.downstream: examinations need a study on a disk and one process a worker; leave the"
+      " section out, and run `moe-parity downstream` on the finished study"
+    )
+  return open_study_exam(config, args.workdir)
+
+
+def _examined(study, exam) -> dict | None:
+  """What downstream.json holds, when this worker is done with the last stage; None without it."""
+  from moe_parity.study.examination import examine_study
+
+  if exam is None:
+    return None
+  return examine_study(study, exam, lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def exit_code(arms, passed) -> int:

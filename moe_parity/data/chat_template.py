@@ -163,5 +163,29 @@ def read(folder: pathlib.Path) -> ChatTemplate | None:
   return ChatTemplate(**{name: value[name] for name in shape})
 
 
+def from_jinja(text: str, tokenizer: Tokenizer) -> ChatTemplate | None:
+  """The template that `jinja` wrote, so that an exported model brings it back; None for any other
+  program in that language.
+
+  Args:
+    tokenizer: has the special tokens that the text names.
+  """
+  quoted = r"'((?:[^'\\]|\\.)*)'"
+  marks = [rf"message\['role'\] == '{role}' %\}}\{{\{{- {quoted}" for role in ROLES]
+  end = rf"message\['content'\] \+ {quoted}"
+  found = [re.search(pattern, text) for pattern in (rf"^\{{\{{- {quoted}", *marks, end)]
+  if None in found:
+    return None
+  begin, *roles, last = (re.sub(r"\\(.)", r"\1", match[1]) for match in found)
+  template = ChatTemplate(begin, *roles, last)
+  if template.jinja() != text:
+    return None
+  try:
+    template.check(tokenizer)
+  except UserError:
+    return None
+  return template
+
+
 def _quoted(text: str) -> str:
   return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

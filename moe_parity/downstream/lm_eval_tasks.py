@@ -151,6 +151,11 @@ def _evaluate(model, task, name, chosen, num_shots, examinee: Examinee) -> dict:
     ) from None
 
 
+def identity(task: Any) -> str:
+  """The same for two tasks that ask the same."""
+  return f"{_name(task)} {_fingerprint(task, list(task.eval_docs))}"
+
+
 def _name(task: Any) -> str:
   return task.task_name if hasattr(task, "task_name") else task.config.task
 

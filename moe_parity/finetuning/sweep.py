@@ -99,6 +99,11 @@ def edges(chosen: dict, tried: Sequence[dict]) -> list[str]:
   return sentences
 
 
+def label(arm: dict) -> str:
+  """What an arm of finetuning.json is called: its name, behind the reuse scheme that it is of."""
+  return "/".join(filter(None, (arm.get("comparison"), arm["name"])))
+
+
 def adopt(candidate: pathlib.Path, out: pathlib.Path) -> None:
   """Makes `out` the run folder that a candidate is, result.json last; files are linked where the
   disk can. What `out` held of another candidate goes first."""

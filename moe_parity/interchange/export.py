@@ -19,6 +19,7 @@ from moe_parity.training import run_folder
 from moe_parity.training.load_run import TrainedModel, load_run, open_tokenizer
 
 SHARD_BYTES = 5 * 10**9
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +136,7 @@ def write_tokenizer(
   }
   if template is not None:
     config["chat_template"] = template.jinja()
-  files.write_json(folder / "tokenizer_config.json", config)
+  files.write_json(folder / TOKENIZER_CONFIG, config)
 
 
 def read_json(folder: pathlib.Path, name: str) -> dict:

@@ -9,12 +9,13 @@ import numpy as np
 
 from moe_parity import config as configs
 from moe_parity import files
+from moe_parity.data.chat_template import ChatTemplate, from_jinja
 from moe_parity.data.tokenizer import load
 from moe_parity.defaults import base
 from moe_parity.errors import UserError
 from moe_parity.fields.choices import LEARNED
 from moe_parity.interchange import shards
-from moe_parity.interchange.export import read_json
+from moe_parity.interchange.export import TOKENIZER_CONFIG, read_json
 from moe_parity.interchange.read_config import Imported, read_config
 from moe_parity.interchange.tensors import (
   QWEN2_MOE,
@@ -159,3 +160,15 @@ def _write_run(unfinished, out, folder, architecture, imported: Imported, source
   }
   files.write_json(unfinished / run_folder.PLAN, plan)
   shutil.copyfile(folder / run_folder.TOKENIZER, unfinished / run_folder.TOKENIZER)
+  if template := _chat_template(folder):
+    template.save(unfinished)
+
+
+def _chat_template(folder: pathlib.Path) -> ChatTemplate | None:
+  """The chat template of a model that was exported here; None for one written elsewhere, whose
+  language allows more than ours."""
+  path = folder / TOKENIZER_CONFIG
+  text = read_json(folder, TOKENIZER_CONFIG).get("chat_template") if path.is_file() else None
+  if not isinstance(text, str):
+    return None
+  return from_jinja(text, load(folder / run_folder.TOKENIZER))

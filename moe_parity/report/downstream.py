@@ -223,6 +223,9 @@ def _contamination(found: dict) -> list[str]:
   if not counted:
     return ["Overlap of the items with the training text was not counted."]
   lines = []
+  first = next(iter(counted.values()))
+  if all(by_task == first for by_task in counted.values()):
+    counted = {"all runs": first}
   for label, by_task in counted.items():
     parts = [f"{task} {row['num_contaminated']} of {row['num_items']}"
              for task, row in by_task.items()]  # fmt: skip

@@ -4,9 +4,9 @@ import html
 import json
 import pathlib
 
-from moe_parity.finetuning.sweep import SWEEP
+from moe_parity.finetuning.sweep import SWEEP, label
 from moe_parity.report.markup import Section, table
-from moe_parity.report.table_formats import Column, Table, percent
+from moe_parity.report.table_formats import Column, Table, interval, percent, signed
 
 ABOUT = (
   "Every arm was fine-tuned on the same chats, with each of the candidates (learning rate as a"
@@ -40,10 +40,22 @@ def finetuned(tuned: dict) -> Table:
     Column("text_bpc_after", "text BPC after", bits),
   )
   rows = [
-    arm | {f"chats_{when}": arm[when]["bpc"] for when in ("before", "after")}
+    arm | {"name": label(arm)} | {f"chats_{when}": arm[when]["bpc"] for when in ("before", "after")}
     for arm in tuned.get("chosen", [])
   ]
   return Table("finetuned", "After fine-tuning on chats", columns, rows)
+
+
+def compared(tuned: dict) -> Table:
+  """MoE minus dense on held-out chats."""
+  columns = (
+    Column("name", "arm", number=False),
+    Column("difference", "minus dense (bits per character)", signed),
+    Column("simultaneous", "95 % interval, all at once", interval),
+    Column("verdict", "verdict", number=False),
+  )
+  rows = tuned.get("chats", {}).get("comparisons", [])
+  return Table("finetuned_comparisons", "MoE minus dense on held-out chats", columns, rows)
 
 
 def section(tuned: dict) -> list[Section]:
@@ -52,5 +64,6 @@ def section(tuned: dict) -> list[Section]:
     return []
   words = {True: "passed", False: "failed", None: "not whole yet"}[tuned["passed"]]
   about = ABOUT.format(names=", ".join(tuned["candidates"]), certificate=words)
-  body = f"<p>{html.escape(about)}</p>" + table(finetuned(tuned), "no arm has tried all yet")
+  body = f"<p>{html.escape(about)}</p>" + table(compared(tuned), "nothing to compare yet")
+  body += table(finetuned(tuned), "no arm has tried all yet")
   return [Section("After fine-tuning on chats", body)]

@@ -65,7 +65,7 @@ def write_report(study_folder: str | pathlib.Path) -> pathlib.Path:
   parts = _tables(study, report, steps, counted)
   parts |= {made.name: made for made in comparisons.all_tables(others)}
   if tuned:
-    parts["finetuned"] = finetuning.finetuned(tuned)
+    parts |= {t.name: t for t in (finetuning.finetuned(tuned), finetuning.compared(tuned))}
   examined = downstream.read(study_folder)
   parts |= {made.name: made for made in downstream.all_tables(examined)}
   written = {"index.html"}

@@ -18,7 +18,7 @@ from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.study.comparisons import Comparison, Results, plan_comparisons, run_seen_from
 from moe_parity.study.methods.method import method_of
 from moe_parity.study.plan_growth import has_grown
-from moe_parity.study.reading import STUDY_SHAPE
+from moe_parity.study.reading import STUDY_SHAPE, is_finetuning
 from moe_parity.study.workers.leases import FAILED, RUNNING, Leases
 from moe_parity.training import run_folder
 from moe_parity.training.control import BucketCheckpoints
@@ -143,7 +143,7 @@ class StudyFolder:
       from moe_parity.study.finetuning import finetuning_comparisons  # loads JAX
 
       rows = self._read_chats()  # whatever is wrong with them is said before any arm is trained
-      comparisons += finetuning_comparisons(self.config, comparisons[0], self.folder, rows)
+      comparisons += finetuning_comparisons(self.config, comparisons, self.folder, rows)
     for comparison in comparisons:
       path = self.folder / comparison.folder / PLAN
       grown = not path.exists() or has_grown(path, comparison.plan, self.staged)
@@ -256,7 +256,8 @@ class StudyFolder:
     if method is None:
       return None
     results = Results(self.folder, self.leases)
-    value = method.summarize(self.config, self.folder, self.comparisons, results)
+    pretrained = [c for c in self.comparisons if not is_finetuning(c.name)]
+    value = method.summarize(self.config, self.folder, pretrained, results)
     files.write_json(self.folder / f"{self.config.study.method}.json", value, seal=True)
     return value
 
@@ -267,7 +268,7 @@ class StudyFolder:
     from moe_parity.study.finetuning import summarize
 
     results = Results(self.folder, self.leases)
-    value = summarize(self.config, self.comparisons[0], self.folder, results)
+    value = summarize(self.config, self.comparisons, self.folder, results)
     files.write_json(self.folder / FINETUNING, value)
     return value
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from moe_parity import files
 from moe_parity.downstream import results
+from moe_parity.finetuning import sweep
 from moe_parity.study import reading
 from moe_parity.study.analysis import arms as averaged
 from moe_parity.study.analysis.arms import (
@@ -52,13 +53,17 @@ class Examined:
 
   @property
   def state(self) -> str:
-    return STATES[bool(self.run.plan.get("finetuning"))]
+    return STATES[_is_tuned(self.run)]
 
 
 def runs_of(folder: pathlib.Path) -> list[tuple[str, reading.RunRecord]]:
   """(label, finished run): of a study's own arms and parts, and of fine-tuned ones those that
-  `finetuning.json` chose; the others were tried for their learning rate."""
-  every = [(label, run) for label, run in reading.read_everything(folder) if run.done]
+  `finetuning.json` chose; others were tried for their learning rate, as were some pretrained."""
+  every = [
+    (label, run)
+    for label, run in reading.read_everything(folder)
+    if run.done and not run.plan.get("tunes")
+  ]
   try:
     chosen = json.loads((folder / "finetuning.json").read_text("utf-8"))["chosen"]
   except (OSError, ValueError, KeyError):
@@ -66,10 +71,10 @@ def runs_of(folder: pathlib.Path) -> list[tuple[str, reading.RunRecord]]:
   if not isinstance(chosen, list):  # of a fine-tuned run: the candidate that it is
     return every
   found = [(label, run) for label, run in every if not run.plan.get("finetuning")]
-  folders = {(folder / row["folder"]).resolve() for row in chosen}
-  for _, run in every:
-    if run.folder.resolve() in folders:
-      found.append((f"sft/{run.label}", run))
+  for row in chosen:
+    (run,) = reading.read_study(reading.run_place(folder, row["folder"])).runs
+    run = dataclasses.replace(run, name=sweep.label(row))  # it may be another arm's run, too
+    found.append((f"sft/{run.label}", run))
   return found
 
 
@@ -91,7 +96,8 @@ def write(
 def read(folder: pathlib.Path, paths: Sequence[pathlib.Path] = ()) -> list[Examined]:
   """Every finished run of a study that was examined.
 
-  Of several results of a task, under other settings, the one whose settings most runs share counts.
+  Of several results of a task, under other settings, the one whose settings most runs share counts,
+  among pretrained runs and among fine-tuned ones.
 
   Args:
     paths: results of these files only; () for all.
@@ -102,17 +108,30 @@ def read(folder: pathlib.Path, paths: Sequence[pathlib.Path] = ()) -> list[Exami
   for label, run in every:
     those = results.read_all(run.folder)
     found[label] = [r for r in those if not chosen or r["path"].resolve() in chosen]
-  shared: dict[str, dict[str, int]] = {}
-  for rows in found.values():
-    for row in rows:
-      counts = shared.setdefault(row["task"], {})
+  shared: dict[tuple[str, bool], dict[str, int]] = {}
+  for label, run in every:
+    for row in found[label]:
+      counts = shared.setdefault((row["task"], _is_tuned(run)), {})
       counts[_settings(row)] = counts.get(_settings(row), 0) + 1
-  best = {task: max(counts, key=lambda key: counts[key]) for task, counts in shared.items()}
-  return [
-    Examined(label, run, {r["task"]: r for r in found[label] if _settings(r) == best[r["task"]]})
-    for label, run in every
-    if found[label]
-  ]
+  best = {key: max(counts, key=lambda k: counts[k]) for key, counts in shared.items()}
+
+  def chosen_results(label: str, run: reading.RunRecord) -> dict[str, dict]:
+    tuned = _is_tuned(run)
+    return {r["task"]: r for r in found[label] if _settings(r) == best[r["task"], tuned]}
+
+  return [Examined(label, run, chosen_results(label, run)) for label, run in every if found[label]]
+
+
+def _is_tuned(run: reading.RunRecord) -> bool:
+  return bool(run.plan.get("finetuning"))
+
+
+def _epochs(plan: dict) -> float:
+  """How often the text of pretraining was read; a fine-tuned run's own are passes over chats."""
+  tuned = plan.get("finetuning")
+  if not tuned:
+    return plan["epochs"]
+  return tuned["base_num_tokens"] / tuned["base_num_unique_tokens"]
 
 
 def _settings(result: dict) -> str:
@@ -162,7 +181,7 @@ def _compare(examined: list[Examined]) -> dict:
       "kind": run.plan["kind"],
       "role": run.plan["role"],
       "activation_rate": run.plan["activation_rate"],
-      "epochs": run.plan["epochs"],
+      "epochs": _epochs(run.plan),
       "num_seeds": sum(_name(e) == name for e in examined),
     }
     for name, run in zip(names, first, strict=True)

@@ -7,6 +7,8 @@ From the templates `config.arms.dense` and `config.arms.moe`, at each of `study.
     parts/loose        every MoE arm reads its text twice (the paper's Tables 14 and 17)
     parts/epochs_<e>   every MoE arm reads its text e times, for each of `study.epochs`
 
+The second and the third only where `study.reuse_schemes` names them.
+
 N and C are those of the budget in every comparison. Dense reads its text once everywhere and is
 trained once; so is an MoE arm that two schemes give the same text (loose and two epochs).
 """
@@ -21,8 +23,6 @@ from moe_parity.errors import UserError
 from moe_parity.planning.plan import make_plan
 from moe_parity.study.comparisons import Comparison, Results, with_arms
 from moe_parity.study.methods.activation_rate import sweep_arms
-
-SCHEMES = ("unique", "loose")
 
 
 def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
@@ -45,7 +45,7 @@ def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
     arm.seeds = tuple(study.seeds)
   comparisons = {"": with_arms(config, arms)}
   at_parity = {name: arm for name, arm in arms.items() if arm.compute_multiple == 1}
-  for scheme in SCHEMES:
+  for scheme in dict.fromkeys(study.reuse_schemes):
     comparisons[scheme] = with_arms(config, at_parity, reuse=scheme)
   moe = {name: arm for name, arm in arms.items() if arm.kind == "moe"}
   flops = float(make_plan(comparisons[""]).budget["train_flops"])
