@@ -1,15 +1,14 @@
 """All three steps of the paper on one sweep: pretrain, fine-tune on chats, examine on benchmarks.
 
   moe-parity plan  --config=configs/whole_small.py
-  moe-parity study --config=configs/whole_small.py --workdir=runs/whole --config.data.source=STORE
+  moe-parity study --config=configs/whole_small.py --workdir=runs/whole --config.data.source=DIR
   moe-parity study --config=configs/whole_small.py:tiny --workdir=runs/tiny_whole
 
-The second with --config.data.tokenizer=store. STORE: the text of configs/texts/depth.py, four
+The second with --config.data.tokenizer=store. DIR: the text of configs/texts/depth.py, four
 domains, in a BPE vocabulary of its own:
 
-  python configs/texts/depth.py --out texts/whole --bytes 6000000
-  moe-parity prepare --source texts/whole/train --held-out source:texts/whole/held_out \\
-    --tokenizer bpe:1024 --store=STORE
+  python configs/texts/depth.py --out t --bytes 6000000
+  moe-parity prepare --source t/train --held-out source:t/held_out --tokenizer bpe:1024 --store=DIR
 
 One dense arm and three MoE arms of equal N and executed FLOPs, two seeds each; the MoE arms read
 the dense arm's text again (strict) or as much new text as they have tokens (unique). Each run is
