@@ -3,6 +3,7 @@
 import json
 import random
 import signal
+import subprocess
 
 import pytest
 
@@ -122,6 +123,8 @@ def test_a_forked_command_is_a_process_that_signals_end(tmp_path):
   try:
     failing, shown = forks.start("report", str(tmp_path / "none")), forks.start("--help")
     killed = forks.start("plan", "--config=configs/demo.py")
+    with pytest.raises(subprocess.TimeoutExpired):  # as Popen; it is still there
+      killed.communicate(0)
     assert killed.send_signal(signal.SIGKILL)
     assert "error: " in failing.communicate(60)[0] and failing.returncode == 2
     assert "moe-parity demo" in shown.communicate(60)[0] and shown.returncode == 0

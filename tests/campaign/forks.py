@@ -88,11 +88,15 @@ class Worker:
     self.send_signal(signal.SIGKILL)
 
   def communicate(self, timeout: float) -> tuple[str, None]:
-    """All that it printed, once it ended; after `timeout` seconds it is killed."""
+    """All that it printed, once it ended.
+
+    Raises:
+      subprocess.TimeoutExpired: it runs on after `timeout` seconds.
+    """
     until = time.monotonic() + timeout
     while self.poll() is None:
       if time.monotonic() > until:
-        self.kill()
+        raise subprocess.TimeoutExpired("a forked command", timeout)
       time.sleep(POLL_SECONDS)
     return self._output.read_text(errors="replace"), None
 

@@ -5,13 +5,15 @@ import pathlib
 import random
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 
 from tests.campaign import runs
 from tests.campaign.forks import Forks, Worker
 from tests.campaign.outcomes import LOST, SURVIVED, TRACEBACK, Injection
-from tests.helpers.workers import end, world
+from tests.helpers import workers
+from tests.helpers.workers import world
 
 STALE = 8.0  # seconds, in these studies
 SECONDS = 400  # for any process
@@ -50,7 +52,7 @@ class Kills:
       number, moment = rng.choice(SIGNALS), rng.choice(sorted(MOMENTS))
       wait_for(moment, process, folder, rng)
       was_there = process.send_signal(number)
-      code, output = end(process, SECONDS)
+      code, output = end(process)
       if was_there:
         faults.append(("one worker", f"{number.name}, {moment}"))
         notes += _complaint(number, code, output)
@@ -58,7 +60,7 @@ class Kills:
         notes.append(f"exit {code} by itself: {output[-500:]}")
       if (folder / "result.json").exists():
         break
-    code, output = end(self.start(*runs.train_command(folder, arm)), SECONDS)
+    code, output = end(self.start(*runs.train_command(folder, arm)))
     is_same = code == 0 and runs.same_run(folder, self.expected[arm])
     return self._judged(folder, faults, notes, is_same, output)
 
@@ -78,13 +80,13 @@ class Kills:
         if process.send_signal(how := rng.choice(SIGNALS)):
           faults.append((f"{number} workers", how.name))
     rescuer = self.start(*command, "--worker=rescuer")
-    code, output = end(rescuer, SECONDS)
+    code, output = end(rescuer)
     time.sleep(max(begun + STALE + 2 - time.monotonic(), 0))
     sleeper.send_signal(signal.SIGCONT)
     for process in processes:
-      _, words = end(process, SECONDS)
+      _, words = end(process)
       notes += [words[-600:]] if "Traceback" in words else []
-    code, output = end(self.start(*command, "--worker=last"), SECONDS)
+    code, output = end(self.start(*command, "--worker=last"))
     is_same = code == 0 and all(
       runs.same_run(folder / f"runs/{arm}-s0", self.expected[arm]) for arm in runs.ARMS
     )
@@ -94,9 +96,8 @@ class Kills:
     """Two jax.distributed processes as one run: one is killed, the other must end by itself."""
     if self.expected_pair is None:
       folder = self._folder()
-      for process in self._pair(folder):
-        code, output = end(process, SECONDS)
-        assert code == 0, output
+      ends = [end(process) for process in self._pair(folder)]
+      assert not any(code for code, _ in ends), ends
       self.expected_pair = runs.outcome_of(folder)
     folder, notes, faults = self._folder(), [], []
     both = self._pair(folder)
@@ -106,12 +107,12 @@ class Kills:
     if both[victim].send_signal(signal.SIGKILL):
       faults.append(("two processes of a run", f"SIGKILL of process {victim}"))
     begun = time.monotonic()
-    code, output = end(both[1 - victim], SECONDS)
+    code, output = end(both[1 - victim])
     silent = time.monotonic() - begun
-    end(both[victim], SECONDS)
+    end(both[victim])
     if code not in (0, 75) or "Traceback" in output or silent > 60:
       notes.append(f"the other process: exit {code} after {silent:.0f} s: {output[-500:]}")
-    ends = [end(process, SECONDS) for process in self._pair(folder)]
+    ends = [end(process) for process in self._pair(folder)]
     is_same = not any(code for code, _ in ends) and runs.same_run(folder, self.expected_pair)
     return self._judged(folder, faults, notes, is_same, ends[0][1])
 
@@ -129,6 +130,14 @@ class Kills:
     if outcome == SURVIVED:
       shutil.rmtree(folder.parent)
     return [Injection(f"kills, {group}", kind, kind, outcome, note) for group, kind in faults]
+
+
+def end(process: Worker) -> tuple[int, str]:
+  """(exit code, output) of a process; one that hangs is killed, which its code shows."""
+  try:
+    return workers.end(process, SECONDS)
+  except subprocess.TimeoutExpired:
+    return -signal.SIGKILL, process.communicate(SECONDS)[0]
 
 
 def _lines(folder: pathlib.Path, runs_below: str):
