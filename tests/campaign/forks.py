@@ -54,6 +54,7 @@ class Forks:
     with self._lock:
       self._number += 1
       output = self._scratch / f"{self._number}.txt"
+      output.touch()  # a child that is killed at once has opened nothing
       print(json.dumps([str(output), *map(str, words)]), file=self._server.stdin, flush=True)
       return Worker(int(self._server.stdout.readline()), output)
 

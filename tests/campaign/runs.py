@@ -149,16 +149,16 @@ def quick_programs():
     (loop, "make_routing_counter"): _once(loop.make_routing_counter),
     (startup, "start_jax"): lambda *a, **k: None,
     (page, "write_report"): _read_and_analyze,
+    (leases.Leases, "__init__"): functools.partialmethod(
+      leases.Leases.__init__, stale_seconds=2, heartbeat_seconds=0.5
+    ),
   }
   old = {place: getattr(*place) for place in patches}
-  stale = leases.Leases.__init__.__kwdefaults__
-  leases.Leases.__init__.__kwdefaults__ = stale | {"stale_seconds": 2, "heartbeat_seconds": 0.5}
   try:
     for (module, name), value in patches.items():
       setattr(module, name, value)
     yield
   finally:
-    leases.Leases.__init__.__kwdefaults__ = stale
     for (module, name), value in old.items():
       setattr(module, name, value)
 
