@@ -44,9 +44,7 @@ def scores(model):
   _, params, buffers = nnx.split(model, nnx.Param, ...)
   inputs, targets = small_model.tokens()
   rows = inputs, targets, np.ones_like(inputs, bool)
-  named = ablations.ablated_scores(
-    ABLATIONS, ARCHITECTURE, OPTIONS, None, None, params, buffers
-  )
+  named = ablations.ablated_scores(ABLATIONS, ARCHITECTURE, OPTIONS, None, None, params, buffers)
   return {name: score(*rows) for name, score in named}
 
 
