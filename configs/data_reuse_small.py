@@ -14,8 +14,9 @@ Repetition has to bite, so the text is short: dense reads 1.5 bytes a parameter 
 at 16 epochs, and at 64 had memorized its text (0.5 nats a byte there, 8.2 bits elsewhere): no
 law of reuse says that, so the grid ends at 32."""
 
+from configs.mixture_small import set_arms
 from moe_parity.config import parse_arg
-from moe_parity.defaults import base, dense_arm, moe_arm
+from moe_parity.defaults import base
 
 
 def get_config(arg=None):
@@ -26,16 +27,7 @@ def get_config(arg=None):
   config.budget.dense_tokens = 6_400 if arg.tiny else 300_000
   config.budget.seq_len = 64 if arg.tiny else 128
   config.budget.convention = "executed"
-  # Shapes and rate of mixture_small.py, found by trial for both sides (docs/log/0018).
-  common = dict(d_head=16, learning_rate_multiplier=0.3)
-  if arg.tiny:
-    config.arms.dense = dense_arm(**common)
-    config.arms.moe = moe_arm(num_layers=2, d_model=32, multiple_of=4, **common)
-  else:
-    config.arms.dense = dense_arm(num_layers=3, d_model=80, multiple_of=1, **common)
-    config.arms.moe = moe_arm(
-      num_layers=2, d_model=48, d_ffn=44, d_expert=8, multiple_of=2, **common
-    )
+  set_arms(config.arms, arg.tiny)
   config.study.method = "data_reuse"
   config.study.activation_rates = (0.2, 0.3, 0.4) if arg.tiny else (0.15, 0.2, 0.4)
   config.study.seeds = (0,) if arg.tiny else (0, 1)

@@ -16,6 +16,19 @@ from moe_parity.defaults import base, dense_arm, moe_arm
 RATES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.55, 0.75)
 
 
+def set_arms(arms, tiny):
+  """The shapes found for 200,000 parameters on bytes, dense and MoE, and their learning rate."""
+  # StepLaw starts at 6e7 parameters. Here its rate keeps dense at byte frequencies for long; 0.3
+  # times it did better than 0.1 for dense and r_a = 0.2 (docs/log/0006): one factor for all arms.
+  common = dict(d_head=16, learning_rate_multiplier=0.3)
+  if tiny:
+    arms.dense = dense_arm(**common)
+    arms.moe = moe_arm(num_layers=2, d_model=32, multiple_of=4, **common)
+  else:  # of seven dense and four MoE shapes, at a third of the compute (docs/log/0018)
+    arms.dense = dense_arm(num_layers=3, d_model=80, multiple_of=1, **common)
+    arms.moe = moe_arm(num_layers=2, d_model=48, d_ffn=44, d_expert=8, multiple_of=2, **common)
+
+
 def get_config(arg=None):
   arg = parse_arg(arg, check=False, tiny=False)
   config = base()
@@ -25,17 +38,7 @@ def get_config(arg=None):
   config.budget.seq_len = 64 if arg.tiny else 128
   config.budget.reuse = "strict"
   config.budget.convention = "executed"
-  # StepLaw starts at 6e7 parameters. Here its rate keeps dense at byte frequencies for long; 0.3
-  # times it did better than 0.1 for dense and r_a = 0.2 (docs/log/0006): one factor for all arms.
-  common = dict(d_head=16, learning_rate_multiplier=0.3)
-  if arg.tiny:
-    config.arms.dense = dense_arm(**common)
-    config.arms.moe = moe_arm(num_layers=2, d_model=32, multiple_of=4, **common)
-  else:  # of seven dense and four MoE shapes, at a third of the compute (docs/log/0018)
-    config.arms.dense = dense_arm(num_layers=3, d_model=80, multiple_of=1, **common)
-    config.arms.moe = moe_arm(
-      num_layers=2, d_model=48, d_ffn=44, d_expert=8, multiple_of=2, **common
-    )
+  set_arms(config.arms, arg.tiny)
   config.study.method = "activation_rate"
   config.study.activation_rates = (0.2, 0.3, 0.4) if arg.tiny else RATES
   config.study.more_seeds = (1,) if arg.tiny else (1, 2)

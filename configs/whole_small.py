@@ -18,8 +18,9 @@ questions of each of seven benchmarks, before and after. The benchmarks need
 command resumes. 14 runs, 28 fine-tunings and 28 examinations; models of 0.2M parameters, so
 accuracy is expected to sit at chance."""
 
+from configs.mixture_small import set_arms
 from moe_parity.config import parse_arg
-from moe_parity.defaults import base, dense_arm, moe_arm
+from moe_parity.defaults import base
 
 RATES = (0.15, 0.25, 0.4)
 TASKS = (
@@ -38,16 +39,7 @@ def get_config(arg=None):
   budget.seq_len = 64 if arg.tiny else 128
   budget.reuse = "strict"
   budget.convention = "executed"
-  # Shapes and rate of mixture_small.py, found by trial for both sides (docs/log/0018).
-  common = dict(d_head=16, learning_rate_multiplier=0.3)
-  if arg.tiny:
-    config.arms.dense = dense_arm(**common)
-    config.arms.moe = moe_arm(num_layers=2, d_model=32, multiple_of=4, **common)
-  else:
-    config.arms.dense = dense_arm(num_layers=3, d_model=80, multiple_of=1, **common)
-    config.arms.moe = moe_arm(
-      num_layers=2, d_model=48, d_ffn=44, d_expert=8, multiple_of=2, **common
-    )
+  set_arms(config.arms, arg.tiny)
   study.method = "data_reuse"
   study.activation_rates = (0.2, 0.3, 0.4) if arg.tiny else RATES
   study.reuse_schemes = ("unique",)

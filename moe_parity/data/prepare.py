@@ -70,11 +70,8 @@ def prepare(
   sources = _sources(source)
   if not make:
     _check_local([*(given.path for given in sources), tokenizer, store, held_out])
-  stores = [given.path for given in sources if is_store(given.path)]
-  if stores and len(sources) > 1:
-    raise UserError(f"{stores[0]} is a token store: give it alone, or the text it was made from")
-  if stores:
-    return check_lossless(_open_finished(stores[0], tokenizer), allow_lossy_tokenizer)
+  if finished := _finished_store(sources):
+    return check_lossless(_open_finished(finished, tokenizer), allow_lossy_tokenizer)
   rule = HeldOut.parse(held_out, sources)
   inputs = _inputs(sources, tokenizer, rule)
   label = f"{_label(sources)}-{_key(inputs)[:16]}"
@@ -166,6 +163,14 @@ def _publish(folder: Path, location: str, progress: Progress | None) -> None:
   report = progress or (lambda stage, done, total: None)
   storage.upload(folder, location, MANIFEST, lambda done: report("copy", done, total))
   shutil.rmtree(folder)
+
+
+def _finished_store(sources: Sequence[Source]) -> str:
+  """The source that is a token store; "" where all are text."""
+  stores = [given.path for given in sources if is_store(given.path)]
+  if stores and len(sources) > 1:
+    raise UserError(f"{stores[0]} is a token store: give it alone, or the text it was made from")
+  return stores[0] if stores else ""
 
 
 def _open_finished(location: str, tokenizer: str) -> TokenStore:

@@ -1,5 +1,6 @@
 """Writes checkpoints in the background, one at a time: what those on disk and on a bucket share."""
 
+import abc
 import concurrent.futures
 import contextlib
 import functools
@@ -16,7 +17,7 @@ from moe_parity.training.state import TrainState
 MODEL, TRAINER, LEDGER = "model", "trainer", "ledger"  # parts that can be read by themselves
 
 
-class CheckpointWriter:
+class CheckpointWriter(abc.ABC):
   """Writes one checkpoint at a time while training continues.
 
   A subclass says where (`_new_path`) and what makes a checkpoint valid once its arrays are written
@@ -54,11 +55,13 @@ class CheckpointWriter:
       self.wait()
     self._pool.shutdown()
 
+  @abc.abstractmethod
   def _new_path(self, step: int) -> Any:
-    raise NotImplementedError
+    """Where the arrays of a step are written until they are complete."""
 
+  @abc.abstractmethod
   def _finish(self, saving: Any, path: Any, step: int, logs: dict[str, bytes]) -> None:
-    raise NotImplementedError
+    """Waits for the arrays, then makes `path` the checkpoint of `step`."""
 
 
 def state_items(state: TrainState) -> dict[str, dict]:

@@ -158,13 +158,10 @@ def set_up(
   train_step, compile_seconds = _compile(
     make_train_step(plan.architecture, model, optimizer, options, mesh), state, plan
   )
-  telemetry = NullTelemetry()
-  if multihost.is_primary():
-    warn_of_run = lambda line: warn(f"{plan.name}: {line}")  # noqa: E731
-    control.check_owner()
-    telemetry = Telemetry(folder, from_step=first_step, logs=logs, warn=warn_of_run)
+  control.check_owner()
+  telemetry = _telemetry(folder, first_step, logs, lambda line: warn(f"{plan.name}: {line}"))
   exit_stack.callback(telemetry.close)
-  run = ArmRun(
+  return ArmRun(
     control=control,
     config=config,
     plan=plan,
@@ -183,8 +180,16 @@ def set_up(
     telemetry=telemetry,
     power=power_meter(jax.default_backend(), 1 if mesh is None else mesh.size, jax.process_count()),
     timer=_timer(config, plan, mesh, first_step, telemetry.seconds_before),
-  )
-  return run, state
+  ), state
+
+
+def _telemetry(
+  folder: pathlib.Path, first_step: int, logs: dict | None, warn: Callable[[str], None]
+) -> Telemetry | NullTelemetry:
+  """The logs of a run, which its first process writes."""
+  if not multihost.is_primary():
+    return NullTelemetry()
+  return Telemetry(folder, from_step=first_step, logs=logs, warn=warn)
 
 
 def _announce_attention(config: ConfigDict, plan: ArmPlan, warn: Callable[[str], None]) -> None:
