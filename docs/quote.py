@@ -19,6 +19,7 @@ import quote_compiled  # noqa: E402 - the folder of this file is no package
 import quote_decode  # noqa: E402
 import quote_fields  # noqa: E402
 import quote_studies as studies  # noqa: E402
+import quote_whole  # noqa: E402
 from quote_tables import markdown  # noqa: E402
 
 from moe_parity.report import glossary  # noqa: E402
@@ -30,6 +31,7 @@ FIGURES = (
   "architecture_small/shape_scatter.png",
   "data_reuse_small/reuse_by_scheme.png",
   "data_reuse_small/reuse_decay.png",
+  "whole_small/downstream.png",
   "decode.png",
 )
 
@@ -202,6 +204,9 @@ BLOCKS = {
   "mixture": studies.mixture,
   "search": studies.search,
   "reuse": studies.reuse,
+  "whole_pretrained": quote_whole.pretrained,
+  "whole_fine_tuned": quote_whole.fine_tuned,
+  "whole_examined": quote_whole.examined,
   "bench": bench,
   "maxtext": maxtext,
   "stacked": stacked,
