@@ -87,6 +87,6 @@ def _chance(found: dict) -> str:
   )
   return (
     f"Of {len(rows)} accuracies of an arm on a task, {above} have a 95 % interval above guessing"
-    f" and {below} one below it. Of {len(judged)} comparisons with dense, of tasks and categories on"
-    f" both scales: {verdicts}."
+    f" and {below} one below it. Of {len(judged)} comparisons with dense, of tasks and categories"
+    f" on both scales: {verdicts}."
   )
