@@ -68,11 +68,6 @@ def of_lm_eval(name: str) -> Benchmark | None:
   return max(known, key=lambda row: len(row.lm_eval), default=None)
 
 
-def group_of(name: str) -> str:
-  """PT or SFT of a benchmark's name; "" for none of the registry."""
-  return next((row.group for row in benchmarks() if row.name == name), "")
-
-
 SUITES = {
   # Choices by likelihood and gold answers in bits per byte: what a small model can show.
   "small": (
