@@ -155,15 +155,17 @@ def judge(findings: Sequence[tpu_look.Finding], any_region: bool) -> None:
 
 def status(args: argparse.Namespace) -> int:
   """Prints our slices in the zone, of both APIs."""
-  now, both = (
-    time.time(),
-    [Slices(Shell(dry_run=args.dry_run), api, args.project, args.zone) for api in ("tpu", "gce")],
-  )
+  shell, held = Shell(dry_run=args.dry_run), []
+  for api in ("tpu", "gce"):
+    slices = Slices(shell, api, args.project, args.zone)
+    if args.dry_run:
+      for line in slices.listing():
+        print(line.shown())
+    else:
+      held += slices.held()
   if args.dry_run:
-    for line in (line for slices in both for line in slices.listing()):
-      print(line.shown())
     return 0
-  held = [found for slices in both for found in slices.held()]
+  now = time.time()
   for one in held:
     left = f"expires in {(one.expires - now) / 3600:.1f} h" if one.expires else "no expiry"
     print(f"{one.name}  {one.state}  {one.owner}  {left}  ({tpu_states.meaning(one.state)})")
