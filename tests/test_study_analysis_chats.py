@@ -74,3 +74,12 @@ def test_arms_on_other_chats_are_not_compared():
   found = runs(0.3)
   found[-1].score["examples"][0]["digest"] = "another"
   assert chats.compare(found)["comparisons"] == [] == chats.compare([])["comparisons"]
+
+
+def test_moe_is_compared_with_the_better_of_two_dense_arms():
+  found = runs(0.3)
+  for run in [run for run in found if run.name == "dense"]:
+    rows = [row | {"nats": 0.9 * row["nats"]} for row in run.score["examples"]]
+    score = run.score | {"nats": 0.9 * run.score["nats"], "examples": rows}
+    found.append(TunedRun("dense_b", "dense", "arm", run.seed, score))
+  assert chats.compare(found)["baseline"] == "dense_b"

@@ -92,6 +92,17 @@ def test_controls_are_neither_arms_nor_baseline(tmp_path):
   assert "dense_active" not in {row["name"] for row in report["comparisons"]}
 
 
+def test_more_passes_over_the_text_are_mentioned(tmp_path):
+  """Equal compute lets a sparse arm read more: named from 1.5 times dense's passes."""
+
+  def said(report):
+    return [s for s in report["verdict"]["sentences"] if "passes over the text" in s]
+
+  (sentence,) = said(analyze(tmp_path / "sparse"))
+  assert "moe_26 passes over the text 4.45 times, dense 1.16 times" in sentence
+  assert said(analyze(tmp_path / "nearly dense", rates=(0.7, 0.8, 0.9))) == []
+
+
 def test_no_lead_needs_no_explanation(tmp_path):
   report = analyze(tmp_path, dense_bpc=1.6, controls={"dense_active": (150_000, 1.9)})
   assert not any("lead" in s for s in sentences_on_lead(report))
