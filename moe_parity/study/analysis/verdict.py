@@ -6,11 +6,9 @@ repeated seeds, and every planned run is done.
 """
 
 from moe_parity.study import effort
-from moe_parity.study.analysis import controls
+from moe_parity.study.analysis import controls, curve_sentences
+from moe_parity.study.analysis.wording import count, listed
 
-# arXiv 2506.12119, Tables 11 and 12: the E84 K28 7B run appears with identical settings as 0.4664
-# and 0.4670. The paper gives no seeds.
-PUBLISHED_NOISE = 0.0006
 MORE_PASSES = 1.5  # times dense's passes over the text, from which they are mentioned
 
 
@@ -29,7 +27,7 @@ def verdict(report: dict) -> dict:
   sentences += controls.sentences(report["controls"]) + effort.sentences(report["tuning"])
   sentences += _passes(report) + report["resources"]["hidden"]
   sentences += _noise(report)
-  sentences += _optimum(report) + _region(report)
+  sentences += curve_sentences.optimum(report) + curve_sentences.region(report)
   sentences += _references(report) + _domains(report) + _multiplicity(report)
   conclusive = bool(ahead["sentence"]) and not obstacles
   headline = _headline(report, ahead["sentence"])
@@ -61,9 +59,9 @@ def _against(report: dict, obstacles: list[str], sentences: list[str]) -> list[s
   fixed_text = report["noise"]["df"] and not report["noise"]["draws_data"]
   found += _noise(report) if fixed_text else []
   turned = [line for line in _domains(report) if "reversed" in line]
-  curve = report["curve"]
-  found += _optimum(report)[:1] if curve and not curve["minimum"]["bracketed"] else []
-  found += [line for line in _optimum(report) if "stray from" in line] + turned
+  curve, on_curve = report["curve"], curve_sentences.optimum(report)
+  found += on_curve[:1] if curve and not curve["minimum"]["bracketed"] else []
+  found += [line for line in on_curve if "stray from" in line] + turned
   return [line for line in sentences if line in found]
 
 
@@ -89,8 +87,8 @@ def _headline(report: dict, ahead: str) -> str:
     )  # fmt: skip
     ahead += f"; but {row['name']}, a dense model of {row['num_params']:,} parameters at equal"
     ahead += f" compute and data, {words}"
-  equal = _listed(["parameters", *(name for name, same in report["equal"].items() if same)])
-  other = _listed([name for name, same in report["equal"].items() if not same])
+  equal = listed(["parameters", *(name for name, same in report["equal"].items() if same)])
+  other = listed([name for name, same in report["equal"].items() if not same])
   return f"At equal {equal}{f' but not equal {other}' if other else ''}, {ahead}."
 
 
@@ -113,7 +111,7 @@ def _ahead(report: dict) -> dict:
       corrected = f"; corrected for being the best of {picked['num_arms']}, by"
       corrected += f" {-picked['corrected']:.4f}"
     return {
-      "sentence": f"{_count(len(better), len(rows), noun)} beat dense, the best ({best['name']}, "
+      "sentence": f"{count(len(better), len(rows), noun)} beat dense, the best ({best['name']}, "
       f"r_a {_pct(best)}) by {-best['difference']:.4f} BPC "
       f"({_interval(best['simultaneous'])}{corrected})",
       "winner": best["name"],
@@ -121,7 +119,7 @@ def _ahead(report: dict) -> dict:
   if len(worse) == len(rows):
     every = "every MoE arm" if noun == "MoE arm" else "every repeated MoE arm"
     return {"sentence": f"dense beats {every}", "winner": rows[0]["baseline"]}
-  lost = f"; dense beats {_count(len(worse), len(rows), noun)}" if worse else ""
+  lost = f"; dense beats {count(len(worse), len(rows), noun)}" if worse else ""
   return {"sentence": f"no MoE arm can be told to be better than dense{lost}", "winner": None}
 
 
@@ -147,7 +145,7 @@ def _obstacles(report: dict) -> list[str]:
     )  # fmt: skip
   elif certificate["passed"] is None:
     lines.append(
-      f"There is no certificate for {_listed(certificate['missing']) or 'this study'}: "
+      f"There is no certificate for {listed(certificate['missing']) or 'this study'}: "
       "whether resources were equal is not shown, so no winner is named."
     )
   if report["not_done"]:
@@ -155,28 +153,14 @@ def _obstacles(report: dict) -> list[str]:
       f"{r['name']} seed {r['seed']} ({r['status']}{': ' + r['error'] if r['error'] else ''})"
       for r in report["not_done"]
     ]
-    lines.append(f"{_count(len(absent), len(report['arms']), 'run')} not done: {_listed(absent)}.")
+    lines.append(f"{count(len(absent), len(report['arms']), 'run')} not done: {listed(absent)}.")
   groups, noise = report["groups"], report["noise"]
   if groups and not noise["df"]:
     lines.append(
       "One seed at this size proves nothing, and rows have no verdict: the intervals cover only "
-      "the choice of validation documents, not training noise. " + _scatter(report)
+      "the choice of validation documents, not training noise. " + curve_sentences.scatter(report)
     )
   return lines
-
-
-def _scatter(report: dict) -> str:
-  fitted = report["curve"]
-  published = (
-    f"In the paper two identical 7B runs differ by {PUBLISHED_NOISE} BPC; small runs differ more."
-  )
-  if not fitted or fitted["scatter_sd"] is None:
-    return f"How large that noise is, these runs do not show. {published}"
-  return (
-    f"The arms scatter by {fitted['scatter_sd']:.4f} BPC about a smooth curve "
-    f"({fitted['scatter_df']} degrees of freedom), which is training noise and shape together. "
-    f"{published}"
-  )
 
 
 def _comparison(report: dict) -> list[str]:
@@ -189,7 +173,7 @@ def _comparison(report: dict) -> list[str]:
       for r in rows
     ]
     if each:
-      lines.append(f"{outcome[0].upper()}{outcome[1:]}: {_listed(each)}.")
+      lines.append(f"{outcome[0].upper()}{outcome[1:]}: {listed(each)}.")
   if lines:
     lines[0] = f"Against {report['baseline']}, negative is MoE better. {lines[0]}"
   return lines
@@ -242,68 +226,6 @@ def _noise(report: dict) -> list[str]:
   ]
 
 
-def _optimum(report: dict) -> list[str]:
-  fitted = report["curve"]
-  if not fitted:
-    have = report["num_rates"]
-    return [
-      "No best activation rate can be read off: a curve takes three different rates, and the MoE"
-      f" arms that are done have {have}."
-    ] if have else []  # fmt: skip
-  minimum = fitted["minimum"]
-  low, high = minimum["interval"]
-  ends = (
-    f"{'at most ' if minimum['open_below'] else ''}{100 * low:.1f} %"
-    f" to {'at least ' if minimum['open_above'] else ''}{100 * high:.1f} %"
-  )
-  rate = f"{100 * minimum['activation_rate']:.1f} %"
-  if minimum["at_edge"]:
-    side = "smallest" if minimum["at_edge"] == "lower" else "largest"
-    other = "smaller" if side == "smallest" else "larger"
-    line = (
-      f"BPC is lowest at the {side} activation rate tried, {rate}: the optimum is not bracketed; "
-      f"add arms with {other} r_a."
-    )
-  elif minimum["bracketed"]:
-    line = f"The best activation rate is r_a* = {rate} (95 % interval {ends}), bracketed."
-  else:
-    line = (
-      f"The curve is lowest at r_a* = {rate}, but the 95 % interval reaches the edge of the rates "
-      f"tried ({ends}): the optimum is not bracketed."
-    )
-  covers = (
-    "the validation documents and the arms' scatter about the curve"
-    if fitted["scatter_df"]
-    else "the validation documents only, for a curve through three arms shows no scatter"
-  )
-  other = [
-    f"{100 * r:.1f} % as {name}" for name, r in fitted["minimum_by_form"].items()
-    if name != fitted["form"]
-  ]  # fmt: skip
-  detail = f"The curve is {fitted['form']} ({_listed(other)}); its interval holds {covers}."
-  lines = [line, detail]
-  if fitted["misfit"]:
-    lines.append(
-      "The arms stray from the smooth curve by more than their seeds explain: something besides "
-      "r_a differs between them (granularity, depth), and r_a* is to be read with that in mind."
-    )
-  return lines
-
-
-def _region(report: dict) -> list[str]:
-  fitted = report["curve"]
-  if not fitted or fitted["below_dense"] is None:
-    return []
-  if not fitted["below_dense"]:
-    return ["Nowhere in the range tried does the fitted curve lie below dense."]
-  line = f"The fitted curve lies below dense for r_a in {_ranges(fitted['below_dense'])}"
-  if fitted["surely_below_dense"] is None:
-    return [f"{line}, by one seed of dense, which is no statement on another."]
-  if fitted["surely_below_dense"]:
-    return [f"{line}; at 95 % confidence throughout, in {_ranges(fitted['surely_below_dense'])}."]
-  return [f"{line}; at 95 % confidence, nowhere."]
-
-
 def _references(report: dict) -> list[str]:
   lines = []
   for name in dict.fromkeys(r["baseline"] for r in report["references"]):
@@ -311,7 +233,7 @@ def _references(report: dict) -> list[str]:
     better = [r for r in rows if r["verdict"] == "MoE better"]
     group = next(g for g in report["groups"] if g["name"] == name)
     best = min(rows, key=lambda r: r["difference"])
-    judged = f"{_count(len(better), len(rows), 'MoE arm')} better; "
+    judged = f"{count(len(better), len(rows), 'MoE arm')} better; "
     if not any(_is_judged(row) for row in rows):
       judged = ""
     lines.append(
@@ -332,7 +254,7 @@ def _domains(report: dict) -> list[str]:
   if not turned:
     way = "below" if best["difference"] < 0 else "above"
     return [f"{best['name']} is {way} dense in each of the {len(rows)} domains."] if rows else []
-  return [f"For {best['name']} the order is reversed in {_listed(turned)}."]
+  return [f"For {best['name']} the order is reversed in {listed(turned)}."]
 
 
 def _multiplicity(report: dict) -> list[str]:
@@ -345,13 +267,6 @@ def _multiplicity(report: dict) -> list[str]:
   ]
 
 
-def _count(some: int, total: int, noun: str) -> str:
-  verb = "is" if some == 1 else "are"
-  if noun == "run":
-    return f"{some} of {total} runs {verb}"
-  return f"{some} of {total} {noun}s"
-
-
 def _pct(row: dict) -> str:
   return f"{100 * row['activation_rate']:.1f} %"
 
@@ -361,13 +276,3 @@ def _interval(interval: list[float] | None, signed: bool = False) -> str:
     return "no interval"
   low, high = interval if signed else sorted(-x for x in interval)
   return f"{low:+.4f} to {high:+.4f}" if signed else f"95 % interval {low:.4f} to {high:.4f}"
-
-
-def _ranges(ranges: list[list[float]]) -> str:
-  return _listed([f"{100 * a:.1f} to {100 * b:.1f} %" for a, b in ranges])
-
-
-def _listed(items: list[str]) -> str:
-  if len(items) < 2:
-    return "".join(items)
-  return ", ".join(items[:-1]) + " and " + items[-1]
