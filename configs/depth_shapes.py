@@ -15,12 +15,15 @@ from moe_parity.defaults import base, dense_arm, moe_arm
 
 SIZE = 200  # thousands of parameters
 DENSE = ((2, 80), (2, 96), (2, 112), (3, 80), (3, 96), (4, 64), (6, 64))  # layers, d_model
-# layers, d_model, d_expert, d_ffn of the dense layer (0: the planner's). Three layers of 48 or two of
-# 64 cannot have so low a rate.
-MOE = (
-  (2, 32, 8, 0), (2, 48, 4, 44), (2, 48, 8, 44), (2, 48, 8, 0), (2, 48, 16, 0), (3, 32, 8, 0),
+MOE = (  # layers, d_model, d_expert, d_ffn of the dense layer (0: the planner's)
+  (2, 32, 8, 0),
+  (2, 48, 4, 44),
+  (2, 48, 8, 44),
+  (2, 48, 8, 0),
+  (2, 48, 16, 0),
+  (3, 32, 8, 0),
   (4, 32, 8, 0),
-)  # fmt: skip
+)  # three layers of 48 or two of 64 cannot have so low a rate
 SEED = 3
 
 
