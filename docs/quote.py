@@ -17,7 +17,6 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 
 import quote_compiled  # noqa: E402 - the folder of this file is no package
 import quote_decode  # noqa: E402
-import quote_depth  # noqa: E402
 import quote_fields  # noqa: E402
 import quote_studies as studies  # noqa: E402
 import quote_whole  # noqa: E402
@@ -205,8 +204,6 @@ BLOCKS = {
   "mixture": studies.mixture,
   "search": studies.search,
   "reuse": studies.reuse,
-  "depth": quote_depth.depth,
-  "depth_shapes": quote_depth.shapes,
   "whole_pretrained": quote_whole.pretrained,
   "whole_fine_tuned": quote_whole.fine_tuned,
   "whole_examined": quote_whole.examined,
