@@ -4,6 +4,10 @@ libtpu has no asynchronous reduce-scatter on v5p, so nothing overlaps with one. 
 asynchronous ragged all-to-all, by which every device can send the shards of its gradient to their
 owners, and XLA computes meanwhile. Collective-permutes are asynchronous too, but XLA schedules them
 one after another at a layer's end.
+
+Elsewhere columns of a gradient are reduce-scattered as shards one after another, where a shard is
+whole lane tiles, and else as a matrix's. Of columns of arrays with more axes XLA makes an
+all-reduce (v5e), or transposes the array first, which takes longer than the links do (v6e).
 """
 
 import functools
@@ -29,13 +33,22 @@ def all_gather_weight(
 ) -> Shaped[Array, "..."]:
   """Inside `jax.shard_map`, the whole array whose shards along `axis` are on a mesh axis's devices.
   The gradient is summed over the devices, and each keeps its own shard's."""
-  is_small = 1 < lax.axis_size(axis_name) <= MAX_ASYNC_REDUCE_SCATTER_DEVICES
-  overlaps = is_small and platform() == "tpu" and supports_ragged_all_to_all()
-  return (all_gather_async_reduce_scatter if overlaps else _all_gather)(part, axis, axis_name)
+  num_devices = lax.axis_size(axis_name)
+  if platform() != "tpu" or num_devices == 1:
+    return _all_gather(part, axis, axis_name)
+  is_small = num_devices <= MAX_ASYNC_REDUCE_SCATTER_DEVICES
+  if is_small and supports_ragged_all_to_all():
+    return all_gather_async_reduce_scatter(part, axis, axis_name)
+  return all_gather_plain_reduce_scatter(part, axis, axis_name)
 
 
 def _all_gather(part: Shaped[Array, "..."], axis: int, axis_name: str) -> Shaped[Array, "..."]:
-  return lax.all_gather(part, axis_name, axis=axis, tiled=True)
+  if axis < part.ndim - 1:
+    return lax.all_gather(part, axis_name, axis=axis, tiled=True)
+  # As a matrix: the columns of an array of more axes arrive in tiles of few rows, where they are no
+  # whole lane tiles, and XLA's copy out of them takes longer than the links.
+  matrix = lax.all_gather(part.reshape(-1, part.shape[-1]), axis_name, axis=1, tiled=True)
+  return matrix.reshape(*part.shape[:-1], -1)
 
 
 # The forward all-gather stays one. Emulated in the same way it would overlap with attention, and
@@ -61,6 +74,31 @@ def _backward(axis, axis_name, _, gradient):
 
 all_gather_async_reduce_scatter.defvjp(
   lambda part, axis, axis_name: (_all_gather(part, axis, axis_name), None), _backward
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def all_gather_plain_reduce_scatter(
+  part: Shaped[Array, "..."], axis: int, axis_name: str
+) -> Shaped[Array, "..."]:
+  """`all_gather_weight` with its gradient by a reduce-scatter in an order that XLA keeps."""
+  return _all_gather(part, axis, axis_name)
+
+
+def _reduce_scatter(axis, axis_name, _, gradient):
+  num, width = lax.axis_size(axis_name), gradient.shape[axis]
+  if axis < gradient.ndim - 1:
+    return (lax.psum_scatter(gradient, axis_name, scatter_dimension=axis, tiled=True),)
+  if width % (num * LANES) == 0:
+    parts_N = split_columns(gradient, num)
+    return (lax.psum_scatter(parts_N, axis_name, scatter_dimension=0),)
+  matrix = gradient.reshape(-1, width)
+  part = lax.psum_scatter(matrix, axis_name, scatter_dimension=1, tiled=True)
+  return (part.reshape(*gradient.shape[:-1], -1),)
+
+
+all_gather_plain_reduce_scatter.defvjp(
+  lambda part, axis, axis_name: (_all_gather(part, axis, axis_name), None), _reduce_scatter
 )
 
 
