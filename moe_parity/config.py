@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from moe_parity.errors import UserError, suggest
 from moe_parity.fields.check import as_given, row_of
+from moe_parity.fields.choices import NORM_EPSILON, ROPE_BASE
 
 # Former names of fields, and of a field's values. A config or command line that uses one is refused
 # with the new name; configs stored in run folders are translated (`from_stored`).
@@ -186,7 +187,12 @@ def _refuse_former_names(config: ConfigDict, overrides: Sequence[str] = ()) -> N
 
 
 # Fields that runs read and that configs of before December 2026 lack.
-NEWER_FIELDS = {"evaluation.tuning_share": 0.0, "train.device_watts": 0.0}
+NEWER_FIELDS = {
+  "evaluation.tuning_share": 0.0,
+  "train.device_watts": 0.0,
+  "model.rope_base": ROPE_BASE,
+  "model.norm_epsilon": NORM_EPSILON,
+}
 
 
 def from_stored(config: dict) -> dict:

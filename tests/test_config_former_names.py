@@ -49,7 +49,9 @@ def test_a_config_stored_before_has_the_new_names():
   assert config.from_stored(now) == now
   assert now["mesh"] == {"data": 1, "fsdp": 2, "expert": 4, "token_dispatch": "ragged_all_to_all"}
   assert now["budget"].pop("held_fixed") == stored["budget"].pop("shared") == "compute"
-  del now["evaluation"]["tuning_share"], now["train"]["device_watts"]
+  for field in config.NEWER_FIELDS:
+    section, _, name = field.partition(".")
+    del now[section][name]
   same = stored.keys() - {"mesh"}
   assert {name: now[name] for name in same} == {name: stored[name] for name in same}
 
@@ -65,3 +67,4 @@ def test_a_config_stored_before_takes_newer_fields_as_defaults():
   assert "tuning_share" not in stored["evaluation"] and "device_watts" not in stored["train"]
   read = config.from_stored(stored)
   assert read["evaluation"]["tuning_share"] == 0.0 and read["train"]["device_watts"] == 0.0
+  assert read["model"]["rope_base"] == 10_000.0 and read["model"]["norm_epsilon"] == 1e-6

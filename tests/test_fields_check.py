@@ -202,6 +202,8 @@ def test_counts_may_be_written_as_whole_floats(monkeypatch):
     ("evaluation.batch_sequences=0", "evaluation.batch_sequences=0 is below 1"),
     ("evaluation.stride=9", "evaluation.stride=9 is for mode='strided'"),
     ("evaluation.mode=strided", "evaluation.stride=0 with mode='strided'"),
+    ("model.rope_base=500000", 'model.rope_base=500000 belongs to position="rope"'),
+    ("model.norm_epsilon=0", "model.norm_epsilon=0.0 is below 1e-12"),
     ("evaluation.ablations=('top1',)", "did you mean 'top_1'"),
     ("data.held_out=hsah:0.1", "data.held_out='hsah:0.1'"),
     ("data.tokenizer=bpe:99", "data.tokenizer='bpe:99' is not between"),

@@ -104,10 +104,17 @@ def test_decoding_by_padded_experts_gives_the_same_logits():
   check(small_model.build(moe("full", 14, 2)), rows())
 
 
-@pytest.mark.parametrize("position", ["alibi", "rope"])
-def test_grouped_queries_are_cached_once_a_key_head(position):
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"position": "alibi"},
+    {"position": "rope"},
+    {"position": "rope", "rope_base": 30.0, "norm_epsilon": 1e-2},
+  ],
+)
+def test_grouped_queries_are_cached_once_a_key_head(options):
   architecture = small_model.dense(num_heads=6, num_kv_heads=2)
-  model = small_model.build(architecture, position=position)
+  model = small_model.build(architecture, **options)
   check(model, rows())
   _, cache = prefill(*nnx.split(model), rows()[:, :6])
   assert cache.segments[0][0].k_BNTQ.shape == (3, 3, 2, SLOTS, 6)  # layers, B, N, T, Q

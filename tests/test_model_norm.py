@@ -11,8 +11,13 @@ from moe_parity.model.norm import rms_norm
 T, D = 7, 12
 
 
-def norm(x, scale):
-  return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6) * scale[None, :]
+def norm(x, scale, epsilon=1e-6):
+  return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + epsilon) * scale[None, :]
+
+
+def of_half(of):
+  """A norm with an epsilon of the size of a mean square, so that it shows in every digit."""
+  return lambda x, scale: of(x, scale, 0.5)
 
 
 def gate(x, up):
@@ -21,7 +26,11 @@ def gate(x, up):
 
 @pytest.mark.parametrize(
   ("written", "formula", "shapes"),
-  [(rms_norm, norm, ((T, D), (D,))), (swiglu, gate, ((T, D),) * 2)],
+  [
+    (rms_norm, norm, ((T, D), (D,))),
+    (of_half(rms_norm), of_half(norm), ((T, D), (D,))),
+    (swiglu, gate, ((T, D),) * 2),
+  ],
 )
 def test_written_out_gradients_are_those_of_the_formula(written, formula, shapes):
   rng = np.random.default_rng(0)

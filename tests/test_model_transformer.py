@@ -28,6 +28,9 @@ CASES = {
   "full, top-1, no positions": (
     small_model.moe(layout="full", d_ffn=0, experts_per_token=1), {"position": "none"},
   ),
+  "another rotary base and epsilon": (
+    small_model.moe(), {"position": "rope", "rope_base": 30.0, "norm_epsilon": 1e-2},
+  ),
   "any order of layers, remat": (
     small_model.moe(num_layers=5, layout="MDDMM"), {"remat": "layer"},
   ),
@@ -57,6 +60,7 @@ def test_the_model_and_its_routing_equal_the_reference(case):
   expected, routed = reference_transformer.token_nats(
     outer, layers, architecture, inputs, targets,
     options.get("position", "alibi"), options.get("normalize_gates", False),
+    **{name: options[name] for name in ("rope_base", "norm_epsilon") if name in options},
   )  # fmt: skip
   # float32 through five layers of sums over at most 20 terms
   np.testing.assert_allclose(nats.reshape(expected.shape), expected, rtol=0, atol=3e-5)

@@ -10,6 +10,7 @@ REUSE = ("unique", "strict", "loose", "epochs")
 HELD_FIXED = ("compute", "tokens")
 METHODS = ("arms", "activation_rate", "architecture", "data_reuse")
 POSITIONS = ("alibi", "rope", "none")
+ROPE_BASE, NORM_EPSILON = 10_000.0, 1e-6  # defaults
 REMAT = ("none", "dots", "layer")
 DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("blocks", "cudnn", "flash", "splash")

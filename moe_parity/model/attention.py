@@ -38,16 +38,17 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
 def rotate(
   x_BSHQ: Float[Array, "B S H Q"],
-  base: float = 10_000.0,
+  base: float | int = 10_000.0,
   position_S: Int[Array, " S"] | None = None,
 ) -> Float[Array, "B S H Q"]:
   """Rotary position embedding (Su et al. 2104.09864); pairs are (q, q + d_head / 2).
 
   Args:
+    base: of the frequencies base^(-q / (d_head / 2)).
     position_S: of each token; None counts from 0.
   """
   half = x_BSHQ.shape[-1] // 2
-  frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  frequency = float(base) ** (-jnp.arange(half, dtype=jnp.float32) / half)
   if position_S is None:
     position_S = jnp.arange(x_BSHQ.shape[1], dtype=jnp.float32)
   angle_SQ = position_S.astype(jnp.float32)[:, None] * frequency[None, :]
@@ -262,9 +263,9 @@ class Attention(nnx.Module):
     k = (x_TD @ self.key.astype(x_TD.dtype)).reshape(batch, S, self.num_kv_heads, -1)
     v = (x_TD @ self.value.astype(x_TD.dtype)).reshape(batch, S, self.num_kv_heads, -1)
     if self.options.position == "rope" and past is None:
-      q, k = rotate(q), rotate(k)
+      q, k = (rotate(x, self.options.rope_base) for x in (q, k))
     elif self.options.position == "rope":
-      q, k = (_rotate_at(x, past.position_BS) for x in (q, k))
+      q, k = (_rotate_at(x, past.position_BS, self.options.rope_base) for x in (q, k))
     slopes = alibi_slopes(self.num_heads) if self.options.position == "alibi" else None
     if past is not None:
       y = cached_attention(q, by_head(k, v), past, slopes)
@@ -282,10 +283,10 @@ class Attention(nnx.Module):
     return fused[implementation](q, k, v, slopes, document_BS)
 
 
-def _rotate_at(x_BSHQ, position_BS):
+def _rotate_at(x_BSHQ, position_BS, base):
   """`rotate` with positions of each sequence."""
 
   def rotate_one(x_SHQ, position_S):
-    return rotate(x_SHQ[None], position_S=position_S)[0]
+    return rotate(x_SHQ[None], base, position_S)[0]
 
   return jax.vmap(rotate_one)(x_BSHQ, position_BS)

@@ -72,7 +72,8 @@ class Layer(nnx.Module):
 
   def __init__(self, architecture: Architecture, options: ModelOptions, is_moe: bool):
     d = architecture.d_model
-    self.attention_norm, self.feedforward_norm = RMSNorm(d), RMSNorm(d)
+    self.attention_norm = RMSNorm(d, options.norm_epsilon)
+    self.feedforward_norm = RMSNorm(d, options.norm_epsilon)
     self.attention = Attention(architecture, options)
     if is_moe:
       self.feedforward = MoE(architecture, options)

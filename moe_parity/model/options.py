@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from moe_parity.fields.check import check_values
+from moe_parity.fields.choices import NORM_EPSILON, ROPE_BASE
 from moe_parity.planning.attention_choice import AttentionChoice, Device, choose_attention
 
 
@@ -14,6 +15,8 @@ class ModelOptions:
 
   Attributes:
     position: "alibi" (the paper's), "rope" or "none".
+    rope_base: of the frequencies rope_base^(-2 i / d_head) of "rope" (rope_theta elsewhere).
+    norm_epsilon: added to the mean square in RMSNorm.
     normalize_gates: divide the K chosen gates by their sum. The paper's text does not.
     routed_scale: what the sum of the routed experts is multiplied by: a positive number as text
       ("" is 1), "E/K" (the number of experts over those chosen: raw gates of an even router then
@@ -43,6 +46,8 @@ class ModelOptions:
   """
 
   position: str = "alibi"
+  rope_base: float | int = ROPE_BASE
+  norm_epsilon: float = NORM_EPSILON
   normalize_gates: bool = False
   routed_scale: str = ""
   remat: str = "none"

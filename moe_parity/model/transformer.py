@@ -55,7 +55,7 @@ class Transformer(nnx.Module):
       LayerStack(architecture, options, pattern, repeats)
       for pattern, repeats in split_layout(architecture.moe_layers)
     )
-    self.final_norm = RMSNorm(d)
+    self.final_norm = RMSNorm(d, options.norm_epsilon)
     self.head = param(d, v, axes="DV", scale=0.1)  # the first predictions are almost even
 
   def final_hidden(

@@ -10,6 +10,7 @@ from typing import Any
 
 from moe_parity.errors import UserError
 from moe_parity.fields.check import check_fields, check_values, get
+from moe_parity.fields.choices import ROPE_BASE
 from moe_parity.planning.domain_shares import read_shares
 from moe_parity.planning.mesh_sizes import read_mesh
 
@@ -28,11 +29,25 @@ def check_config(config: Any) -> None:
   read_shares(get(get(config, "data", {}), "weights", ""))
   if mesh := get(config, "mesh", None):
     read_mesh(mesh)
+  if model := get(config, "model", None):
+    check_rope_base(get(model, "rope_base", ROPE_BASE), get(model, "position", "alibi"))
   if evaluation := get(config, "evaluation", None):
     mode, stride = get(evaluation, "mode", "document"), get(evaluation, "stride", 0)
     check_stride(mode, stride, get(get(config, "budget", {}), "seq_len", 0))
     rates = get(get(config, "study", {}), "learning_rate_grid", ())
     check_tuning_share(get(evaluation, "tuning_share", 0.0), mode, rates)
+
+
+def check_rope_base(base: float, position: str) -> None:
+  """
+  Raises:
+    UserError: a base for a model that has no rotary positions.
+  """
+  if base != ROPE_BASE and position != "rope":
+    raise UserError(
+      f'model.rope_base={base:g} belongs to position="rope" and model.position={position!r}; set'
+      f" one of the two, or leave rope_base at {ROPE_BASE:g}"
+    )
 
 
 def check_scoring(

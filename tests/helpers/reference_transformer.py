@@ -10,8 +10,8 @@ def softmax(x):
   return e / e.sum(-1, keepdims=True)
 
 
-def rms_norm(x, scale):
-  return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
+def rms_norm(x, scale, epsilon=1e-6):
+  return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * scale
 
 
 def swiglu(x, w):
@@ -29,14 +29,14 @@ def slopes(num_heads):
   return slopes(below) + slopes(2 * below)[::2][: num_heads - below]
 
 
-def attention(x, w, architecture, position):
+def attention(x, w, architecture, position, rope_base=10_000.0):
   """One sequence [S, D]."""
   S, H, N, Q = len(x), architecture.num_heads, architecture.num_kv_heads, architecture.d_head
   q = (x @ w["query"]).reshape(S, H, Q)
   k = (x @ w["key"]).reshape(S, N, Q)
   v = (x @ w["value"]).reshape(S, N, Q)
   if position == "rope":
-    turn = np.exp(1j * np.arange(S)[:, None] * 10_000.0 ** (-np.arange(Q // 2) / (Q // 2)))
+    turn = np.exp(1j * np.arange(S)[:, None] * rope_base ** (-np.arange(Q // 2) / (Q // 2)))
     rotated = []
     for y in (q, k):
       z = (y[..., : Q // 2] + 1j * y[..., Q // 2 :]) * turn[:, None]
@@ -65,16 +65,17 @@ def moe(x, w, k, normalize, routed_scale=1.0):
 
 
 def token_nats(
-  weights, layers, architecture, inputs, targets, position, normalize, routed_scale=1.0
-):
+  weights, layers, architecture, inputs, targets, position, normalize, routed_scale=1.0,
+  rope_base=10_000.0, norm_epsilon=1e-6,
+):  # fmt: skip
   """-ln p of each target [B, S], and per MoE layer (chosen, probabilities) over all tokens."""
   nats, routed = [], []
   for row, target in zip(inputs, targets, strict=True):
     x, row_routed = weights["embedding"][row], []
     for w, is_moe in zip(layers, architecture.moe_layers, strict=True):
-      normed = rms_norm(x, w["attention_norm"])
-      x = x + attention(normed, w["attention"], architecture, position)
-      normed = rms_norm(x, w["feedforward_norm"])
+      normed = rms_norm(x, w["attention_norm"], norm_epsilon)
+      x = x + attention(normed, w["attention"], architecture, position, rope_base)
+      normed = rms_norm(x, w["feedforward_norm"], norm_epsilon)
       if is_moe:
         k = architecture.experts_per_token
         y, *what = moe(normed, w["feedforward"], k, normalize, routed_scale)
@@ -82,7 +83,7 @@ def token_nats(
       else:
         y = swiglu(normed, w["feedforward"])
       x = x + y
-    logits = rms_norm(x, weights["final_norm"]) @ weights["head"]
+    logits = rms_norm(x, weights["final_norm"], norm_epsilon) @ weights["head"]
     nats.append(-np.log(softmax(logits)[np.arange(len(target)), target]))
     routed.append(row_routed)
   together = [tuple(np.concatenate(parts) for parts in zip(*layer, strict=True))
