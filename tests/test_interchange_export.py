@@ -15,8 +15,9 @@ from moe_parity.data.tokenizer import byte_tokenizer, load
 from moe_parity.defaults import base
 from moe_parity.errors import UserError
 from moe_parity.interchange import check, shards
-from moe_parity.interchange.export import export_run
+from moe_parity.interchange.export import export_run, read_json
 from moe_parity.interchange.import_hf import import_folder
+from moe_parity.interchange.read_config import read_config
 from moe_parity.training.checkpoint import save_model
 from moe_parity.training.load_run import load_run
 from tests.helpers import small_model
@@ -32,6 +33,26 @@ CASES = {  # architecture, options, model_type, whether selection biases are dra
     ROPE | {"normalize_gates": True},
     "qwen2_moe",
     False,
+  ),
+  "constants": (
+    small_model.dense(num_heads=4),
+    ROPE | {"rope_base": 500_000.0, "norm_epsilon": 1e-5},
+    "llama",
+    False,
+  ),
+  "ernie": (small_model.moe(d_shared=20), ROPE, "ernie4_5_moe", True),
+  "ernie_normalized": (
+    small_model.moe(num_layers=4, layout="interleave", d_shared=0, num_heads=4, num_kv_heads=2),
+    ROPE | {"normalize_gates": True, "rope_base": 500_000.0, "norm_epsilon": 1e-5},
+    "ernie4_5_moe",
+    True,
+  ),
+  "not_ernie": (small_model.moe(layout="MDM", d_shared=20), ROPE, "moe_parity", True),
+  "shared_of_14": (
+    small_model.moe(),
+    ROPE | {"rope_base": 2_000.0, "norm_epsilon": 1e-4},
+    "moe_parity",
+    True,
   ),
   "alibi_dense": (small_model.dense(), {}, "moe_parity", False),
   "alibi": (small_model.moe(layout="MDM"), {}, "moe_parity", True),
@@ -85,9 +106,12 @@ def qwen(tmp_path_factory):
 
 
 def test_import_gives_back_the_same_bits(exported, tmp_path):
-  architecture = import_folder(exported.folder, tmp_path / "back")
+  architecture = import_folder(exported.folder, tmp_path / "back").architecture
   first, back = exported.model, load_run(tmp_path / "back")
   assert architecture.moe_layers == first.architecture.moe_layers
+  for name in ("position", "rope_base", "norm_epsilon", "normalize_gates"):
+    if name != "rope_base" or first.options.position == "rope":
+      assert getattr(back.options, name) == getattr(first.options, name), name
   for name in ("params", "buffers"):
     one, two = (dict(nnx.to_flat_state(getattr(run, name))) for run in (first, back))
     assert one.keys() == two.keys()
@@ -107,6 +131,8 @@ def test_files_say_what_they_hold(exported):
     a.num_kv_heads * a.d_head,
     a.d_model,
   )
+  config = read_json(exported.folder, "config.json")
+  assert read_config(config).unread_keys == []
   total = json.loads((exported.folder / shards.INDEX).read_text())["metadata"]["total_size"]
   assert total == sum(array.nbytes for array in held.values())
   assert "123,456" in (exported.folder / "README.md").read_text()
@@ -124,6 +150,44 @@ def test_an_expert_is_the_slice_that_the_name_says(qwen):
   down = layers["shared"]["down"].get_value()[1].T
   np.testing.assert_array_equal(held[prefix + "shared_expert.down_proj.weight"], 2 * down)
   assert not held[prefix + "shared_expert_gate.weight"].any()
+
+
+def test_rotary_pairs_of_ernie_lie_next_to_each_other(tmp_path):
+  architecture, options, *_ = CASES["ernie"]
+  run = make_run(tmp_path / "run", architecture, options, True)
+  exported = export_run(run, tmp_path / "hf")
+  held = dict(shards.read(exported.folder, shards.weight_map(exported.folder)))
+  layer = load_run(run).params["segments"][1]["layers"][0]["attention"]  # layer 0 is dense
+  for theirs, ours in (("q", "query"), ("k", "key")):
+    rows = held[f"model.layers.2.self_attn.{theirs}_proj.weight"]
+    columns = layer[ours].get_value()[1].T
+    for head in range(3):
+      for pair in range(3):  # d_head 6: ours are (0, 3), (1, 4), (2, 5)
+        np.testing.assert_array_equal(rows[6 * head + 2 * pair], columns[6 * head + pair])
+        np.testing.assert_array_equal(rows[6 * head + 2 * pair + 1], columns[6 * head + pair + 3])
+
+
+@pytest.mark.parametrize("case", ["ernie", "ernie_normalized", "constants", "shared_of_14"])
+def test_what_was_imported_exports_the_same_files(case, tmp_path):
+  architecture, options, model_type, has_bias = CASES[case]
+  run = make_run(tmp_path / "run", architecture, options, has_bias)
+  first = export_run(run, tmp_path / "hf")
+  import_folder(first.folder, tmp_path / "back")
+  again = export_run(tmp_path / "back", tmp_path / "again")
+  assert again.model_type == first.model_type == model_type
+  for name in (shards.SINGLE, "config.json", "generation_config.json", "tokenizer.json"):
+    assert (again.folder / name).read_bytes() == (first.folder / name).read_bytes(), name
+
+
+def test_further_heads_of_an_ernie_are_left_out_and_named(tmp_path, capsys):
+  from safetensors.numpy import load_file, save_file
+
+  architecture, options, *_ = CASES["ernie"]
+  hf = export_run(make_run(tmp_path / "run", architecture, options, True), tmp_path / "hf").folder
+  held = load_file(hf / shards.SINGLE) | {"model.mtp_block.0.w": np.ones(3, np.float32)}
+  save_file(held, hf / shards.SINGLE)
+  assert cli.main(["import", str(hf), f"--out={tmp_path}/back"]) == 0
+  assert "left out, such as model.mtp_block.0.w" in capsys.readouterr().out
 
 
 def test_the_tokenizer_begins_a_text_as_training_did(qwen):
@@ -167,8 +231,8 @@ def damage(folder, how):
 @pytest.mark.parametrize(
   "how, message",
   [
-    ({"rms_norm_eps": 1e-5}, "rms_norm_eps=1e-05 and this project's model only 1e-06"),
-    ({"rope_parameters": {"rope_theta": 1e6}}, "rope_theta=1000000.0"),
+    ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn' and this project's model only"),
+    ({"rms_norm_eps": 0.5}, "rms_norm_eps=0.5, which is above 0.01"),
     ({"model_type": "olmoe"}, "model_type='olmoe' cannot be imported: it normalizes queries"),
     ({"vocab_size": 100}, "the tokenizer has 272 ids and config.json vocab_size=100"),
     ({"num_experts": "7"}, "num_experts='7'; it must be a whole number"),

@@ -24,7 +24,8 @@ def arguments(parser) -> None:
   parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="a new folder")
   parser.add_argument(
     "--class", dest="model_type", default="", metavar="NAME",
-    help="llama | qwen2_moe | moe_parity (our own file); the best that is exact if left out",
+    help="llama | qwen2_moe | ernie4_5_moe | moe_parity (our own file); if left out, the first of"
+    " these that is exact",
   )  # fmt: skip
   checkpoint_arguments(parser)
   parser.add_argument(

@@ -4,7 +4,8 @@ import pathlib
 
 HELP = "turn a Hugging Face folder into a run, to evaluate and generate with"
 ABOUT = """\
-Makes a run of a Hugging Face folder (Llama, Qwen2Moe, Mixtral, or an export), bit for bit.
+Makes a run of a Hugging Face folder (Llama, Qwen2Moe, Mixtral, Ernie4.5-MoE, or an export), bit for
+bit.
 
   moe-parity import downloads/llama --out=runs/llama
 
@@ -20,6 +21,14 @@ def arguments(parser) -> None:
     "--data", default="builtin", metavar="SOURCE",
     help="text that evaluate scores, as data.source of a config",
   )  # fmt: skip
+  parser.add_argument(
+    "--as", dest="as_class", default="", metavar="CLASS",
+    help="the known model_type that computes what a config.json of another layout describes",
+  )  # fmt: skip
+  parser.add_argument(
+    "--ignore-keys", default="", metavar="A,B",
+    help="keys of such a config.json that decide nothing",
+  )  # fmt: skip
 
 
 def run(args) -> int:
@@ -28,8 +37,19 @@ def run(args) -> int:
   start_jax()
   from moe_parity.interchange.import_hf import import_folder
 
-  a = import_folder(args.folder, args.out, args.data)
+  ignored = [key for key in args.ignore_keys.split(",") if key]
+  imported = import_folder(
+    args.folder, args.out, args.data, as_class=args.as_class, ignored_keys=ignored
+  )
+  a = imported.architecture
   experts = f", {a.num_experts} experts, {a.experts_per_token} a token" if a.is_moe else ""
   print(f"{args.out}: {a.num_layers} layers of {a.d_model}, {a.vocab_size:,} ids{experts}")
+  if imported.unread_keys:
+    print(
+      f"keys of config.json that no model of its class reads: {', '.join(imported.unread_keys)}"
+    )
+  if imported.unread_tensors:
+    number, first = len(imported.unread_tensors), imported.unread_tensors[0]
+    print(f"{number} tensors of heads that predict further tokens were left out, such as {first}")
   print(f"next: moe-parity evaluate {args.out}   or   moe-parity generate {args.out} --prompt=TEXT")
   return 0

@@ -46,7 +46,8 @@ def export_run(
 
   Args:
     step: of the checkpoint; None takes the newest.
-    model_type: "llama", "qwen2_moe", "moe_parity", or "" for the best that holds it exactly.
+    model_type: "llama", "qwen2_moe", "ernie4_5_moe", "moe_parity", or "" for the first of these
+      that holds it exactly.
     tokenizer: a tokenizer.json, where the run's data are not on this machine.
     shard_bytes: the most a weight file holds.
   Raises:

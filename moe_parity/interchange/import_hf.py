@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import shutil
 import uuid
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from moe_parity.interchange import shards
 from moe_parity.interchange.export import TOKENIZER_CONFIG, read_json
 from moe_parity.interchange.read_config import Imported, read_config
 from moe_parity.interchange.tensors import (
+  ERNIE,
   QWEN2_MOE,
   Leaves,
   Tensor,
@@ -34,13 +36,31 @@ from moe_parity.training.checkpoint import save_model
 
 TIED = "lm_head.weight"  # is the embedding where words are tied
 _UNUSED = ("rotary_emb.inv_freq",)  # of older files; follows from the config
+_NEXT_TOKENS = "mtp_"  # Ernie4.5's further heads, which transformers leaves out as well
 
 
-def import_folder(folder: pathlib.Path, out: pathlib.Path, source: str = "builtin") -> Architecture:
+@dataclasses.dataclass(frozen=True)
+class ImportedRun:
+  """What was made of a folder: the shape, and what of its files no model of the class reads."""
+
+  architecture: Architecture
+  unread_keys: list[str]
+  unread_tensors: list[str]
+
+
+def import_folder(
+  folder: pathlib.Path,
+  out: pathlib.Path,
+  source: str = "builtin",
+  *,
+  as_class: str = "",
+  ignored_keys: Sequence[str] = (),
+) -> ImportedRun:
   """Makes a run folder of a model's; nothing is rounded.
 
   Args:
     source: text that `evaluate` scores, as a config's `data.source`.
+    as_class, ignored_keys: of a config.json of another layout; see `read_config`.
   Raises:
     UserError: a field or a tensor that our model cannot hold, one that is missing, has another
       shape or is not finite; a missing shard; more ids of the tokenizer than of the model.
@@ -49,9 +69,11 @@ def import_folder(folder: pathlib.Path, out: pathlib.Path, source: str = "builti
     raise UserError(f"{folder} is no folder; give one with config.json and safetensors files")
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f"--out={out} exists and is not empty; give a new folder")
-  imported = read_config(read_json(folder, "config.json"))
+  imported = read_config(read_json(folder, "config.json"), as_class, ignored_keys)
   _check_tokenizer(folder, imported.shape["vocab_size"])
   where = shards.weight_map(folder)
+  unread = [n for n in where if imported.model_type == ERNIE and _NEXT_TOKENS in n]
+  where = {name: file for name, file in where.items() if name not in unread}
   architecture = _architecture(imported, folder, where)
   options = ModelOptions(**imported.model)
   _, params, buffers = abstract_model(architecture, options)
@@ -68,7 +90,7 @@ def import_folder(folder: pathlib.Path, out: pathlib.Path, source: str = "builti
     unfinished.rename(out)
   finally:
     shutil.rmtree(unfinished, ignore_errors=True)
-  return architecture
+  return ImportedRun(architecture, imported.unread_keys, unread)
 
 
 def _check_tokenizer(folder: pathlib.Path, vocab_size: int) -> None:

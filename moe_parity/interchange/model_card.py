@@ -4,8 +4,9 @@ import json
 import pathlib
 
 from moe_parity import markdown
-from moe_parity.interchange.hf_config import CLASSES, NORM_EPSILON, ROPE_BASE
-from moe_parity.interchange.tensors import LLAMA, OWN
+from moe_parity.fields.choices import NORM_EPSILON, ROPE_BASE
+from moe_parity.interchange.hf_config import CLASSES
+from moe_parity.interchange.tensors import ERNIE, OWN, QWEN2_MOE
 from moe_parity.training import run_folder
 
 CERTIFICATE, IMPORTED = "certificate.json", "imported"
@@ -150,21 +151,29 @@ A text begins with the token that begins a document; the tokenizer puts it there
 
 def _exactness(plan: dict, config: dict, model_type: str) -> str:
   lines = ["Weights are the run's own, bit for bit; nothing was rounded."]
-  if model_type not in (LLAMA, OWN):
+  if model_type == QWEN2_MOE:
     lines.append(
       "The shared expert of moe_parity has no gate; this class's has. Its gate is zero (one half)"
       " and its down projection doubled, which is exact. Biases are zero."
     )
     lines.append("The router computes in the model's dtype here: float32 routes as in training.")
-  if config["model"].get("position") == "rope":
-    lines.append(f"Rotary base {ROPE_BASE:g}.")
-  lines.append(f"Norms add {NORM_EPSILON:g}.")
+  model = config["model"]
+  if model_type == ERNIE:
+    lines.append("Rows of queries and keys are in the order in which this class rotates them.")
+    if not model.get("normalize_gates"):
+      lines.append(
+        "Gates are raw: `moe_norm_min` of 1 says so to transformers. vLLM's class always divides"
+        " them by their sum and would compute another model."
+      )
+  if model.get("position") == "rope":
+    lines.append(f"Rotary base {model.get('rope_base', ROPE_BASE):g}.")
+  lines.append(f"Norms add {model.get('norm_epsilon', NORM_EPSILON):g}.")
   if not config["data"].get("cross_documents", True):
     lines.append(
       "In training attention did not cross documents. Here it sees all of its input: give one"
       " document a sequence."
     )
-  if config["model"].get("capacity_factor"):
+  if model.get("capacity_factor"):
     lines.append("Assignments beyond capacity were dropped in training; here none are.")
   lines.append(f"Trained on {plan['seq_len']} positions.")
   return "## Exactness\n\n" + "\n".join(f"- {line}" for line in lines)

@@ -1,41 +1,61 @@
 """A Hugging Face config.json as a shape of ours, or the field that our model cannot hold."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from moe_parity.errors import UserError
-from moe_parity.interchange.hf_config import NORM_EPSILON, ROPE_BASE
-from moe_parity.interchange.tensors import LLAMA, MIXTRAL, OWN, QWEN2_MOE
+from moe_parity.errors import UserError, check_choice
+from moe_parity.fields.choices import ROPE_BASE
+from moe_parity.fields.table import ROWS
+from moe_parity.interchange import config_keys
+from moe_parity.interchange.hf_config import NORMALIZED, RAW, ernie_moe_layers
+from moe_parity.interchange.tensors import ERNIE, LLAMA, MIXTRAL, OWN, QWEN2_MOE
 
-MODEL_TYPES = (LLAMA, QWEN2_MOE, MIXTRAL, OWN)
+MODEL_TYPES = (LLAMA, QWEN2_MOE, MIXTRAL, ERNIE, OWN)
+FULL = "full_attention"
+_ROOT = "its ALiBi penalty grows with the square root of the distance, this project's model's with"
+_NORMS = "it normalizes queries and keys (q_norm, k_norm), which this project's model does not"
+_LATENT = "its attention is latent (MLA), which this project's model lacks"
 _REASONS = {
-  "olmoe": "it normalizes queries and keys (q_norm, k_norm), which this project's model does not",
-  "qwen3_moe": "it normalizes queries and keys (q_norm, k_norm), which this project's model does"
-  " not",
-  "deepseek_v2": "its attention is latent (MLA), which this project's model lacks",
-  "deepseek_v3": "its attention is latent (MLA), which this project's model lacks",
+  "olmoe": _NORMS,
+  "qwen3_moe": _NORMS,
+  "deepseek_v2": _LATENT,
+  "deepseek_v3": _LATENT,
+  "step1": f"{_ROOT} the distance",
+  "step1moe": f"{_ROOT} the distance",
 }
 
 
 class Imported(NamedTuple):
-  """Fields of `Architecture` and of a config's `model` section, and the positions trained on."""
+  """What a config.json says.
+
+  Attributes:
+    shape, model: fields of `Architecture` and of a config's `model` section.
+    seq_len: positions trained on.
+    unread_keys: that no model of the class reads; they are said to the user.
+  """
 
   model_type: str
   shape: dict[str, Any]
   model: dict[str, Any]
   seq_len: int
   is_tied: bool
+  unread_keys: list[str]
 
 
-def read_config(config: dict) -> Imported:
+def read_config(config: dict, as_class: str = "", ignored_keys: Sequence[str] = ()) -> Imported:
   """
+  Args:
+    as_class: the model_type whose computation a config of another layout describes; "" takes the
+      config's own.
+    ignored_keys: of such a config, keys that decide nothing.
   Raises:
     UserError: the class or a field of it that our model cannot hold exactly; a field that is
-      missing.
+      missing; a key of another layout that has no counterpart.
   """
-  model_type = config.get("model_type")
-  if model_type not in MODEL_TYPES:
-    reason = _REASONS.get(str(model_type), f"those that can are {', '.join(MODEL_TYPES)}")
-    raise UserError(f"model_type={model_type!r} cannot be imported: {reason}")
+  config = _with_class(config, as_class, ignored_keys)
+  model_type = config["model_type"]
+  unread = config_keys.unread_keys(config, model_type)
+  config = config_keys.DEFAULTS[model_type] | config
   _check_fixed(config, model_type)
   heads, width = _whole(config, "num_attention_heads"), _whole(config, "hidden_size")
   shape = {
@@ -46,44 +66,107 @@ def read_config(config: dict) -> Imported:
     "d_head": config.get("head_dim") or width // heads,
     "vocab_size": _whole(config, "vocab_size"),
   }
-  is_own = model_type == OWN
   moe_layers = _moe_layers(config, model_type, shape["num_layers"])
   if any(moe_layers):
     shape["layout"] = "".join("M" if is_moe else "D" for is_moe in moe_layers)
     shape |= _experts(config, model_type)
   shape["d_ffn"] = 0 if all(moe_layers) else _whole(config, "intermediate_size")
+  positions = _whole(config, "max_position_embeddings")
+  tied = bool(config.get("tie_word_embeddings"))
+  return Imported(model_type, shape, _model(config, model_type), positions, tied, unread)
+
+
+def _with_class(config: dict, as_class: str, ignored_keys: Sequence[str]) -> dict:
+  """The config under the keys of a class that can be imported."""
+  model_type = config.get("model_type")
+  if reason := _REASONS.get(str(model_type)):
+    raise UserError(f"model_type={model_type!r} cannot be imported: {reason}")
+  if as_class:
+    check_choice("--as", as_class, MODEL_TYPES)
+  if ignored_keys and as_class in ("", model_type):
+    raise UserError(
+      f"--ignore-keys={','.join(ignored_keys)} is for a config of another layout, read with --as;"
+      " leave it out"
+    )
+  if as_class and as_class != model_type:
+    return config_keys.renamed(config, as_class, ignored_keys)
+  if model_type not in MODEL_TYPES:
+    raise UserError(
+      f"model_type={model_type!r} cannot be imported: those that can are"
+      f" {', '.join(MODEL_TYPES)}. {config_keys.described(config)}. If it computes what one of"
+      " those does, name it with --as"
+    )
+  return config
+
+
+def _model(config: dict, model_type: str) -> dict[str, Any]:
+  """The fields of a config's `model` section."""
+  is_own = model_type == OWN
   scale = config.get("routed_scale", 1.0) if is_own else 1.0
   model = {
     "position": config.get("position", "alibi") if is_own else "rope",
-    "normalize_gates": model_type == MIXTRAL or bool(config.get("norm_topk_prob", False)),
+    "normalize_gates": _normalizes(config, model_type),
     "routed_scale": "" if scale == 1 else str(scale),
+    "norm_epsilon": _number(config["rms_norm_eps"], "rms_norm_eps", "model.norm_epsilon"),
   }
-  positions = _whole(config, "max_position_embeddings")
-  return Imported(model_type, shape, model, positions, bool(config.get("tie_word_embeddings")))
+  if model["position"] == "rope":
+    usual = config_keys.ROPE_BASES.get(model_type, ROPE_BASE)
+    base = _rope(config).get("rope_theta", config.get("rope_theta", usual))
+    model["rope_base"] = _number(base, "rope_theta", "model.rope_base")
+  return model
 
 
-def _whole(config: dict, name: str) -> int:
+def _number(value: Any, name: str, field: str) -> float:
+  """A number of a config.json that a field of ours can hold."""
+  kind = ROWS[field].kind
+  if problem := kind.problem(value):
+    raise UserError(
+      f"config.json has {name}={value!r}, which {problem}; {field} takes {kind.words()}"
+    )
+  return float(value)
+
+
+def _normalizes(config: dict, model_type: str) -> bool:
+  if model_type == MIXTRAL:
+    return True
+  if model_type != ERNIE:
+    return bool(config.get("norm_topk_prob", False))
+  least = config["moe_norm_min"]
+  if least not in (NORMALIZED, RAW):
+    raise UserError(
+      f"config.json has moe_norm_min={least!r} and this project's model only {NORMALIZED} (gates"
+      f" divided by their sum) and {RAW} (raw gates)"
+    )
+  return least == NORMALIZED
+
+
+def _whole(config: dict, name: str, least: int = 1) -> int:
   value = config.get(name)
-  if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-    raise UserError(f"config.json has {name}={value!r}; it must be a whole number of at least 1")
+  if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    raise UserError(
+      f"config.json has {name}={value!r}; it must be a whole number of at least {least}"
+    )
   return value
+
+
+def _rope(config: dict) -> dict:
+  """Where transformers 5 writes what rotary positions are made with."""
+  return config.get("rope_parameters") or {}
 
 
 def _check_fixed(config: dict, model_type: str) -> None:
   """Refuses what our model has only one value of."""
-  rope = config.get("rope_parameters") or {}
-  base = rope.get("rope_theta", config.get("rope_theta", ROPE_BASE))
   scaling = config.get("rope_scaling") or {}
-  kind = rope.get("rope_type") or scaling.get("rope_type") or scaling.get("type") or "default"
+  old = scaling.get("rope_type") or scaling.get("type")
   uses_window = config.get("use_sliding_window", model_type == MIXTRAL)
   found = {
     "hidden_act": (config.get("hidden_act", "silu"), "silu"),
-    "rms_norm_eps": (config.get("rms_norm_eps", NORM_EPSILON), NORM_EPSILON),
-    "rope_theta": (base, ROPE_BASE),
-    "rope_type": (kind, "default"),
+    "rope_type": (_rope(config).get("rope_type") or old or "default", "default"),
     "partial_rotary_factor": (config.get("partial_rotary_factor", 1.0), 1.0),
     "attention_bias": (bool(config.get("attention_bias")), False),
     "mlp_bias": (bool(config.get("mlp_bias")), False),
+    "use_bias": (bool(config.get("use_bias")), False),
+    "layer_types": (sorted({*(config.get("layer_types") or ()), FULL}), [FULL]),
     "sliding_window": (config.get("sliding_window") if uses_window else None, None),
     "quantization_config": (config.get("quantization_config"), None),
   }
@@ -100,7 +183,17 @@ def _moe_layers(config: dict, model_type: str, num_layers: int) -> list[bool]:
     return [False] * num_layers
   if model_type == MIXTRAL:
     return [True] * num_layers
+  if model_type == ERNIE:
+    _whole(config, "moe_layer_interval")
+    _whole(config, "moe_layer_start_index", least=0)
+    _whole(config, "moe_layer_end_index", least=-1)
+    return ernie_moe_layers(config, num_layers)
   if model_type == OWN:
+    if config.get("num_experts") and "moe_layers" not in config:
+      raise UserError(
+        f"config.json has num_experts={config['num_experts']!r} and no moe_layers, which lists the"
+        " layers that route, from 0; add it"
+      )
     return [layer in config.get("moe_layers", ()) for layer in range(num_layers)]
   step, dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or ()
   return [layer not in dense and (layer + 1) % step == 0 for layer in range(num_layers)]
@@ -112,6 +205,17 @@ def _experts(config: dict, model_type: str) -> dict[str, int]:
       "num_experts": _whole(config, "num_local_experts"),
       "experts_per_token": _whole(config, "num_experts_per_tok"),
       "d_expert": _whole(config, "intermediate_size"),
+    }
+  if model_type == ERNIE:
+    # transformers writes these two by either name.
+    num_experts = "moe_num_experts" if "moe_num_experts" in config else "num_experts"
+    chosen = "moe_k" if "moe_k" in config else "num_experts_per_tok"
+    width = _whole(config, "moe_intermediate_size")
+    return {
+      "num_experts": _whole(config, num_experts),
+      "experts_per_token": _whole(config, chosen),
+      "d_expert": width,
+      "d_shared": width * _whole(config, "moe_num_shared_experts", least=0),
     }
   return {
     "num_experts": _whole(config, "num_experts"),

@@ -17,6 +17,7 @@ from moe_parity.model.layer_stack import split_layout
 from moe_parity.planning.architecture import Architecture
 
 LLAMA, QWEN2_MOE, OWN, MIXTRAL = "llama", "qwen2_moe", "moe_parity", "mixtral"
+ERNIE = "ernie4_5_moe"
 NO_SHARED = 8  # width of the all-zero shared expert that stands for none in a Qwen2Moe file
 
 Leaves = dict[tuple, np.ndarray]  # path of a leaf of our state -> its array
@@ -33,6 +34,8 @@ class Tensor:
     index: where in that leaf.
     is_transposed: its axes are the other way round in ours.
     factor: what it is in the file, over what it is in ours; a power of two, so nothing is rounded.
+    d_head: rows of a head whose rotary pairs lie next to each other in the file and half a head
+      apart in ours; 0 where both have the same order.
   """
 
   name: str
@@ -41,6 +44,7 @@ class Tensor:
   index: tuple[int, ...] = ()
   is_transposed: bool = False
   factor: float = 1.0
+  d_head: int = 0
 
   def read(self, leaves: Leaves) -> np.ndarray:
     """The tensor as it is written to a file, float32."""
@@ -48,6 +52,8 @@ class Tensor:
       return np.zeros(self.shape, np.float32)
     array = np.asarray(leaves[self.path][self.index], np.float32)
     array = array.T if self.is_transposed else array
+    if self.d_head:
+      array = _swap_axes(array, (2, self.d_head // 2))
     return np.ascontiguousarray(array * np.float32(self.factor)).reshape(self.shape)
 
   def write(self, leaves: Leaves, array: np.ndarray) -> None:
@@ -57,6 +63,8 @@ class Tensor:
       UserError: it should be zero and is not.
     """
     if self.path:
+      if self.d_head:
+        array = _swap_axes(array, (self.d_head // 2, 2))
       array = array.T if self.is_transposed else array
       leaf = leaves[self.path]
       leaf[self.index] = (array / self.factor).reshape(leaf[self.index].shape)
@@ -67,11 +75,16 @@ class Tensor:
       )
 
 
+def _swap_axes(array: np.ndarray, head: tuple[int, int]) -> np.ndarray:
+  """The rows of every head, read as a matrix of this shape, in the order of its transpose."""
+  return array.reshape(-1, *head, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+
+
 def tensors(architecture: Architecture, model_type: str, *, learned_scale: bool = False):
   """Every tensor of a file, in the order of the layers (a list of `Tensor`).
 
   Args:
-    model_type: "llama", "qwen2_moe", "mixtral" or "moe_parity", as in config.json.
+    model_type: "llama", "qwen2_moe", "ernie4_5_moe", "mixtral" or "moe_parity", as in config.json.
     learned_scale: the model's `routed_scale` is "learned"; "moe_parity" alone can hold it.
   """
   d, v = architecture.d_model, architecture.vocab_size
@@ -104,9 +117,9 @@ class _Layer:
   prefix: tuple
   repeat: int
 
-  def of(self, name, shape, *path, index=(), transposed=True, factor=1.0) -> Tensor:
+  def of(self, name, shape, *path, index=(), transposed=True, factor=1.0, d_head=0) -> Tensor:
     path, index = (*self.prefix, *path), (self.repeat, *index)
-    return Tensor(self.name + name, shape, path, index, transposed, factor)
+    return Tensor(self.name + name, shape, path, index, transposed, factor, d_head)
 
   def attention(self) -> list[Tensor]:
     a, d = self.architecture, self.architecture.d_model
@@ -121,7 +134,9 @@ class _Layer:
     ]
     for ours, width in widths.items():
       theirs = f"self_attn.{ours[0]}_proj"
-      found.append(self.of(f"{theirs}.weight", (width, d), "attention", ours))
+      is_rotated = self.model_type == ERNIE and ours != "value"
+      d_head = a.d_head if is_rotated else 0
+      found.append(self.of(f"{theirs}.weight", (width, d), "attention", ours, d_head=d_head))
       if self.model_type == QWEN2_MOE:
         found.append(Tensor(f"{self.name}{theirs}.bias", (width,)))
     out = (d, widths["query"])
@@ -168,6 +183,10 @@ class _Layer:
       theirs = f"{self.name}mlp.shared_expert"
       return [gate, *(Tensor(f"{theirs}.{n}.weight", shape) for n, shape in zero.items())]
     bias = ("feedforward", "selection_bias")
+    if self.model_type == ERNIE:
+      name, shape = "mlp.moe_statics.e_score_correction_bias", (1, a.num_experts)
+      found = [self.of(name, shape, *bias, transposed=False)]
+      return found + (self.swiglu("mlp.shared_experts", a.d_shared, *path) if a.d_shared else [])
     found = [self.of("mlp.selection_bias", (a.num_experts,), *bias, transposed=False)]
     if learned_scale:
       found.append(self.of("mlp.routed_scale", (1,), "feedforward", "routed_scale"))
