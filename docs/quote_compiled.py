@@ -11,11 +11,17 @@ RESULTS = ROOT / "results"
 GIB = 2**30
 
 
+# What the constants of `planning/mesh_search.py` were rounded from, with all results/compile_*.json:
+# the only steps without an exchange at that time.
+FITTED_MESHES = ("7b_v5e-64_data4_fsdp16", "7b_v6e-64_data4_fsdp16")
+
+
 def reports() -> list[tuple[dict, bool]]:
-  """(report, whether the constants of `planning/mesh_search.py` were rounded from it) of every step
-  compiled for a TPU slice; those that they were not rounded from are in a folder of their own."""
+  """(report, whether the search's constants were rounded from it) of every step compiled for a TPU
+  slice."""
   files = [(path, True) for path in sorted(RESULTS.glob("compile_*.json"))]
-  files += [(path, False) for path in sorted((RESULTS / "compiled_meshes").glob("*.json"))]
+  meshes = sorted((RESULTS / "compiled_meshes").glob("*.json"))
+  files += [(path, path.stem in FITTED_MESHES) for path in meshes]
   found = [(json.loads(path.read_text()), is_fitted) for path, is_fitted in files]
   return sorted(found, key=lambda pair: (pair[0]["config"], pair[0]["topology"]))
 

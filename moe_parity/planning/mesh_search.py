@@ -3,11 +3,11 @@
 Candidates are ordered by an estimated step time, the sum of
 
   compute    the plan's FLOPs over the peak, a third more where layers are rematerialized
-  memory     HBM_BYTES x tokens x layers x D_m x (K + 2) over the HBM bandwidth: what rows and
-             hidden values cost in all passes. It is the same for every mesh of a slice, and
-             gives communication its weight
-  weights, gradients   over their links, not overlapped; where XLA all-gathers asynchronously
-             (v5e), EXPOSED_GATHERS of the gathers
+  memory     HBM bytes over their bandwidth: HBM_BYTES x tokens x layers x D_m x (K + 2), what rows
+             and hidden values cost in all passes, and EXCHANGED_BYTES instead where rows are
+             dispatched to other devices, which the buffers of an exchange are read and written for
+  weights, gradients   over their links, less what overlaps (EXPOSED_GATHERS, EXPOSED_SCATTERS),
+             and copies next to them where D_m / f is no multiple of 128 (COPIED_BYTES)
   exchange   over its links; of a ragged dispatcher, whose start and done stand apart, less what
              overlaps with computation (at most HIDDEN of it, and OVERLAP of compute and memory)
 
@@ -15,8 +15,7 @@ Bytes sent, with b the bytes of the compute dtype, W_e and W the experts' and al
 m micro-batches:
 
   fsdp     (f-1)/f x (W + W_e/e) x m x b x (1, weights all-gathered, + 1 where the backward pass
-           gathers them again to rematerialize layers, + 1, gradients reduce-scattered, which is an
-           all-reduce of twice as much where D_m / f is no multiple of 128)
+           gathers them again to rematerialize layers, + 1, gradients reduce-scattered)
   data     2 x b bytes of every gradient this device holds, all-reduced: expert weights over `data`,
            others over `expert` too
   expert   dispatch and combine of the slice's token dispatcher (`wire_bytes.py`), and half of the
@@ -27,10 +26,10 @@ a ring with two links, else a line with one. In an all-to-all rows are forwarded
 ring the busiest link carries k/8 of what a device sends, of a line k/4, as `aot/collectives.py`
 counts it where the devices' coordinates are known.
 
-HBM_BYTES, HIDDEN, OVERLAP and EXPOSED_GATHERS are rounded from compiled steps, those of
-`results/compile_*.json`; docs/devices.md shows the estimate next to the compiled time of these and
-of others (`results/compiled_meshes/`). A mesh that does not fit comes after all that
-do. The estimate orders candidates: compile for a mesh to see how good it is.
+The constants are rounded from the compiled steps of `results/compile_*.json` and of some of
+`results/compiled_meshes/`; docs/devices.md shows the estimate next to the compiled time, and which
+steps had no part in them. A mesh that does not fit comes after all that do. The estimate orders
+candidates: compile for a mesh to see how good it is.
 """
 
 import dataclasses
@@ -46,10 +45,26 @@ from moe_parity.planning.mesh_sizes import MeshSizes, check_arms
 from moe_parity.planning.tpu_slices import LANES, Slice, ragged_unsupported
 from moe_parity.planning.wire_bytes import wire_bytes
 
-HEADROOM = 1.2  # what compilers add to planned bytes
-HBM_BYTES = 130  # read and written a token, layer and channel of each of K + 2 rows
+HEADROOM = (
+  1.3  # what compilers add to planned bytes: up to 1.34 of them where layers are rematerialized
+)
+# HBM bytes a token, layer and channel of each of K + 2 rows: without an exchange, and with one by
+# its dispatcher. An `all_to_all` has a quarter more rows than tokens choose, and is v5e's, where no
+# SparseCore permutes them.
+HBM_BYTES = 80
+EXCHANGED_BYTES = {"ragged_all_to_all": 110, "all_gather": 110, "all_to_all": 200}
 HIDDEN, OVERLAP = 0.8, 0.4  # shares of a ragged exchange and of computation that can overlap
-EXPOSED_GATHERS = 0.3  # share of asynchronous all-gathers that computation does not hide
+# Shares of collectives of weights that computation does not hide. A gather of a layer starts with
+# the layer, so that what is needed first is waited for. v5e gathers asynchronously, v6e's
+# SparseCores gather and reduce-scatter (`sharding/compiler_options.py`); all else waits.
+EXPOSED_GATHERS = {"v5e": 0.3, "v6e": 0.5}
+EXPOSED_SCATTERS = {"v6e": 0.5}
+# Where a device's columns are no whole lane tiles, XLA copies a weight after it is gathered and its
+# gradient before it is scattered, at a quarter of the HBM's rate: read and written, bytes a byte.
+# Below MIN_COLUMNS it all-reduces the gradient instead, and overlaps nothing. Both as compiled for
+# a gather and its gradient alone, 7B's and 2B's w_in over 16, 32 and 64 devices of v5e and v6e.
+COPIED_BYTES = 8
+MIN_COLUMNS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,21 +125,39 @@ def _estimate(
   """The step time estimated for a mesh."""
   generation, is_rematerialized = slice_.generation, remat != "none"
   tokens = plan.batch_sequences * plan.seq_len // slice_.num_devices
-  gathered, reduced = weight_bytes(plan.architecture, sizes, item, micro, is_rematerialized)
-  rows = exchange_bytes(plan.architecture, slice_, sizes.expert, tokens, item, is_rematerialized)
+  dispatch = _dispatch(plan.architecture, slice_, sizes.expert)
+  rows = exchange_bytes(plan.architecture, dispatch, sizes.expert, tokens, item, is_rematerialized)
   compute = plan.train_flops_per_token * tokens * (4 / 3 if is_rematerialized else 1)
   rows_in_hbm = plan.architecture.num_layers * (plan.architecture.experts_per_token + 2)
-  moved = HBM_BYTES * tokens * plan.architecture.d_model * rows_in_hbm
-  device = compute / generation.flops_per_device + moved / generation.bandwidth_per_device
-  exchange, waited = rows * _busiest(sizes.expert, slice_) / generation.link_bandwidth, gathered
-  if ragged_unsupported(generation.name, slice_.num_devices):
-    waited *= EXPOSED_GATHERS
-  else:
+  moved = EXCHANGED_BYTES.get(dispatch, HBM_BYTES) * tokens * plan.architecture.d_model
+  device = compute / generation.flops_per_device
+  device += moved * rows_in_hbm / generation.bandwidth_per_device
+  exchange = rows * _busiest(sizes.expert, slice_) / generation.link_bandwidth
+  if dispatch != "all_to_all":
     exchange -= min(HIDDEN * exchange, OVERLAP * device)
-  links = _links(max(sizes.fsdp, sizes.data), slice_)
-  seconds = device + exchange + (waited + reduced) / (links * generation.link_bandwidth)
+  weights = weight_bytes(plan.architecture, sizes, item, micro, is_rematerialized)
+  is_narrow = plan.architecture.d_model // sizes.fsdp < MIN_COLUMNS
+  waited = weights.gathered * (1 if is_narrow else EXPOSED_GATHERS.get(generation.name, 1))
+  waited += weights.scattered * (2 if is_narrow else EXPOSED_SCATTERS.get(generation.name, 1))
+  seconds = device + exchange + waited / (_links(sizes.fsdp, slice_) * generation.link_bandwidth)
+  seconds += COPIED_BYTES * weights.copied / generation.bandwidth_per_device
+  copies = _links(sizes.data * sizes.expert, slice_)
+  seconds += weights.reduced / (copies * generation.link_bandwidth)
   fits = memory.total * HEADROOM <= generation.hbm_bytes
-  return MeshCandidate(sizes, memory, gathered + reduced + rows, seconds, fits)
+  return MeshCandidate(sizes, memory, weights.sent + rows, seconds, fits)
+
+
+def _dispatch(architecture: Architecture, slice_: Slice, expert: int) -> str:
+  """The token dispatcher of a slice; "" where every device has all experts."""
+  if expert == 1:
+    return ""
+  return default_token_dispatch(
+    "tpu",
+    num_experts=architecture.num_experts,
+    experts_per_token=architecture.experts_per_token,
+    num_devices=expert,
+    has_ragged=not ragged_unsupported(slice_.generation.name, slice_.num_devices),
+  )
 
 
 def _torus_axes(size: int, slice_: Slice) -> list[tuple[int, bool]]:
@@ -153,10 +186,31 @@ def _busiest(size: int, slice_: Slice) -> float:
   return worst / _sent_fraction(size)
 
 
+@dataclasses.dataclass(frozen=True)
+class WeightBytes:
+  """Bytes of one device and step.
+
+  Attributes:
+    gathered, scattered, reduced: sent to all-gather weights over `fsdp`, to reduce-scatter their
+      gradients over it, and to all-reduce gradients over the other axes.
+    copied: of weights and gradients that are copied next to a collective.
+  """
+
+  gathered: float
+  scattered: float
+  reduced: float
+  copied: float
+
+  @property
+  def sent(self) -> float:
+    """All that is sent."""
+    return self.gathered + self.scattered + self.reduced
+
+
 def weight_bytes(
   architecture: Architecture, sizes: MeshSizes, item: int, micro: int, is_rematerialized: bool
-) -> tuple[float, float]:
-  """Bytes that one device sends in a step: of weights it gathers, and of gradients (see the top).
+) -> WeightBytes:
+  """Bytes of weights and gradients (see the top).
 
   Args:
     item: bytes of the compute dtype.
@@ -170,16 +224,22 @@ def weight_bytes(
   )
   others += 2 * a.vocab_size * a.d_model
   local = experts / sizes.expert
-  sharded = _sent_fraction(sizes.fsdp) * (others + local) * micro * item
-  scattered = sharded * (2 if a.d_model % (sizes.fsdp * LANES) else 1)
+  whole, passes = (others + local) * micro * item, 2 if is_rematerialized else 1
+  sharded = _sent_fraction(sizes.fsdp) * whole
   copies = sizes.data * sizes.expert
   reduced = _sent_fraction(sizes.data) * local + _sent_fraction(copies) * others
-  return sharded * (2 if is_rematerialized else 1), scattered + 2 * item * reduced / sizes.fsdp
+  is_copied = sizes.fsdp > 1 and a.d_model % (sizes.fsdp * LANES)
+  return WeightBytes(
+    gathered=passes * sharded,
+    scattered=sharded,
+    reduced=2 * item * reduced / sizes.fsdp,
+    copied=(passes + 1) * whole if is_copied else 0.0,
+  )
 
 
 def exchange_bytes(
   architecture: Architecture,
-  slice_: Slice,
+  dispatch: str,
   expert: int,
   tokens: int,
   item: int,
@@ -188,18 +248,14 @@ def exchange_bytes(
   """Bytes that one device sends in a step to dispatch and combine tokens.
 
   Args:
-    expert: devices on that axis. tokens: of one device and step.
+    dispatch: the token dispatcher. expert: devices on that axis. tokens: of one device and step.
     is_rematerialized: whether layers are computed a second time in the backward pass.
   """
   if expert == 1:
     return 0.0
   a = architecture
-  name = default_token_dispatch(
-    "tpu", num_experts=a.num_experts, experts_per_token=a.experts_per_token, num_devices=expert,
-    has_ragged=not ragged_unsupported(slice_.generation.name, slice_.num_devices),
-  )  # fmt: skip
   shape = ExpertParallelShape(tokens, a.experts_per_token, a.num_experts, expert)
-  sent = wire_bytes(name, shape, d_model=a.d_model, itemsize=item)
+  sent = wire_bytes(dispatch, shape, d_model=a.d_model, itemsize=item)
   return a.num_moe_layers * (sent.forward * (1.5 if is_rematerialized else 1.0) + sent.backward)
 
 
