@@ -11,7 +11,7 @@ RESULTS = ROOT / "results"
 GIB = 2**30
 
 
-# What the constants of `planning/mesh_search.py` were rounded from, with all results/compile_*.json:
+# The constants of `planning/mesh_search.py` were rounded from these and all results/compile_*.json:
 # the only steps without an exchange at that time.
 FITTED_MESHES = ("7b_v5e-64_data4_fsdp16", "7b_v6e-64_data4_fsdp16")
 
