@@ -226,7 +226,7 @@ def test_the_report_shows_benchmarks_beside_the_paper(study, package, capsys):
   drawing = report.figure_8(found)
   assert drawing is not None and "</svg>" in drawing.svg(6.6)
   text = report.table_2(found).markdown()
-  assert "20.88" in text and "the paper, 7B" in text and "moe_20" in text
+  assert "20.88" in text and "paper, 7B: dense, 2C" in text and "moe_20" in text
   tables = {made.name: made for made in report.all_tables(found)}
   (section,) = report.section(found, {"downstream": drawing}, tables)
   assert "RACE" in section.body and "was not counted" in section.body

@@ -1,4 +1,4 @@
-"""Scores of single items, programs that models write, and the registry."""
+"""Scores of single items, programs that models write, and items in the training text."""
 
 import math
 
@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from moe_parity.data.readers import Document
-from moe_parity.downstream import contamination, intervals, metrics, registry, sandbox
+from moe_parity.downstream import contamination, intervals, metrics, sandbox
 from moe_parity.downstream.tasks import BenchmarkTask, Item
 from moe_parity.errors import UserError
-from moe_parity.paper.downstream import published
 
 
 def test_lengths_decide_where_nats_are_divided():
@@ -102,26 +101,6 @@ def test_a_body_gets_its_header_and_a_whole_function_does_not():
   assert sandbox.passes(item, "  return 2 * x")
   assert sandbox.passes(item, "def f(x):\n  return x + 2")
   assert not sandbox.passes(item, "  return x")
-
-
-def test_every_benchmark_has_tasks_or_a_reason():
-  rows = registry.benchmarks()
-  groups = [sum(row.group == group for row in rows) for group in registry.GROUPS]
-  assert groups == [13, 16]
-  assert all(bool(row.tasks) != bool(row.reason) for row in rows)
-  assert {row.category for row in rows} - {""} <= set(registry.CATEGORIES)
-  assert len({row.name for row in rows}) == 29
-
-
-def test_lm_evals_names_lead_to_a_benchmark():
-  assert registry.of_lm_eval("mmlu_pro_law").name == "MMLU-Pro"
-  assert registry.of_lm_eval("mmlu_anatomy").name == "MMLU"
-  assert registry.of_lm_eval("zoo") is None
-
-
-def test_published_scores_are_numbers_and_say_where_from():
-  assert len(published()) == 5
-  assert all(float(cell.score) and cell.source == "Table 2" for cell in published())
 
 
 def test_items_in_the_training_text_are_counted(tmp_path):

@@ -1,9 +1,10 @@
 """The paper's 29 benchmarks: category, metric, shots, where the data come from, and which are here.
 
-`benchmarks.csv` has a row for each, in the paper's two groups: 13 of pretrained and 16 of
-fine-tuned models. Where a benchmark cannot be had without a network, its row says why; a report
-lists it with that reason. `tasks` are names of `catalog`, `lm_eval` one of lm-eval's own, for who
-has a network.
+`benchmarks.csv` has a row for each, in the paper's two groups: 13 of pretrained (Appendix D) and 16
+of fine-tuned models (Table 2), with the paper's categories. BBH and DROP are in both groups. The
+paper states neither metric nor shots; those are what is usual for a benchmark. Where one cannot be
+had without a network, its row says why; a report lists it with that reason. `tasks` are names of
+`catalog`, `lm_eval` those of lm-eval, for who has a network.
 """
 
 import csv
@@ -20,7 +21,7 @@ GROUPS = ("PT", "SFT")  # pretrained, fine-tuned
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
   """A row of benchmarks.csv. `tasks` is empty exactly where `reason` says why it is not here;
-  `evidence` says how the paper is known to use it."""
+  `evidence` says where the paper names it."""
 
   name: str
   group: str
@@ -29,7 +30,7 @@ class Benchmark:
   shots: str
   source: str
   tasks: tuple[str, ...]
-  lm_eval: str
+  lm_eval: tuple[str, ...]
   reason: str
   evidence: str
 
@@ -39,7 +40,10 @@ def benchmarks() -> tuple[Benchmark, ...]:
   """All rows, in the file's order."""
   text = (resources.files(__package__) / "benchmarks.csv").read_text("utf-8")
   rows = csv.DictReader(text.splitlines())
-  return tuple(Benchmark(**{**row, "tasks": tuple(row["tasks"].split())}) for row in rows)
+  names = ("tasks", "lm_eval")
+  return tuple(
+    Benchmark(**row | {name: tuple(row[name].split()) for name in names}) for row in rows
+  )
 
 
 # Categories of tasks that are none of the paper's 29, by how their names begin.
@@ -52,9 +56,10 @@ OTHERS = {
 
 
 def labeled(task: BenchmarkTask) -> BenchmarkTask:
-  """The task with the category and name of its benchmark, where the registry knows it."""
-  for row in benchmarks():
-    if task.name in row.tasks or task.name == row.lm_eval:
+  """The task with the category and name of its benchmark, where the registry knows it; of Table 2
+  for one that is in both groups."""
+  for row in reversed(benchmarks()):
+    if task.name in row.tasks or task.name in row.lm_eval:
       return dataclasses.replace(task, category=row.category, benchmark=row.name)
   for begin, category in OTHERS.items():
     if task.name.startswith(begin):
@@ -63,9 +68,15 @@ def labeled(task: BenchmarkTask) -> BenchmarkTask:
 
 
 def of_lm_eval(name: str) -> Benchmark | None:
-  """The benchmark of one of lm-eval's tasks, or of the group that its name begins with."""
-  known = [row for row in benchmarks() if row.lm_eval and f"{name}_".startswith(f"{row.lm_eval}_")]
-  return max(known, key=lambda row: len(row.lm_eval), default=None)
+  """The benchmark of one of lm-eval's tasks, or of the group that its name begins with; of Table 2
+  for one that is in both groups."""
+  known = [
+    (len(group), row)
+    for row in reversed(benchmarks())
+    for group in row.lm_eval
+    if f"{name}_".startswith(f"{group}_")
+  ]
+  return max(known, key=lambda pair: pair[0], default=(0, None))[1]
 
 
 SUITES = {

@@ -1,6 +1,6 @@
-"""Downstream scores as the paper prints them, in percent: the cells of Table 2 that are held here.
+"""Downstream scores as the paper prints them, in percent: Table 2 of version 2.
 
-downstream.csv has five of its cells; the rest of Table 2 and the curves of the poster's Figure 8
+downstream.csv has its 48 cells and the averages of its columns. The curves of the poster's Figure 8
 are not held. Scores are printed without seeds or intervals (see `anomalies`, A17).
 """
 
@@ -23,6 +23,6 @@ class PublishedScore:
 
 @functools.cache
 def published() -> tuple[PublishedScore, ...]:
-  """All that are held, in the file's order."""
+  """All cells, in the file's order."""
   text = (resources.files(__package__) / "downstream.csv").read_text("utf-8")
   return tuple(PublishedScore(**row) for row in csv.DictReader(text.splitlines()))

@@ -8,7 +8,7 @@ from moe_parity.downstream import registry
 from moe_parity.paper.downstream import published
 from moe_parity.report import figure_style
 from moe_parity.report.markup import Section, figure, paragraphs, table
-from moe_parity.report.table_formats import Column, Table, fixed, interval, percent, signed
+from moe_parity.report.table_formats import Column, Table, fixed, interval, signed
 from moe_parity.study.analysis.downstream import ALL, FILE, STATES
 
 REUSED = 1.05  # epochs from which an arm counts as reusing its text
@@ -75,43 +75,55 @@ def comparisons(found: dict) -> Table:
 
 
 def table_2(found: dict) -> Table:
-  """A row an arm, fine-tuned if there are such runs: average and categories, then the paper's."""
+  """The paper's Table 2 and, next to it, this study's fine-tuned arms, or its pretrained ones.
+
+  Rows are the average, categories and benchmarks; the paper's category is the mean of its rows.
+  """
   state = STATES[1] if STATES[1] in found.get("states", {}) else STATES[0]
   part = found.get("states", {}).get(state, {"arms": [], "scores": []})
-  by_arm = {
-    arm["name"]: {"arm": arm["name"], "whose": "this study", "rate": arm["activation_rate"]}
-    for arm in part["arms"]
-  }
+  examined = {row["label"] for row in part["scores"] if row["scale"] == "accuracy"}
+  of_paper = [row for row in registry.benchmarks() if row.group == "SFT"]
+  names = {row.name: row.name.removesuffix(" (SFT)") for row in of_paper}
+  labels = {ALL: "average", **{name: name for name in registry.CATEGORIES}}
+  tasks = {row.name: next((task for task in row.tasks if task in examined), "") for row in of_paper}
+  rows: dict[str, dict[str, Any]] = {label: {"row": shown} for label, shown in labels.items()}
+  for row in of_paper:
+    task = tasks[row.name]
+    shown = f"{names[row.name]} ({task})" if task else names[row.name]
+    rows[task or row.name] = {"row": shown, "category": row.category, **_printed([names[row.name]])}
+  rows[ALL] |= _printed(["average of 16"])
+  for category in registry.CATEGORIES:
+    members = [names[row.name] for row in of_paper if row.category == category]
+    rows[category] |= _printed(members)
   for row in part["scores"]:
-    if row["scale"] == "accuracy" and (
-      row["kind"] == "category" or row["label"].startswith("mmlu")
-    ):
-      by_arm[row["arm"]][_key(row["label"])] = 100 * row["score"]
-  printed: dict[str, dict] = {}
-  for cell in published():
-    row = printed.setdefault(cell.arm, {"arm": cell.arm, "whose": "the paper, 7B"})
-    row[_key("all tasks" if cell.benchmark.startswith("average") else cell.benchmark)] = float(
-      cell.score
-    )
-  keys = [_key(ALL), *registry.CATEGORIES, "mmlu", "musr"]
-  rows = [*by_arm.values(), *printed.values()]
-  headers = {"all_tasks": "average", "mmlu": "MMLU", "musr": "MuSR"}
+    if row["scale"] == "accuracy" and row["label"] in rows:
+      rows[row["label"]][f"arm {row['arm']}"] = 100 * row["score"]
+  arms = [arm["name"] for arm in part["arms"]]
+  columns = [Column(f"paper {arm}", f"paper, 7B: {arm}", fixed(2)) for arm in _printed_arms()]
+  columns += [Column(f"arm {name}", name, fixed(2)) for name in arms]
   return Table(
     "downstream_table_2",
-    f"Table 2: accuracy in percent, {state} arms",
+    f"Table 2: accuracy in percent, the paper's 7B and {state} arms of this study",
     (
-      Column("whose", "whose", number=False),
-      Column("arm", "arm", number=False),
-      Column("rate", "r_a %", percent),
-      *(Column(key, headers.get(key, key), fixed(2)) for key in keys),
+      Column("row", "benchmark", number=False),
+      Column("category", "category", number=False),
+      *columns,
     ),
-    rows,
+    list(rows.values()),
   )
 
 
-def _key(label: str) -> str:
-  low = label.lower().replace(" ", "_")
-  return "mmlu" if low.startswith("mmlu") else low
+def _printed_arms() -> list[str]:
+  return list(dict.fromkeys(cell.arm for cell in published()))
+
+
+def _printed(benchmarks: list[str]) -> dict[str, float]:
+  """The paper's mean score on some benchmarks, by column."""
+  scores = {(cell.arm, cell.benchmark): float(cell.score) for cell in published()}
+  return {
+    f"paper {arm}": sum(scores[arm, name] for name in benchmarks) / len(benchmarks)
+    for arm in _printed_arms()
+  }
 
 
 def _scale(row: dict) -> float:
