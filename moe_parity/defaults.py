@@ -19,6 +19,14 @@ def base() -> ConfigDict:
   return config
 
 
+def completed(stored: dict) -> ConfigDict:
+  """A stored config (`config.from_stored`) to train with again; what is newer than it is at its
+  default."""
+  defaults = base().to_dict()
+  sections = {name: defaults[name] | stored.get(name, {}) for name in SECTIONS}
+  return ConfigDict(defaults | stored | sections)
+
+
 def dense_arm(**fields) -> ConfigDict:
   """A dense arm; what is 0 or "" is left to the solver.
 

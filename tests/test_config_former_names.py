@@ -5,8 +5,9 @@ import pathlib
 
 import pytest
 
-from moe_parity import config
+from moe_parity import config, defaults
 from moe_parity.errors import UserError
+from moe_parity.planning.config_rules import check_config
 
 DEMO = f"{pathlib.Path(__file__).parents[1]}/configs/demo.py:tiny"
 STORED = pathlib.Path(__file__).parent / "golden" / "run_before_token_dispatch" / "config.json"
@@ -68,3 +69,15 @@ def test_a_config_stored_before_takes_newer_fields_as_defaults():
   read = config.from_stored(stored)
   assert read["evaluation"]["tuning_share"] == 0.0 and read["train"]["device_watts"] == 0.0
   assert read["model"]["rope_base"] == 10_000.0 and read["model"]["norm_epsilon"] == 1e-6
+
+
+def test_an_old_config_can_be_trained_with_again():
+  stored = config.from_stored(json.loads(STORED.read_text()))
+  assert "save_minutes" not in stored["train"] and "finetuning" not in stored
+  again = defaults.completed(stored)
+  check_config(again)
+  assert again.train.save_minutes == defaults.base().train.save_minutes
+  assert again.finetuning == defaults.base().finetuning
+  for name, section in stored.items():
+    kept = again[name].to_dict() if isinstance(section, dict) else again[name]
+    assert section == ({key: kept[key] for key in section} if isinstance(section, dict) else kept)

@@ -3,7 +3,14 @@
 import json
 import pathlib
 
-from moe_parity.commands.common import json_argument, on_disk, place, worker_argument
+from moe_parity.commands.common import (
+  json_argument,
+  on_disk,
+  place,
+  process_arguments,
+  processes,
+  worker_argument,
+)
 from moe_parity.commands.output import print_table
 from moe_parity.errors import UserError
 
@@ -49,6 +56,7 @@ def arguments(parser) -> None:
   parser.add_argument("--mesh", type=_integers, default=None, metavar="D,F,E",
                       help="devices along data, fsdp and expert; as pretrained")  # fmt: skip
   worker_argument(parser)
+  process_arguments(parser)
   json_argument(parser)
 
 
@@ -79,14 +87,20 @@ def run(args) -> int:
 
   store = open_run_data(args.folder, config)
   rows = chat_rows(config, store, base.plan["seq_len"])
+  from moe_parity.config import to_json
   from moe_parity.startup import start_jax
   from moe_parity.study.certificate import certify_run
+  from moe_parity.study.workers.agreement import check_agreement
   from moe_parity.study.workers.stop_signals import StopSignals
 
   with StopSignals() as stop:
-    start_jax()
+    start_jax(**processes(args))
     stop.join_processes()
-    tried, chosen = _sweep(args, config, base, store, rows, out, stop)
+    check_agreement(to_json(config))
+    swept = _sweep(args, config, base, store, rows, out, stop)
+  if swept is None:
+    return 0
+  tried, chosen = swept
   passed = certify_run(out)["passed"]
   if args.json:
     print(json.dumps({"chosen": chosen["candidate"], "candidates": tried}, indent=2))
@@ -104,14 +118,13 @@ def _config(args, base):
   Raises:
     UserError: an option that breaks its row of the table of fields.
   """
-  from ml_collections import ConfigDict
-
   from moe_parity.config import from_stored
   from moe_parity.defaults import base as defaults
+  from moe_parity.defaults import completed
   from moe_parity.fields.check import check_fields
   from moe_parity.training import run_folder
 
-  config = ConfigDict(from_stored(run_folder.read_json(base.folder / run_folder.CONFIG)))
+  config = completed(from_stored(run_folder.read_json(base.folder / run_folder.CONFIG)))
   config.finetuning = defaults().finetuning
   for name in config.finetuning:
     if getattr(args, name, None) is not None:
@@ -136,33 +149,36 @@ def _check_out(out: pathlib.Path) -> None:
     raise UserError(f"--out={out} is not empty and holds no fine-tuned run; give a new folder")
 
 
-def _sweep(args, config, base, store, rows, out, stop) -> tuple[list[dict], dict]:
-  """(every candidate, the chosen one), which `out` then holds."""
+def _sweep(args, config, base, store, rows, out, stop) -> tuple[list[dict], dict] | None:
+  """(every candidate, the chosen one), which `out` then holds; None but in the first process."""
   from moe_parity import files
   from moe_parity.console import TrainingBars
   from moe_parity.finetuning import sweep
   from moe_parity.finetuning.finetune import finetune_arm, plan_candidate
-  from moe_parity.study.workers.run_lease import leased
+  from moe_parity.study.workers.run_lease import leased_everywhere
   from moe_parity.training.control import RunControl
   from moe_parity.training.loop import NotFiniteError
 
   (out / sweep.CANDIDATES).mkdir(parents=True, exist_ok=True)
   sweep.check_candidates(out, rows.counts)
   tried = []
-  with TrainingBars() as bars, leased(out, bars.print, args.worker) as lease:
-    stop.release = lambda: lease.release("stopped")
+  with TrainingBars() as bars, leased_everywhere(out, bars.print, args.worker) as lease:
+    if lease is not None:
+      stop.release = lambda: lease.release("stopped")
     for rate, epochs in sweep.candidates(config.finetuning):
       plan = plan_candidate(config, base, rows, rate, epochs)
       name = sweep.candidate_name(rate, epochs)
       folder = out / sweep.CANDIDATES / name
       on_log = lambda p, label=f"{plan.name} {name}": bars.update(label, p)  # noqa: E731
-      control = RunControl(lease.check, stop)
+      control = RunControl(lease.check, stop) if lease else RunControl(stop=stop)
       try:
         result = finetune_arm(config, plan, store, base, rows, folder, on_log, bars.print, control)
       except NotFiniteError as error:
         bars.print(f"{name}: {error}")
         result = None
       tried.append(sweep.row_of(rate, epochs, result))
+    if lease is None:
+      return None
     chosen = sweep.best(tried)
     lease.check()
     sweep.adopt(out / sweep.CANDIDATES / chosen["candidate"], out)

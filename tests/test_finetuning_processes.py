@@ -1,0 +1,56 @@
+"""`sft` by two processes of this machine as one run, against one process on the same run."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from moe_parity import cli
+from moe_parity.study.certificate import certify_run
+from tests.helpers import chats
+from tests.helpers.workers import end_all, start, world
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FEW = ["--config.budget.dense_tokens=5000", "--config.evaluation.max_tokens=500"]
+OPTIONS = ["--learning-rates=0.1,0.5", "--epochs=1", "--batch-sequences=4", "--too-long=leave-out"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """(folder of one process's fine-tuned run, of two processes', what the two said)."""
+  folder = tmp_path_factory.mktemp("runs")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("MOE_PARITY_CACHE", str(folder / "cache"))
+    config = f"--config={ROOT}/configs/demo.py:tiny"
+    assert cli.main(["train", config, "--arm=moe_40", f"--workdir={folder}/base", *FEW]) == 0
+    data = chats.write(folder / "chats.jsonl", chats.chats(60))
+    command = ["sft", str(folder / "base"), "--data", data, *OPTIONS]
+    assert cli.main([*command, f"--out={folder}/one"]) == 0
+  two = [*command, f"--out={folder}/two", "--mesh=1,1,2"]
+  ends = end_all(*(start(folder / "cache", *two, *place) for place in world(2)))
+  for code, output in ends:
+    assert code == 0, output
+  return folder / "one", folder / "two", [output for _, output in ends]
+
+
+def test_two_processes_choose_as_one_does(runs):
+  one, two = (json.loads((folder / "finetuning.json").read_text()) for folder in runs[:2])
+  assert one["chosen"] == two["chosen"]
+  for expected, found in zip(one["candidates"], two["candidates"], strict=True):
+    assert found["candidate"] == expected["candidate"]
+    # Float32 sums in another order, which may tip a choice between experts that are nearly equal.
+    np.testing.assert_allclose(found["cross_entropy"], expected["cross_entropy"], rtol=2e-3)
+
+
+def test_two_processes_see_every_chat_once_a_pass(runs):
+  one, two, _ = runs
+  with np.load(one / "ledger.npz") as expected, np.load(two / "ledger.npz") as found:
+    for name in expected.files:
+      np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+  assert certify_run(two)["passed"]
+
+
+def test_the_first_process_alone_reports_the_sweep(runs):
+  first, second = runs[2]
+  assert "lr0p5_e1" in first and "lr0p5_e1" not in second
