@@ -4,12 +4,12 @@ Candidates are ordered by an estimated step time, the sum of
 
   compute    the plan's FLOPs over the peak, a third more where layers are rematerialized
   memory     HBM bytes over their bandwidth: HBM_BYTES x tokens x layers x D_m x (K + 2), what rows
-             and hidden values cost in all passes, and EXCHANGED_BYTES instead where rows are
-             dispatched to other devices, which the buffers of an exchange are read and written for
+             and hidden values cost in all passes, and more where tokens are dispatched to other
+             devices (EXCHANGED_BYTES, GATHERED_BYTES); PARAMETER_BYTES of the optimizer
   weights, gradients   over their links, less what overlaps (EXPOSED_GATHERS, EXPOSED_SCATTERS),
              and copies next to them where D_m / f is no multiple of 128 (COPIED_BYTES)
-  exchange   over its links; of a ragged dispatcher, whose start and done stand apart, less what
-             overlaps with computation (at most HIDDEN of it, and OVERLAP of compute and memory)
+  exchange   over its links; where it is asynchronous, less what overlaps with computation (at most
+             HIDDEN of it, and OVERLAP of compute and memory)
 
 Bytes sent, with b the bytes of the compute dtype, W_e and W the experts' and all other parameters,
 m micro-batches:
@@ -40,19 +40,27 @@ from moe_parity.errors import UserError
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.expert_parallel import ExpertParallelShape, default_token_dispatch
-from moe_parity.planning.memory import DTYPE_BYTES, MAX_LOGITS_IN_MEMORY, Memory, device_memory
+from moe_parity.planning.memory import (
+  DTYPE_BYTES,
+  MAX_LOGITS_IN_MEMORY,
+  Memory,
+  device_memory,
+  row_width,
+)
 from moe_parity.planning.mesh_sizes import MeshSizes, check_arms
 from moe_parity.planning.tpu_slices import LANES, Slice, ragged_unsupported
 from moe_parity.planning.wire_bytes import wire_bytes
 
-HEADROOM = (
-  1.3  # what compilers add to planned bytes: up to 1.34 of them where layers are rematerialized
-)
+HEADROOM = 1.3  # what compilers add to planned bytes: 1.1 to 1.34 of them, most with remat
 # HBM bytes a token, layer and channel of each of K + 2 rows: without an exchange, and with one by
 # its dispatcher. An `all_to_all` has a quarter more rows than tokens choose, and is v5e's, where no
 # SparseCore permutes them.
 HBM_BYTES = 80
-EXCHANGED_BYTES = {"ragged_all_to_all": 110, "all_gather": 110, "all_to_all": 200}
+EXCHANGED_BYTES = {"ragged_all_to_all": 110, "all_to_all": 200}
+# An `all_gather` has a device convert, permute and sum rows of all tokens of its group, padded to
+# eight lane tiles: HBM bytes a gathered token, layer and channel.
+GATHERED_BYTES = 250
+PARAMETER_BYTES = 40  # Adam reads 16 and writes 12, casts and gradients are the rest
 HIDDEN, OVERLAP = 0.8, 0.4  # shares of a ragged exchange and of computation that can overlap
 # Shares of collectives of weights that computation does not hide. A gather of a layer starts with
 # the layer, so that what is needed first is waited for. v5e gathers asynchronously, v6e's
@@ -128,12 +136,14 @@ def _estimate(
   dispatch = _dispatch(plan.architecture, slice_, sizes.expert)
   rows = exchange_bytes(plan.architecture, dispatch, sizes.expert, tokens, item, is_rematerialized)
   compute = plan.train_flops_per_token * tokens * (4 / 3 if is_rematerialized else 1)
-  rows_in_hbm = plan.architecture.num_layers * (plan.architecture.experts_per_token + 2)
-  moved = EXCHANGED_BYTES.get(dispatch, HBM_BYTES) * tokens * plan.architecture.d_model
-  device = compute / generation.flops_per_device
-  device += moved * rows_in_hbm / generation.bandwidth_per_device
-  exchange = rows * _busiest(sizes.expert, slice_) / generation.link_bandwidth
-  if dispatch != "all_to_all":
+  moved = PARAMETER_BYTES / 4 * memory.parameters  # float32
+  moved += _row_bytes(plan.architecture, dispatch, sizes.expert, tokens)
+  device = compute / generation.flops_per_device + moved / generation.bandwidth_per_device
+  busiest = _busiest(sizes.expert, slice_)
+  if dispatch == "all_gather":
+    busiest = 1 / _links(sizes.expert, slice_)
+  exchange = rows * busiest / generation.link_bandwidth
+  if not ragged_unsupported(generation.name, slice_.num_devices):
     exchange -= min(HIDDEN * exchange, OVERLAP * device)
   weights = weight_bytes(plan.architecture, sizes, item, micro, is_rematerialized)
   is_narrow = plan.architecture.d_model // sizes.fsdp < MIN_COLUMNS
@@ -145,6 +155,16 @@ def _estimate(
   seconds += weights.reduced / (copies * generation.link_bandwidth)
   fits = memory.total * HEADROOM <= generation.hbm_bytes
   return MeshCandidate(sizes, memory, weights.sent + rows, seconds, fits)
+
+
+def _row_bytes(architecture: Architecture, dispatch: str, expert: int, tokens: int) -> int | float:
+  """HBM bytes of rows and hidden values in all passes of a step."""
+  a = architecture
+  rows = tokens * a.num_layers * a.d_model * (a.experts_per_token + 2)
+  moved = EXCHANGED_BYTES.get(dispatch, HBM_BYTES) * rows
+  if dispatch == "all_gather":
+    moved += GATHERED_BYTES * expert * tokens * a.num_moe_layers * row_width(a.d_model)
+  return moved
 
 
 def _dispatch(architecture: Architecture, slice_: Slice, expert: int) -> str:
