@@ -6,8 +6,10 @@ import math
 
 import pytest
 
+from moe_parity import config as configs
 from moe_parity.errors import UserError
-from moe_parity.study.comparisons import Results, plan_comparisons
+from moe_parity.planning.plan import make_plan
+from moe_parity.study.comparisons import Results, plan_comparisons, with_arms
 from moe_parity.study.methods import activation_rate
 from moe_parity.study.workers.runner import run_study
 from tests.helpers import fake_training
@@ -202,3 +204,23 @@ def test_arms_that_are_no_templates_are_refused():
     made.study.activation_rates = RATES
   with pytest.raises(UserError, match="derives its arms from config.arms.dense and"):
     plan_comparisons(made, Results(None))
+
+
+def small_controls(multiples):
+  """The shapes of dense and of its small controls, of a sweep whose dense arm has a given shape."""
+  study = configs.load("configs/depth.py")
+  with study.unlocked():
+    study.study.small_multiples = multiples
+  arms = activation_rate.sweep_arms(study) | activation_rate.controls(study, "moe_20", (0,))
+  return {arm.name: arm.architecture for arm in make_plan(with_arms(study, arms)).arms}
+
+
+def test_small_controls_are_as_wide_for_their_depth_as_dense():
+  shapes = small_controls((0.5, 0.25))
+  for name in ("dense_small_0p5", "dense_small_0p25"):
+    assert shapes[name].aspect_ratio == pytest.approx(80 / 3, rel=0.35)
+    assert shapes[name].num_layers < shapes["dense"].num_layers
+
+
+def test_a_small_control_that_cannot_be_as_wide_has_a_shape_all_the_same():
+  assert small_controls((0.01,))["dense_small_0p01"].aspect_ratio < 80 / 3 / 1.35

@@ -115,11 +115,24 @@ def controls(config: ConfigDict, best: str, seeds: Sequence[int]) -> dict[str, C
   dense = template(config, "dense")
   own = dict.fromkeys(CONTROL_SHAPE, 0) | {"aspect_ratio": 0.0, "ffn_ratio": 0.0}
   arms = {"dense_active": _made(dense_arm, dense | own, active_of=best, seeds=seeds)}
-  small = dense | dict.fromkeys(("num_layers", "d_model", "num_heads", "d_ffn"), 0)
   for multiple in study.small_multiples:
     name = f"dense_small_{multiple:g}".replace(".", "p")
-    arms[name] = _made(dense_arm, small, params_multiple=multiple, seeds=seeds)
+    arms[name] = _small(config, dense, params_multiple=multiple, seeds=seeds)
   return arms
+
+
+def _small(config: ConfigDict, dense: dict, **changes) -> ConfigDict:
+  """A smaller dense model, as wide for its depth as the dense arm is: a control of worse shape
+  would explain too little. Where no shape of its size is, the planner's own preference."""
+  free = dense | dict.fromkeys(("num_layers", "d_model", "num_heads", "d_ffn"), 0)
+  arms = {"dense": _made(dense_arm, dense)}
+  shape = make_plan(with_arms(config, arms)).arms[0].architecture
+  alike = _made(dense_arm, free, aspect_ratio=shape.aspect_ratio, **changes)
+  try:
+    make_plan(with_arms(config, arms | {"small": alike}))
+  except UserError:
+    return _made(dense_arm, free, **changes)
+  return alike
 
 
 def _made(make, fields: dict, **changes) -> ConfigDict:
