@@ -181,6 +181,20 @@ def test_a_run_without_checkpoint_is_refused(run, package, tmp_path, capsys):
   assert "holds no checkpoint; train the run first" in capsys.readouterr().err
 
 
+def test_an_imported_model_is_examined_as_the_run_is(run, package, tmp_path, capsys):
+  pytest.importorskip("safetensors")
+  assert cli.main(["export", str(run), f"--out={tmp_path}/hf"]) == 0
+  assert cli.main(["import", f"{tmp_path}/hf", f"--out={tmp_path}/back"]) == 0
+  capsys.readouterr()
+  shown = []
+  for folder in (run, tmp_path / "back"):
+    assert examined(folder, package, "--tasks=zoo_rc_0shot", "--json") == 0
+    told = capsys.readouterr()
+    shown.append(json.loads(told.out)[0]["scores"])
+  assert shown[0] == shown[1]
+  assert "its training text is not known" in told.err
+
+
 def test_the_list_names_every_benchmark_and_why_not(package, capsys):
   assert cli.main(["downstream", "--list", f"--olmes={package}", "--json"]) == 0
   shown = json.loads(capsys.readouterr().out)

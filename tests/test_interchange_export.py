@@ -2,9 +2,12 @@
 
 import json
 import os
+import pathlib
 import shutil
+import subprocess
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -18,6 +21,7 @@ from moe_parity.interchange import check, shards
 from moe_parity.interchange.export import export_run, read_json
 from moe_parity.interchange.import_hf import import_folder
 from moe_parity.interchange.read_config import read_config
+from moe_parity.model.transformer import abstract_model
 from moe_parity.training.checkpoint import save_model
 from moe_parity.training.load_run import load_run
 from tests.helpers import small_model
@@ -203,6 +207,26 @@ def test_transformers_says_what_we_say(exported):
     pytest.skip(f"{check.PYTHON} names no Python with torch and transformers")
   result = check.check_export(exported)
   assert result["passed"], result
+
+
+@pytest.mark.slow
+def test_what_transformers_wrote_computes_the_same_here(tmp_path):
+  if check.PYTHON not in os.environ:
+    pytest.skip(f"{check.PYTHON} names no Python with torch and transformers")
+  script = pathlib.Path(__file__).parent / "helpers" / "transformers_models.py"
+  subprocess.run([os.environ[check.PYTHON], str(script), str(tmp_path)], check=True)
+  for folder in sorted(path for path in tmp_path.iterdir() if path.is_dir()):
+    byte_tokenizer().save(folder / "tokenizer.json")
+    assert import_folder(folder, tmp_path / "runs" / folder.name).unread_keys == [], folder.name
+    run = load_run(tmp_path / "runs" / folder.name)
+    graph = abstract_model(run.architecture, run.options)[0]
+    model = nnx.merge(graph, run.params, run.buffers)
+    with np.load(folder / "reference.npz") as reference:
+      expected, tokens = reference["logits_BSV"], reference["tokens_BS"].astype(np.int32)
+    hidden = model.final_hidden(jnp.asarray(tokens))[0]
+    found = np.asarray(model.logits(hidden)).reshape(expected.shape)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=check.TOLERANCE, err_msg=folder.name)
+    np.testing.assert_array_equal(found.argmax(-1), expected.argmax(-1))
 
 
 def damage(folder, how):

@@ -101,8 +101,8 @@ def test_an_unknown_layout_is_told_key_by_key():
     read_config(FOREIGN)
   text = str(error.value)
   assert text.count("\n") == 0 and "model_type='ours_v2' cannot be imported" in text
-  assert "num_attention_groups is num_kv_heads" in text and "max_seq_len is seq_len" in text
-  assert "not known: logit_soft_cap. If it computes" in text
+  assert "num_kv_heads (num_attention_groups)" in text and "seq_len (max_seq_len)" in text
+  assert "without a counterpart: logit_soft_cap. If it computes" in text
 
 
 def test_another_layout_is_read_as_the_class_that_the_user_names():

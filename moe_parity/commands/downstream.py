@@ -85,6 +85,7 @@ def _examine(args) -> int:
     counted_in=args.folder,
   )
   runs = [(label, run.folder) for label, run in comparison.runs_of(args.folder)]
+  runs = runs or _imported(args.folder)
   if not runs:
     raise UserError(f"{args.folder} holds no finished run; train one first")
   from moe_parity.startup import start_jax
@@ -111,6 +112,16 @@ def _examine(args) -> int:
     compared = comparison.write(args.folder, paths, counted)
   _print(args, found, compared)
   return 0
+
+
+def _imported(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
+  """(label, folder) of an imported model, which has weights and no result of training."""
+  from moe_parity.training import run_folder
+
+  if not (folder / run_folder.PLAN).is_file():
+    return []
+  plan = run_folder.read_json(folder / run_folder.PLAN)
+  return [(str(plan.get("name", folder.name)), folder)] if plan.get("kind") == "imported" else []
 
 
 def _settings(args):

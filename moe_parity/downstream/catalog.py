@@ -46,9 +46,10 @@ def sort_names(
     if name not in listed:
       missing = [] if known else [f"the OLMES tasks are not installed: {INSTALL}"]
       missing += [] if listed else [f"lm-eval is not installed: {lm_eval_tasks.INSTALL}"]
+      hint = suggest(name, [*known, *listed])
       raise UserError(
-        f"--tasks={name} is no task that is here{suggest(name, [*known, *listed])};"
-        f" {'; '.join([*missing, 'moe-parity downstream --list shows all'])}"
+        f"--tasks={name} is no task that is here;"
+        f" {'; '.join([*missing, 'moe-parity downstream --list shows all'])}{hint}"
       )
   return ours, others
 

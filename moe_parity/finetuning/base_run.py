@@ -32,8 +32,10 @@ class BaseRun:
     """Reads the whole checkpoint.
 
     Raises:
-      UserError: it is not what was certified.
+      UserError: it is not there, or not what was certified.
     """
+    if not self.checkpoint.is_dir():
+      raise UserError(f"{self.checkpoint} is missing; restore it, or train the run again")
     if files.tree_sha256(self.checkpoint) != self.sha256:
       raise UserError(
         f"{self.checkpoint} is not the checkpoint that was certified; restore it, or train the run"

@@ -127,7 +127,10 @@ def _name_in(key: str, model_type: str) -> str | None:
 def described(config: dict) -> str:
   """What the keys of an unknown layout would be here, and which have no counterpart."""
   ours = {name: field for field, names in SAME.items() for name in names}
-  known = [f"{key} is {ours[key]}" for key in config if key in ours]
-  other = sorted(set(config) - INERT - set(ours) - READ[LLAMA])
-  words = f"of its keys {', '.join(known)}" if known else "none of its keys is known"
-  return f"{words}; not known: {', '.join(other) if other else 'none'}"
+  known = [
+    key if key == ours[key] else f"{ours[key]} ({key})"
+    for key in sorted(set(config) & set(ours), key=lambda key: list(ours).index(key))
+  ]
+  other = sorted(set(config) - INERT - set(ours) - set().union(*READ.values()))
+  words = f"Of its keys these would be {', '.join(known)}" if known else "None of its keys is known"
+  return f"{words}; without a counterpart: {', '.join(other) if other else 'none'}"
