@@ -222,5 +222,5 @@ def test_small_controls_are_as_wide_for_their_depth_as_dense():
     assert shapes[name].num_layers < shapes["dense"].num_layers
 
 
-def test_a_small_control_that_cannot_be_as_wide_has_a_shape_all_the_same():
+def test_a_small_control_that_cannot_be_as_wide_has_a_shape():
   assert small_controls((0.01,))["dense_small_0p01"].aspect_ratio < 80 / 3 / 1.35
