@@ -1,4 +1,4 @@
-"""`sft` by two processes of this machine as one run, against one process on the same run."""
+"""Two processes of this machine fine-tune as one run: `sft` against one process, and a study."""
 
 import json
 import pathlib
@@ -54,3 +54,23 @@ def test_two_processes_see_every_chat_once_a_pass(runs):
 def test_the_first_process_alone_reports_the_sweep(runs):
   first, second = runs[2]
   assert "lr0p5_e1" in first and "lr0p5_e1" not in second
+
+
+def test_a_study_of_two_processes_fine_tunes_what_it_trained(tmp_path):
+  data = chats.write(tmp_path / "chats.jsonl", chats.chats(60))
+  study = [
+    "study", f"--config={ROOT}/configs/demo.py:tiny", f"--workdir={tmp_path}/study",
+    "--only=moe_20", *FEW, "--config.train.eval_every=0", "--config.budget.batch_multiple=4",
+    "--config.budget.flops_tolerance=0.05", "--config.mesh.expert=2",
+    f"--config.finetuning.data={data}", "--config.finetuning.learning_rates=(0.3,)",
+    "--config.finetuning.epochs=(1,)", "--config.finetuning.too_long=leave-out",
+    "--config.finetuning.batch_sequences=4",
+  ]  # fmt: skip
+  for code, output in end_all(*(start(tmp_path / "cache", *study, *place) for place in world(2))):
+    assert code == 0, output
+  (chosen,) = json.loads((tmp_path / "study" / "finetuning.json").read_text())["chosen"]
+  assert (chosen["name"], chosen["seed"]) == ("moe_20", 0)
+  run = tmp_path / "study" / chosen["folder"]
+  score = json.loads((run / "result.json").read_text())["finetuning"]
+  assert score["validation"]["cross_entropy"] < score["before"]["cross_entropy"]
+  assert certify_run(run)["passed"]
