@@ -5,6 +5,7 @@ made by the block of that name below. Figures are copied to `docs/figures/`. A t
 finds nothing to change, so no quoted number is typed by hand.
 """
 
+import functools
 import json
 import pathlib
 import re
@@ -17,6 +18,7 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 
 import quote_compiled  # noqa: E402 - the folder of this file is no package
 import quote_decode  # noqa: E402
+import quote_faults  # noqa: E402
 import quote_fields  # noqa: E402
 import quote_studies as studies  # noqa: E402
 import quote_whole  # noqa: E402
@@ -222,6 +224,8 @@ BLOCKS = {
   "routed_scale": studies.routed_scale,
   "campaign": campaign,
   "rounds": rounds,
+  "faults_before": quote_faults.summary,
+  **{f"faults_{name}": functools.partial(quote_faults.block, name) for name in quote_faults.ROWS},
   "log": log,
   "symbols": symbols,
   "fields": quote_fields.fields,

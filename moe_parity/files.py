@@ -1,10 +1,11 @@
 """Atomic writes: a reader, or a kill at any moment, sees the old file or the new one, whole.
 
-And hashes of what was written."""
+And JSON that is read, with hashes of what was written."""
 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import pathlib
 import secrets
@@ -57,14 +58,25 @@ def write_json(
   """Writes a value as JSON atomically.
 
   Args:
+    allow_nan: writes null for a nan or an infinity, which JSON does not have.
     seal: adds a hash of the object, which `read_json` compares.
   Raises:
-    ValueError: with allow_nan=False, the value holds a NaN or an infinity.
+    ValueError: with allow_nan=False, the value holds a nan or an infinity.
   """
+  if allow_nan:
+    value = _with_nulls(value)
   if seal:
     value = sealed(value)
-  text = json.dumps(value, indent=indent, allow_nan=allow_nan) + "\n"
+  text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
   write_bytes(path, text.encode())
+
+
+def _with_nulls(value: Any) -> Any:
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if isinstance(value, dict):
+    return {name: _with_nulls(item) for name, item in value.items()}
+  return [_with_nulls(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 SEAL = "content_sha256"
@@ -74,6 +86,47 @@ def sealed(value: dict) -> dict:
   """A JSON object with a hash of itself, so that a reader notices a flipped bit (`read_json`)."""
   value = {name: item for name, item in value.items() if name != SEAL}
   return value | {SEAL: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()}
+
+
+DEEPEST = 100  # levels of a file that is written here; others read them recursively
+
+
+def parse_json(text: bytes | str, strict: bool = True) -> Any:
+  """The value of a JSON text.
+
+  Args:
+    strict: also refuses what no file written here has: over DEEPEST levels, half a surrogate pair.
+  Raises:
+    ValueError: it is no JSON, or an object has one name twice, of which readers take either.
+  """
+  try:
+    value = json.loads(text, object_pairs_hook=_each_once)
+    if strict and _is_deeper(value, DEEPEST):
+      raise ValueError("nested too deeply")
+    if strict:
+      json.dumps(value, ensure_ascii=False).encode()  # finds half surrogate pairs
+  except RecursionError:
+    raise ValueError("nested too deeply") from None
+  return value
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  value = dict(pairs)
+  if len(value) < len(pairs):
+    seen: set[str] = set()
+    twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+    raise ValueError(f"an object has the name {ascii(twice[:80])} twice")
+  return value
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+  level = [value]
+  for _ in range(most + 1):
+    parts = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
+    level = [item for part in parts for item in part]
+    if not level:
+      return False
+  return True
 
 
 def read_json(path: str | os.PathLike, way_out: str = "restore it from a copy") -> Any:
@@ -86,8 +139,8 @@ def read_json(path: str | os.PathLike, way_out: str = "restore it from a copy") 
     UserError: it is no JSON, or not what was sealed (a flipped bit, an edit by hand).
   """
   try:
-    value = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-  except (ValueError, RecursionError) as error:
+    value = parse_json(pathlib.Path(path).read_text(encoding="utf-8"))
+  except ValueError as error:
     reason = " ".join(str(error).split())[:200]
     raise UserError(f"{path} is not JSON ({reason}); {way_out}") from None
   if not isinstance(value, dict) or SEAL not in value:

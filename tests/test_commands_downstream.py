@@ -15,7 +15,7 @@ from moe_parity.downstream import likelihood
 from moe_parity.downstream.examinee import Examinee, Settings
 from moe_parity.downstream.likelihood import Likelihood
 from moe_parity.report import downstream as report
-from tests.helpers import olmes_package
+from tests.helpers import fake_study, olmes_package
 from tests.helpers.full_pass import log_probabilities
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -207,8 +207,8 @@ def study(run, tmp_path_factory):
   """The run and a dense one as a study."""
   folder = tmp_path_factory.mktemp("study")
   arms = [{"name": n, "seed": 0, "status": "done", "error": ""} for n in ("dense", "moe_20")]
-  (folder / "study.json").write_text(json.dumps({"name": "zoo", "arms": arms}))
-  (folder / "plan.json").write_text(json.dumps({"arms": []}))
+  fake_study.dump(folder / "study.json", fake_study.study_info(arms))
+  fake_study.dump(folder / "plan.json", {"budget": fake_study.BUDGET, "arms": []})
   ignored = shutil.ignore_patterns("downstream")
   shutil.copytree(run, folder / "runs" / "moe_20-s0", ignore=ignored)
   trained(folder / "runs" / "dense-s0", "dense")

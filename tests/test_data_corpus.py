@@ -68,6 +68,9 @@ BROKEN = [
   (b'{"text": "\xff"}', "not UTF-8"),
   (b'{"text": "\\ud800"}', "lone surrogate at character 0"),
   (b'{"text": "a", "domain": "en\\ud83d"}', "'domain' has a lone surrogate at character 2"),
+  (b'{"text": "a", "text": "b"}', "an object has the name 'text' twice"),
+  (b'{"text": "a", "meta": {"x": [{"y": 1, "y": 1}]}}', "an object has the name 'y' twice"),
+  (b'{"text": "a", "domain": "x\\ny"}', "'domain' is 'x.+ny', which holds a control character"),
 ]
 
 

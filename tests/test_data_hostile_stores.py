@@ -14,12 +14,13 @@ from moe_parity.cli import main
 from moe_parity.commands.data.show import print_store
 from moe_parity.data import shards, storage
 from moe_parity.data.audit import audit_run
-from moe_parity.data.checked_json import mismatch, parse
+from moe_parity.data.checked_json import parse
 from moe_parity.data.ledger import Ledger
 from moe_parity.data.loader import Loader
 from moe_parity.data.shards import write_index
 from moe_parity.data.token_store import open_store
 from moe_parity.errors import UserError
+from moe_parity.stored.shape import mismatch
 from tests.helpers.bucket import install
 from tests.helpers.small_store import small_store
 
@@ -295,12 +296,12 @@ def test_shapes_say_where_a_value_does_not_fit():
   assert mismatch({"a": [{"c": "x"}, {"b": 3, "c": ""}], "d": {"e": 1}, "more": 1}, shape) == ""
   for value, words in [
     ([], "it is a list, not an object"), ({"a": []}, "d is missing"),
-    ({"a": {}, "d": {}}, "a is a dict, not a list"),
-    ({"a": [{"c": "", "b": -1}], "d": {}}, "a[0].b is '-1', not an integer of at least 0"),
-    ({"a": [{"c": "", "b": True}], "d": {}}, "a[0].b is 'True'"),
-    ({"a": [{"c": 3}], "d": {}}, "a[0].c is '3', not a string"),
-    ({"a": [], "d": {"x": "y"}}, "d['x'] is 'y', not a number"),
+    ({"a": {}, "d": {}}, "a is an object, not a list"),
+    ({"a": [{"c": "", "b": -1}], "d": {}}, "a[0].b is -1, not an integer of at least 0"),
+    ({"a": [{"c": "", "b": True}], "d": {}}, "a[0].b is True"),
+    ({"a": [{"c": 3}], "d": {}}, "a[0].c is 3, not a string"),
+    ({"a": [], "d": {"x": "y"}}, "d['x'] is 'y', not a finite number"),
   ]:  # fmt: skip
     assert words in mismatch(value, shape)
-  with pytest.raises(UserError, match="x is damaged .it is .3., not a string.; mend it"):
+  with pytest.raises(UserError, match="x is damaged .it is 3, not a string.; mend it"):
     parse(b"3", str, "x", "mend it")

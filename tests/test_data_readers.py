@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from moe_parity.data.corpus import Source
+from moe_parity.data.corpus import Source, parse_sources
 from moe_parity.data.prepare import prepare
 from moe_parity.data.readers import value_of
 from moe_parity.errors import UserError
+from moe_parity.escapes import escape
 from tests.helpers.small_store import read_source, write_jsonl
 from tests.test_data_columnar import WRITERS
 
@@ -44,6 +45,25 @@ def test_a_domain_is_what_its_record_says(tmp_path, values, expected, key):
       domains(*arguments, domain_key=key)
   else:
     assert domains(*arguments, domain_key=key) == expected
+
+
+UNPRINTED = ["a\nb", "a\0", "\x1b[2J", "a\x7f", "a\x85", "a\u2028b", "\u202etxt", "x" * 1001]
+
+
+@pytest.mark.parametrize("name", UNPRINTED, ids=ascii)
+def test_a_domain_has_a_name_that_can_be_printed(tmp_path, name):
+  """It went into tables, stores and results; a newline in it made two lines of one."""
+  records = [{"text": text, "domain": name} for text in texts(3)]
+  with pytest.raises(UserError, match="record 1: field 'domain' is .*, which (holds|is)") as caught:
+    domains(tmp_path, records)
+  assert "\n" not in str(caught.value)
+  if len(name) < 200 and "\0" not in name:
+    path = write_jsonl(tmp_path / f"{name}.jsonl", [{"text": text} for text in texts(3)])
+    with pytest.raises(UserError, match="would name a domain .*; give it one") as caught:
+      prepare(Source(path), store=str(tmp_path / "st"), held_out="hash:0.3")
+    assert "\n" not in str(caught.value)
+  with pytest.raises(UserError, match="a domain's name="):
+    parse_sources(f"{escape(name)}=books")
 
 
 def test_a_key_is_looked_up_as_written_and_then_by_level():

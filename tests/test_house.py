@@ -3,6 +3,7 @@
 import ast
 import collections
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ ORDER = (
   ("errors",),
   ("escapes", "console", "files", "markdown", "launch"),
   ("fields",),
+  ("stored",),
   ("defaults", "config"),
   ("planning",),
   ("paper", "data", "kernels"),
@@ -36,7 +38,8 @@ ORDER = (
 )
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
 # Rooms that may import these of ours only.
-ALONE = {"kernels": {"planning", "errors"}, "launch": {"errors"}, "fields": {"errors"}}
+ALONE = {"kernels": {"planning", "errors"}, "launch": {"errors"}, "fields": {"errors"},
+         "stored": {"errors", "files", "fields"}}  # fmt: skip
 
 
 def module_of(path):
@@ -124,6 +127,23 @@ def test_test_names_have_at_most_60_characters():
   assert len(names) > 500 and not [name for name in names if len(name) > 60]
 
 
+# Modules that parse JSON of their own making: what they just wrote, or a process they started.
+OWN_JSON = {"config", "files", "data/bpe_training", "data/prepare", "training/run_folder",
+            "study/examination", "study/workers/multi_process", "interchange/check",
+            "interchange/export", "benchmarks/torch_reference", "benchmarks/suite",
+            "benchmarks/against_maxtext", "launch/tpu_slices", "launch/tpu_look"}  # fmt: skip
+
+
+def test_json_of_others_is_read_in_one_place():
+  """`files.parse_json` refuses one name twice, deep nesting and what is no JSON, in one line."""
+  found = {
+    path.relative_to(PACKAGE).with_suffix("").as_posix()
+    for path in PACKAGE.rglob("*.py")
+    if re.search(r"\bjson\.loads?\(", path.read_text())
+  }
+  assert found == OWN_JSON
+
+
 def test_no_class_name_stands_for_two_things():
   files = collections.defaultdict(list)
   for module, path in MODULES.items():
@@ -136,7 +156,7 @@ def test_no_class_name_stands_for_two_things():
   assert not {name: found for name, found in files.items() if len(found) > 1}
 
 
-@pytest.mark.parametrize("room", ["fields", "planning", "paper", "launch"])
+@pytest.mark.parametrize("room", ["fields", "stored", "planning", "paper", "launch"])
 def test_planning_loads_no_array_library(room):
   code = f"""import importlib, pkgutil, sys
 import moe_parity.{room} as room

@@ -24,7 +24,7 @@ from moe_parity.interchange.read_config import read_config
 from moe_parity.model.transformer import abstract_model
 from moe_parity.training.checkpoint import save_model
 from moe_parity.training.load_run import load_run
-from tests.helpers import small_model
+from tests.helpers import fake_study, small_model
 
 pytest.importorskip("safetensors")
 ROPE = {"position": "rope"}
@@ -78,15 +78,9 @@ def make_run(folder, architecture, options, has_bias):
   config.budget.num_params = 123_456
   for name, value in options.items():
     config.model[name] = value
-  plan = {
-    "name": "drawn",
-    "kind": "moe" if architecture.is_moe else "dense",
-    "seed": 0,
-    "architecture": architecture.to_dict(),
-    "seq_len": 20,
-    "num_params": 123_456,
-    "activation_rate": 0.25,
-  }
+  kind = "moe" if architecture.is_moe else "dense"
+  plan = fake_study.arm_plan("drawn", kind, "arm", 0, 0.25, num_steps=5)
+  plan |= {"architecture": architecture.to_dict(), "seq_len": 20, "num_params": 123_456}
   (folder / "config.json").write_text(json.dumps(to_json(config)))
   (folder / "plan.json").write_text(json.dumps(plan))
   tokenizer.save(folder / "tokenizer.json")

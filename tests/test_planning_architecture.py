@@ -63,7 +63,7 @@ def test_a_shape_survives_its_dictionary():
   "change, words",
   [
     ({"experts_per_token": 8}, ["experts_per_token=8", "num_experts=7", "at most"]),
-    ({"num_layers": 0}, ["num_layers=0", "at least 1"]),
+    ({"num_layers": 0}, ["num_layers=0", "below 1"]),
     ({"d_model": True}, ["d_model=True", "whole number"]),
     ({"d_shared": -8}, ["d_shared=-8", "below 0"]),
     ({"num_kv_heads": 4}, ["num_heads=6", "num_kv_heads=4"]),
@@ -95,7 +95,8 @@ def test_a_dictionary_with_a_foreign_or_missing_name_is_refused():
 @pytest.mark.parametrize(
   "change, words",
   [
-    ("d_model=48.0", "d_model=48.0 is not a whole number"),
+    ("d_model=48.5", "d_model=48.5 is not a whole number"),
+    ("d_model='48'", "d_model='48' is not a whole number"),
     ("layout=1", "layout=1 is not text"),
   ],
 )

@@ -8,6 +8,7 @@ import pytest
 from moe_parity.data import storage
 from moe_parity.errors import UserError
 from moe_parity.study.workers.bucket_mirror import BucketMirror
+from tests.helpers import fake_study
 from tests.helpers.bucket import Bucket, install
 
 RUN, URL = "runs/moe_20-s0", "gs://mine/studies/a"
@@ -29,7 +30,8 @@ def train(folder, step: int) -> None:
     path = folder / "checkpoints" / str(step) / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"{name} of {step} " * 5)
-  (folder / "plan.json").write_text("{}")
+  plan = fake_study.arm_plan("moe_20", "moe", "arm", 0, 0.2, num_steps=40)
+  (folder / "plan.json").write_text(json.dumps(plan))
   (folder / "metrics.jsonl").write_text("".join(f"{i}\n" for i in range(1, step + 3)))
   (folder / "checkpoints" / f"{step + 1}.orbax-checkpoint-tmp").mkdir()  # being written
 
@@ -137,7 +139,7 @@ def test_a_damaged_snapshot_is_refused_and_named(bucket, tmp_path):
 @pytest.mark.parametrize("text, words", [
   ('{"step": 10, "snapshot": "s", "files": {"../../../x": [1, "0"]}}', "outside of its folder"),
   ('{"step": 10, "snapshot": "s", "files": {"/tmp/x": [1, "0"]}}', "outside of its folder"),
-  ('{"step": 10, "snapshot": "s", "files": 3}', "files is a int, not an object"),
+  ('{"step": 10, "snapshot": "s", "files": 3}', "files is a number, not an object"),
   ("[" * 100_000, "nested too deeply"), ("", "damaged"), ("[]", "not an object"),
 ])  # fmt: skip
 def test_a_hostile_latest_json_writes_nothing(bucket, tmp_path, text, words):

@@ -1,8 +1,5 @@
 """Verdicts on benchmarks from results that are written by hand."""
 
-import json
-import pathlib
-
 import numpy as np
 import pytest
 
@@ -10,12 +7,17 @@ from moe_parity.downstream import results
 from moe_parity.downstream.results import ResultFile, Values
 from moe_parity.study.analysis import downstream
 from moe_parity.study.reading import RunRecord
+from tests.helpers import fake_study
 
 RNG_ITEMS = 300
+RESULT = {
+  "source": "here", "benchmark": "", "kind": "choice", "num_shots": 0, "num_items": RNG_ITEMS,
+  "num_items_of_task": RNG_ITEMS, "majority": None, "seconds": 0.1,
+}  # fmt: skip
 
 
 def run(folder, name, seed, kind="moe", rate=0.2):
-  plan = {"kind": kind, "role": "arm", "activation_rate": rate, "epochs": 1.0}
+  plan = fake_study.arm_plan(name, kind, "arm", seed, rate, num_steps=30)
   result = {"validation": {"bpc": 2.0}}
   return RunRecord(name, seed, "done", "", folder / f"{name}-s{seed}", plan, result, {})
 
@@ -28,13 +30,9 @@ def examined(record, answers, bits, category="reasoning", tasks=("a", "b")):
     names = tuple(map(str, range(len(answers[at]))))
     place = ResultFile(record.folder, task, {"checkpoint": record.label, "items": 1})
     values = Values(names, by_metric)
-    scores = {
-      "accuracy": {"higher_is_better": True, "chance": 0.25},
-      "bits_per_byte": {"higher_is_better": False, "chance": None},
-    }
-    place.write(
-      {"task": task, "metric": "accuracy", "category": category, "scores": scores}, values
-    )
+    scores = results.scores_of(values, {"accuracy": 0.25})
+    stated = {"task": task, "metric": "accuracy", "category": category, "scores": scores}
+    place.write(RESULT | stated, values)
     (found[task],) = [r for r in results.read_all(record.folder) if r["task"] == task]
   return downstream.Examined(record.label, record, found)
 
@@ -120,17 +118,17 @@ def test_results_under_other_settings_are_not_mixed(tmp_path):
   found = study(tmp_path, 0.1)
   place = ResultFile(found[0].run.folder, "a", {"checkpoint": "x", "items": 2})
   values = Values(("0",), {"accuracy": np.array([1.0])})
-  scores = {"accuracy": {"higher_is_better": True, "chance": None}}
-  place.write({"task": "a", "metric": "accuracy", "category": "", "scores": scores}, values)
-  (tmp_path / "plan.json").write_text(json.dumps({"arms": []}))
+  stated = {"task": "a", "metric": "accuracy", "category": ""}
+  place.write(RESULT | stated | {"scores": results.scores_of(values, {})}, values)
   arms = [
     {"name": e.run.name, "seed": e.run.seed, "status": "done", "error": "",
      "folder": e.run.folder.name} for e in found
   ]  # fmt: skip
-  (tmp_path / "study.json").write_text(json.dumps({"name": "x", "arms": arms}))
+  fake_study.dump(tmp_path / "study.json", fake_study.study_info(arms))
+  domains, chars = fake_study.documents(np.random.default_rng(0))
   for e in found:
-    pathlib.Path(e.run.folder / "plan.json").write_text(json.dumps(e.run.plan))
-    pathlib.Path(e.run.folder / "result.json").write_text(json.dumps(e.run.result))
+    fake_study.dump(e.run.folder / "plan.json", e.run.plan)
+    fake_study.write_result(e.run.folder, e.run.plan, domains, chars, np.full(len(chars), 2.0))
   again = downstream.read(tmp_path)
   assert len(again) == 9
   assert {e.results["a"]["key"]["items"] for e in again} == {1}

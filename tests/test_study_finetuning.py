@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from moe_parity import files
 from moe_parity.config import to_json
 from moe_parity.errors import UserError
 from moe_parity.planning.finetuning_plan import FinetuningPlan
@@ -51,7 +52,7 @@ def run(folder, made, **kwargs):
 
 def test_every_arm_tries_all_and_keeps_the_lowest(data, tmp_path):
   study, summary, _ = run(tmp_path / "s", config(data))
-  assert summary == json.loads((study.folder / "finetuning.json").read_text())
+  assert summary == files.read_json(study.folder / "finetuning.json")
   assert summary["candidates"] == CANDIDATES and summary["complete"] and summary["passed"]
   kept = {arm["name"]: arm["chosen"] for arm in summary["chosen"]}
   assert kept == {"dense": "lr0p1_e2", "moe_20": "lr0p3_e2", "moe_30": "lr0p3_e2"}

@@ -140,6 +140,28 @@ def test_a_worker_leaves_a_run_to_another_that_lives(tmp_path, monkeypatch):
   assert lines[-1] == "moe_40: with another worker; waiting for a sign of life from it"
 
 
+def test_a_run_stopped_between_two_looks_is_taken(tmp_path, monkeypatch):
+  """It was running when there was none to train, stopped when the worker looked whether to wait:
+  the worker left, and the run was nobody's until the next start."""
+
+  other = fake_training.open_study(tmp_path)
+  run = next(task.run for task in tasks_of(other.derive()) if task.label == "moe_40")
+  other.leases.process = dataclasses.replace(other.leases.process, boot="another")
+  held, waits = [other.leases.acquire(run)], []
+  worker = fake_training.open_study(tmp_path)
+  must_wait = runner._Worker.must_wait
+
+  def stop_then_look(self, tasks):
+    while held:
+      held.pop().release("stopped")
+    return must_wait(self, tasks)
+
+  monkeypatch.setattr(runner._Worker, "must_wait", stop_then_look)
+  monkeypatch.setattr(runner, "time", types.SimpleNamespace(sleep=waits.append))
+  arms = run_study(worker, log=lambda line: None, actions=fake_training.actions())
+  assert {arm.status for arm in arms} == {"done"} and len(waits) == 1
+
+
 def test_a_worker_takes_over_before_it_leaves_nobody(tmp_path, monkeypatch):
   """At e810754 it left at once, with exit 0, and moe_40 was nobody's."""
 

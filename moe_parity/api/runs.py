@@ -206,7 +206,7 @@ class Run:
   def _facts(self) -> list[str]:
     plan = self.plan
     facts = [self.status]
-    if plan:
+    if "num_tokens" in plan:  # an imported model has no data
       facts += [
         f"N = {count(plan['num_params'])}",
         f"r_a = {100 * plan['activation_rate']:.1f} %",

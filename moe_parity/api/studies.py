@@ -4,7 +4,6 @@ import functools
 import pathlib
 from typing import Any
 
-from moe_parity import files
 from moe_parity.api.places import Place
 from moe_parity.api.runs import Run
 from moe_parity.api.tables import as_table
@@ -15,6 +14,7 @@ from moe_parity.planning.arm_costs import cost_rows
 from moe_parity.report import cards, page, tables
 from moe_parity.report.figure_style import Drawing
 from moe_parity.report.table_formats import count, scientific
+from moe_parity.stored import read as stored
 from moe_parity.study import reading
 from moe_parity.study.analysis import compare
 
@@ -66,7 +66,7 @@ class Study:
     results that came without its runs has the analysis that came with it."""
     path = self.folder / "analysis.json"
     if not self._read.info and path.is_file():
-      return files.read_json(path)
+      return stored.read_json(path)
     return compare.analyze(self.folder)
 
   @property
@@ -184,7 +184,7 @@ def open_study(place: str | pathlib.Path) -> Study:
 
 def _plan_of(place: Place) -> dict[str, Any]:
   path = place.folder / "plan.json"
-  return files.read_json(path) if path.is_file() else {}
+  return stored.read_json(path) if path.is_file() else {}
 
 
 def _recounted(arm: dict[str, Any], budget: dict[str, Any]) -> dict[str, Any]:

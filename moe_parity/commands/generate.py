@@ -8,6 +8,7 @@ import time
 
 from moe_parity.commands.common import inference_arguments, json_argument, on_disk, place
 from moe_parity.errors import UserError
+from moe_parity.files import parse_json
 from moe_parity.training.run_folder import CONFIG
 
 HELP = "continue text with a trained run"
@@ -140,10 +141,11 @@ def _prompts(args) -> list[str]:
   if args.prompts:
     if not args.prompts.is_file():
       raise UserError(f"--prompts={args.prompts} is no file; give one with a JSON text a line")
-    for number, line in enumerate(args.prompts.read_text("utf-8").splitlines(), 1):
+    lines = args.prompts.read_bytes().removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")
+    for number, line in enumerate(lines, 1):
       try:
-        value = json.loads(line)
-      except json.JSONDecodeError as error:
+        value = parse_json(line)
+      except ValueError as error:
         raise UserError(f"{args.prompts}, line {number} is not JSON ({error}); quote it") from None
       value = value.get("prompt") if isinstance(value, dict) else value
       if not isinstance(value, str):

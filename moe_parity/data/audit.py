@@ -4,16 +4,18 @@ audit_run    unique and seen tokens per domain and source, the order against the
 compare_runs the same windows? in the same order, as far as both went?
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 
+from moe_parity import files
 from moe_parity.data.ledger import Ledger, order_digest
 from moe_parity.data.mixture import Mixture, order_from
 from moe_parity.data.token_store import Split, open_store
 from moe_parity.data.window_order import Order
 from moe_parity.errors import UserError
+from moe_parity.stored.read import check
+from moe_parity.stored.run_files import COUNT
 
 
 def audit_run(run: str | Path, store: str | Path | None = None, verify: bool = False) -> dict:
@@ -148,11 +150,16 @@ def order_checks(ledger: Ledger) -> list[dict]:
   ]  # fmt: skip
 
 
+_PLANNED = dict.fromkeys(("num_tokens?", "num_unique_tokens?", "batch_sequences?"), COUNT)
+
+
 def _plan_checks(ledger: Ledger, run: Path) -> list[dict]:
   """Against plan.json: the budget in whole windows, the tokens to the last step."""
   if not (run / "plan.json").is_file():
     return []
-  plan = json.loads((run / "plan.json").read_text("utf-8"))
+  way_out = "restore it from a copy"
+  plan = files.read_json(run / "plan.json", way_out)
+  check(plan, _PLANNED, run / "plan.json", way_out)
   checks = []
   if tokens := plan.get("num_tokens"):
     step = plan.get("batch_sequences", 1) * ledger.seq_len

@@ -16,9 +16,9 @@ _DAMAGE = (
 
 
 def read_arrays(
-  path: str | Path, names: Collection[str], way_out: str, optional: Collection[str] = ()
+  path: str | Path, names: Collection[str] | None, way_out: str, optional: Collection[str] = ()
 ) -> dict[str, np.ndarray]:
-  """The named arrays of a file, and of the optional ones those that are there.
+  """The named arrays of a file (None: all), and of the optional ones those that are there.
 
   Args:
     way_out: how the error ends: what the user can do.
@@ -28,7 +28,8 @@ def read_arrays(
   """
   try:
     with np.load(path, allow_pickle=False) as data:
-      return {name: data[name] for name in [*names, *(set(optional) & set(data))]}
+      wanted = data.files if names is None else [*names, *(set(optional) & set(data))]
+      return {name: data[name] for name in wanted}
   except FileNotFoundError:
     raise
   except _DAMAGE as error:

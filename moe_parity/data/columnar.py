@@ -4,7 +4,6 @@ A row that is no text costs that row; a file that cannot be read to its end stop
 are imported when a file needs them; a missing one is named.
 """
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ from moe_parity.data import tf_example
 from moe_parity.data.readers import BadRecords, Document, Fields, document
 from moe_parity.data.storage import import_optional, local_copy, open_binary
 from moe_parity.errors import UserError
+from moe_parity.files import parse_json
 
 _ROWS = 256
 _ARROW_FILE = b"ARROW1"
@@ -146,7 +146,9 @@ def read_arrayrecord(path: str, fields: Fields, bad: BadRecords) -> Iterator[Doc
       data = b""
       try:
         data = reader.read([number - 1])[0]
-        record = json.loads(data) if data[:1] == b"{" else tf_example.decode(data, names)
+        record = (
+          parse_json(data, strict=False) if data[:1] == b"{" else tf_example.decode(data, names)
+        )
         named = fields
         if record is None:
           record, named = {"text": data.decode("utf-8")}, fields.of_plain_text()

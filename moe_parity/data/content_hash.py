@@ -6,7 +6,6 @@ the cache folder; losing that file costs time only.
 """
 
 import contextlib
-import json
 import os
 import time
 from pathlib import Path
@@ -36,8 +35,8 @@ class _Memo:
   def __init__(self, path: Path):
     self._path, self._new = path, {}
     try:
-      loaded = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+      loaded = files.parse_json(path.read_text("utf-8"))
+    except (OSError, ValueError):
       loaded = {}
     self._known = loaded if isinstance(loaded, dict) else {}
 

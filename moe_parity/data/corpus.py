@@ -15,6 +15,8 @@ from moe_parity.data.listing import Listing, is_pattern, list_files
 from moe_parity.data.readers import BadRecords, Document, Fields
 from moe_parity.errors import UserError
 from moe_parity.escapes import escape, split, unescape
+from moe_parity.fields.check import check_kind
+from moe_parity.fields.table import DOMAIN_NAME
 
 BUILTIN = "builtin"
 _FOLDER = Path(__file__).parent / "builtin"
@@ -90,6 +92,7 @@ def _parse_source(part: str, text: str, keys: dict[str, str]) -> Source:
   domain, stated = "", ""
   if named := _STATED_DOMAIN.fullmatch(part):
     domain, part = unescape(named[1]), named[2]
+    check_kind("a domain's name", domain, DOMAIN_NAME)
   if named := _STATED_FORMAT.fullmatch(part):
     stated, part = named[1].removesuffix("l"), named[2]
   if not part:

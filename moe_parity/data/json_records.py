@@ -9,6 +9,7 @@ from typing import Any
 
 from moe_parity.data.compressed import DamagedFileError, chunks, lines
 from moe_parity.data.readers import BadRecords, Document, Fields, document
+from moe_parity.files import parse_json
 
 LONGEST_ARRAY = 1 << 30  # bytes of an array, which is read whole
 _BLANK = b" \t\r\n"
@@ -64,8 +65,8 @@ def parse_json_lines(
       bad.report(path, number, "the line is empty", len(line))
       continue
     try:
-      record = json.loads(line.removeprefix(_BOM) if number == 1 else line)
-    except (ValueError, RecursionError) as error:
+      record = parse_json(line.removeprefix(_BOM) if number == 1 else line, strict=False)
+    except ValueError as error:
       if not line.endswith(b"\n"):
         bad.stop(path, number, f"{_reason(error)}, and the file ends in it: it is cut off")
       bad.report(path, number, _reason(error), len(line))
@@ -77,8 +78,6 @@ def parse_json_lines(
 def _reason(error: Exception) -> str:
   if isinstance(error, UnicodeDecodeError):
     return f"not UTF-8 at byte {error.start} of the record"
-  if isinstance(error, RecursionError):
-    return "not a JSON record (nested too deeply)"
   return f"not a JSON record ({error})"
 
 
@@ -106,8 +105,8 @@ def _whole(pieces: Iterator[bytes], path: str, bad: BadRecords) -> Any:
       if num_bytes > LONGEST_ARRAY:
         bad.stop(path, 1, f"one JSON value of over {LONGEST_ARRAY:,} bytes; write a record a line")
       parts.append(piece)
-    return json.loads(b"".join(parts).removeprefix(_BOM))
+    return parse_json(b"".join(parts).removeprefix(_BOM), strict=False)
   except DamagedFileError as error:
     bad.stop(path, 1, f"the archive is damaged or cut off ({error})")
-  except (ValueError, RecursionError) as error:
+  except ValueError as error:
     bad.stop(path, 1, f"{_reason(error)}, in a file that is one JSON value")

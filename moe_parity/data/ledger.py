@@ -20,6 +20,7 @@ from moe_parity import files
 from moe_parity.data import checked_json
 from moe_parity.data.checked_npz import read_arrays
 from moe_parity.errors import UserError
+from moe_parity.fields.table import DOMAIN_NAME
 
 _MODULUS = 1 << 256
 COLUMNS = ("num_examples", "num_scored_tokens")  # of windows of chats
@@ -269,7 +270,7 @@ _META = {
   "data": {
     "split?": str, "sha256?": str, "store?": str,
     "order?": {
-      "num_windows?": int, "num_unique?": int, "groups?": [str], "shares?": [int],
+      "num_windows?": int, "num_unique?": int, "groups?": [DOMAIN_NAME], "shares?": [int],
       "unique_by_group?": [int],
     },
   },

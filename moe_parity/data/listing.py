@@ -6,14 +6,13 @@ things are left out and counted: names that begin with a dot, and token stores i
 """
 
 import fnmatch
-import json
 import os
 import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from moe_parity.data import storage
+from moe_parity.data import checked_json, storage
 from moe_parity.errors import UserError
 
 _OURS = re.compile(r"[.].*[.](lock|work|part)")  # next to a store while it is made
@@ -183,10 +182,4 @@ def _saved_to_disk(path: str) -> list[str]:
 
 
 def _field(path: str, name: str) -> list:
-  try:
-    value = json.loads(storage.read_text(path))[name]
-  except (ValueError, KeyError, TypeError, RecursionError) as error:
-    raise UserError(f"{path} is damaged ({error!r}); save the data set again") from None
-  if not isinstance(value, list):
-    raise UserError(f"{path} is damaged: {name!r} is no list; save the data set again")
-  return value
+  return checked_json.read(path, {name: [object]}, "save the data set again")[name]

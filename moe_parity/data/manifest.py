@@ -10,6 +10,8 @@ from pathlib import Path
 
 from moe_parity.data import checked_json, storage
 from moe_parity.errors import UserError
+from moe_parity.fields.table import DOMAIN_NAME
+from moe_parity.stored.shape import mismatch
 
 FORMAT = storage.TOKEN_STORE
 VERSION = 3
@@ -18,7 +20,7 @@ MANIFEST = storage.MANIFEST
 _TOTALS = {"num_documents": int, "num_bytes": int, "num_chars": int, "num_tokens": int}
 _SPLIT = {
   **_TOTALS,
-  "by_domain": {str: _TOTALS},
+  "by_domain": {DOMAIN_NAME: _TOTALS},
   "by_origin": [_TOTALS],
   "lost": {"num_documents": int, "num_chars": int, "num_bytes": int},
   "dtype": str,
@@ -66,7 +68,7 @@ def read_manifest(location: str | Path) -> dict:
       f" {str(manifest.get('version'))[:20]}; this program reads {FORMAT!r} version {VERSION}:"
       f" {_AGAIN}"
     )
-  problem = checked_json.mismatch(manifest, _SHAPE) or _other_problem(manifest)
+  problem = mismatch(manifest, _SHAPE) or _other_problem(manifest)
   if problem:
     raise UserError(f"{path} is damaged ({problem}); {_AGAIN}")
   return manifest

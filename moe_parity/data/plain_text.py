@@ -1,11 +1,11 @@
 """Plain text files: the whole file is one document."""
 
-import json
 from collections.abc import Iterator
 
 from moe_parity.data.compressed import DamagedFileError, chunks
 from moe_parity.data.readers import BadRecords, Document, Fields, document
 from moe_parity.errors import UserError
+from moe_parity.files import parse_json
 
 
 def read_text(path: str, fields: Fields, bad: BadRecords) -> Iterator[Document]:
@@ -37,6 +37,7 @@ def _is_json_lines(data: bytes) -> bool:
   if not first.lstrip().startswith(b'{"') or not rest.strip():
     return False
   try:
-    return all(isinstance(json.loads(line), dict) for line in (first, rest.split(b"\n", 1)[0]))
-  except (ValueError, RecursionError):
+    found = (parse_json(line, strict=False) for line in (first, rest.split(b"\n", 1)[0]))
+    return all(isinstance(value, dict) for value in found)
+  except ValueError:
     return False

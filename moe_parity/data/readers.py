@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 from moe_parity.data.formats import file_label
 from moe_parity.errors import UserError
+from moe_parity.fields.kinds import show
+from moe_parity.fields.table import DOMAIN_NAME
 
 _KEPT_MESSAGES = 20
 
@@ -145,7 +147,15 @@ def _document(record: object, file: str, fields: Fields, keys: set[str]) -> Docu
   domain = _name(record, fields.domain_key, keys)
   source = _name(record, fields.source_key, keys)
   label = file_label(file)
-  return Document(text, fields.domain or domain or fields.default_domain or label, source or label)
+  if problem := DOMAIN_NAME.problem(domain) if domain else "":
+    raise _Unusable(f"field {fields.domain_key!r} is {show(domain)}, which {problem}")
+  if not (fields.domain or domain):
+    domain = fields.default_domain or label
+    if problem := DOMAIN_NAME.problem(domain):
+      raise UserError(
+        f"{show(file)} would name a domain {show(domain)}, which {problem}; give it one: name=PATH"
+      )
+  return Document(text, fields.domain or domain, source or label)
 
 
 def _name(record: dict, key: str, keys: set[str]) -> str:

@@ -21,15 +21,15 @@ from moe_parity.data.readers import BadRecords, Document
 from moe_parity.errors import UserError, nearest
 from moe_parity.escapes import escape, split, unescape
 from moe_parity.fields.check import check_value
+from moe_parity.fields.table import DOMAIN_NAME
 
 TRAIN, VALIDATION, DROPPED = 0, 1, -1
 DIGEST_BYTES = 16
 _PROGRESS_DOCUMENTS = 256
 _COLUMNS = ("digest", "num_bytes", "num_chars", "domain", "source", "origin", "split")
-
-
 _NAMES = {
-  "domains": [str], "sources": [str], "bad_records": int, "bad_bytes": int, "bad_messages": [str],
+  "domains": [DOMAIN_NAME], "sources": [str], "bad_records": int, "bad_bytes": int,
+  "bad_messages": [str],
 }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from moe_parity.data.manifest import MANIFEST, SPLITS, files_of, read_manifest
 from moe_parity.data.shards import TokenStream
 from moe_parity.data.tokenizer import Tokenizer, load
 from moe_parity.errors import UserError
+from moe_parity.fields.table import DOMAIN_NAME
 
 
 def write_documents(
@@ -35,6 +36,9 @@ def write_documents(
   """Per-document arrays, with the names that `domain` and `source` are indices into."""
   text = np.frombuffer(json.dumps(names).encode(), np.uint8)
   np.savez(path, names=text, **columns)
+
+
+_NAMES = {"domains": [DOMAIN_NAME], "sources": [str]}
 
 
 def read_documents(path: Path, count: int) -> tuple[dict[str, np.ndarray], dict[str, tuple]]:
@@ -47,7 +51,7 @@ def read_documents(path: Path, count: int) -> tuple[dict[str, np.ndarray], dict[
   again = "prepare the store again"
   columns = read_arrays(path, ("names", *stored), again)
   text = columns.pop("names").tobytes()
-  names = checked_json.parse(text, {"domains": [str], "sources": [str]}, str(path), again)
+  names = checked_json.parse(text, _NAMES, str(path), again)
   for key, column in columns.items():
     limit = len(names[f"{key}s"]) if f"{key}s" in names else None
     if column.shape != (count,) or column.dtype.kind not in "iu":

@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from moe_parity import files
 from moe_parity.data import contamination
 from moe_parity.data.readers import Document
-from moe_parity.downstream.results import FOLDER
+from moe_parity.downstream.results import FOLDER, OVERLAPS
+from moe_parity.stored import read as stored
+from moe_parity.stored.analysis_file import OVERLAP
 
 NUM_WORDS = 13
 EXAMPLES = 3
+_WAY_OUT = "remove it: the overlap is counted again"
 
 
 def count(
@@ -36,18 +39,18 @@ def count(
   """
   digest = hashlib.sha256(json.dumps(dict(fingerprint), sort_keys=True).encode())
   digest.update(json.dumps({name: dict(texts) for name, texts in questions.items()}).encode())
-  path = run / FOLDER / f"contamination-{digest.hexdigest()[:12]}.json"
-  try:
-    return json.loads(path.read_text("utf-8"))["by_task"]
-  except (OSError, ValueError, KeyError):
-    pass
+  path = run / FOLDER / f"{OVERLAPS}{digest.hexdigest()[:12]}.json"
+  if path.is_file():
+    value = files.read_json(path, _WAY_OUT)
+    stored.check(value, OVERLAP, path, _WAY_OUT)
+    return value["by_task"]
   wanted = [
     Document(text, task, name) for task, texts in questions.items() for name, text in texts.items()
   ]
   found = contamination.overlap(documents(), wanted, NUM_WORDS, progress)
   by_task = {task: _of_task(found, task) for task in questions}
   path.parent.mkdir(parents=True, exist_ok=True)
-  files.write_json(path, {"num_words": NUM_WORDS, "by_task": by_task})
+  files.write_json(path, {"num_words": NUM_WORDS, "by_task": by_task}, seal=True)
   return by_task
 
 

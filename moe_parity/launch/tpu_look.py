@@ -126,8 +126,8 @@ def fits(results: pathlib.Path, config: str, slice_type: SliceType) -> Finding:
   line = f"moe-parity compile --config={config} --topology={slice_type.name}"
   for file in sorted(results.glob("compile_*.json")):
     try:
-      found = json.loads(file.read_text())
-    except ValueError:
+      found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
       continue
     if isinstance(found, dict) and (found.get("config"), found.get("topology")) == (
       study,

@@ -7,8 +7,12 @@ import functools
 import re
 
 from moe_parity.errors import UserError
+from moe_parity.fields.check import check_kind
+from moe_parity.fields.kinds import Kind, Whole
+from moe_parity.fields.table import ROWS
 
 LAYOUTS = "dense, full, interleave, <n>dense (such as 1dense), or a string of D and M"
+_VOCABULARY = Whole(0, 2**31)
 _LEADING_DENSE = re.compile(r"(\d+)dense")
 
 
@@ -67,7 +71,7 @@ class Architecture:
     vocab_size: rows of the embedding and columns of the untied head; 0 where it does not matter.
 
   Raises:
-    UserError: a field that is not a whole number in its range, more experts chosen than there are,
+    UserError: a field that breaks its row of `fields.table`, more experts chosen than there are,
       heads that do not share evenly, expert fields without an MoE layer or the reverse.
   """
 
@@ -85,11 +89,11 @@ class Architecture:
   vocab_size: int = 0
 
   def __post_init__(self) -> None:
-    for field in dataclasses.fields(self):
-      if field.name != "layout":
-        self._check_count(field.name, 1 if field.default is dataclasses.MISSING else 0)
-    if not isinstance(self.layout, str):
-      raise UserError(f"layout={self.layout!r} is not text; use {LAYOUTS}")
+    for name, kind in _kinds().items():
+      value = getattr(self, name)
+      check_kind(name, value, kind)
+      if isinstance(value, float):
+        object.__setattr__(self, name, int(value))
     if self.num_kv_heads == 0:
       object.__setattr__(self, "num_kv_heads", self.num_heads)
     if self.num_heads % self.num_kv_heads:
@@ -103,13 +107,6 @@ class Architecture:
         f"layer(s); give their feed-forward width"
       )
     self._check_experts()
-
-  def _check_count(self, name: str, least: int) -> None:
-    value = getattr(self, name)
-    if not isinstance(value, int) or isinstance(value, bool):
-      raise UserError(f"{name}={value!r} is not a whole number; give an int of at least {least}")
-    if value < least:
-      raise UserError(f"{name}={value} is below {least}; give an int of at least {least}")
 
   def _check_experts(self) -> None:
     experts = {
@@ -216,3 +213,15 @@ def dense_of_active_size(moe: Architecture) -> Architecture:
     d_expert=0,
     d_shared=0,
   )
+
+
+@functools.cache
+def _kinds() -> dict[str, Kind]:
+  """What each field of an `Architecture` may hold, by the table of fields."""
+  found: dict[str, Kind] = {}
+  for field in dataclasses.fields(Architecture):
+    kind = _VOCABULARY if field.name == "vocab_size" else ROWS[f"arms.*.{field.name}"].kind
+    if field.default is dataclasses.MISSING:
+      kind = dataclasses.replace(kind, least=1)  # 0 leaves the choice to the solver
+    found[field.name] = kind
+  return found

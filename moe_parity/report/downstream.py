@@ -1,6 +1,5 @@
 """Benchmarks: the poster's Figure 8 and the paper's Table 2 from a study's own runs."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -9,6 +8,7 @@ from moe_parity.paper.downstream import published
 from moe_parity.report import figure_style
 from moe_parity.report.markup import Section, figure, paragraphs, table
 from moe_parity.report.table_formats import Column, Table, fixed, interval, signed
+from moe_parity.stored import read as stored
 from moe_parity.study.analysis.downstream import ALL, FILE, STATES
 
 REUSED = 1.05  # epochs from which an arm counts as reusing its text
@@ -21,11 +21,13 @@ PANELS = (  # state, category, title
 
 
 def read(folder: str | pathlib.Path) -> dict:
-  """downstream.json of a study; {} where its runs were not examined."""
-  try:
-    return json.loads((pathlib.Path(folder) / FILE).read_text("utf-8"))
-  except (OSError, ValueError):
-    return {}
+  """downstream.json of a study; {} where its runs were not examined.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  path = pathlib.Path(folder) / FILE
+  return stored.read_json(path, "run `moe-parity downstream` again") if path.is_file() else {}
 
 
 def scores(found: dict) -> Table:

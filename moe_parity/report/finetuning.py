@@ -1,12 +1,12 @@
 """The page's section on fine-tuning: which candidate every arm kept, and what it scores."""
 
 import html
-import json
 import pathlib
 
 from moe_parity.finetuning.sweep import SWEEP, label
 from moe_parity.report.markup import Section, table
 from moe_parity.report.table_formats import Column, Table, interval, percent, signed
+from moe_parity.stored import read as stored
 
 ABOUT = (
   "Every arm was fine-tuned on the same chats, with each of the candidates (learning rate as a"
@@ -19,9 +19,13 @@ ABOUT = (
 
 def read(study_folder: pathlib.Path) -> dict:
   """finetuning.json of a study; {} where its arms were not fine-tuned, or not all candidates are
-  there."""
+  there.
+
+  Raises:
+    UserError: it is damaged.
+  """
   path = pathlib.Path(study_folder) / SWEEP
-  value = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+  value = stored.read_json(path, "run the study again to write it") if path.is_file() else {}
   return value if value.get("arms") else {}
 
 

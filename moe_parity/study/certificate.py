@@ -17,14 +17,10 @@ from moe_parity.planning.arm_plan import budget_of, with_later_fields
 from moe_parity.study import effort, evidence, rescoring
 from moe_parity.study.evidence import guarded, line
 from moe_parity.study.finetuning_checks import finetuning_checks, same_chats
-from moe_parity.study.reading import PLAN_SHAPE, STUDY_SHAPE, run_place
+from moe_parity.study.reading import run_place
 from moe_parity.training import run_folder
 
 CERTIFICATE = "certificate.json"
-SHAPE = {  # what a study reads of a run's
-  "passed": bool, "checks": [{"name": str, "passed": bool}], "measured": {str: object},
-  "ledger": {str: object}, "files?": {str: str},
-}  # fmt: skip
 # Fields of a run's plan that say how it stands to the budget and the other arms of a comparison.
 _RELATIVE = ("compute_ratio", "residual_params_pct", "residual_flops_pct", "residual_unique_pct")
 
@@ -147,7 +143,7 @@ def recheck_run(folder: pathlib.Path) -> None:
   A run whose certificate holds no hashes (of an earlier version) is certified anew.
   """
   path = folder / CERTIFICATE
-  certified = guarded("certificate.json", lambda: [run_folder.read_json(path, SHAPE)])[0]
+  certified = guarded("certificate.json", lambda: [run_folder.read_json(path)])[0]
   if not certified.get("files"):
     certify_run(folder)
     return
@@ -189,9 +185,9 @@ def rescore_study(
 def _places(folder: pathlib.Path) -> list[tuple[dict, str]]:
   """(plan, run folder relative to `folder`) of every arm of a study; a run may be in the folder
   of another comparison, and nowhere else."""
-  plan, places = run_folder.read_json(folder / run_folder.PLAN, PLAN_SHAPE), {}
+  plan, places = run_folder.read_json(folder / run_folder.PLAN), {}
   if (folder / "study.json").exists():
-    listed = run_folder.read_json(folder / "study.json", STUDY_SHAPE).get("arms") or ()
+    listed = run_folder.read_json(folder / "study.json").get("arms") or ()
     places = {(arm["name"], arm["seed"]): arm["folder"] for arm in listed if "folder" in arm}
   arms = [
     (arm, places.get((arm["name"], arm["seed"]), f"runs/{arm['name']}-s{arm['seed']}"))
@@ -217,20 +213,22 @@ def certify_study(folder: pathlib.Path) -> dict:
       missing.append(label)
       continue
     path = folder / place / CERTIFICATE
-    certificate = guarded(label, lambda: [run_folder.read_json(path, SHAPE)])[0]  # noqa: B023
+    certificate = guarded(label, lambda: [run_folder.read_json(path)])[0]  # noqa: B023
     if "planned" in certificate:  # it is damaged: a failed line stands for it
       checks.append(certificate)
       continue
-    if not certificate["passed"]:
+    measured = certificate.get("measured")
+    if not (certificate["passed"] and measured):
       failed = ", ".join(row["name"] for row in certificate["checks"] if not row["passed"])
+      failed = failed or "it holds no counts"
       checks.append(line(f"{arm['name']}: its own certificate", "passed", failed, False,
                          f"{place.rpartition('/')[2]}/{CERTIFICATE}"))  # fmt: skip
     checks += guarded(label, lambda: _plan_checks(label, arm, folder / place))  # noqa: B023
     config = guarded(label, lambda: [run_folder.read_json(folder / place / "config.json")])[0]  # noqa: B023
     if "model" in config:
       found[label] = config
-    if arm.get("role") not in ("reference", "tuning") and certificate["measured"]:
-      runs.append((arm, certificate["measured"], certificate))
+    if arm.get("role") not in ("reference", "tuning") and measured:
+      runs.append((arm, measured, certificate))
   checks += evidence.settings_checks(found)
   tolerances: dict[str, float] = {}
   checks += guarded("the budget in plan.json", lambda: _budget_checks(budget, runs, tolerances))
@@ -331,6 +329,6 @@ def relative_to_dense(runs: Sequence[tuple[dict, dict, dict]]) -> list[dict]:
     return []
   return [
     {"name": arm["name"], "seed": arm["seed"]}
-    | {r: measured[r] / dense[r] for r in RESOURCES if r in measured and r in dense}
+    | {r: measured[r] / dense[r] for r in RESOURCES if measured.get(r) and dense.get(r)}
     for arm, measured, _ in runs
   ]

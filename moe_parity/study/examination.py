@@ -18,14 +18,14 @@ from moe_parity import files
 from moe_parity.downstream.exam import Exam, examine_run, open_exam
 from moe_parity.downstream.examinee import Examinee, Settings
 from moe_parity.downstream.lm_eval_tasks import identity
-from moe_parity.downstream.results import FOLDER
+from moe_parity.downstream.results import EXAMINED, FOLDER
 from moe_parity.errors import UserError
+from moe_parity.stored import read as stored
 from moe_parity.study.analysis import downstream as comparison
 from moe_parity.study.folder import StudyFolder
 from moe_parity.study.reading import RunRecord
 from moe_parity.study.workers.leases import DONE, FAILED, STOPPED
 
-EXAMINED = "examined.json"  # in a run's downstream/
 POLL_SECONDS = 5.0  # between looks at what other workers have examined
 
 
@@ -121,6 +121,7 @@ def _examine(config: ConfigDict, exam: Exam, run: RunRecord, log: Callable[[str]
       "values": [result["values"] for result in results],
       "contamination": {r["task"]: r["contamination"] for r in results if r["contamination"]},
     },
+    seal=True,
   )
 
 
@@ -151,6 +152,6 @@ def _is_done(config: ConfigDict, exam: Exam, run: RunRecord) -> bool:
 def _mark(run: RunRecord) -> dict:
   """examined.json of a run; {} where it has none, or a damaged one."""
   try:
-    return json.loads((run.folder / FOLDER / EXAMINED).read_text("utf-8"))
-  except (OSError, ValueError):
+    return stored.read_json(run.folder / FOLDER / EXAMINED)
+  except (OSError, UserError):
     return {}

@@ -18,7 +18,7 @@ from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.study.comparisons import Comparison, Results, plan_comparisons, run_seen_from
 from moe_parity.study.methods.method import method_of
 from moe_parity.study.plan_growth import has_grown
-from moe_parity.study.reading import STUDY_SHAPE, is_finetuning
+from moe_parity.study.reading import is_finetuning
 from moe_parity.study.workers.leases import FAILED, RUNNING, Leases
 from moe_parity.training import run_folder
 from moe_parity.training.control import BucketCheckpoints
@@ -170,7 +170,7 @@ class StudyFolder:
     path = self.folder / STUDY
     if not path.exists():
       return
-    stored = run_folder.read_json(path, STUDY_SHAPE | {"config": {str: object}})
+    stored = run_folder.read_json(path)
     old, new = stored["config"], configs.to_json(self.config)
     changed = configs.differences(run_folder.settings(old), run_folder.settings(new))
     if any(arm.get("status") == "done" for arm in stored.get("arms") or ()):
@@ -269,7 +269,7 @@ class StudyFolder:
 
     results = Results(self.folder, self.leases)
     value = summarize(self.config, self.comparisons, self.folder, results)
-    files.write_json(self.folder / FINETUNING, value)
+    files.write_json(self.folder / FINETUNING, value, seal=True)
     return value
 
   def _write_comparison(self, comparison: Comparison, arms: list[Arm]) -> None:

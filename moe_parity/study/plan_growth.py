@@ -5,7 +5,6 @@ import pathlib
 from moe_parity import config as configs
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ComparisonPlan, budget_of, with_later_fields
-from moe_parity.study.reading import PLAN_SHAPE
 from moe_parity.training import run_folder
 
 
@@ -17,8 +16,7 @@ def has_grown(path: pathlib.Path, plan: ComparisonPlan, staged: bool) -> bool:
   Raises:
     UserError: they differ in anything else, or the one on disk is no plan.
   """
-  shape = PLAN_SHAPE | {"arms": PLAN_SHAPE["arms?"]}
-  old, new = run_folder.read_json(path, shape), plan.to_dict()
+  old, new = run_folder.read_json(path), plan.to_dict()
   new.pop("notes")  # words about the plan, which a later version may choose otherwise
   old.pop("notes", None)
   old["budget"] = budget_of(old)

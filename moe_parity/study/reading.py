@@ -5,28 +5,25 @@ and what is damaged is named in `StudyRecord.problems` instead of being passed o
 """
 
 import dataclasses
-import json
 import pathlib
 
 import numpy as np
 
 from moe_parity import files
-from moe_parity.data import checked_json
 from moe_parity.data.checked_npz import read_arrays
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import budget_of
+from moe_parity.stored import read as stored
+from moe_parity.stored.run_files import METRICS_LINE
+from moe_parity.stored.shape import mismatch
+from moe_parity.stored.study_files import STATUSES
 
 # Where a study keeps its further comparisons, each a study folder; the name on disk is one that all
 # folders written so far have, so that they load and resume.
 COMPARISONS_FOLDER = "parts"
 FINETUNING_PREFIX = "sft_"  # of the comparisons that hold fine-tuned runs
-# What is read of these files before anything else is known of them.
-STUDY_SHAPE = {
-  "name?": str, "arms?": [{"name": str, "seed": int, "folder?": str, "status?": str}],
-}  # fmt: skip
-PLAN_SHAPE = {"name?": str, "seed?": int, "budget?": {}, "arms?": [{"name": str, "seed": int}]}
-STATUSES = ("done", "running", "pending", "failed", "missing")
 STEPS = ("architecture", "activation_rate", "data_reuse")  # of the paper
+_AGAIN = "run the study again to write it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +74,7 @@ def read_study(folder: str | pathlib.Path) -> StudyRecord:
   if not folder.is_dir():
     raise UserError(f"study folder {str(folder)!r} is not a folder; give the folder of a study")
   problems: list[str] = []
-  info = _read_json(folder / "study.json", problems)
-  plan = _read_json(folder / "plan.json", problems)
-  for name, value, shape in (("study.json", info, STUDY_SHAPE), ("plan.json", plan, PLAN_SHAPE)):
-    if problem := checked_json.mismatch(value, shape):
-      raise UserError(f"{folder / name} is damaged ({problem}); run the study again to write it")
+  info, plan = (_own_json(folder / name, problems) for name in ("study.json", "plan.json"))
   if "budget" in plan:
     plan["budget"] = budget_of(plan)
   if not info and not plan:
@@ -198,9 +191,7 @@ def read_steps(study_folder: str | pathlib.Path) -> dict[str, dict]:
     by_name[step] = {}
     if not path.is_file():
       continue
-    by_name[step] = files.read_json(path, "run the study again to write it")
-    if not isinstance(by_name[step], dict):
-      raise UserError(f"{path} holds no JSON object; run the study again to write it")
+    by_name[step] = stored.read_json(path, _AGAIN)
   return by_name
 
 
@@ -220,9 +211,13 @@ def read_metrics(run_folder: pathlib.Path) -> tuple[list[dict], list[dict], str]
     if not line.strip():
       continue
     try:
-      record = json.loads(line)
-      kept[record["kind"]][int(record["step"])] = record
-    except (ValueError, KeyError, TypeError):
+      record = files.parse_json(line)
+      is_line = not mismatch(record, METRICS_LINE)
+    except ValueError:
+      is_line = False
+    if is_line:
+      kept[record["kind"]][record["step"]] = record
+    else:
       broken += number < len(lines) - 1
   problem = f"metrics.jsonl has {broken} unreadable lines" if broken else ""
   train, validation = (
@@ -276,11 +271,24 @@ def _read_json(path: pathlib.Path, problems: list[str]) -> dict:
   if not path.is_file():
     return {}
   try:
-    value = files.read_json(path)
+    return stored.read_json(path)
   except UserError as error:
     problems.append(str(error).removeprefix(f"{path.parent.parent}/"))
     return {}
-  if not isinstance(value, dict):
-    problems.append(f"{path.parent.name}/{path.name} holds a {type(value).__name__}, not an object")
-    return {}
+
+
+def _own_json(path: pathlib.Path, problems: list[str]) -> dict:
+  """study.json or plan.json of a study, {} where it is not there or no JSON.
+
+  Raises:
+    UserError: it has another shape.
+  """
+  value: dict = {}
+  if path.is_file():
+    try:
+      value = files.read_json(path)
+    except UserError as error:
+      problems.append(str(error).removeprefix(f"{path.parent.parent}/"))
+      return {}
+    stored.check(value, stored.shape_of(path.name, value), path, _AGAIN)
   return value

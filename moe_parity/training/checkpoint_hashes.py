@@ -10,8 +10,9 @@ import json
 import pathlib
 
 from moe_parity import files
-from moe_parity.data import checked_json, storage
+from moe_parity.data import storage
 from moe_parity.errors import UserError
+from moe_parity.stored.shape import mismatch
 
 HASHES = "hashes.json"
 METADATA = "_CHECKPOINT_METADATA"  # orbax's, with the mark that there must be hashes
@@ -93,6 +94,6 @@ def _hashed(paths: list[pathlib.Path]) -> list[list]:
 
 def _read(path: pathlib.Path) -> dict:
   value = files.read_json(path)
-  if problem := checked_json.mismatch(value, _SCHEMA):
+  if problem := mismatch(value, _SCHEMA):
     raise UserError(f"{HASHES} is damaged: {problem}")
   return value

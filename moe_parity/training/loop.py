@@ -248,11 +248,12 @@ def is_due(step: int, every: int, last: int) -> bool:
   return step == last or (every > 0 and step % every == 0)
 
 
-def final_cross_entropy(folder: pathlib.Path, num_steps: int) -> float:
-  """Mean logged training cross-entropy of the last 5 % of the steps, in nats a token."""
+def final_cross_entropy(folder: pathlib.Path, num_steps: int) -> float | None:
+  """Mean logged training cross-entropy of the last 5 % of the steps, in nats a token; None where
+  their lines are lost."""
   tail = [
     line["cross_entropy"]
     for line in read_metrics(folder)
     if line["kind"] == "train" and line["step"] > 0.95 * num_steps
   ]
-  return float(np.mean(tail))
+  return float(np.mean(tail)) if tail else None

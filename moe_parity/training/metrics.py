@@ -3,7 +3,6 @@
 Floats are written with `repr` precision, so two runs can be compared to the last bit.
 """
 
-import json
 import math
 import pathlib
 import statistics
@@ -11,6 +10,9 @@ import statistics
 import numpy as np
 
 from moe_parity.errors import UserError
+from moe_parity.files import parse_json
+from moe_parity.stored.run_files import METRICS_LINE
+from moe_parity.stored.shape import mismatch
 from moe_parity.training.timer import TrainingTimer
 
 METRICS = "metrics.jsonl"
@@ -41,9 +43,9 @@ def parse_metrics(content: bytes, last_step: int | float = math.inf) -> tuple[li
   lines, num_broken = [], 0
   for text in content.split(b"\n")[:-1]:
     try:
-      line = json.loads(text)
-      is_line = line["kind"] in KINDS and type(line["step"]) is int and line.get("seconds", 0) >= 0
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+      line = parse_json(text)
+      is_line = not mismatch(line, METRICS_LINE)
+    except ValueError:
       is_line = False
     if not is_line:
       num_broken += 1

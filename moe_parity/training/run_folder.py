@@ -5,11 +5,11 @@ import pathlib
 
 from moe_parity import config as configs
 from moe_parity import files
-from moe_parity.data import checked_json
 from moe_parity.data.fingerprint import check_same_data
 from moe_parity.defaults import base
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import with_later_fields
+from moe_parity.stored import read as stored
 from moe_parity.training.versions import versions
 
 CONFIG, PLAN, RESULT = "config.json", "plan.json", "result.json"
@@ -26,25 +26,18 @@ _WAYS_OUT = {  # the others' content is not to be had again
 }
 
 
-def read_json(path: pathlib.Path, shape: dict | None = None) -> dict:
+def read_json(path: pathlib.Path) -> dict:
   """A file of a run or study folder, one JSON object.
 
-  Args:
-    shape: of `data/checked_json.py`, where a file that another program wrote may lack fields.
   Raises:
-    UserError: it is missing, not what was written (cut short, a flipped bit, an edit by hand), or
-      not of the shape.
+    UserError: it is missing, not what was written (cut short, a flipped bit, an edit by hand), or a
+      field of it is of another type or range.
   """
   way_out = _WAYS_OUT.get(path.name, "restore it from a copy or use another --workdir")
   try:
-    value = files.read_json(path, way_out)
+    return stored.read_json(path, way_out)
   except FileNotFoundError:
     raise UserError(f"{path} is missing; {way_out}") from None
-  if not isinstance(value, dict):
-    raise UserError(f"{path} holds no JSON object; {way_out}")
-  if shape is not None and (problem := checked_json.mismatch(value, shape)):
-    raise UserError(f"{path} is damaged ({problem}); {way_out}")
-  return value
 
 
 def read_result(folder: pathlib.Path) -> dict | None:

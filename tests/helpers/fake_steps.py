@@ -143,6 +143,9 @@ def activation_rate() -> dict:
 def data_reuse() -> dict:
   def scheme(reuse, epochs, shift):
     arms = [sweep_arm(rate, 1.9 + shift + 0.05 * math.log(rate / 0.25) ** 2) for rate in RATES]
+    names = ("name", "kind", "role", "activation_rate", "num_tokens", "num_unique_tokens",
+             "epochs", "bpc", "num_seeds")  # fmt: skip
+    arms = [{name: arm[name] for name in names} for arm in arms]
     for arm in arms:
       arm |= {"cross_entropy": arm["bpc"] * math.log(2)}
       if epochs:
@@ -153,7 +156,7 @@ def data_reuse() -> dict:
        "verdict": "MoE better" if arm["bpc"] < 1.94 else "not distinguishable"}
       for arm in arms
     ]  # fmt: skip
-    dense = {"name": "dense", "bpc": 1.95, "interval": [1.94, 1.96]}
+    dense = {"name": "dense", "bpc": 1.95}
     return {"part": reuse, "reuse": reuse, "epochs": epochs, "equal_data": reuse == "strict",
             "arms": arms, "baseline": dense, "comparisons": rows}  # fmt: skip
 
@@ -166,11 +169,14 @@ def data_reuse() -> dict:
     "law": {
       "name": "Muennighoff", "token_decay_published": 15.39, "token_decay": 11.2,
       "interval": [6.0, 21.0], "exponent": 0.35, "num_runs": 8, "rmse": 0.004,
-      "rmse_published": 0.006,
-      "curves": [{"activation_rate": rate, "epochs": epochs, "cross_entropy": curve,
+      "rmse_published": 0.006, "at_edge": False, "open": [False, True], "misfit": False,
+      "curves": [{"name": "moe", "activation_rate": rate, "epochs": epochs, "cross_entropy": curve,
                   "cross_entropy_published": [c - 0.005 for c in curve]} for rate in (0.26, 1.0)],
       "points": [{"name": f"e{e:g}", "activation_rate": rate, "epochs": e, "cross_entropy": c}
                  for rate in (0.26, 1.0) for e, c in zip(epochs, curve, strict=True)],
     },
+    "costs": [{"name": "moe_26", "part": "loose", "activation_rate": 0.26, "epochs": 2.0,
+               "difference": 0.01, "interval": [0.0, 0.02]}],
+    "noise": {"sd": None, "df": 0}, "not_done": [],
     "num_runs": {"moe": 24, "dense": 4}, "sentences": ["Strict reuse costs 0.02 BPC."],
   }  # fmt: skip

@@ -13,6 +13,10 @@ import numpy as np
 
 DOMAINS = {"novels": 24, "bible": 11, "lexicon": 4, "math": 7}
 NUM_PARAMS, TRAIN_FLOPS, SEQ_LEN = 1_200_000, 3.0e13, 256
+BUDGET = {
+  "num_params": NUM_PARAMS, "train_flops": TRAIN_FLOPS, "num_unique_tokens": 3_000_000,
+  "seq_len": SEQ_LEN, "reuse": "strict",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,19 +90,7 @@ def write_study(folder: pathlib.Path, fake: Fake = Fake()) -> pathlib.Path:  # n
       if fake.passed is not None:
         dump(path / "certificate.json", certificate(name, fake.passed) | {"arm": name})
   dump(folder / "study.json", study_info(entries))
-  dump(
-    folder / "plan.json",
-    {
-      "budget": {
-        "num_params": NUM_PARAMS,
-        "train_flops": TRAIN_FLOPS,
-        "num_unique_tokens": 3_000_000,
-        "seq_len": SEQ_LEN,
-        "reuse": "strict",
-      },
-      "arms": plans,
-    },
-  )
+  dump(folder / "plan.json", {"budget": BUDGET, "arms": plans})
   if fake.passed is not None:
     dump(folder / "certificate.json", certificate("all arms", fake.passed))
   return folder

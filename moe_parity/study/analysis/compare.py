@@ -94,10 +94,10 @@ def lost_text(study: reading.StudyRecord, runs: Sequence[reading.RunRecord]) -> 
       f" ({100 * lost['share']:.2f} %, in {lost['num_documents']:,} documents). They count and are"
       " never scored: every BPC here is too low by about as much, for all arms alike."
     )
-  train = study.info.get("data", {}).get("text_lost", {}).get("train")
-  if train and train["num_documents"]:
+  train = ((study.info.get("data") or {}).get("text_lost") or {}).get("train") or {}
+  if train.get("num_documents"):
     lines.append(
-      f"Of the training text it does not give back {train['num_chars']:,} characters in"
+      f"Of the training text it does not give back {train.get('num_chars', 0):,} characters in"
       f" {train['num_documents']:,} documents, for all arms alike."
     )
   return lines

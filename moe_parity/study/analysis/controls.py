@@ -73,7 +73,7 @@ def _fields(row: averaged.Difference, words: dict[str, str]) -> dict:
 
 def _ablations(runs: Sequence[reading.RunRecord], lead: float) -> dict[str, dict[str, float]]:
   """By how much each ablation raises the arm's BPC, and what that leaves of its lead."""
-  scores = [run.result.get("ablations", {}) for run in runs]
+  scores = [run.result.get("ablations") or {} for run in runs]
   found = {}
   for name in scores[0] if scores else ():
     if not all(name in of_run for of_run in scores):

@@ -13,7 +13,6 @@ Pretrained and fine-tuned runs are compared among themselves.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from moe_parity import files
 from moe_parity.downstream import results
 from moe_parity.finetuning import sweep
+from moe_parity.stored import read as stored
 from moe_parity.study import reading
 from moe_parity.study.analysis import arms as averaged
 from moe_parity.study.analysis.arms import (
@@ -64,10 +64,10 @@ def runs_of(folder: pathlib.Path) -> list[tuple[str, reading.RunRecord]]:
     for label, run in reading.read_everything(folder)
     if run.done and not run.plan.get("tunes")
   ]
-  try:
-    chosen = json.loads((folder / "finetuning.json").read_text("utf-8"))["chosen"]
-  except (OSError, ValueError, KeyError):
+  path = folder / "finetuning.json"
+  if not path.is_file():
     return every
+  chosen = stored.read_json(path, "run the command that wrote it again")["chosen"]
   if not isinstance(chosen, list):  # of a fine-tuned run: the candidate that it is
     return every
   found = [(label, run) for label, run in every if not run.plan.get("finetuning")]
@@ -89,7 +89,7 @@ def write(
     contamination: run -> task -> what `downstream.contamination` counted.
   """
   found = compare(read(folder, paths)) | {"contamination": dict(contamination or {})}
-  files.write_json(folder / FILE, found, indent=1, allow_nan=False)
+  files.write_json(folder / FILE, found, indent=1, allow_nan=False, seal=True)
   return found
 
 

@@ -85,7 +85,7 @@ class _Measured:
 
 def _seconds(run: reading.RunRecord) -> float:
   """Of all its steps: steady ones, or as a run of an earlier version summed them up."""
-  if "step_seconds" in run.result:
+  if run.result.get("step_seconds") is not None:
     return run.result["step_seconds"] * run.result["finished_step"]
   return float(run.result["seconds"])
 

@@ -115,14 +115,15 @@ def _measured(runs: list[reading.RunRecord]) -> dict[str, Any]:
   """Means over the seeds that are done."""
   if not runs:
     return {"loss": None, "balance_loss": None, "bpc": None, "num_seeds": 0}
-  losses = [run.result["train_cross_entropy"] for run in runs]
+  losses = [run.result.get("train_cross_entropy") for run in runs]
+  losses = [loss for loss in losses if loss is not None]
   balance = []
   for run in runs:
     lines, _, _ = reading.read_metrics(run.folder)
     tail = [line["balance_loss"] for line in lines[-max(len(lines) // 20, 1) :]]
     balance += [float(np.mean(tail))] if tail and run.plan["kind"] == "moe" else []
   return {
-    "loss": float(np.mean(losses)),
+    "loss": float(np.mean(losses)) if losses else None,
     "balance_loss": float(np.mean(balance)) if balance else None,
     "bpc": float(np.mean([run.result["validation"]["bpc"] for run in runs])),
     "num_seeds": len(runs),

@@ -24,7 +24,7 @@ def speeds(study: StudyFolder, tasks: Sequence[Task]) -> dict[str, float]:
     if result is not None:
       total = spent.setdefault(task.arm.kind, [0.0, 0.0])
       total[0] += device_flops(task.arm)
-      total[1] += result["seconds"] + result["compile_seconds"]
+      total[1] += result["seconds"] + (result.get("compile_seconds") or 0.0)
   return {kind: flops / seconds for kind, (flops, seconds) in spent.items()}
 
 

@@ -30,11 +30,17 @@ import threading
 import time
 from collections.abc import Callable
 
+from moe_parity import files
 from moe_parity.errors import UserError
+from moe_parity.stored.shape import mismatch
 from moe_parity.study.workers.identity import Process, this_process
 
 RUNNING, STOPPED, FAILED, DONE = "running", "stopped", "failed", "done"
 REMOTE_RECHECK_SECONDS = 1.0  # a token read from a bucket counts for so long
+_SHAPE = {
+  "state": str, "worker?": str, "host?": str, "token?": str, "heartbeat?": int, "acquired?": str,
+  "error?": str, "kind?": str,
+}  # fmt: skip
 _PROCESS = tuple(field.name for field in dataclasses.fields(Process))
 
 
@@ -271,10 +277,10 @@ def _parsed(value: bytes) -> dict:
   if not value:
     return {}
   try:
-    record = json.loads(value)
-    if isinstance(record, dict) and isinstance(record.get("state"), str):
+    record = files.parse_json(value)
+    if not mismatch(record, _SHAPE):
       return record
-  except (ValueError, RecursionError):
+  except ValueError:
     pass
   return {"state": RUNNING, "damaged": value.hex()}
 

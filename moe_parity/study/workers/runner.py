@@ -134,11 +134,13 @@ class _Worker:
     """Whether a run of another worker is to be watched further before this one may leave.
 
     A staged study's worker waits for every run, since results decide what comes next; a plain
-    one's until each run's worker has shown a sign of life.
+    one's until each run's worker has shown a sign of life. A run that another worker stopped since
+    this one looked for one to train is there to be had: it waits, and looks again.
     """
-    running = [task for task in tasks if self.study.status(task.run)[0] == "running"]
-    if self.study.staged:
-      return bool(running)
+    statuses = [self.study.status(task.run)[0] for task in tasks]
+    running = [task for task, status in zip(tasks, statuses, strict=True) if status == "running"]
+    if self.study.staged and running or "pending" in statuses:
+      return True
     unproven = []
     for task in running:
       record = self.study.leases.get(task.run)

@@ -89,7 +89,7 @@ class StopSignals(StopRequests):
       self._peers = Peers(distributed.global_state.client, *place, lost)
       self._peers.start()
       if jax.process_index():  # the first holds the leases, and the service
-        leave_on_abort()
+        leave_on_abort(distributed.global_state.coordinator_address)
 
   @contextlib.contextmanager
   def stepping(self) -> Iterator[None]:
