@@ -75,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     return INTERRUPTED
   except Exception as error:
+    if isinstance(error, OSError) and error.filename is not None and not disk_is_full(error):
+      print(f"error: {_place_problem(error)}", file=sys.stderr)
+      return 2
     if not disk_is_full(error):
       raise
     print(
@@ -83,6 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
       file=sys.stderr,
     )
   return 2
+
+
+def _place_problem(error: OSError) -> str:
+  """What is wrong with a file or folder that could not be read or written."""
+  name = str(error.filename2 or error.filename)  # of a rename: where to
+  shown = name if name.isprintable() else ascii(name)
+  return f"{shown}: {error.strerror or error}; choose another place, or change its permissions"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -85,3 +85,20 @@ def test_held_out_text_too_short_for_a_row_is_refused_first(tmp_path):
   ):
     with pytest.raises(UserError, match=f"no row of seq_len=1000000, which {words}"):
       check_rows(split, seq_len, **asked)
+
+
+def test_a_place_that_no_command_checks_is_one_line(monkeypatch, capsys):
+  """A file where `report/` belongs, or --out below a file, ended in a traceback."""
+  for error, words in (
+    (FileExistsError(17, "File exists", "s/report"), "s/report: File exists"),
+    (IsADirectoryError(21, "Is a directory", "a.tmp", None, "a.json"), "a.json: Is a directory"),
+    (PermissionError(13, "Permission denied", "a\nb"), r"'a\nb': Permission denied"),
+  ):
+
+    def fail(args, error=error):
+      raise error
+
+    monkeypatch.setattr("moe_parity.commands.doctor.run", fail)
+    assert cli.main(["doctor"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {words}; choose another place, or change its permissions\n"

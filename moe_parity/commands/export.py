@@ -5,6 +5,8 @@ import pathlib
 
 from moe_parity.commands.common import checkpoint_arguments, json_argument, on_disk, place
 from moe_parity.errors import check_choice
+from moe_parity.fields.check import check_kind
+from moe_parity.fields.kinds import Number
 
 HELP = "write a trained run as a folder that transformers loads"
 ABOUT = """\
@@ -39,6 +41,7 @@ def arguments(parser) -> None:
 
 def run(args) -> int:
   check_choice("--to", args.to, FORMATS)
+  check_kind("--shard-mb", args.shard_mb, Number(0.001, 1e9))
   on_disk(args.folder, "export reads a run on this machine")
   from moe_parity.startup import start_jax
 

@@ -153,6 +153,9 @@ def _prompts(args) -> list[str]:
           f'{args.prompts}, line {number} is no prompt; write a text or {{"prompt": "..."}}'
         )
       prompts.append(value)
+  for text in (*prompts, *args.stop):
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes of the command line
+      raise UserError(f"{text!a} is not UTF-8; give text as UTF-8")
   if not prompts:
     raise UserError('there is no prompt; give --prompt="Once upon a time" or --prompts=FILE')
   return prompts

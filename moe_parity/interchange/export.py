@@ -7,7 +7,7 @@ import secrets
 import shutil
 
 from moe_parity import files
-from moe_parity.data import chat_template
+from moe_parity.data import chat_template, checked_json
 from moe_parity.data.tokenizer import Tokenizer
 from moe_parity.errors import UserError
 from moe_parity.fields.choices import LEARNED
@@ -15,7 +15,6 @@ from moe_parity.inference.inference_model import check_finite
 from moe_parity.interchange import hf_config, shards
 from moe_parity.interchange.model_card import model_card
 from moe_parity.interchange.tensors import leaves_of, tensors
-from moe_parity.training import run_folder
 from moe_parity.training.load_run import TrainedModel, load_run, open_tokenizer
 
 SHARD_BYTES = 5 * 10**9
@@ -148,7 +147,4 @@ def read_json(folder: pathlib.Path, name: str) -> dict:
   """
   if not (folder / name).is_file():
     raise UserError(f"{folder} has no {name}; give a folder as transformers' save_pretrained makes")
-  value = run_folder.read_json(folder / name)
-  if not isinstance(value, dict):
-    raise UserError(f"{folder / name} holds no JSON object; download it again")
-  return value
+  return checked_json.read(folder / name, {}, "download it again")

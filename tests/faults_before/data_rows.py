@@ -124,7 +124,7 @@ def contamination_scripts(code: Code):
 
 def unbroken_text(code: Code):
   rng = random.Random(1)
-  code.write("dna.jsonl", [*documents("d"), "".join(rng.choice("ACGT") for _ in range(200_000))])
+  code.write("dna.jsonl", [*documents("d"), "".join(rng.choice("ACGT") for _ in range(1_000_000))])
   done = code.prepare("--source=dna.jsonl", "--tokenizer=bpe:330", store="dna", cpu_seconds=60)
   return (HANGS, "not done after 60 s of a CPU") if done.code < 0 else verdict(done, HELD)
 

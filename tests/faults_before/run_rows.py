@@ -55,11 +55,11 @@ def flipped_checkpoint(code: Code):
   newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
   largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
   content = bytearray(largest.read_bytes())
-  for place in range(len(content) // 3, len(content) // 3 + 4000, 7):
-    content[place] ^= 1
+  for place in range(len(content) // 20, len(content), 997):
+    content[place] ^= 0x10
   largest.write_bytes(content)
   before, done = _scored(code, "base"), code.cli("evaluate", str(folder))
-  if done.code == 0 and done.last != before:
+  if done.code == 0:
     return WRONG, f"{before.split(' bits')[0]}, then {done.last.split(' bits')[0]}"
   return verdict(done, HELD)
 
@@ -217,7 +217,7 @@ def temporary_race(code: Code):
 def shapes(code: Code):
   folder = code.finished("shapes")
   value = json.loads((folder / "result.json").read_text())
-  value["validation"]["documents"][0]["nats"] = "7"
+  value["validation"]["documents"] = 3
   (folder / "result.json").write_text(json.dumps(value))
   return verdict(code.cli("report", str(folder)))
 
