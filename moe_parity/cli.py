@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141  # as a shell calls it
   except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {_printed(str(error))}", file=sys.stderr)
   except Stopped as error:
     print(f"\n{error}; the same command resumes", file=sys.stderr)
     return error.code
@@ -88,11 +88,17 @@ def main(argv: Sequence[str] | None = None) -> int:
   return 2
 
 
+def _printed(text: str) -> str:
+  """The text in one line: a name in it may hold a newline, or what a terminal obeys."""
+  return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def _place_problem(error: OSError) -> str:
   """What is wrong with a file or folder that could not be read or written."""
   name = str(error.filename2 or error.filename)  # of a rename: where to
-  shown = name if name.isprintable() else ascii(name)
-  return f"{shown}: {error.strerror or error}; choose another place, or change its permissions"
+  return (
+    f"{_printed(name)}: {error.strerror or error}; choose another place, or change its permissions"
+  )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -92,7 +92,7 @@ def test_a_place_that_no_command_checks_is_one_line(monkeypatch, capsys):
   for error, words in (
     (FileExistsError(17, "File exists", "s/report"), "s/report: File exists"),
     (IsADirectoryError(21, "Is a directory", "a.tmp", None, "a.json"), "a.json: Is a directory"),
-    (PermissionError(13, "Permission denied", "a\nb"), r"'a\nb': Permission denied"),
+    (PermissionError(13, "Permission denied", "a\nb"), r"a\nb: Permission denied"),
   ):
 
     def fail(args, error=error):
@@ -102,3 +102,11 @@ def test_a_place_that_no_command_checks_is_one_line(monkeypatch, capsys):
     assert cli.main(["doctor"]) == 2
     said = capsys.readouterr().err
     assert said == f"error: {words}; choose another place, or change its permissions\n"
+
+
+def test_an_error_that_names_a_name_is_one_line(capsys):
+  """A newline in a path made two lines, an escape sequence was the terminal's to obey."""
+  for name, shown in (("a\nb", r"a\nb"), ("\x1b[2Ja", r"\x1b[2Ja"), ("\udcff", r"\udcff")):
+    assert cli.main(["prepare", f"--source={name}/none"]) == 2
+    said = capsys.readouterr().err
+    assert shown in said and said.count("\n") == 1

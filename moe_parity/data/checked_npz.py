@@ -34,4 +34,6 @@ def read_arrays(
     raise
   except _DAMAGE as error:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if "pickle" in reason:  # NumPy says so of anything that begins as no file of its own
+      reason = "it is no .npz file of numbers"
     raise UserError(f"{path} is damaged ({reason}); {way_out}") from None

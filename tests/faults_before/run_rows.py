@@ -53,11 +53,12 @@ def learned_nothing(code: Code):
 def flipped_checkpoint(code: Code):
   folder = code.finished("flipped")
   newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
-  largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-  content = bytearray(largest.read_bytes())
-  for place in range(len(content) // 20, len(content), 997):
-    content[place] ^= 0x10
-  largest.write_bytes(content)
+  for path in newest.rglob("*"):
+    if path.parent.name == "d" and path.stat().st_size > 4096:  # arrays
+      content = bytearray(path.read_bytes())
+      for place in range(1000, len(content), 997):
+        content[place] ^= 0x10
+      path.write_bytes(content)
   before, done = _scored(code, "base"), code.cli("evaluate", str(folder))
   if done.code == 0:
     return WRONG, f"{before.split(' bits')[0]}, then {done.last.split(' bits')[0]}"
@@ -253,6 +254,7 @@ def one_damaged_run(code: Code):
   for path in (code.box / "damaged").glob("runs/moe_20-s0/checkpoints/*/*"):
     if path.is_dir():
       subprocess.run(["rm", "-r", path], check=True)
+  (code.box / "damaged/runs/moe_20-s0/certificate.json").unlink()
   done = code.cli(*words)
   return verdict(done, HELD)
 
