@@ -186,7 +186,15 @@ def npz_of(arrays):
   return file.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["npz", "pickle", "object in npz", "empty", "cut", "flipped"])
+def npy_of(array):
+  file = io.BytesIO()
+  np.save(file, array)
+  return file.getvalue()
+
+
+@pytest.mark.parametrize(
+  "kind", ["npz", "npy", "pickle", "object in npz", "empty", "cut", "flipped"]
+)
 def test_documents_that_are_pickled_or_damaged_are_refused(made, folder, kind, monkeypatch):
   monkeypatch.chdir(folder.parent)
   path = folder / "train.documents.npz"
@@ -195,7 +203,8 @@ def test_documents_that_are_pickled_or_damaged_are_refused(made, folder, kind, m
     arrays = dict(stored)
   bomb = np.array([Bomb()], object)
   path.write_bytes({
-    "npz": npz_of({"a": np.zeros(3)}), "pickle": pickle.dumps(Bomb()), "empty": b"",
+    "npz": npz_of({"a": np.zeros(3)}), "npy": npy_of(np.zeros(3)), "empty": b"",
+    "pickle": pickle.dumps(Bomb()),
     "object in npz": npz_of(arrays | {"domain": bomb, "names": bomb}),
     "cut": data[: len(data) // 2], "flipped": data[:200] + bytes([data[200] ^ 255]) + data[201:],
   }[kind])  # fmt: skip

@@ -312,12 +312,13 @@ def test_a_damaged_file_is_named_and_the_rest_is_read(tmp_path):
 
 
 def test_metrics_keep_the_later_line_and_drop_a_torn_one(tmp_path):
+  own = '"num_tokens": 9, "cross_entropy": 3.0'
   lines = [
-    '{"kind": "train", "step": 1, "loss": 5.0}',
-    '{"kind": "train", "step": 2, "loss": 4.0}',
-    '{"kind": "validation", "step": 2, "bpc": 3.0}',
+    f'{{"kind": "train", "step": 1, "loss": 5.0, {own}}}',
+    f'{{"kind": "train", "step": 2, "loss": 4.0, {own}}}',
+    f'{{"kind": "validation", "step": 2, "bpc": 3.0, {own}}}',
     "not json",
-    '{"kind": "train", "step": 2, "loss": 4.5}',
+    f'{{"kind": "train", "step": 2, "loss": 4.5, {own}}}',
     '{"kind": "train", "st',
   ]
   (tmp_path / "metrics.jsonl").write_text("\n".join(lines))

@@ -27,7 +27,10 @@ def read_arrays(
     UserError: it is damaged, lacks one, or holds objects in place of numbers.
   """
   try:
-    with np.load(path, allow_pickle=False) as data:
+    with open(path, "rb") as file:
+      data = np.load(file, allow_pickle=False)
+      if not isinstance(data, np.lib.npyio.NpzFile):
+        raise ValueError("it is one array, not an .npz file")
       wanted = data.files if names is None else [*names, *(set(optional) & set(data))]
       return {name: data[name] for name in wanted}
   except FileNotFoundError:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import pathlib
 import re
-import zipfile
 
 import numpy as np
 
@@ -92,10 +91,10 @@ class ResultFile:
     """What an interrupted examination had computed of `number` requests; nothing where it is
     damaged: it is computed anew."""
     try:
-      with np.load(self._with(".part.npz")) as file:
-        scores = RequestNats(*(file[name] for name in RequestNats._fields))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+      arrays = read_arrays(self._with(".part.npz"), RequestNats._fields, "")
+    except (FileNotFoundError, UserError):
       return empty(number)
+    scores = RequestNats(**arrays)
     return scores if len(scores.nats) == number else empty(number)
 
 

@@ -167,6 +167,7 @@ def loss_over_data(study: reading.StudyRecord) -> figure_style.Drawing | None:
   runs: dict[str, tuple[float, list[dict]]] = {}
   for run in study.runs:
     _, lines, _ = reading.read_metrics(run.folder)
+    lines = [line for line in lines if line.get("bpc") is not None]
     if run.plan and run.plan["role"] == "arm" and len(lines) > 1 and run.name not in runs:
       runs[run.name] = (run.plan["activation_rate"], lines)
   if not runs or all(rate == 1 for rate, _ in runs.values()):

@@ -11,12 +11,15 @@ MAX_STEPS = 100
 LOG_SPAN = 3  # colors reach from an eighth of the even load to eight times it
 
 
+_DRAWN = ("max_vio", "router_entropy", "dead_experts", "balance_loss")  # dense runs have none
+
+
 def health(study: reading.StudyRecord) -> figure_style.Drawing | None:
   """MaxVio, router entropy, dead experts and balance loss over training, one line for each run."""
   runs = []
   for run in study.runs:
     train, _, _ = reading.read_metrics(run.folder)
-    train = [line for line in train if line["max_vio"]]
+    train = [line for line in train if all(line.get(name) not in (None, []) for name in _DRAWN)]
     if train and run.plan:
       runs.append((run, train[:: max(1, len(train) // MAX_STEPS)]))
   if not runs:

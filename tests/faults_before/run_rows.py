@@ -56,12 +56,12 @@ def flipped_checkpoint(code: Code):
   for path in newest.rglob("*"):
     if path.parent.name == "d" and path.stat().st_size > 4096:  # arrays
       content = bytearray(path.read_bytes())
-      for place in range(1000, len(content), 997):
-        content[place] ^= 0x10
+      content[len(content) // 2] ^= 0x10
       path.write_bytes(content)
   before, done = _scored(code, "base"), code.cli("evaluate", str(folder))
   if done.code == 0:
-    return WRONG, f"{before.split(' bits')[0]}, then {done.last.split(' bits')[0]}"
+    scores = before.split(" bits")[0], done.last.split(" bits")[0]
+    return WRONG, f"one bit in each file of arrays: {scores[0]}, then {scores[1]}"
   return verdict(done, HELD)
 
 

@@ -120,6 +120,7 @@ def _measured(runs: list[reading.RunRecord]) -> dict[str, Any]:
   balance = []
   for run in runs:
     lines, _, _ = reading.read_metrics(run.folder)
+    lines = [line for line in lines if line.get("balance_loss") is not None]
     tail = [line["balance_loss"] for line in lines[-max(len(lines) // 20, 1) :]]
     balance += [float(np.mean(tail))] if tail and run.plan["kind"] == "moe" else []
   return {
