@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe_parity.downstream.exam import Exam
-from moe_parity.downstream.results import ResultFile, Values, read_all
+from moe_parity.downstream.results import ResultFile, Values, read_all, scores_of
 from moe_parity.downstream.tasks import BenchmarkTask, Item
 from moe_parity.errors import UserError
 from moe_parity.study import examination
@@ -33,8 +33,11 @@ class Examiner:
       raise UserError(f"{folder.name} has weights that are not finite")
     values = Values(("0", "1"), {"accuracy": np.array([1.0, 0.0])})
     place = ResultFile(folder, "zoo", {"checkpoint": str(folder), "chat": settings.chat})
-    score = {"accuracy": {"higher_is_better": True, "chance": 0.5}}
-    result = {"task": "zoo", "metric": "accuracy", "category": "reasoning", "scores": score}
+    result = {
+      "task": "zoo", "metric": "accuracy", "category": "reasoning", "source": "test",
+      "benchmark": "", "kind": "choices", "num_shots": 0, "num_items": 2, "num_items_of_task": 2,
+      "seconds": 0.1, "scores": scores_of(values, {"accuracy": 0.5}),
+    }  # fmt: skip
     return [place.write(result, values) | {"contamination": {}}]
 
 
