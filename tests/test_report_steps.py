@@ -63,7 +63,7 @@ def test_a_damaged_step_file_is_named(tmp_path):
   with pytest.raises(UserError, match="data_reuse.json is not JSON"):
     reading.read_steps(tmp_path)
   (tmp_path / "data_reuse.json").write_text("[]")
-  with pytest.raises(UserError, match="no JSON object"):
+  with pytest.raises(UserError, match="not an object"):
     reading.read_steps(tmp_path)
 
 
