@@ -152,6 +152,7 @@ def loss_curves(study: reading.StudyRecord) -> figure_style.Drawing | None:
   lines = []
   for run in study.runs:
     train, _, _ = reading.read_metrics(run.folder)
+    train = [line for line in train if "cross_entropy" in line and "num_tokens" in line]
     if train and run.plan:
       lines.append((run, train))
   if not lines:

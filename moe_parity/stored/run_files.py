@@ -92,8 +92,8 @@ _OF_STEP = (
   "flops_per_second", "peak_share", "bpc", "bpb",
 )  # fmt: skip
 METRICS_LINE = {
-  "kind": Choice(("train", "validation")), "step": COUNT, "num_tokens": int,
-  "cross_entropy": _LOGGED, "seconds?": Number(0.0, 1e300),
+  "kind": Choice(("train", "validation")), "step": COUNT, "num_tokens?": int,
+  "cross_entropy?": _LOGGED, "seconds?": Number(0.0, 1e300),
   **{f"{name}?": _LOGGED for name in _OF_STEP}, **{f"{name}?": [_LOGGED] for name in _BY_LAYER},
 }  # fmt: skip
 

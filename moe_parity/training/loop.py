@@ -254,6 +254,6 @@ def final_cross_entropy(folder: pathlib.Path, num_steps: int) -> float | None:
   tail = [
     line["cross_entropy"]
     for line in read_metrics(folder)
-    if line["kind"] == "train" and line["step"] > 0.95 * num_steps
+    if line["kind"] == "train" and line["step"] > 0.95 * num_steps and "cross_entropy" in line
   ]
   return float(np.mean(tail)) if tail else None
