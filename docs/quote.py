@@ -18,6 +18,7 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 
 import quote_compiled  # noqa: E402 - the folder of this file is no package
 import quote_decode  # noqa: E402
+import quote_depth  # noqa: E402
 import quote_faults  # noqa: E402
 import quote_fields  # noqa: E402
 import quote_studies as studies  # noqa: E402
@@ -34,6 +35,7 @@ FIGURES = (
   "data_reuse_small/reuse_by_scheme.png",
   "data_reuse_small/reuse_decay.png",
   "whole_small/downstream.png",
+  "depth/n200_b5/activation_rate.png",
   "decode.png",
 )
 
@@ -206,6 +208,9 @@ BLOCKS = {
   "mixture": studies.mixture,
   "search": studies.search,
   "reuse": studies.reuse,
+  "depth": quote_depth.depth,
+  "depth_controls": quote_depth.controls,
+  "depth_shapes": quote_depth.shapes,
   "whole_pretrained": quote_whole.pretrained,
   "whole_fine_tuned": quote_whole.fine_tuned,
   "whole_examined": quote_whole.examined,

@@ -75,31 +75,38 @@ def findings() -> str:
   return "\n".join([_lead(), _optimum(), _shapes(), _repetition()])
 
 
+SWEEP = "depth/n200_b5"  # the study whose arms are all tuned and that has controls
+
+
 def _lead() -> str:
-  rows = read("mixture_small", "analysis.json")["comparisons"]
-  step = read("mixture_small", "activation_rate.json")
+  analysis, plan = read(SWEEP, "analysis.json"), read(SWEEP, "plan.json")
+  rows, control = analysis["comparisons"], _best_control(analysis)
   better = [row for row in rows if row["verdict"] == "MoE better"]
   best = min(better, key=lambda row: row["difference"])
+  dense = next(arm for arm in plan["arms"] if arm["name"] == "dense")
   low, high = sorted(-bound for bound in best["simultaneous"])
-  executed = executed_ratios("mixture_small")
-  most = max(executed[row["name"]] for row in rows)
-  tuned = step["tuning"]
-  tuned_bounds = sorted(-bound for bound in tuned["tuned_interval"])
-  size = step["sweeps"][0]["num_params"] / 1e6
+  own, base = control["moe_to_control"], control["to_dense"]
+  seeds = min(group["num_seeds"] for group in analysis["groups"])
   return (
-    f"- **MoE leads at N = {size:g}M.** {len(better)} of {len(rows)} MoE arms beat dense at equal"
-    f" N, C and unique data; the best, r_a = {percent(best['activation_rate'])}, by"
-    f" {-best['difference']:.4f} BPC (simultaneous 95 % interval {low:.4f} to {high:.4f})."
-    " Doubts: C leaves out router and output head, and with them the sparsest arm executes"
-    f" {most:.2f} times dense's FLOPs; with each side at its best learning rate (one seed) the lead"
-    f" is {-tuned['difference_tuned']:.4f} ({interval(tuned_bounds)}); no control shows that the"
-    " lead comes from the experts. [Step 2](docs/results/step2.md)"
+    f"- **MoE leads at N = {dense['num_params'] / 1e6:.1f}M, every arm tuned.** {len(better)} of"
+    f" {len(rows)} MoE arms beat dense at equal N, executed FLOPs and unique data; the best,"
+    f" r_a = {percent(best['activation_rate'])}, by {-best['difference']:.4f} BPC (simultaneous"
+    f" 95 % interval {low:.4f} to {high:.4f}). Of that a dense model of its active size reaches"
+    f" {-base['difference']:.4f}; the MoE leads it by {-own['difference']:.4f}"
+    f" ({interval(sorted(-bound for bound in own['interval']))}). {seeds} seeds of weights and"
+    f" text, {analysis['documents']['num_documents']} documents. Doubts: one size, and dense reads"
+    f" {dense['num_tokens'] / dense['num_params']:.0f} bytes a parameter."
+    " [The study at depth](docs/results/depth.md)"
   )
 
 
+def _best_control(analysis: dict) -> dict:
+  return min(analysis["controls"]["controls"], key=lambda row: row["to_dense"]["difference"])
+
+
 def _optimum() -> str:
-  references = read("mixture_small", "analysis.json")["references"]
-  optimum = read("mixture_small", "activation_rate.json")["sweeps"][0]["optimum"]
+  references = read(SWEEP, "analysis.json")["references"]
+  optimum = read(SWEEP, "activation_rate.json")["sweeps"][0]["optimum"]
   low, high = optimum["interval"]
   title = "The optimum is bracketed" if optimum["bracketed"] else "The optimum is not bracketed"
   edge = " reaches the lowest rate tried" if optimum["open_below"] else " lies within the rates"

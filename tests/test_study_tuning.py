@@ -191,3 +191,16 @@ def test_a_plan_on_paper_says_what_tries_will_cost(capsys):
   root = pathlib.Path(__file__).parents[1]
   assert cli.main(["plan", f"--config={root}/configs/demo.py"]) == 0
   assert "first 21 runs more" in " ".join(capsys.readouterr().out.split())
+
+
+def test_one_dense_arm_sets_c_before_and_after_tuning(tmp_path):
+  # "dense_1_lr0p002" sorts before "dense_lr0p002", and "dense" before "dense_1".
+  made = config().copy_and_resolve_references()
+  made.unlock()
+  made.arms.dense_1 = made.arms.dense.copy_and_resolve_references()
+  made.arms.dense_1.update({"num_layers": 2, "d_model": 64, "multiple_of": 1})
+  (tries,) = plan_comparisons(made, Results(None))
+  study = run(tmp_path, made.lock(), truth({}))
+  (comparison,) = study.comparisons
+  assert comparison.plan.budget["train_flops"] == tries.plan.budget["train_flops"]
+  assert {"dense", "dense_1", "moe_20"} < set(rates(study))

@@ -185,10 +185,10 @@ def _shared_flops(budget: Budget, drafts: list[ArmDraft]) -> float | int:
 
 
 def _dense(drafts: list[ArmDraft]) -> ArmDraft | None:
-  """The first dense arm at the budget's compute."""
-  return next(
-    (draft for draft in drafts if draft.spec.kind == "dense" and draft.spec.is_at_parity), None
-  )
+  """The dense arm at the budget's compute that is first by name. A try of a learning rate counts
+  under the name of its arm, so that the same arm sets C before and after all are tuned."""
+  at_parity = [d for d in drafts if d.spec.kind == "dense" and d.spec.is_at_parity]
+  return min(at_parity, key=lambda draft: draft.spec.tunes or draft.spec.name, default=None)
 
 
 def _run_length(budget: Budget, draft: ArmDraft, train_flops: float | int) -> RunLength:

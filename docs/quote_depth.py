@@ -1,0 +1,111 @@
+"""The blocks of `quote.py` on the study at depth: the cells, and the shapes tried on both sides."""
+
+from quote_studies import RESULTS, arms_table, headline, read
+from quote_tables import markdown
+
+
+def cells() -> list[str]:
+  """Finished cells of the study, from the least text a parameter; at one text the smaller first."""
+  folders = (RESULTS / "depth").glob("*/analysis.json")
+  names = [f"depth/{path.parent.name}" for path in folders]
+  return sorted(names, key=lambda name: (bytes_per_param(name), read(name, "plan.json")["name"]))
+
+
+def bytes_per_param(cell: str) -> float:
+  """Tokens, which are bytes, that the dense arm of a cell reads for each of its parameters."""
+  return dense(cell)["num_tokens"] / dense(cell)["num_params"]
+
+
+def dense(cell: str) -> dict:
+  """The dense arm of a cell's plan."""
+  return next(arm for arm in read(cell, "plan.json")["arms"] if arm["name"] == "dense")
+
+
+def depth() -> str:
+  """A table of the cells where there are several, then each with its arms and its verdict."""
+  parts = [one for cell in cells() for one in _cell(cell)]
+  return "\n".join([*_overview(), *parts]).rstrip()
+
+
+def _overview() -> list[str]:
+  """MoE's lead over dense in every cell: does it shrink as text a parameter grows?"""
+  if len(cells()) < 2:
+    return []
+  rows = []
+  for cell in cells():
+    analysis = read(cell, "analysis.json")
+    best = min(analysis["comparisons"], key=lambda row: row["difference"])
+    low, high = best["simultaneous"]
+    rows.append([
+      f"{dense(cell)['num_params']:,}", f"{bytes_per_param(cell):.0f}", best["name"],
+      f"{best['activation_rate']:.3f}", f"{best['difference']:+.4f} ({low:+.4f} to {high:+.4f})",
+    ])  # fmt: skip
+  names = ["N", "bytes a parameter", "best MoE arm", "r_a", "minus dense (simultaneous 95 %)"]
+  return [*markdown(names, rows)[1:], ""]
+
+
+def _cell(cell: str) -> list[str]:
+  analysis = read(cell, "analysis.json")
+  seeds = sum(group["num_seeds"] for group in analysis["groups"])
+  documents = analysis["documents"]
+  title = f"### N = {dense(cell)['num_params']:,}, {bytes_per_param(cell):.0f} bytes a parameter"
+  return [
+    title, "",
+    f"{seeds} runs are compared, after {_tries(analysis)}. Validation holds"
+    f" {documents['num_documents']} documents, which count as {documents['df'] + 1:.0f}.",
+    "", *arms_table(cell), "", headline(analysis), "", _said(analysis), "", _rates(analysis), "",
+  ]  # fmt: skip
+
+
+def _said(analysis: dict) -> str:
+  """The verdict's sentences on the optimum, on twice the compute and on what was unequal."""
+  begin = ("The curve is lowest", "The best activation rate", "BPC is lowest", "Against dense_2c",
+           "Equal compute is no")  # fmt: skip
+  return " ".join(s for s in analysis["verdict"]["sentences"] if s.startswith(begin))
+
+
+def _tries(analysis: dict) -> str:
+  number = sum(len(arm["tries"]) for arm in analysis["tuning"]["arms"])
+  return f"{number} runs on another seed that chose each arm's learning rate"
+
+
+def _rates(analysis: dict) -> str:
+  """Which learning rates were tried, and which was each arm's best."""
+  arms = analysis["tuning"]["arms"]
+  rates = ", ".join(f"{t['peak_learning_rate']:g}" for t in arms[0]["tries"])
+  best = ", ".join(f"{arm['name']} {arm['best']:g}" for arm in arms)
+  ends = ", ".join(f"{arm['name']} at the {arm['edge']}" for arm in arms if arm["edge"])
+  at_end = f" Best at an end of the grid: {ends}." if ends else ""
+  return f"Learning rates tried by every arm: {rates}. Best: {best}.{at_end}"
+
+
+def controls() -> str:
+  """Dense models of other shapes beside the best MoE arm: `configs/depth_controls.py`."""
+  analysis = read("depth_controls", "analysis.json")
+  return "\n".join([*arms_table("depth_controls"), "", headline(analysis), "", _rates(analysis)])
+
+
+def shapes() -> str:
+  """Every shape of `configs/depth_shapes.py` at its own best learning rate, best first by side."""
+  analysis, plan = read("depth_shapes", "analysis.json"), read("depth_shapes", "plan.json")
+  arms = {arm["name"]: arm for arm in plan["arms"]}
+  tuned = {arm["name"]: arm for arm in analysis["tuning"]["arms"]}
+  rows = []
+  for group in sorted(analysis["groups"], key=lambda g: (g["kind"], g["bpc"])):
+    arm, tries = arms[group["name"]], tuned[group["name"]]
+    best = min(one["bpc"] for one in tries["tries"])
+    rows.append([
+      group["kind"], _shape(arm["architecture"]), f"{tries['best']:g}", tries["num_tries"],
+      f"{best:.4f}", f"{group['bpc']:.4f}",
+    ])  # fmt: skip
+  names = ["side", "shape", "best learning rate", "tries", "BPC of its best try",
+           "BPC on the other seed"]  # fmt: skip
+  return "\n".join(markdown(names, rows)[1:])
+
+
+def _shape(architecture: dict) -> str:
+  a = architecture
+  text = f"{a['num_layers']} layers of {a['d_model']}, d_ffn {a['d_ffn']}"
+  if a["num_experts"]:
+    text += f", {a['experts_per_token']} of {a['num_experts']} experts of {a['d_expert']}"
+  return text
