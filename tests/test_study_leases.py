@@ -113,6 +113,8 @@ def test_a_process_of_this_host_that_is_gone_is_stale_at_once(tmp_path, leases):
     ({"pid_namespace": "pid:[7]"}, False),  # another container of this host
     ({"boot": "another"}, False),  # a host of the same name
     ({"started": ""}, False),  # not known
+    ({"pid_namespace": "pid:[7]", "started": "1"}, False),  # its number is another's here
+    ({"boot": "another", "started": "1"}, False),
   ],
 )
 def test_equal_host_and_pid_do_not_make_a_process(tmp_path, leases, changed, gone):
