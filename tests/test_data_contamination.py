@@ -101,6 +101,13 @@ def test_copies_are_found_in_scripts_without_spaces(script):
   assert found["share"] == pytest.approx(0.5, abs=0.01) and found["num_too_short"] == 0
 
 
+def test_copies_with_other_punctuation_are_found_without_spaces():
+  letters = random.Random(3).choices(UNSPACED["Chinese"], k=280)
+  train, copy = ("".join(c + "，" * (i % n == 0) for i, c in enumerate(letters)) for n in (8, 7))
+  found = overlap([Document(train, "d", "t")], [Document(copy, "d", "e")])
+  assert found["share"] == 1.0 and found["num_too_short"] == 0
+
+
 def test_a_copy_in_a_mixture_of_scripts_is_found():
   copied = "the rate of 学习率很重要 for transformers is 0.01 and 我们使用 Adam with warm up"
   train = [Document(f"全然別的文字 {copied} 別的文字", "d", "t")]

@@ -123,6 +123,16 @@ def test_expert_loads_are_restored_from_the_checkpoint(damage, killed):
     assert found["num_tokens"].tolist() == [10 * step for step in range(1, 8)]
 
 
+def test_expert_loads_are_on_disk_before_the_next_step_is(killed):
+  """A run that is killed again at once has what its checkpoint has."""
+  folder, logs = killed
+  (folder / "routing.npz").unlink()
+  telemetry = Telemetry(folder, from_step=5, logs=logs, warn=lambda line: None)
+  with np.load(folder / "routing.npz") as found:
+    assert found["steps"].tolist() == [1, 2, 3, 4, 5]
+  telemetry.close()
+
+
 def test_a_checkpoint_without_logs_keeps_what_is_whole(killed):
   """Those of earlier versions hold none."""
   folder, _ = killed
