@@ -167,6 +167,15 @@ def spoilt(run, folder, **changes):
   return folder
 
 
+FINE_TUNED = {
+  "learning_rate_multiple": 0.3, "num_examples": 3, "num_scored_tokens": 30, "num_chat_tokens": 60,
+  "row_fill": 0.5, "num_validation_examples": 1, "num_duplicates_left_out": 0,
+  "num_too_long_left_out": 0, "chats_sha256": "", "validation_chats_sha256": "", "template": {},
+  "base_sha256": "", "base_step": 3, "base_num_tokens": 3, "base_num_unique_tokens": 3,
+  "base_train_flops": 3.0,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
   "changes, message",
   [
@@ -174,7 +183,7 @@ def spoilt(run, folder, **changes):
     ({"result": None}, "has not finished"),
     ({"certificate": None}, "has no certificate.json; run its"),
     ({"certificate": {"passed": False}}, "its certificate failed"),
-    ({"plan": {"finetuning": {"num_examples": 3}}}, "was fine-tuned already"),
+    ({"plan": {"finetuning": FINE_TUNED}}, "was fine-tuned already"),
   ],
 )
 def test_a_run_that_cannot_be_tuned_is_refused(run, data, capsys, changes, message, tmp_path):

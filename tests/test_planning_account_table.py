@@ -183,7 +183,7 @@ def test_a_file_is_read_with_its_byte_order_mark_and_blank_lines(tmp_path):
     ({"n_dense_layers": "24"}, "n_dense_layers", ["no MoE layer", "E=78"]),
     ({"scheme": "2dense"}, "n_dense_layers", ["contradicts '2dense'"]),
     ({"scheme": "1dense+SE", "Dse": "0"}, "Dse", ["shared expert"]),
-    ({"layout": "mixed"}, "layout", ["'mixed' is not known"]),
+    ({"layout": "mixed"}, "layout", ["'mixed' is not the name of a layout"]),
     ({"n_kv_heads": "5"}, "n_heads", ["n_heads=16", "n_kv_heads=5"]),
     ({"n_heads": None, "d_head": None}, "n_heads", ["d_head"]),
     ({"n_heads": "17", "d_head": None}, "n_heads", ["17 does not divide d_model=2048"]),

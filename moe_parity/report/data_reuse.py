@@ -40,7 +40,7 @@ def schemes(step: dict) -> Table:
 def costs(step: dict) -> Table:
   """What repetition costs: every arm under every scheme minus the same arm with nothing twice."""
   names = {scheme["part"]: scheme_name(scheme) for scheme in step.get("schemes", [])}
-  rows = [{**row, "scheme": names[row["part"]]} for row in step.get("costs", [])]
+  rows = [{**row, "scheme": names.get(row["part"], row["part"])} for row in step.get("costs", [])]
   return Table(
     "reuse_cost",
     "What repetition costs: BPC minus that of the same arm reading no text twice",

@@ -7,6 +7,7 @@ from moe_parity.fields.table import ARM_NAME, DOMAIN_NAME, SEED
 COUNT = Whole(1, 10**30)  # what others are divided by
 AMOUNT = Number(0.0, 1e300, open_ends=True)
 RATE = Number(0.0, 1.0)
+WEIGHT = Number(0.0, 1e300)
 KIND = Choice(ARM_KINDS)
 ROLE = Choice(("arm", "reference", "control", *(role for role in ROLES if role)))
 INTERVAL = (float, float)
@@ -35,7 +36,7 @@ ARM_PLAN = {
   "residual_params_pct": float, "residual_flops_pct": float, "residual_unique_pct": float,
   "exact_num_params": COUNT, "vocabulary_params?": int, "gates?": Choice(GATES),
   "mixture?": {
-    DOMAIN_NAME: {"share": RATE, "num_tokens": int, "num_unique_tokens": int, "epochs": float},
+    DOMAIN_NAME: {"share": WEIGHT, "num_tokens": int, "num_unique_tokens": int, "epochs": float},
   },
   "attention_block?": COUNT, "data_seed?": SEED, "routed_scale?": str, "tunes?": str,
   "finetuning?": _FINETUNING,

@@ -249,17 +249,18 @@ def _read_run(
   plan: dict | None = None,
 ) -> RunRecord:
   plan = _read_json(folder / "plan.json", problems) or plan or {}
+  earlier = len(problems)
   result = _read_json(folder / "result.json", problems)
-  status = entry.get("status") or "running"
+  status, error = entry.get("status") or "running", str(entry.get("error") or "")
   if result:
     status = "done"
   elif status == "done" or status not in STATUSES:
-    status = "missing"
+    status, error = "missing", "".join(problems[earlier:]) or error
   return RunRecord(
     name=name,
     seed=seed,
     status=status,
-    error=str(entry.get("error") or ""),
+    error=error,
     folder=folder,
     plan=plan,
     result=result,
