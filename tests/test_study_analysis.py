@@ -191,6 +191,15 @@ def test_result_json_outranks_the_status_in_study_json(tmp_path):
   assert compare.analyze(folder)["not_done"][0]["status"] == "missing"
 
 
+def test_a_run_whose_result_is_damaged_says_which_file_and_field(tmp_path):
+  folder = study(tmp_path, telemetry=False)
+  edit(folder / "runs/moe_17-s0/result.json", lambda result: result.update(name="x" * 300))
+  report = compare.analyze(folder)
+  (run,) = report["not_done"]
+  assert run["name"] == "moe_17" and "moe_17-s0/result.json is damaged (name is" in run["error"]
+  assert run["error"] in words(report)
+
+
 def test_an_arm_scored_on_other_documents_is_not_compared(tmp_path):
   folder = study(tmp_path, telemetry=False)
 
