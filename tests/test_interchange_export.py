@@ -89,8 +89,11 @@ def make_run(folder, architecture, options, has_bias):
 
 @pytest.fixture(scope="module", params=CASES)
 def exported(request, tmp_path_factory):
-  architecture, options, model_type, has_bias = CASES[request.param]
-  folder = tmp_path_factory.mktemp(request.param)
+  return make_export(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def make_export(case, folder):
+  architecture, options, model_type, has_bias = CASES[case]
   run = make_run(folder / "run", architecture, options, has_bias)
   result = export_run(run, folder / "hf", shard_bytes=4000)
   assert result.model_type == model_type
@@ -196,11 +199,12 @@ def test_the_tokenizer_begins_a_text_as_training_did(qwen):
 
 
 @pytest.mark.slow
-def test_transformers_says_what_we_say(exported):
+def test_transformers_says_what_we_say(tmp_path):
   if check.PYTHON not in os.environ:
     pytest.skip(f"{check.PYTHON} names no Python with torch and transformers")
-  result = check.check_export(exported)
-  assert result["passed"], result
+  exports = [make_export(case, tmp_path / case) for case in CASES]
+  for case, result in zip(CASES, check.check_exports(exports), strict=True):
+    assert result["passed"], (case, result)
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def run(args) -> int:
   from moe_parity.interchange.export import export_run
 
   if args.check:
-    from moe_parity.interchange.check import check_export, hf_python
+    from moe_parity.interchange.check import check_exports, hf_python
 
     hf_python()  # before anything is written
   exported = export_run(
@@ -66,7 +66,7 @@ def run(args) -> int:
     "weight_files": exported.weight_files,
   }
   if args.check:
-    result["check"] = check_export(exported)
+    [result["check"]] = check_exports([exported])
   if args.json:
     print(json.dumps(result, indent=2))
   else:

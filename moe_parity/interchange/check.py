@@ -11,6 +11,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -24,30 +25,39 @@ from moe_parity.model.transformer import abstract_model
 
 PYTHON = "MOE_PARITY_HF_PYTHON"
 TOLERANCE = 1e-4  # largest difference of two logits
+FIND = """
+import importlib.util, sys
+sys.exit(any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")))
+"""  # without importing them, which takes seconds
 SCRIPT = pathlib.Path(__file__).with_name("transformers_check.py")
 
 
-def check_export(exported: Exported, *, seed: int = 0) -> dict:
-  """Compares on drawn tokens; `passed` says whether all agree (see `transformers_check.compare`).
+def check_exports(exports: Sequence[Exported], *, seed: int = 0) -> list[dict]:
+  """Compares each on drawn tokens; `passed`: all agree (see `transformers_check.compare`).
+
+  transformers is started once, which takes longer than a comparison.
 
   Raises:
-    UserError: there is no torch or transformers, or transformers cannot load the folder.
+    UserError: there is no torch or transformers, or transformers cannot load a folder.
   """
   python = hf_python()
-  reference = reference_of(exported, seed)
   with tempfile.TemporaryDirectory() as scratch:
-    path = pathlib.Path(scratch) / "reference.npz"
-    np.savez(path, **reference)
-    result = run_transformers(python, exported.folder, path)
-  result["tolerance"] = TOLERANCE
-  result["passed"] = (
-    result["largest_difference"] <= TOLERANCE
-    and result["equal_argmax"] == 1.0
-    and result["equal_greedy"]
-    and not result["missing"]
-    and not result["unexpected"]
-  )
-  return result
+    pairs = []
+    for number, exported in enumerate(exports):
+      path = pathlib.Path(scratch) / f"reference_{number}.npz"
+      np.savez(path, **reference_of(exported, seed))
+      pairs.append((exported.folder, path))
+    results = run_transformers(python, pairs)
+  for result in results:
+    result["tolerance"] = TOLERANCE
+    result["passed"] = (
+      result["largest_difference"] <= TOLERANCE
+      and result["equal_argmax"] == 1.0
+      and result["equal_greedy"]
+      and not result["missing"]
+      and not result["unexpected"]
+    )
+  return results
 
 
 def hf_python() -> str:
@@ -57,8 +67,7 @@ def hf_python() -> str:
   """
   python = os.environ.get(PYTHON) or sys.executable
   try:
-    done = subprocess.run([python, "-c", "import torch, transformers"], capture_output=True)
-    missing = done.returncode != 0
+    missing = subprocess.run([python, "-c", FIND]).returncode != 0
   except OSError:
     missing = True
   if missing:
@@ -69,18 +78,21 @@ def hf_python() -> str:
   return python
 
 
-def run_transformers(python: str, folder: pathlib.Path, reference: pathlib.Path) -> dict:
-  """What `transformers_check.py` prints."""
+def run_transformers(python: str, pairs: Sequence[tuple[pathlib.Path, pathlib.Path]]) -> list[dict]:
+  """What `transformers_check.py` prints of each export and its reference."""
   environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
   environment.pop("PYTHONPATH", None)
+  paths = [str(path.resolve()) for pair in pairs for path in pair]
   with tempfile.TemporaryDirectory() as modules:  # where remote code is copied to
     environment["HF_MODULES_CACHE"] = modules
-    command = [python, str(SCRIPT), str(folder.resolve()), str(reference)]
+    command = [python, str(SCRIPT), *paths]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=modules)
+  results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
   if done.returncode:
+    folder = pairs[len(results)][0]
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
     raise UserError(f"{folder}: transformers cannot load it ({last}); its versions may be too old")
-  return json.loads(done.stdout.strip().splitlines()[-1])
+  return results
 
 
 def reference_of(exported: Exported, seed: int = 0) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
-"""Loads an export in transformers and compares it with reference numbers. Runs by itself, in any
-Python with torch and transformers, and imports nothing of this project:
+"""Loads exports in transformers and compares each with its reference numbers. Runs by itself, in
+any Python with torch and transformers, and imports nothing of this project:
 
-  python transformers_check.py EXPORT REFERENCE.npz
+  python transformers_check.py EXPORT REFERENCE.npz [EXPORT REFERENCE.npz ...]
 """
 
 import json
@@ -49,5 +49,6 @@ def compare(folder: str, reference: dict) -> dict:
 
 
 if __name__ == "__main__":
-  with np.load(sys.argv[2]) as reference:
-    print(json.dumps(compare(sys.argv[1], dict(reference))))
+  for folder, path in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+    with np.load(path) as reference:
+      print(json.dumps(compare(folder, dict(reference))), flush=True)
