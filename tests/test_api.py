@@ -112,6 +112,17 @@ def test_a_prediction_of_a_config_compares_with_its_dense_arm():
   assert moe["minus_dense_low"] < moe["minus_dense"] < moe["minus_dense_high"]
 
 
+def test_a_study_s_arms_are_predicted_in_every_comparison(capsys):
+  """The arms of its method, which the config itself does not list."""
+  config = f"{ROOT}/configs/data_reuse_small.py"
+  assert cli.main(["predict", f"--config={config}", "--json"]) == 0
+  said = json.loads(capsys.readouterr().out)
+  assert json.loads(json.dumps(mp.predict(config).answer)) == said
+  epochs = {arm["name"]: arm["epochs"] for arm in said["arms"]}
+  assert {"dense", "moe_20", "unique/moe_20", "epochs_8/moe_20"} <= epochs.keys()
+  assert epochs["unique/moe_20"] == 1 < epochs["moe_20"]
+
+
 def test_a_study_reads_as_its_report_does(study_folder):
   study = mp.open_study(study_folder)
   assert not (study_folder / "report").exists()

@@ -135,3 +135,10 @@ def test_a_search_estimates_every_mesh_those_that_fit_first(capsys):
   assert fits == sorted(fits, reverse=True) and set(fits) == {True, False}
   estimated = [row["estimated_s"] for row in rows if row["fits"] == "yes"]
   assert estimated == sorted(estimated) and estimated[0] > 0
+
+
+def test_an_arm_that_a_study_adds_is_found(capsys):
+  arguments = ["--config=configs/mixture_small.py", "--arm=moe_20", "--topology=v5e-4"]
+  arguments += ["--config.budget.batch_multiple=4", "--search=0", "--json"]
+  assert main(["compile", *arguments]) == 0
+  assert all(row["fits"] == "yes" for row in json.loads(capsys.readouterr().out))

@@ -90,7 +90,7 @@ def predict(
     question = surrogate.of_numbers(*given, _several(epochs))
   else:
     planned = config if isinstance(config, Plan) else plan(config)
-    question = surrogate.of_plan(planned.comparisons[0].plan.arms)
+    question = surrogate.of_plans({c.name: c.plan for c in planned.comparisons})
   return Prediction(surrogate.answer(question, runs, check))
 
 

@@ -49,13 +49,13 @@ def arguments(parser) -> None:
 
 
 def run(args) -> int:
+  from moe_parity.api.plans import planned
   from moe_parity.planning.gpu_cards import is_card, parse_host
-  from moe_parity.planning.plan import make_plan
   from moe_parity.planning.tpu_slices import parse_slice
 
   target = (parse_host if is_card(args.topology) else parse_slice)(args.topology)
   config = load_config(args)
-  arm = select_arm(make_plan(config).arms, args.arm)
+  arm = select_arm(planned(config).arms, args.arm)
   if is_card(args.topology):
     from moe_parity.commands import compile_for_cards
 

@@ -62,9 +62,10 @@ def _question(args):
   if args.overrides and not args.config:
     raise UserError(f"unknown option {args.overrides[0]!r}; see moe-parity predict --help")
   if args.config:
-    from moe_parity.planning.plan import make_plan
+    from moe_parity.api.plans import planned
 
-    return answer.of_plan(make_plan(load_config(args)).arms)
+    comparisons = planned(load_config(args)).comparisons
+    return answer.of_plans({one.name: one.plan for one in comparisons})
   return answer.of_numbers(*(_numbers(args, name) for name in POINT))
 
 

@@ -3,10 +3,10 @@
 import functools
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from moe_parity.planning.arm_plan import ArmPlan
+from moe_parity.planning.arm_plan import ComparisonPlan
 from moe_parity.study.surrogate import fit, leave_out
 from moe_parity.study.surrogate.laws import ArmFeatures
 from moe_parity.study.surrogate.rows import published_rows, study_rows
@@ -25,9 +25,14 @@ class Question(NamedTuple):
   base: int | None
 
 
-def of_plan(arms: Sequence[ArmPlan]) -> Question:
-  """The arms of a plan, each once, and the dense arm at parity among them."""
-  once = list({arm.name: arm for arm in arms}.values())
+def of_plans(plans: Mapping[str, ComparisonPlan]) -> Question:
+  """Every arm of the plans of a config's comparisons, by the comparison's name ("" is the first),
+  each arm once, and the dense arm at parity among them."""
+  once = {
+    f"{comparison}/{arm.name}".removeprefix("/"): arm
+    for comparison, plan in plans.items()
+    for arm in plan.arms
+  }
   rows = [
     [
       float(number)
@@ -38,11 +43,10 @@ def of_plan(arms: Sequence[ArmPlan]) -> Question:
         a.epochs,
       )
     ]
-    for a in once
+    for a in once.values()
   ]
-  dense = (i for i, a in enumerate(once) if a.kind == "dense" and a.role == "arm")
-  features = ArmFeatures(*zip(*rows, strict=True))
-  return Question([arm.name for arm in once], features, next(dense, None))
+  dense = (i for i, a in enumerate(once.values()) if a.kind == "dense" and a.role == "arm")
+  return Question(list(once), ArmFeatures(*zip(*rows, strict=True)), next(dense, None))
 
 
 def of_numbers(
