@@ -187,8 +187,8 @@ def rounds() -> str:
   loads, took = [row["load"] for row in rows], [row["seconds"] for row in rows]
   failed = "" if well == len(rows) else f" Round {len(rows)} failed, which ended it."
   return (
-    f"The contract's {rows[0]['tests']} tests passed {well} times in a row ({table['wanted']}"
-    f" wanted), all on {table['cores']} cores that had other work too: a load of"
+    f"These {rows[0]['tests']} tests passed {well} times in a row ({table['wanted']} were required)"
+    f" on {table['cores']} cores that other processes also used: a load average of"
     f" {min(loads):.0f} to {max(loads):.0f}, and {min(took)} to {max(took):,} s a round.{failed}"
   )
 
@@ -208,6 +208,8 @@ BLOCKS = {
   "mixture": studies.mixture,
   "search": studies.search,
   "reuse": studies.reuse,
+  "durations": studies.durations,
+  "validation_documents": studies.validation_documents,
   "depth": quote_depth.depth,
   "depth_controls": quote_depth.controls,
   "depth_shapes": quote_depth.shapes,

@@ -6,6 +6,7 @@ import pathlib
 from quote_tables import interval, markdown, percent
 
 from moe_parity.planning.arm_costs import arm_costs
+from moe_parity.planning.scaling_laws import StepLaw
 
 RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results"
 
@@ -72,7 +73,70 @@ def _tuned(analysis: dict) -> str:
 
 def findings() -> str:
   """Four bullets: what the three steps found, each with its interval and its doubts."""
-  return "\n".join([_lead(), _optimum(), _shapes(), _repetition()])
+  return "\n".join([_lead(), _optimum(), _shapes(), _repetition(), "", _older()])
+
+
+def effective_documents(*studies: str) -> str:
+  """The effective number of validation documents of studies: "four", or "four to five"."""
+  words = {3: "three", 4: "four", 5: "five", 6: "six"}
+  numbers = {round(read(study, "analysis.json")["documents"]["df"] + 1) for study in studies}
+  return " to ".join(words.get(n, str(n)) for n in sorted({min(numbers), max(numbers)}))
+
+
+def _older() -> str:
+  """What limits the last two findings, and all of them."""
+  old = ("architecture_small", "data_reuse_small")
+  texts = {read(study, "analysis.json")["documents"]["num_documents"] for study in old}
+  smaller = StepLaw.fitted_on["num_params"][0] / read(SWEEP, "plan.json")["budget"]["num_params"]
+  return (
+    f"In the last two, the {' or '.join(map(str, texts))} validation documents count as"
+    f" {effective_documents(*old)}, and seeds differ in initial weights only. All models are"
+    f" {smaller:.0f} times smaller than the smallest that the law for batches and learning rates"
+    " was fitted on. [All results, and what speaks against them](docs/results/index.md)"
+  )
+
+
+def validation_documents() -> str:
+  """What the validation text of steps 1 to 3 counts as."""
+  old = ("architecture_small", "mixture_small", "data_reuse_small")
+  texts = {read(study, "analysis.json")["documents"]["num_documents"] for study in old}
+  plans = [read(study, "plan.json")["budget"] for study in old]
+  share = [plan["num_unique_tokens"] / plan["num_params"] for plan in plans]
+  return (
+    f"- **Validation text** of steps 1 to 3 is {' or '.join(map(str, texts))} documents that count"
+    f" as {effective_documents(*old)} independent ones.\n"
+    f"- **Scale.** {plans[0]['num_params'] / 1e6:.1f}M parameters and {min(share):.1f} to"
+    f" {max(share):.1f} unique bytes per parameter say nothing certain about billions."
+  )
+
+
+TIMED = {  # config: the folder of its results
+  "demo.py": "demo",
+  "routed_scale.py": "routed_scale/r12",
+  "depth_shapes.py": "depth_shapes",
+  "depth.py": "depth/n200_b5",
+}
+
+
+def durations() -> str:
+  """How long the runs of finished studies trained, tries of learning rates included."""
+  rows, machines = [], set()
+  for config, folder in TIMED.items():
+    analysis = read(folder, "analysis.json")
+    tuned = (analysis["tuning"] or {"arms": []})["arms"] if "tuning" in analysis else []
+    tries = {arm["name"]: len(arm["tries"]) for arm in tuned}
+    seeds = {group["name"]: group["num_seeds"] for group in analysis["groups"]}
+    runs = {name: seeds[name] + tries.get(name, 0) for name in seeds}
+    seconds = {row["name"]: row["seconds"] for row in analysis["resources"]["rows"]}
+    hours = sum(runs[name] * seconds[name] for name in runs) / 3600
+    params = analysis["resources"]["rows"][0]["num_params"]
+    rows.append([
+      f"`configs/{config}`", f"{params / 1e6:.1f}M", sum(seeds.values()), sum(tries.values()),
+      f"{min(seconds.values()):.0f} to {max(seconds.values()):.0f}", f"{hours:.1f}",
+    ])  # fmt: skip
+    machines |= set(analysis["resources"]["notes"])
+  names = ["config", "N", "compared runs", "tries", "seconds a run", "hours in all"]
+  return "\n".join([" ".join(sorted(machines)), *markdown(names, rows)])
 
 
 SWEEP = "depth/n200_b5"  # the study whose arms are all tuned and that has controls
