@@ -17,6 +17,7 @@ text is reused strictly. On one CPU core 1.3, 5, 7 and 7 hours, in the order abo
 
 from moe_parity.config import parse_arg
 from moe_parity.defaults import base, dense_arm, moe_arm
+from moe_parity.errors import UserError
 
 RATES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.55, 0.75)
 FEW_RATES = (0.15, 0.25, 0.4)
@@ -49,7 +50,7 @@ def get_config(arg=None):
     config.arms.dense = dense_arm(d_head=16)
     config.arms.moe = moe_arm(num_layers=2, d_model=32, d_head=16, multiple_of=4)
   else:
-    dense, moe = SHAPES[arg.size]
+    dense, moe = of_size(arg.size, SHAPES)
     config.arms.dense = dense_arm(**dense, d_head=16, multiple_of=1)
     config.arms.moe = moe_arm(**moe, d_head=16, multiple_of=2)
   study.method = "activation_rate"
@@ -68,3 +69,18 @@ def get_config(arg=None):
   config.evaluation.max_tokens = 5_000 if arg.tiny else 0  # the held-out works, all of them
   config.train.log_every = 50
   return config
+
+
+def of_size(size, shapes):
+  """The entry of a table of shapes.
+
+  Raises:
+    UserError: none was chosen for a size.
+  """
+  if size not in shapes:
+    known = ", ".join(map(str, shapes))
+    raise UserError(
+      f"size={size}: shapes were chosen for {known} (thousands of parameters); take one of these,"
+      " or choose shapes for another with configs/depth_shapes.py"
+    )
+  return shapes[size]

@@ -28,20 +28,28 @@ def depth() -> str:
 
 
 def _overview() -> list[str]:
-  """MoE's lead over dense in every cell: does it shrink as text a parameter grows?"""
+  """MoE's lead in every cell: does it shrink as text a parameter grows?"""
   if len(cells()) < 2:
     return []
   rows = []
   for cell in cells():
     analysis = read(cell, "analysis.json")
     best = min(analysis["comparisons"], key=lambda row: row["difference"])
-    low, high = best["simultaneous"]
+    scores = {group["name"]: group["bpc"] for group in analysis["groups"]}
+    controls = {row["name"]: row for row in analysis["controls"]["controls"]}
     rows.append([
-      f"{dense(cell)['num_params']:,}", f"{bytes_per_param(cell):.0f}", best["name"],
-      f"{best['activation_rate']:.3f}", f"{best['difference']:+.4f} ({low:+.4f} to {high:+.4f})",
+      f"{dense(cell)['num_params']:,}", f"{bytes_per_param(cell):.0f}", f"{scores['dense']:.4f}",
+      best["name"], f"{best['activation_rate']:.3f}", _with_interval(best),
+      _with_interval(controls["dense_active"]["moe_to_control"]),
     ])  # fmt: skip
-  names = ["N", "bytes a parameter", "best MoE arm", "r_a", "minus dense (simultaneous 95 %)"]
+  names = ["N", "bytes a parameter", "BPC of dense", "best MoE arm", "r_a",
+           "minus dense (simultaneous 95 %)", "minus dense_active"]  # fmt: skip
   return [*markdown(names, rows)[1:], ""]
+
+
+def _with_interval(row: dict) -> str:
+  low, high = row["simultaneous"]
+  return f"{row['difference']:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
 def _cell(cell: str) -> list[str]:
@@ -86,11 +94,18 @@ def controls() -> str:
 
 
 def shapes() -> str:
-  """Every shape of `configs/depth_shapes.py` at its own best learning rate, best first by side."""
-  analysis, plan = read("depth_shapes", "analysis.json"), read("depth_shapes", "plan.json")
+  """Every shape of `configs/depth_shapes.py` at its own best learning rate, best first by side; a
+  table for every size and amount of text tried."""
+  folders = sorted((RESULTS / "depth_shapes").glob("*/analysis.json"))
+  parts = [one for path in folders for one in _shapes_table(f"depth_shapes/{path.parent.name}")]
+  return "\n".join(parts).rstrip()
+
+
+def _shapes_table(folder: str) -> list[str]:
+  analysis, plan = read(folder, "analysis.json"), read(folder, "plan.json")
   arms = {arm["name"]: arm for arm in plan["arms"]}
   tuned = {arm["name"]: arm for arm in analysis["tuning"]["arms"]}
-  rows = []
+  budget, rows = plan["budget"], []
   for group in sorted(analysis["groups"], key=lambda g: (g["kind"], g["bpc"])):
     arm, tries = arms[group["name"]], tuned[group["name"]]
     best = min(one["bpc"] for one in tries["tries"])
@@ -100,12 +115,15 @@ def shapes() -> str:
     ])  # fmt: skip
   names = ["side", "shape", "best learning rate", "tries", "BPC of its best try",
            "BPC on the other seed"]  # fmt: skip
-  return "\n".join(markdown(names, rows)[1:])
+  text = budget["num_unique_tokens"] / budget["num_params"]
+  title = f"N = {budget['num_params']:,}, {text:.0f} bytes a parameter:"
+  return [title, *markdown(names, rows), ""]
 
 
 def _shape(architecture: dict) -> str:
   a = architecture
-  text = f"{a['num_layers']} layers of {a['d_model']}, d_ffn {a['d_ffn']}"
+  layers = a["num_layers"]
+  text = f"{layers} layer{'s' if layers > 1 else ''} of {a['d_model']}, d_ffn {a['d_ffn']}"
   if a["num_experts"]:
     text += f", {a['experts_per_token']} of {a['num_experts']} experts of {a['d_expert']}"
   return text

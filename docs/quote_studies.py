@@ -113,7 +113,7 @@ def validation_documents() -> str:
 TIMED = {  # config: the folder of its results
   "demo.py": "demo",
   "routed_scale.py": "routed_scale/r12",
-  "depth_shapes.py": "depth_shapes",
+  "depth_shapes.py": "depth_shapes/n200_b2",
   "depth.py": "depth/n200_b5",
 }
 

@@ -71,6 +71,8 @@ def test_printed_rates_and_batches_are_the_papers():
     (["configs/demo.py:tiny=7"], "'7' is not true or false"),
     (["configs/paper_7b.py:activation_rate=x"], "'x' is not float"),
     (["configs/paper_7b.py:activation_rate=0.9"], "activation_rate=0.9 is none of the paper's"),
+    (["configs/depth.py:size=50"], "size=50: shapes were chosen for"),
+    (["configs/depth_shapes.py:size=400,tokens_per_param=5"], "size=400: shapes were chosen for"),
     (["configs/paper_7b.py:arms=mo"], "arms='mo' is not one of all, dense, moe"),
   ],
 )
