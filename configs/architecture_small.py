@@ -6,9 +6,10 @@
   moe-parity study --config=configs/architecture_small.py:tiny --workdir=runs/tiny_search
 
 Greedy, in the paper's order: layout with and without shared expert, gate normalization, top-K at
-constant K x D_e, then zeta and mu; the dense baseline is searched over d / L and d_ffn / d by the
-same rule. Three seeds each, N = 0.2 M: an hour or two on two CPU cores; with `gpu` N = 8 M, about
-3e17 FLOPs in all. Later stages follow from the results of earlier ones."""
+constant K x D_e, zeta and mu, and last the scale of the routed sum; the dense baseline is searched
+over d / L and d_ffn / d by the same rule. Three seeds each, N = 0.2M: an hour or two on two CPU
+cores; with `gpu` N = 8M. Later stages follow from the results of earlier ones, so `plan` knows the
+first ones only, and at most how many runs follow."""
 
 from moe_parity.config import parse_arg
 from moe_parity.defaults import base, dense_arm, moe_arm

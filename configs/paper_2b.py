@@ -11,9 +11,9 @@ Source: arXiv 2506.12119, Table 14 row 1 (dense) and Table 10 (MoE shapes).
 gib=80 sets what one such card has room for (docs/devices.md): remat none and 4 sequences at a time,
 67 GiB for the dense arm. 24 and 40 GiB are too small for optimizer state and activations of a step.
 
-Cost: C over half of an H100's 989 TFLOP/s of bf16 is 526 H100 hours an arm.
+Cost: C over half of an H100's 989 TFLOP/s of bf16 is 525 H100 hours an arm.
 Expect: the paper reports bits per character on a private set; see its Tables 10 and 14 in
-moe_parity/published. Bring text with --config.data.source: the built-in corpus is far too small."""
+moe_parity/paper. Bring text with --config.data.source: the built-in corpus is far too small."""
 
 from configs.paper import budget
 

@@ -7,9 +7,9 @@ Source: arXiv 2506.12119, Table 14 row 5 (dense) and Table 11 (MoE shapes).
   moe-parity plan  --config=configs/paper_7b.py:printed               # the paper's lr and batch
   moe-parity study --config=configs/paper_7b.py:activation_rate=0.2,tiny --workdir=runs/tiny_7b
 
-Cost: C over half of an H100's 989 TFLOP/s of bf16 is 1,607 H100 hours an arm.
+Cost: C over half of an H100's 989 TFLOP/s of bf16 is 1,606 H100 hours an arm.
 Expect: the paper reports bits per character on a private set; see its Tables 11 and 14 in
-moe_parity/published. Bring text with --config.data.source: the built-in corpus is far too small."""
+moe_parity/paper. Bring text with --config.data.source: the built-in corpus is far too small."""
 
 from configs.paper import budget
 

@@ -5,11 +5,11 @@
   moe-parity study --config=configs/routed_scale.py:activation_rate=0.3 --workdir=runs/scale_30
 
 The last stage of the architecture search alone: the demo's MoE arm with raw gates as they are,
-times E/K, and times a number that each layer learns, beside the demo's dense arm, at the demo's
+times E/K, and times a number that each layer learns, next to the demo's dense arm, at the demo's
 budget. Raw gates of many experts add up to little (1/E each where the router is even); E/K brings
 their sum back to about 1. One seed, and the learning rate that the demo's tries found best for
 dense and every MoE arm (results/demo/learning_rates.md); with `tuned` each option finds its own.
-Four runs, three minutes on two quiet CPU cores: a look, no verdict."""
+Four runs, five minutes on two CPU cores: one seed, no verdict."""
 
 from moe_parity.config import parse_arg
 from moe_parity.defaults import base, dense_arm, moe_arm

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from moe_parity.cli import main
@@ -94,6 +96,22 @@ def test_a_plan_says_what_every_known_device_takes():
   }  # fmt: skip
   rows = attention_rows("", "bfloat16", 2048, 64, "alibi")
   assert [row["attention"] for row in rows] == ["blocks", "flash", "blocks", *["cudnn"] * 3]
+
+
+def test_the_plan_command_gives_memory_without_stored_scores(capsys):
+  main(["plan", f"--config={ROOT}/configs/single_gpu.py", "--json"])
+  stored = {
+    a["name"]: a["device_memory_bytes"] for a in json.loads(capsys.readouterr().out)["arms"]
+  }
+  named = ["--config.model.attention=cudnn"]
+  main(["plan", f"--config={ROOT}/configs/single_gpu.py", *named, "--json"])
+  fused = {a["name"]: a["device_memory_bytes"] for a in json.loads(capsys.readouterr().out)["arms"]}
+  main(["plan", f"--config={ROOT}/configs/single_gpu.py"])
+  (note,) = [line for line in capsys.readouterr().out.splitlines() if "stores scores" in line]
+  assert stored["dense"]["total"] > 2 * fused["dense"]["total"]
+  assert all(f"{name} {row['total'] / 2**30:.2f}" in note for name, row in fused.items())
+  main(["plan", f"--config={ROOT}/configs/single_gpu.py", *named])
+  assert "stores scores" not in capsys.readouterr().out
 
 
 def test_the_plan_command_says_what_computes_attention(capsys):

@@ -6,13 +6,17 @@ import pathlib
 from moe_parity.commands.common import json_argument
 from moe_parity.commands.output import print_table
 
-HELP = "price any table of shapes, row by row"
+HELP = "count parameters and FLOPs of any table of shapes, row by row"
 ABOUT = """\
 Counts parameters and FLOPs of every architecture in a CSV file under one convention, and flags
 printed values that disagree.
 
   moe-parity account shapes.csv --convention=paper
+  moe-parity account shapes.csv --convention=executed --vocab-size=65536
 
+Columns: n_layers, d_model, n_heads or d_head, seq_len; d_ffn where a layer is dense; for an MoE E,
+K, De, and Dse with a shared expert. Tokens: iters and batch_seqs, or D_tokens. A printed N_params,
+Na_params, M_flops_per_token or C_flops is compared. Examples: moe_parity/paper/table*.csv.
 Prints a table (--json for machines); writes nothing.
 """
 

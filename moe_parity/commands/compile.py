@@ -12,10 +12,12 @@ from moe_parity.errors import UserError
 
 HELP = "compile an arm's step for TPUs or GPUs you do not have: does it fit, what bounds its time"
 ABOUT = """\
-Compiles an arm's train step for a TPU slice that you do not have: does it fit in HBM, how long
-would a step take by the compiler's estimate, which communication is exposed.
+Compiles an arm's train step for a TPU slice or NVIDIA cards that you do not have. For a slice:
+does it fit in HBM, how long does a step take by the compiler's estimate, which communication is
+exposed. For cards (with moe_parity[gpu-aot]): does it fit, which kernels run, a bound on its time.
 
   moe-parity compile --config=configs/paper_7b.py:arms=moe_20 --topology=v5p-128
+  moe-parity compile --config=configs/single_gpu.py --arm=dense --topology=l4 --search=3
 
 Prints a report (--json for machines); nothing is executed.
 """

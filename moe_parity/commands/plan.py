@@ -59,7 +59,8 @@ def run(args) -> int:
       print_table(comparison.plan.mixture_rows())
     if args.topology:
       print_hours(config, comparison.plan, args.topology, args.share)
-    for note in [*comparison.plan.notes, *attention_notes(config, comparison.plan)]:
+    notes = [*attention_notes(config, comparison.plan), *memory_notes(config, comparison.plan)]
+    for note in [*comparison.plan.notes, *notes]:
       print(f"note: {note}")
   if method := method_of(config):
     for note in method.pending_notes(config, list(plan.comparisons)):
@@ -79,6 +80,29 @@ def print_hours(config, plan, topology: str, share: float) -> None:
   total = sum(row["hours"] for row in rows)
   print(f"{total:,.1f} hours in all on {topology} at {100 * share:.0f} % of its peak, by executed"
         " FLOPs; the share is stated, not measured")  # fmt: skip
+
+
+def memory_notes(config, plan) -> list[str]:
+  """What the arms need where attention is fused and stores no scores, which the column of the table
+  counts unless the config names such an implementation; nothing where it makes no difference."""
+  from moe_parity.planning.attention_choice import FUSED, attention_rows
+  from moe_parity.planning.memory import planned_memory
+
+  model, notes = config.model, []
+  for arm in {arm.name: arm for arm in plan.arms}.values():
+    stored = planned_memory(config, arm)
+    fused = planned_memory(config, arm, fused=True)
+    sizes = model.dtype, arm.seq_len, arm.architecture.d_head, model.position
+    takes = {row["attention"] for row in attention_rows(model.attention, *sizes)}
+    is_large = stored and stored.total > 2**30
+    if is_large and fused.total < 0.9 * stored.total and takes & set(FUSED):
+      notes.append(f"{arm.name} {fused.total / 2**30:.2f}")
+  if not notes:
+    return []
+  return [
+    "GiB a device counts attention in blocks, which stores scores; where it is fused (cudnn,"
+    f" flash), it is {', '.join(notes)}"
+  ]
 
 
 def attention_notes(config, plan) -> list[str]:

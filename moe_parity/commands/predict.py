@@ -13,6 +13,11 @@ Predicts the score of every arm of a config before it is trained, from the paper
 your own runs, with a 95 % interval, and says where that extrapolates beyond the runs.
 
   moe-parity predict --config=configs/paper_7b.py
+  moe-parity predict --num-params=2e9 --activation-rate=0.2,1 --tokens=40e9
+  moe-parity predict --config=mine.py --runs runs/mine
+
+The tables are of 2B to 7B models on a private text: of small models they say nothing (the interval
+then spans orders of magnitude); use --runs.
 
 Prints a table (--json for machines); writes nothing.
 """

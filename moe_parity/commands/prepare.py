@@ -11,7 +11,8 @@ ABOUT = """\
 Turns text (files, folders, patterns, archives, Parquet, JSON lines; gs:// too) into a token store
 with a manifest: tokens, documents, domains, hashes.
 
-Writes the store; a config reads it by --config.data.source=stores/mine.
+Writes the store. A config reads it by --config.data.source=stores/mine and, if its tokenizer is not
+bytes, --config.data.tokenizer=store.
 """
 EXAMPLE = r"""
 moe-parity prepare --source prose=books/ code=text:src/ 'web=crawl/*.jsonl.zst' \
@@ -34,9 +35,12 @@ def arguments(parser) -> None:
     default=["builtin"],
     metavar="[DOMAIN=][FORMAT:]PATH",
     help="files, folders, patterns; text, .jsonl, .parquet, .arrayrecord, .arrow, or builtin."
-    " A domain named here is that of every document; otherwise records or file names say it",
+    " A domain named here is that of every document; otherwise records or file names say it."
+    " Default: builtin, the text that comes with the package",
   )
-  parser.add_argument("--tokenizer", default="bytes", help="bytes | bpe:<vocab> | a tokenizer.json")
+  parser.add_argument(
+    "--tokenizer", default="bytes", help="bytes (default) | bpe:<vocab> | a tokenizer.json"
+  )
   parser.add_argument("--store", default="", help="folder to make; default: one in the cache")
   parser.add_argument(
     "--held-out",

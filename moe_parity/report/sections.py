@@ -202,8 +202,8 @@ def controls(report: dict, drawings: Drawings, tables: Tables) -> Section:
   """Is the lead one of the experts: controls, ablations, gate sums and norms."""
   ask = (
     "Is a lead one of the experts? An MoE arm at small r_a reads more text than the dense arm of "
-    "equal N, for a token costs it less. A dense control that reads as much tells the two apart, "
-    "and so does what remains when the routed experts are taken out of the trained model."
+    "equal N, because a token costs it less. A dense control that reads as much tells the two "
+    "apart, and so does what remains when the routed experts are taken out of the trained model."
   )
   body = paragraphs([ask])
   body += table(tables["controls"], "a dense control that is done (study.controls asks for them)")
