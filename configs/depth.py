@@ -1,19 +1,20 @@
-"""The study at real depth: two sizes, text of 5, 20 and 80 bytes a parameter, every arm tuned.
+"""The study at real depth: N = 100, 200, 800 thousand, text of 5, 20, 80 bytes a parameter, tuned.
 
   moe-parity plan  --config=configs/depth.py
-  moe-parity plan  --config=configs/depth.py:tokens_per_param=20
+  moe-parity plan  --config=configs/depth.py:tokens_per_param=20,few=True
+  moe-parity plan  --config=configs/depth.py:size=100,tokens_per_param=80,few=True
   moe-parity plan  --config=configs/depth.py:size=800,few=True
-  moe-parity plan  --config=configs/depth.py:tokens_per_param=80,few=True
   moe-parity study --config=configs/depth.py --workdir=runs/depth --config.data.source=STORE
   moe-parity study --config=configs/depth.py:tiny --workdir=runs/tiny_depth
 
-The first four are its cells, a folder each. STORE: what the two commands in the docstring of
-configs/texts/depth.py make (any token store of bytes will do). Bytes are tokens. Every arm,
-reference and control tries the same learning rates with all its tokens on a seed of its own, then
-trains with three seeds, which draw weights, text and order, at its own best. Seven activation
-rates, dense at C and at 2C, and, once it is known which MoE arm is best, dense of its active size
-and smaller dense models; with `few` three rates and fewer controls. FLOPs are executed ones,
-text is reused strictly. On one CPU core 1.3, 5, 7 and 7 hours, in the order above."""
+Size and tokens_per_param name a cell, which is a study in a folder of its own. STORE: what the two
+commands in the docstring of configs/texts/depth.py make (any token store of bytes will do). Bytes
+are tokens. Every arm, reference and control tries the same learning rates with all its tokens on a
+seed of its own, then trains with three seeds, which draw weights, text and order, at its own best.
+Seven activation rates, dense at C and at 2C, and, once it is known which MoE arm is best, dense of
+its active size and smaller dense models; with `few` three rates and fewer controls. FLOPs are
+executed ones, text is reused strictly. On one quiet CPU core the first four take 1.3, 2.5, 2.5 and
+5 hours."""
 
 from moe_parity.config import parse_arg
 from moe_parity.defaults import base, dense_arm, moe_arm
@@ -22,14 +23,19 @@ from moe_parity.errors import UserError
 RATES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.55, 0.75)
 FEW_RATES = (0.15, 0.25, 0.4)
 LEARNING_RATES = (0.004, 0.008, 0.016)
-SHAPES = {
-  # Thousands of parameters: the dense and the MoE arm. At 200: of seven dense and four MoE shapes,
-  # at a third of the compute of 5 bytes a parameter (docs/log/0018); at 800: their ratios.
+SHAPES = {  # thousands of parameters: the dense and the MoE arm
+  # The best of seven a side with 2 bytes a parameter, then of four a side with 20
+  # (depth_shapes.py), d_ffn 28 for 30, which not all rates can have.
+  100: (
+    dict(num_layers=2, d_model=80),
+    dict(num_layers=2, d_model=32, d_ffn=28, d_expert=8),
+  ),
+  # Of seven dense and four MoE shapes, at a third of the compute of 5 bytes (docs/log/0018).
   200: (
     dict(num_layers=3, d_model=80),
     dict(num_layers=2, d_model=48, d_ffn=44, d_expert=8),
   ),
-  800: (
+  800: (  # the ratios of 200
     dict(num_layers=5, d_model=128),
     dict(num_layers=3, d_model=64, d_expert=16),
   ),
