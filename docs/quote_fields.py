@@ -35,7 +35,7 @@ def fields() -> str:
 def _row(field: Field) -> list[str]:
   words = field.kind.words()
   cells = (f"`{field.path}`".replace("*", "NAME"), _shown(field.default), words, field.about)
-  return [cell.replace("|", r"\|").replace("<", "&lt;").replace("*", r"\*") for cell in cells]
+  return [cell.replace("<", "&lt;").replace("*", r"\*") for cell in cells]  # `table` escapes |
 
 
 def _shown(value) -> str:

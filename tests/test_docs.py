@@ -55,6 +55,15 @@ def anchors(path):
   return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
+@pytest.mark.parametrize("path", [*GUIDES, *LOG], ids=name_of)
+def test_rows_of_a_table_have_as_many_cells_as_its_head(path):
+  width = 0
+  for line in path.read_text().splitlines():
+    pipes = len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) if line.startswith("|") else 0
+    width = (width or pipes) if pipes else 0  # of two backslashes the second escapes no pipe
+    assert pipes == width, f"{path}: {line}"
+
+
 @pytest.mark.parametrize("path", [*GUIDES, ROOT / "CHANGELOG.md", *LOG], ids=name_of)
 def test_links_and_pictures_of_a_page_exist(path):
   for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
