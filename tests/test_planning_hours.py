@@ -1,4 +1,7 @@
-"""Hours at a stated share of the peak."""
+"""A device by its name: hours at a stated share of its peak, and memory with its attention."""
+
+import json
+import pathlib
 
 import pytest
 
@@ -35,3 +38,23 @@ def test_a_share_of_the_peak_is_above_0_and_at_most_1(share):
 def test_plan_prints_hours_where_a_device_is_named(capsys):
   assert main(["plan", "--config=configs/demo.py", "--topology=l4", "--share=0.25"]) == 0
   assert "hours in all on l4 at 25 % of its peak" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("card, gib", [("a100_40gb", 40), ("l4", 24)])
+def test_a_plan_for_a_card_is_near_what_was_compiled(capsys, card, gib):
+  """Scores of attention in blocks, which cuDNN does not store, would make it twice as much."""
+  assert main(["plan", f"--config=configs/single_gpu.py:gib={gib}", f"--topology={card}"]) == 0
+  table = capsys.readouterr().out.split("\n\n")[0]
+  planned = {line.split()[0]: line.split()[-1] for line in table.splitlines()}
+  paths = sorted(pathlib.Path("results/gpu_compiled").glob(f"single_gpu_*_{card}.json"))
+  assert paths
+  for report in map(json.loads, map(pathlib.Path.read_text, paths)):
+    assert float(planned[report["arm"]]) == pytest.approx(
+      report["memory"]["total"] / 2**30, rel=0.1
+    )
+
+
+def test_a_device_without_a_table_is_refused(capsys):
+  """JSON states no hours: a name there would be ignored."""
+  assert main(["plan", "--config=configs/demo.py", "--topology=l4", "--json"]) == 2
+  assert "--topology=l4 with --json" in capsys.readouterr().err

@@ -4,7 +4,9 @@ import dataclasses
 
 import pytest
 
+from moe_parity.planning.attention_choice import Device
 from moe_parity.planning.memory import planned_memory
+from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.training import loop, out_of_memory
 from moe_parity.training.out_of_memory import asked_bytes, explained, smaller_micro_batch
 from tests.helpers import small_store
@@ -62,6 +64,18 @@ def test_running_out_is_one_line_with_both_sizes_and_a_way_out():
 def test_without_smaller_micro_batches_remat_then_devices_help():
   assert "--config.model.remat=layer (now none)" in refused(1, "none")[0]
   assert "--config.mesh.fsdp, now 1" in refused(1, "layer")[0]
+
+
+def test_what_was_planned_is_for_the_devices_that_ran_out(monkeypatch):
+  """Four H100s, as `mesh.fsdp=-1` takes them: cuDNN stores no scores."""
+  config, plan = arm("dense", "--config.model.dtype=bfloat16", "--config.mesh.fsdp=-1")
+  plan = dataclasses.replace(plan, batch_sequences=168)
+  monkeypatch.setattr(out_of_memory, "attention_device", lambda: Device("gpu", 9.0))
+  with pytest.raises(out_of_memory.OutOfMemoryError) as error, explained(config, plan, 4):
+    raise RuntimeError(TEXT)
+  fused, blocks = (planned_memory(config, plan, MeshSizes(fsdp=4), is_fused).total / 2**30
+                   for is_fused in (True, False))  # fmt: skip
+  assert f"{fused:.2f}" != f"{blocks:.2f}" and f"planned {fused:.2f} GiB" in str(error.value)
 
 
 def test_another_error_is_left_as_it_is():

@@ -23,14 +23,13 @@ from moe_parity import config as configs
 from moe_parity.benchmarks import gpu_layers, gpu_study, torch_reference
 from moe_parity.files import write_json
 from moe_parity.kernels.common import attention_device, compute_capability
-from moe_parity.planning.memory import planned_memory
 from moe_parity.planning.plan import make_plan
 from moe_parity.training.build import model_options, optimizer_options, step_options
+from moe_parity.training.out_of_memory import planned_here
 from moe_parity.training.peak_flops import measure_peak_flops
 from moe_parity.training.state import init_state
 from moe_parity.training.step import make_train_step
 
-CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"  # of the checkout
 SECONDS = 480
 # The part of all seconds at which a part stops starting figures.
 UNTIL = {
@@ -170,7 +169,8 @@ def step(
     peak: bfloat16 FLOP/s of matrix products on this device.
   """
   overrides = [f"--config.{field}={value}" for field, value in changes.items()]
-  config = configs.load(f"{CONFIGS}/{name}.py" + (":tiny" if tiny else ""), overrides)
+  path = configs.shipped(f"configs/{name}.py")
+  config = configs.load(f"{path}:tiny" if tiny else str(path), overrides)
   plan = {plan.name: plan for plan in make_plan(config).arms}[arm]
   plan = dataclasses.replace(plan, batch_sequences=sequences)
   model, optimizer = model_options(config), optimizer_options(config, plan)
@@ -190,7 +190,7 @@ def step(
     loss = float(scalars["loss"])
     times.append(time.perf_counter() - start)
   seconds, memory = statistics.median(times[1:]), compiled.memory_analysis()
-  tokens, planned = sequences * plan.seq_len, planned_memory(config, plan)
+  tokens, planned = sequences * plan.seq_len, planned_here(config, plan)
   attention = model.attention_choice(attention_device(), plan.seq_len, plan.architecture.d_head)
   return {
     "attention": attention.implementation,
@@ -202,7 +202,7 @@ def step(
     "compile_seconds": compile_seconds,
     "argument_gib": memory.argument_size_in_bytes / 2**30,
     "temporary_gib": memory.temp_size_in_bytes / 2**30,
-    "planned_gib": planned.total / 2**30 if planned else None,
+    "planned_gib": planned.total / 2**30,
   }
 
 

@@ -4,6 +4,7 @@ import json
 
 from moe_parity.commands.common import config_argument, json_argument, load_config
 from moe_parity.commands.output import print_table
+from moe_parity.errors import UserError
 
 HELP = "derive every arm of a budget; refuse arms that are not at parity"
 ABOUT = """\
@@ -25,7 +26,8 @@ def arguments(parser) -> None:
     "--topology",
     default="",
     metavar="NAME",
-    help="also print hours on this card, host or slice (h100, h100-8, a100, l4, v5p-128, ...)",
+    help="GiB with the attention of this card, host or slice, and hours on it (h100, h100-8, a100,"
+    " l4, v5p-128, ...)",
   )
   parser.add_argument(
     "--share",
@@ -39,10 +41,16 @@ def arguments(parser) -> None:
 
 def run(args) -> int:
   from moe_parity.api.plans import planned
+  from moe_parity.planning.hours import device_of
   from moe_parity.planning.plan_costs import rows_with_memory
   from moe_parity.study import tuning
   from moe_parity.study.methods.method import method_of
 
+  if args.json and args.topology:
+    raise UserError(
+      f"--topology={args.topology} with --json, which knows no device; leave one of them out"
+    )
+  device = device_of(args.topology) if args.topology else None
   config = load_config(args)
   plan = planned(config)
   if args.json:
@@ -51,7 +59,7 @@ def run(args) -> int:
   for comparison in plan.comparisons:
     if comparison.name:
       print(f"\ncomparison {comparison.name}")
-    print_table(rows_with_memory(config, comparison.plan))
+    print_table(rows_with_memory(config, comparison.plan, device))
     print()
     print_table(comparison.plan.cost_rows())
     if comparison.plan.mixture_rows():
@@ -59,8 +67,8 @@ def run(args) -> int:
       print_table(comparison.plan.mixture_rows())
     if args.topology:
       print_hours(config, comparison.plan, args.topology, args.share)
-    notes = [*attention_notes(config, comparison.plan), *memory_notes(config, comparison.plan)]
-    for note in [*comparison.plan.notes, *notes]:
+    notes = [*comparison.plan.notes, *attention_notes(config, comparison.plan)]
+    for note in notes if device else [*notes, *memory_notes(config, comparison.plan)]:
       print(f"note: {note}")
   if method := method_of(config):
     for note in method.pending_notes(config, list(plan.comparisons)):

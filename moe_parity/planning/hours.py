@@ -1,9 +1,10 @@
-"""Hours that arms take on a device at a stated share of its peak."""
+"""A device by its name: the hours that arms take on it at a stated share of its peak."""
 
 from typing import Any
 
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_costs import arm_costs
+from moe_parity.planning.attention_choice import Device
 from moe_parity.planning.gpu_cards import is_card, parse_host
 from moe_parity.planning.tpu_slices import parse_slice
 
@@ -19,6 +20,18 @@ def peak_flops(topology: str, dtype: str) -> float:
     return host.num_devices * host.card.peak(dtype)
   slice_ = parse_slice(topology)
   return slice_.num_devices * slice_.generation.flops_per_device
+
+
+def device_of(topology: str) -> Device:
+  """One device of a card, host or TPU slice, as the choice of attention sees it.
+
+  Raises:
+    UserError: no such topology.
+  """
+  if is_card(topology):
+    return parse_host(topology).card.device
+  parse_slice(topology)
+  return Device("tpu")
 
 
 def hours_rows(plan: Any, topology: str, share: float, dtype: str) -> list[dict[str, Any]]:

@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from ml_collections import ConfigDict
 
 from moe_parity.errors import UserError, disk_is_full
+from moe_parity.kernels.common import attention_device
 from moe_parity.planning.arm_plan import ArmPlan
-from moe_parity.planning.memory import planned_memory
-from moe_parity.planning.mesh_sizes import read_mesh
+from moe_parity.planning.attention_choice import FUSED
+from moe_parity.planning.memory import Memory, planned_memory
+from moe_parity.planning.mesh_sizes import read_mesh, resolve
+from moe_parity.training.build import model_options
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # XLA's messages: "Out of memory while trying to allocate 1.50GiB" (or "... 1610612736 bytes"), and
@@ -43,12 +46,20 @@ def message(text: str, config: ConfigDict, plan: ArmPlan, num_devices: int) -> s
   Args:
     text: XLA's.
   """
-  asked, planned = asked_bytes(text), planned_memory(config, plan)
+  asked, planned = asked_bytes(text), planned_here(config, plan, num_devices)
   parts = [f"requested {_gibibytes(asked)} at once"] if asked else []
-  parts += [f"planned {_gibibytes(planned.total)} in all"] if planned else []
+  parts.append(f"planned {_gibibytes(planned.total)} in all")
   return f"arm {plan.name!r} does not fit a device ({', '.join(parts)}); " + _way_out(
     config, plan, num_devices
   )
+
+
+def planned_here(config: ConfigDict, plan: ArmPlan, num_devices: int = 1) -> Memory:
+  """`planned_memory` on so many of this machine's devices, with the attention they take."""
+  choose = model_options(config).attention_choice
+  choice = choose(attention_device(), plan.seq_len, plan.architecture.d_head)
+  sizes = resolve(read_mesh(config.mesh), num_devices)
+  return planned_memory(config, plan, sizes, choice.implementation in FUSED)
 
 
 def asked_bytes(text: str) -> int:
