@@ -99,22 +99,33 @@ def test_a_kernel_takes_the_slower_of_flops_and_bytes(module):
     at_least = max(kernel.flops / card.peak_flops, kernel.num_bytes / card.hbm_bandwidth)
     assert kernel.seconds >= at_least
   wide = next(k for k in kernels(module, card) if k.shape.startswith("(f32[64,16]"))
-  assert wide.seconds == max(wide.flops / card.peak_flops_float32,
+  assert wide.seconds == max(wide.flops / card.peak_flops_tf32,
                              wide.num_bytes / card.hbm_bandwidth)  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype, peak", [("f32", "peak_flops_float32"), ("bf16", "peak_flops")])
-def test_a_large_product_takes_the_peak_of_its_dtype(dtype, peak):
-  n, card = 4096, CARDS["h100"]
+@pytest.mark.parametrize(
+  "dtype, precision, card, peak",
+  [
+    ("bf16", "DEFAULT", "h100", 989.4e12),
+    ("f32", "DEFAULT", "h100", 494.7e12),  # TF32: XLA rounds the operands
+    ("f32", "HIGHEST", "h100", 66.9e12),
+    ("f32", "DEFAULT", "t4", 8.1e12),  # has no TF32
+  ],
+)
+def test_a_large_product_takes_its_precisions_peak(dtype, precision, card, peak):
+  n, card = 4096, CARDS[card]
+  gemm = GEMM.replace('"beta":0', f'"precision_config":{{"operand_precision":["{precision}",'
+                      f'"{precision}"]}},"beta":0')  # fmt: skip
+  assert precision in gemm
   text = f"""HloModule jit_step
 
 ENTRY %main (x: {dtype}[{n},{n}]) -> {dtype}[{n},{n}] {{
   %x = {dtype}[{n},{n}]{{1,0}} parameter(0)
-  ROOT %product = ({dtype}[{n},{n}]{{1,0}}, s8[4096]{{0}}) custom-call(%x, %x), {GEMM}
+  ROOT %product = ({dtype}[{n},{n}]{{1,0}}, s8[4096]{{0}}) custom-call(%x, %x), {gemm}
 }}
 """
   (found,) = kernels(hlo.parse(text), card)
-  assert found.seconds == 2 * n**3 / getattr(card, peak)
+  assert found.seconds == 2 * n**3 / peak
 
 
 def test_sorts_have_a_row_and_overflow_rounds_none(rows):

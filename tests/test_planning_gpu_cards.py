@@ -41,6 +41,12 @@ def test_a_dtype_without_units_is_refused():
   assert 0 < CARDS["t4"].peak("float32") < CARDS["l4"].peak("bfloat16")
 
 
+@pytest.mark.parametrize("name", ["h100", "h200", "a100", "a100_40gb", "l4"])
+def test_float32_products_take_half_the_bfloat16_peak(name):
+  """JAX's default precision on these cards is TF32, which has half the rate."""
+  assert CARDS[name].peak("float32") == CARDS[name].peak("bfloat16") / 2
+
+
 @pytest.mark.parametrize(
   "name, d_head, expected",
   [("h100", 128, "cudnn"), ("a100", 128, "blocks"), ("l4", 64, "cudnn"), ("t4", 64, "blocks")],

@@ -47,7 +47,7 @@ def compile_for_gpu(
     UserError: the compiler is not installed; the mesh cannot train the arm; a card without units
       for the dtype; a named attention that cannot run on it, or that cuDNN refuses.
   """
-  host.card.peak(config.model.dtype)
+  peak = host.card.peak(config.model.dtype)
   plain = MeshSizes(sizes.data * sizes.expert, sizes.fsdp)  # in a dense arm `expert` carries batch
   check_arms(
     sizes if plan.architecture.is_moe else plain, [plan], config.train.micro_batch_sequences
@@ -73,7 +73,7 @@ def compile_for_gpu(
     _header(config, plan, host, sizes)
     | {"compile_seconds": seconds, "fits": memory["total"] <= memory["usable"], "memory": memory}
     | {"attention": _attention(choice, found, score_bytes(module, plan.seq_len, block))}
-    | _work(plan, host, found)
+    | _work(plan, host, peak, found)
     | {"kernels": by_kind(found), "longest": _longest(found)}
   )
 
@@ -152,12 +152,13 @@ def _attention(choice: Any, found: list[Kernel], scores: int) -> dict:
   }
 
 
-def _work(plan: ArmPlan, host: Host, found: list[Kernel]) -> dict:
+def _work(plan: ArmPlan, host: Host, peak: float, found: list[Kernel]) -> dict:
+  """FLOPs and seconds against the plan's at `peak`, FLOP/s of the config's dtype."""
   tokens = plan.batch_sequences * plan.seq_len / host.num_devices
   model_flops = plan.train_flops_per_token * tokens
   flops = sum(k.flops * k.times for k in found)
   seconds = sum(k.seconds * k.times for k in found)
-  peak_seconds = model_flops / (host.card.peak_flops or host.card.peak_flops_float32)
+  peak_seconds = model_flops / peak
   return {
     "flops": {"compiled": flops, "plan": model_flops},
     "cublas_calls": sum(k.times for k in found if k.kind == CUBLAS),

@@ -127,10 +127,15 @@ def _kernel(module, executed: _Executed, card: Card, num_devices: int) -> Kernel
     flops = instruction_flops(module, instruction._replace(opcode=_plain(instruction)), shapes)
     kind = _kind(instruction, inner, flops)
     num_bytes, dtype = _moved_bytes(module, instruction, shapes, inner), "bf16"
-  is_float32 = dtype == "f32" or not card.peak_flops
-  peak = card.peak_flops_float32 if is_float32 else card.peak_flops
-  seconds = max(flops / peak, num_bytes / card.hbm_bandwidth)
+  seconds = max(flops / _peak(card, dtype), num_bytes / card.hbm_bandwidth)
   return Kernel(kind, times, flops, num_bytes, seconds, shape, name)
+
+
+def _peak(card: Card, dtype: str) -> float:
+  """FLOP/s of products of a dtype; "tf32" are those of float32 at the default precision."""
+  if dtype == "f32":
+    return card.peak_flops_float32
+  return card.peak("float32") if dtype == "tf32" or not card.peak_flops else card.peak_flops
 
 
 def _plain(instruction: hlo.Instruction) -> str:
@@ -151,7 +156,7 @@ def _kind(instruction: hlo.Instruction, inner: set[str], flops: float) -> str:
 def _library_call(
   module: hlo.Module, instruction: hlo.Instruction, shapes: dict[str, str]
 ) -> tuple[str, float, int, str] | None:
-  """(kind, FLOPs, bytes, dtype of its operands) of a call of cuDNN or cuBLASLt, also of one that
+  """(kind, FLOPs, bytes, dtype as of `_peak`) of a call of cuDNN or cuBLASLt, also of one that
   XLA has fused with the slices of arrays it reads and writes; None of any other instruction."""
   calls = [(instruction, shapes)]
   for name, inner in hlo.descendants(module, instruction):
@@ -166,7 +171,8 @@ def _library_call(
       array.num_bytes for array in hlo.arrays(call.shape) if array.dtype not in WORKSPACE
     )
     if match[1] == "__cublas":
-      return CUBLAS, _gemm_flops(call, seen), num_bytes, first.dtype
+      is_rounded = first.dtype == "f32" and '"HIGHEST"' not in call.rest
+      return CUBLAS, _gemm_flops(call, seen), num_bytes, "tf32" if is_rounded else first.dtype
     products = BACKWARD_PRODUCTS if match[2].endswith("Backward") else FORWARD_PRODUCTS
     B, S, H, width = first.dims
     pairs = S * (S + 1) / 2  # of a query and a key: the others are masked

@@ -27,7 +27,9 @@ class Card:
   Attributes:
     product: its full name. compute_capability: 9.0 for Hopper, 8.0 for Ampere, ...
     peak_flops: FLOP/s of bfloat16 products; 0 where it has no units for them.
-    peak_flops_float32: the same of float32.
+    peak_flops_tf32: of products of float32 arrays at XLA's default precision, whose operands
+      tensor cores round to TF32; 0 where it has no units for them.
+    peak_flops_float32: of float32 products at the highest precision, as the router asks for.
     hbm_bandwidth: bytes/s. link_bandwidth: to the other cards of a host, in one direction, bytes/s
       (NVLink; PCIe of an L4 and a T4).
     memory_bytes: all of it.
@@ -41,6 +43,7 @@ class Card:
   product: str
   compute_capability: float
   peak_flops: float
+  peak_flops_tf32: float
   peak_flops_float32: float
   hbm_bandwidth: float
   link_bandwidth: float
@@ -64,12 +67,13 @@ class Card:
     return Device("gpu", self.compute_capability)
 
   def peak(self, dtype: str) -> float:
-    """FLOP/s of products of a dtype.
+    """FLOP/s of products of a dtype at XLA's default precision.
 
     Raises:
       UserError: a card without units for it.
     """
-    peak = self.peak_flops if dtype == "bfloat16" else self.peak_flops_float32
+    float32 = self.peak_flops_tf32 or self.peak_flops_float32
+    peak = self.peak_flops if dtype == "bfloat16" else float32
     if not peak:
       raise UserError(
         f"model.dtype={dtype}: {self.product} has no units for it; use"
@@ -79,12 +83,14 @@ class Card:
 
 
 HOPPER = dict(
-  compute_capability=9.0, peak_flops=989.4e12, peak_flops_float32=66.9e12, cores=132, lanes=128,
-  clock_ghz=1.98, l2_bytes=50 * 2**20, shared_bytes=233472, shared_bytes_block=232448, threads=2048,
+  compute_capability=9.0, peak_flops=989.4e12, peak_flops_tf32=494.7e12, peak_flops_float32=66.9e12,
+  cores=132, lanes=128, clock_ghz=1.98, l2_bytes=50 * 2**20, shared_bytes=233472,
+  shared_bytes_block=232448, threads=2048,
 )  # fmt: skip
 AMPERE = dict(
-  compute_capability=8.0, peak_flops=312e12, peak_flops_float32=19.5e12, cores=108, lanes=64,
-  clock_ghz=1.41, l2_bytes=40 * 2**20, shared_bytes=167936, shared_bytes_block=166912, threads=2048,
+  compute_capability=8.0, peak_flops=312e12, peak_flops_tf32=156e12, peak_flops_float32=19.5e12,
+  cores=108, lanes=64, clock_ghz=1.41, l2_bytes=40 * 2**20, shared_bytes=167936,
+  shared_bytes_block=166912, threads=2048,
 )  # fmt: skip
 CARDS = {
   card.name: card
@@ -97,10 +103,10 @@ CARDS = {
          memory_bytes=85_100_068_864, **AMPERE),
     Card("a100_40gb", "NVIDIA A100-SXM4-40GB", hbm_bandwidth=1.555e12, link_bandwidth=300e9,
          memory_bytes=42_297_786_368, **AMPERE),
-    Card("l4", "NVIDIA L4", 8.9, 121e12, 30.3e12, 300e9, 32e9, 23_683_000_000, 58, 128, 2.04,
-         48 * 2**20, 102400, 101376, 1536),
-    Card("t4", "Tesla T4", 7.5, 0.0, 8.1e12, 320e9, 16e9, 15_642_000_000, 40, 64, 1.59, 4 * 2**20,
-         65536, 65536, 1024),
+    Card("l4", "NVIDIA L4", 8.9, 121e12, 60.5e12, 30.3e12, 300e9, 32e9, 23_683_000_000, 58, 128,
+         2.04, 48 * 2**20, 102400, 101376, 1536),
+    Card("t4", "Tesla T4", 7.5, 0.0, 0.0, 8.1e12, 320e9, 16e9, 15_642_000_000, 40, 64, 1.59,
+         4 * 2**20, 65536, 65536, 1024),
   )
 }  # fmt: skip
 
