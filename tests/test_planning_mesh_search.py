@@ -53,6 +53,20 @@ def test_a_mesh_axis_takes_whole_torus_axes_first():
   assert mesh_search._links(8, parse_slice("v5p-128")) == 3
 
 
+def test_devices_of_one_chip_share_its_links():
+  """Eight devices of tpu7x are four chips of 2 x 2, each with two links to send on."""
+  config = load(f"{ROOT}/configs/paper_7b.py:arms=dense")
+  (arm,), slice_ = make_plan(config).arms, parse_slice("tpu7x-8")
+  endless = dataclasses.replace(slice_.generation, link_bandwidth=float("inf"))
+
+  def seconds(slice_):
+    return next(c for c in candidates(arm, slice_) if c.sizes.fsdp == 8).seconds
+
+  on_links = seconds(slice_) - seconds(dataclasses.replace(slice_, generation=endless))
+  sent = mesh_search.weight_bytes(arm.architecture, mesh_search.MeshSizes(1, 8, 1), 2, 1, True).sent
+  assert on_links == pytest.approx(2 * sent / (2 * 100e9))
+
+
 def searched(report):
   """The candidates of a compiled step's search, and the one that was compiled."""
   batch = report["batch_sequences"]

@@ -21,10 +21,11 @@ m micro-batches:
   expert   dispatch and combine of the slice's token dispatcher (`wire_bytes.py`), and half of the
            forward bytes once more where layers are rematerialized
 
-A mesh axis takes whole torus axes first, the longest first. Where it fills one that wraps, it has
-a ring with two links, else a line with one. In an all-to-all rows are forwarded: along k chips of a
-ring the busiest link carries k/8 of what a device sends, of a line k/4, as `aot/collectives.py`
-counts it where the devices' coordinates are known.
+A mesh axis takes whole torus axes first, the longest first. Where it fills one that wraps, it has a
+ring with two links, else a line with one. Devices of one chip (tpu7x has two) share its links. In
+an all-to-all rows are forwarded: along k chips of a ring the busiest link carries k/8 of what a
+device sends, of a line k/4, as `aot/collectives.py` counts it where the devices' coordinates are
+known.
 
 The constants are rounded from the compiled steps of `results/compile_*.json` and of some of
 `results/compiled_meshes/`; docs/devices.md shows the estimate next to the compiled time, and which
@@ -132,6 +133,7 @@ def _estimate(
 ) -> MeshCandidate:
   """The step time estimated for a mesh."""
   generation, is_rematerialized = slice_.generation, remat != "none"
+  link_bandwidth = generation.link_bandwidth / generation.devices_per_chip
   tokens = plan.batch_sequences * plan.seq_len // slice_.num_devices
   dispatch = _dispatch(plan.architecture, slice_, sizes.expert)
   rows = exchange_bytes(plan.architecture, dispatch, sizes.expert, tokens, item, is_rematerialized)
@@ -142,17 +144,17 @@ def _estimate(
   busiest = _busiest(sizes.expert, slice_)
   if dispatch == "all_gather":
     busiest = 1 / _links(sizes.expert, slice_)
-  exchange = rows * busiest / generation.link_bandwidth
+  exchange = rows * busiest / link_bandwidth
   if not ragged_unsupported(generation.name, slice_.num_devices):
     exchange -= min(HIDDEN * exchange, OVERLAP * device)
   weights = weight_bytes(plan.architecture, sizes, item, micro, is_rematerialized)
   is_narrow = plan.architecture.d_model // sizes.fsdp < MIN_COLUMNS
   waited = weights.gathered * (1 if is_narrow else EXPOSED_GATHERS.get(generation.name, 1))
   waited += weights.scattered * (2 if is_narrow else EXPOSED_SCATTERS.get(generation.name, 1))
-  seconds = device + exchange + waited / (_links(sizes.fsdp, slice_) * generation.link_bandwidth)
+  seconds = device + exchange + waited / (_links(sizes.fsdp, slice_) * link_bandwidth)
   seconds += COPIED_BYTES * weights.copied / generation.bandwidth_per_device
   copies = _links(sizes.data * sizes.expert, slice_)
-  seconds += weights.reduced / (copies * generation.link_bandwidth)
+  seconds += weights.reduced / (copies * link_bandwidth)
   fits = memory.total * HEADROOM <= generation.hbm_bytes
   return MeshCandidate(sizes, memory, weights.sent + rows, seconds, fits)
 
