@@ -1,6 +1,7 @@
 """The CUDA compiler's packages, and the driver library that has no devices."""
 
 import ctypes
+import os
 import shutil
 
 import pytest
@@ -23,7 +24,7 @@ def test_the_driver_library_counts_no_devices(tmp_path):
   library = tmp_path / "libcudnn_graph.so.9"
   library.write_bytes(b"\0cuInit\0cuLaunchKernel\0cuDeviceGetCount\0notcuda\0cuGetProcAddress\0")
   folder = tmp_path / "driver"
-  cuda._build(folder, library)
+  assert cuda._build(folder, library) == ""
   driver = ctypes.CDLL(str(folder / cuda.DRIVER))
   count = ctypes.c_int(7)
   assert driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value == 0
@@ -42,6 +43,19 @@ def test_without_a_c_compiler_cudnn_checks_nothing_and_says_so(monkeypatch):
   monkeypatch.setattr(cuda.ctypes, "CDLL", missing)
   monkeypatch.setattr(cuda.shutil, "which", lambda name: None)
   assert "C compiler" in cuda.driver_without_devices.__wrapped__()
+
+
+def test_a_c_compiler_that_fails_is_the_reason(monkeypatch, tmp_path):
+  """As on machines with a compiler and no headers of the C library."""
+  compiler = tmp_path / "cc"
+  compiler.write_text("#!/bin/sh\necho 'dlfcn.h: No such file or directory' >&2\nexit 1\n")
+  compiler.chmod(0o755)
+  monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+  library = tmp_path / "libcudnn_graph.so.9"
+  library.write_bytes(b"\0cuInit\0")
+  folder = tmp_path / "driver"
+  assert cuda._build(folder, library) == "dlfcn.h: No such file or directory"
+  assert not (folder / cuda.DRIVER).exists()
 
 
 @pytest.mark.parametrize("name", CARDS)

@@ -104,6 +104,9 @@ def test_a_model_that_does_not_fit_says_so_and_exits_with_1(capsys):
     ),
     (["--topology=v5e-64"], "cannot be cut for 64 devices"),
     (["--topology=v5e-4", "--arm=moe_21"], "--arm=dense, --arm=moe_20"),
+    (["--topology=v5e-4", "--search=-1"], "--search=-1 is below 0"),
+    (["--topology=v5e-4", "--search", "--hlo=step.txt"], "--hlo=step.txt is one program"),
+    (["--topology=h100", "--search", "--hlo=step.txt"], "--hlo=step.txt is one program"),
   ],
 )
 def test_what_cannot_be_compiled_is_refused_before_any_compile(capsys, arguments, words):

@@ -82,26 +82,31 @@ def driver_without_devices() -> str:
   version = _version("nvidia-cudnn-cu13")
   folder = cache_folder() / f"driver_without_devices_{version}"
   with locked(folder):
-    if not (folder / DRIVER).exists():
-      _build(folder, graph)
+    if not (folder / DRIVER).exists() and (why := _build(folder, graph)):
+      return f"cc cannot build the driver library it looks for: {why}"
   # Found by its name when cuDNN opens `libcuda.so.1`, wherever it lies.
   ctypes.CDLL(str(folder / DRIVER), mode=ctypes.RTLD_GLOBAL)
   return ""
 
 
-def _build(folder: pathlib.Path, library: pathlib.Path) -> None:
-  """Compiles the driver library with every function that `library` looks up by name."""
+def _build(folder: pathlib.Path, library: pathlib.Path) -> str:
+  """Compiles the driver library with every function that `library` looks up by name; returns what
+  the compiler complains of, "" where it succeeds."""
   found = re.findall(rb"\0(cu[A-Z]\w{2,60})(?=\0)", library.read_bytes())
   names = sorted({name.decode() for name in found} - set(_WRITTEN))
   functions = "".join(f"int {name}(void) {{ return {NO_DEVICE}; }}\n" for name in names)
   folder.mkdir(parents=True, exist_ok=True)
   source = folder / "driver.c"
   source.write_text(_SOURCE.format(not_found=NOT_FOUND) + functions)
-  with replacing(folder / DRIVER) as built:
-    subprocess.run(
-      ["cc", "-shared", "-fPIC", "-w", f"-Wl,-soname,{DRIVER}", "-o", built, source, "-ldl"],
-      check=True,
-    )
+  options = ["-shared", "-fPIC", "-w", f"-Wl,-soname,{DRIVER}"]
+  try:
+    with replacing(folder / DRIVER) as built:
+      subprocess.run(
+        ["cc", *options, "-o", built, source, "-ldl"], check=True, capture_output=True, text=True
+      )
+  except subprocess.CalledProcessError as error:
+    return " ".join(error.stderr.split())[:200] or f"exit code {error.returncode}"
+  return ""
 
 
 def _version(package: str) -> str:

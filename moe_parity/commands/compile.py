@@ -56,6 +56,7 @@ def run(args) -> int:
   from moe_parity.planning.tpu_slices import parse_slice
 
   target = (parse_host if is_card(args.topology) else parse_slice)(args.topology)
+  check_search(args.search, args.hlo)
   config = load_config(args)
   arm = select_arm(planned(config).arms, args.arm)
   if is_card(args.topology):
@@ -64,6 +65,22 @@ def run(args) -> int:
     given = parse_mesh(args.mesh) if args.mesh else None
     return compile_for_cards.run(args, config, arm, target, given)
   return run_for_slice(args, config, arm, target)
+
+
+def check_search(search: int | None, hlo: pathlib.Path | None) -> None:
+  """
+  Raises:
+    UserError: a number of programs below 0, or one file for the text of several.
+  """
+  if search is None:
+    return
+  if search < 0:
+    raise UserError(f"--search={search} is below 0; give how many to compile, 0 only lists them")
+  if hlo is not None:
+    raise UserError(
+      f"--hlo={hlo} is one program and --search={search} compiles others too; leave one out, and"
+      " compile what the search finds with --hlo"
+    )
 
 
 def run_for_slice(args, config, arm, slice_) -> int:
