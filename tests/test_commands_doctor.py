@@ -47,16 +47,39 @@ def test_a_place_that_grants_a_lease_twice_is_found(tmp_path, monkeypatch):
   assert not place.ok and "grants one lease twice" in place.found
 
 
-@pytest.mark.parametrize(
-  "version, extra", [("580.65.06", "EXTRA=gpu "), ("535.104", "EXTRA=gpu-cuda12 ")]
-)
-def test_the_driver_decides_which_jax_to_install(version, extra, tmp_path, monkeypatch):
-  program = tmp_path / "nvidia-smi"
+def nvidia_smi(monkeypatch, folder, version):
+  """A stand-in that names a driver."""
+  program = folder / "nvidia-smi"
   program.write_text(f"#!/bin/sh\necho {version}\n")
   program.chmod(0o755)
-  monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+  monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+
+@pytest.mark.parametrize(
+  "version, mend",
+  [("580.65.06", "EXTRA=gpu "), ("535.104", "EXTRA=gpu-cuda12 "), ("470.82", "NVIDIA driver 470")],
+)
+def test_the_driver_decides_which_jax_to_install(version, mend, tmp_path, monkeypatch):
+  nvidia_smi(monkeypatch, tmp_path, version)
   found = checkup.driver()
-  assert not found.ok and found.found == version and found.mend.startswith(extra)
+  assert not found.ok and found.found == version and found.mend.startswith(mend)
+
+
+@pytest.mark.parametrize("version, ok", [("580.65.06", True), ("535.104", True), ("470.82", False)])
+def test_a_newer_driver_runs_an_older_cuda(version, ok, tmp_path, monkeypatch):
+  nvidia_smi(monkeypatch, tmp_path, version)
+  has_12 = {"jax_cuda12_plugin": object()}
+  monkeypatch.setattr(checkup.importlib.util, "find_spec", has_12.get)
+  assert checkup.driver().ok == ok
+
+
+def test_a_gpu_that_jax_does_not_take_is_no_health(tmp_path, monkeypatch):
+  nvidia_smi(monkeypatch, tmp_path, "580.65.06")
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  devices = checkup.jax_and_devices()[1]
+  assert not devices.ok and "though there is an NVIDIA driver" in devices.found
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # asked for
+  assert checkup.jax_and_devices()[1].ok
 
 
 def test_a_full_disk_is_named(tmp_path, monkeypatch):

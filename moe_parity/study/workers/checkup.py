@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import pathlib
 import platform
 import secrets
@@ -14,10 +15,12 @@ from typing import NamedTuple
 
 from moe_parity.data import storage
 from moe_parity.errors import UserError
+from moe_parity.launch.gpu import extra_for_driver
 from moe_parity.study.workers.leases import DONE, Leases
 
 LEAST_PYTHON = (3, 12)
 LEAST_DISK_GB = 5
+PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")  # of JAX, for CUDA 13 and 12
 MOST_SKEW_SECONDS = 60  # certificates of https services and tokens of clouds fail beyond minutes
 
 
@@ -70,12 +73,23 @@ def jax_and_devices(devices: bool = True) -> list[HealthCheck]:
     libtpu.silence_probe()
     there = jax.devices()
     kinds = sorted({device.device_kind for device in there})
-    found.append(HealthCheck("devices", True, f"{len(there)} x {', '.join(kinds)}"))
+    text = f"{len(there)} x {', '.join(kinds)}"
+    if there[0].platform == "cpu" and _expects_gpus():
+      text += ", though there is an NVIDIA driver"
+      mend = "see what JAX wrote as it started, and the row driver; JAX_PLATFORMS=cpu takes the CPU"
+      found.append(HealthCheck("devices", False, text, mend))
+    else:
+      found.append(HealthCheck("devices", True, text))
   except RuntimeError as error:
     line = " ".join(str(error).split())[:200]
     mend = "end the process that holds the chips, or install the extra tpu, gpu or gpu-cuda12"
     found.append(HealthCheck("devices", False, line, mend))
   return found
+
+
+def _expects_gpus() -> bool:
+  """Whether JAX should find GPUs: it takes the CPU, with a warning, where CUDA does not start."""
+  return shutil.which("nvidia-smi") is not None and not os.environ.get("JAX_PLATFORMS")
 
 
 def driver() -> HealthCheck:
@@ -89,9 +103,13 @@ def driver() -> HealthCheck:
   if asked.returncode or not version.split(".")[0].isdigit():
     mend = "install the NVIDIA driver, then reboot"
     return HealthCheck("driver", False, "nvidia-smi fails", mend)
-  extra = "gpu" if int(version.split(".")[0]) >= 580 else "gpu-cuda12"
-  plugin = "jax_cuda13_plugin" if extra == "gpu" else "jax_cuda12_plugin"
-  ok = importlib.util.find_spec(plugin) is not None
+  try:
+    extra = extra_for_driver(version)
+  except UserError as error:
+    return HealthCheck("driver", False, version, str(error))
+  # A driver runs programs of every CUDA before its own too.
+  plugins = PLUGINS if extra == "gpu" else PLUGINS[1:]
+  ok = any(importlib.util.find_spec(plugin) is not None for plugin in plugins)
   mend = f"EXTRA={extra} bash launch/local.sh --setup"
   return HealthCheck("driver", ok, version, "" if ok else mend)
 
