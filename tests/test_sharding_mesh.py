@@ -44,6 +44,10 @@ def test_two_letters_on_one_mesh_axis_are_refused():
       r"needs a TPU or GPU.*all_to_all",
     ),
     (
+      ["--config.mesh.data=2", "--config.mesh.expert=4", "--config.model.num_batch_splits=5"],
+      r"splits=5 does not divide the \d sequences that each of 8 devices has",
+    ),
+    (
       ["--config.mesh.expert=8", "--config.mesh.token_dispatch=radded"],
       r"token_dispatch='radded' is not known",
     ),

@@ -88,6 +88,7 @@ def make_run_mesh(config: ConfigDict, plan: ArmPlan) -> Mesh | None:
   """
   sizes = resolve(read_mesh(config.mesh), jax.device_count())
   check_arm(sizes, plan, config.train.micro_batch_sequences)
+  check_batch_splits(config, plan, sizes.expert, sizes.num_devices)
   if sizes.num_devices == 1 and jax.process_count() > 1:
     raise UserError(
       f"{jax.process_count()} processes were started for a mesh of one device; set"
@@ -104,6 +105,23 @@ def make_run_mesh(config: ConfigDict, plan: ArmPlan) -> Mesh | None:
   return make_mesh(sizes)
 
 
+def check_batch_splits(
+  config: ConfigDict, plan: ArmPlan, expert_axis: int, num_devices: int
+) -> None:
+  """Refuses a `model.num_batch_splits` that cannot be; 0, the platform's own number, always can.
+
+  Raises:
+    UserError: parts that do not divide a device's sequences, where experts are sharded.
+  """
+  splits = config.model.num_batch_splits
+  rows = config.train.micro_batch_sequences or plan.batch_sequences
+  if splits > 1 and expert_axis > 1 and plan.architecture.is_moe and rows % (splits * num_devices):
+    raise UserError(
+      f"model.num_batch_splits={splits} does not divide the {rows // num_devices} sequences that"
+      f" each of {num_devices} devices has at a time; use a divisor of them, or 0"
+    )
+
+
 def abstract_step(
   config: ConfigDict, plan: ArmPlan, mesh: Mesh
 ) -> tuple[Callable, tuple[Any, ...]]:
@@ -113,6 +131,7 @@ def abstract_step(
     mesh: of this machine's devices, or of another's: nothing is run or allocated.
   """
   config = config_of_arm(config, plan)
+  check_batch_splits(config, plan, mesh.shape["expert"], mesh.size)
   model = model_options(config)
   optimizer = optimizer_options(config, plan)
   step = make_train_step(plan.architecture, model, optimizer, step_options(config, plan), mesh)
