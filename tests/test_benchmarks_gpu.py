@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from moe_parity.benchmarks import gpu, gpu_layers, gpu_study, torch_reference
+from moe_parity.errors import UserError
 
 
 def test_the_tiny_run_has_every_part_and_no_error(tmp_path):
@@ -26,6 +27,15 @@ def test_the_tiny_run_has_every_part_and_no_error(tmp_path):
   assert study["exit_code"] == 0
   assert all(np.isfinite(study[f"{arm} bpc"]) for arm in ("dense", "moe_20"))
   assert len(gpu.table(rows)) == len(rows)
+
+
+def test_steps_take_the_configs_that_came_with_the_package(monkeypatch, tmp_path):
+  """A wheel puts them elsewhere than next to its modules."""
+  (tmp_path / "configs").mkdir()
+  (tmp_path / "configs/paper_2b.py").write_text("def get_config(arg):\n  raise UserWarning(arg)\n")
+  monkeypatch.setattr(gpu.configs, "shipped", lambda name: tmp_path / name)
+  with pytest.raises(UserError, match="UserWarning: tiny"):
+    gpu.step("paper_2b", "moe_20", {}, 16, peak=1.0, tiny=True)
 
 
 def test_a_figure_that_fails_or_comes_too_late_is_a_row(tmp_path):

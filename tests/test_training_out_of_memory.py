@@ -19,6 +19,10 @@ from tests.test_training_loop import arm
     ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1610612736 bytes.", 3 * 2**29),
     ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1.50GiB.", 3 * 2**29),
     (
+      "RESOURCE_EXHAUSTED: Failed to allocate request for 1.50GiB (1610612736B) on device 0",
+      3 * 2**29,
+    ),
+    (
       "Error allocating device buffer: Attempting to allocate 1.50G.",
       3 * 2**29,
     ),

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from moe_parity.config import shipped
 
 
 def run(repeats: int = 5) -> list[dict]:
@@ -61,7 +61,7 @@ def _seconds(what: str, seconds: list[float]) -> dict:
 def _first_loss(folder: str, arm: str, name: str, environment: dict) -> float:
   workdir = pathlib.Path(folder) / f"{arm}-{name}"
   command = [sys.executable, "-m", "moe_parity.cli", "train", f"--arm={arm}"]
-  command += [f"--config={ROOT / 'configs' / 'demo.py'}", f"--workdir={workdir}"]
+  command += [f"--config={shipped('configs/demo.py')}", f"--workdir={workdir}"]
   start = time.perf_counter()
   process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
   metrics = workdir / "metrics.jsonl"

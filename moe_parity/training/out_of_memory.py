@@ -15,9 +15,10 @@ from moe_parity.planning.mesh_sizes import read_mesh, resolve
 from moe_parity.training.build import model_options
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# XLA's messages: "Out of memory while trying to allocate 1.50GiB" (or "... 1610612736 bytes"), and
-# of a compiler that plans ahead "Used 18.20G of 15.75G hbm".
-ASKED = re.compile(r"(?:allocat\w*|Used) ([\d.]+) ?([KMGT]?)i?B?(?: bytes)?\b")
+# XLA's messages: "Out of memory while trying to allocate 1.50GiB" (or "... 1610612736 bytes"), of a
+# GPU's own allocator "Failed to allocate request for 1.50GiB", and of a compiler that plans ahead
+# "Used 18.20G of 15.75G hbm".
+ASKED = re.compile(r"(?:allocat\w*(?: request for)?|Used) ([\d.]+) ?([KMGT]?)i?B?(?: bytes)?\b")
 
 
 class OutOfMemoryError(UserError):
