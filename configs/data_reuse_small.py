@@ -5,8 +5,8 @@
   moe-parity study --config=configs/data_reuse_small.py:tiny --workdir=runs/tiny_reuse
 
 Strict, unique and loose reuse and a grid of epochs, at three activation rates of one N and C, two
-seeds each; then Muennighoff's law is fitted to the runs. 44 runs, about 40 minutes on one
-CPU core; --shard=1/2 and 2/2 make it two.
+seeds each; then Muennighoff's law is fitted to the runs. 44 runs, about an hour on two shared CPU
+cores; --shard=1/2 and --shard=2/2 make two workers.
 
 Repetition has to bite, so the text is short: dense reads 1.5 bytes a parameter once; MoE arms read
 3.4 to 5.7, of which 16 epochs leave 0.21 to 0.36 different ones, and 32 half of that. In a trial

@@ -5,6 +5,7 @@ import contextlib
 import copy
 import json
 import pathlib
+import re
 import runpy
 import sys
 import sysconfig
@@ -112,7 +113,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
   except flags.UnrecognizedFlagError as error:
     raise UserError(f"unknown option --{error.flagname}; see --help") from None
   except (AttributeError, KeyError) as error:
-    raise UserError(f"unknown config key {_one_line(error)}") from None
+    raise UserError(f"unknown config key {_unknown_key(error)}") from None
   except (flags.IllegalFlagValueError, TypeError, ValueError) as error:
     raise UserError(f"config override: {_one_line(error)}{_way_out(error, overrides)}") from None
   if rest:
@@ -213,6 +214,14 @@ def from_stored(config: dict) -> dict:
     value = config[section][name]
     config[section][name] = names.get(value, value)
   return config
+
+
+def _unknown_key(error: Exception) -> str:
+  """The key that a config has not, and the nearest one or where all are listed."""
+  text = _one_line(error)
+  if match := re.fullmatch(r"'(.+?)' Did you mean \"(.+?)\" instead of .*", text):
+    return f"{match[1]!r}; did you mean {match[2]!r}?"
+  return f"{text}; docs/config.md lists every field"
 
 
 def _one_line(error: Exception) -> str:

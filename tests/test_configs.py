@@ -61,8 +61,8 @@ def test_printed_rates_and_batches_are_the_papers():
 @pytest.mark.parametrize(
   "arguments, words",
   [
-    (["configs/demo.py", "--config.model.dtpye=x"], "^unknown config key 'dtpye' Did you mean"),
-    (["configs/demo.py", "--config.model.dtpye=x"], '"dtype"'),
+    (["configs/demo.py", "--config.model.dtpye=x"], r"key 'dtpye'; did you mean 'dtype'\?$"),
+    (["configs/demo.py", "--config.model.xyz=1"], "^unknown config key 'xyz'; docs/config.md"),
     (["configs/demo.py", "--config.seed=two"], "config.seed=two"),
     (["configs/demo.py", "--cofig.seed=2"], "unknown option"),
     (["configs/demo.py", "seed=2"], "unexpected argument 'seed=2'"),
