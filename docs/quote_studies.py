@@ -157,11 +157,33 @@ def _lead() -> str:
     f" r_a = {percent(best['activation_rate'])}, by {-best['difference']:.4f} BPC (simultaneous"
     f" 95 % interval {low:.4f} to {high:.4f}). Of that a dense model of its active size reaches"
     f" {-base['difference']:.4f}; the MoE leads it by {-own['difference']:.4f}"
-    f" ({interval(sorted(-bound for bound in own['interval']))}). {seeds} seeds of weights and"
-    f" text, {analysis['documents']['num_documents']} documents. Doubts: one size, and dense reads"
-    f" {dense['num_tokens'] / dense['num_params']:.0f} bytes a parameter."
-    " [The study at depth](docs/results/depth.md)"
+    f" ({interval(sorted(-bound for bound in own['interval']))}). Dense reads"
+    f" {dense['num_tokens'] / dense['num_params']:.0f} bytes a parameter.{_other_cells()} {seeds} seeds"
+    f" of weights and text, {analysis['documents']['num_documents']} documents. Doubts: small sizes"
+    " and little text. [The study at depth](docs/results/depth.md)"
   )
+
+
+def _other_cells() -> str:
+  """A sentence for each further cell of the study at depth."""
+  sentences = []
+  for path in sorted((RESULTS / "depth").glob("*/analysis.json")):
+    folder = f"depth/{path.parent.name}"
+    if folder == SWEEP:
+      continue
+    analysis, plan = read(folder, "analysis.json"), read(folder, "plan.json")
+    rows, control = analysis["comparisons"], _best_control(analysis)
+    best = min(rows, key=lambda row: row["difference"])
+    better = sum(row["verdict"] == "MoE better" for row in rows)
+    dense = next(arm for arm in plan["arms"] if arm["name"] == "dense")
+    sentences.append(
+      f" With {dense['num_tokens'] / dense['num_params']:.0f} bytes at N ="
+      f" {dense['num_params'] / 1e6:.1f}M, {better} of {len(rows)} lead, the best (r_a ="
+      f" {percent(best['activation_rate'])}) by {-best['difference']:.4f}"
+      f" ({interval(sorted(-bound for bound in best['simultaneous']))}), and the best dense control"
+      f" stands at {control['to_dense']['difference']:+.4f} against dense."
+    )
+  return "".join(sentences)
 
 
 def _best_control(analysis: dict) -> dict:
