@@ -158,9 +158,9 @@ def _lead() -> str:
     f" 95 % interval {low:.4f} to {high:.4f}). Of that a dense model of its active size reaches"
     f" {-base['difference']:.4f}; the MoE leads it by {-own['difference']:.4f}"
     f" ({interval(sorted(-bound for bound in own['interval']))}). Dense reads"
-    f" {dense['num_tokens'] / dense['num_params']:.0f} bytes a parameter.{_other_cells()} {seeds} seeds"
-    f" of weights and text, {analysis['documents']['num_documents']} documents. Doubts: small sizes"
-    " and little text. [The study at depth](docs/results/depth.md)"
+    f" {dense['num_tokens'] / dense['num_params']:.0f} bytes a parameter.{_other_cells()}"
+    f" {seeds} seeds of weights and text, {analysis['documents']['num_documents']} documents."
+    " Doubts: small sizes and little text. [The study at depth](docs/results/depth.md)"
   )
 
 
@@ -178,10 +178,10 @@ def _other_cells() -> str:
     dense = next(arm for arm in plan["arms"] if arm["name"] == "dense")
     sentences.append(
       f" With {dense['num_tokens'] / dense['num_params']:.0f} bytes at N ="
-      f" {dense['num_params'] / 1e6:.1f}M, {better} of {len(rows)} lead, the best (r_a ="
-      f" {percent(best['activation_rate'])}) by {-best['difference']:.4f}"
-      f" ({interval(sorted(-bound for bound in best['simultaneous']))}), and the best dense control"
-      f" stands at {control['to_dense']['difference']:+.4f} against dense."
+      f" {dense['num_params'] / 1e6:.1f}M, {better} of {len(rows)} lead; the best (r_a ="
+      f" {percent(best['activation_rate'])}) minus dense is {best['difference']:+.4f}"
+      f" ({interval(best['simultaneous'])}), the best dense control minus dense"
+      f" {control['to_dense']['difference']:+.4f}."
     )
   return "".join(sentences)
 
