@@ -152,9 +152,9 @@ def _lead() -> str:
   own, base = control["moe_to_control"], control["to_dense"]
   seeds = min(group["num_seeds"] for group in analysis["groups"])
   return (
-    f"- **MoE leads at N = {dense['num_params'] / 1e6:.1f}M, every arm tuned.** {len(better)} of"
-    f" {len(rows)} MoE arms beat dense at equal N, executed FLOPs and unique data; the best,"
-    f" r_a = {percent(best['activation_rate'])}, by {-best['difference']:.4f} BPC (simultaneous"
+    f"- **MoE leads at N = {dense['num_params'] / 1e6:.1f}M{_except()}, every arm tuned.**"
+    f" {len(better)} of {len(rows)} MoE arms beat dense at equal N, executed FLOPs and unique data;"
+    f" the best, r_a = {percent(best['activation_rate'])}, by {-best['difference']:.4f} BPC (simultaneous"
     f" 95 % interval {low:.4f} to {high:.4f}). Of that a dense model of its active size reaches"
     f" {-base['difference']:.4f}; the MoE leads it by {-own['difference']:.4f}"
     f" ({interval(sorted(-bound for bound in own['interval']))}). Dense reads"
@@ -164,18 +164,40 @@ def _lead() -> str:
   )
 
 
+def _except() -> str:
+  """Where no MoE arm of the study leads, such as ", not at 0.1M with 5 bytes a parameter"; or
+  nothing."""
+  without = [
+    f"{dense['num_params'] / 1e6:.1f}M with {dense['num_tokens'] / dense['num_params']:.0f} bytes a"
+    " parameter"
+    for analysis, dense in _further_cells()
+    if not any(row["verdict"] == "MoE better" for row in analysis["comparisons"])
+  ]
+  return f", not at {' or '.join(without)}" if without else ""
+
+
+def _further_cells() -> list[tuple[dict, dict]]:
+  """The analysis and the dense arm of every cell of the study at depth but the first."""
+  folders = [
+    f"depth/{path.parent.name}" for path in sorted((RESULTS / "depth").glob("*/analysis.json"))
+  ]
+  return [
+    (
+      read(folder, "analysis.json"),
+      next(arm for arm in read(folder, "plan.json")["arms"] if arm["name"] == "dense"),
+    )
+    for folder in folders
+    if folder != SWEEP
+  ]
+
+
 def _other_cells() -> str:
   """A sentence for each further cell of the study at depth."""
   sentences = []
-  for path in sorted((RESULTS / "depth").glob("*/analysis.json")):
-    folder = f"depth/{path.parent.name}"
-    if folder == SWEEP:
-      continue
-    analysis, plan = read(folder, "analysis.json"), read(folder, "plan.json")
+  for analysis, dense in _further_cells():
     rows, control = analysis["comparisons"], _best_control(analysis)
     best = min(rows, key=lambda row: row["difference"])
     better = sum(row["verdict"] == "MoE better" for row in rows)
-    dense = next(arm for arm in plan["arms"] if arm["name"] == "dense")
     sentences.append(
       f" With {dense['num_tokens'] / dense['num_params']:.0f} bytes at N ="
       f" {dense['num_params'] / 1e6:.1f}M, {better} of {len(rows)} lead; the best (r_a ="
