@@ -52,8 +52,8 @@ def test_a_command_that_is_shown_is_taken(command, tmp_path, monkeypatch):
     configs.load(args.config, overrides)
 
 
-def test_the_page_says_that_no_cloud_launcher_has_met_a_cloud():
-  assert "No cloud launcher has met a cloud" in README
+def test_the_page_says_that_no_launcher_ran_on_a_cloud():
+  assert "No cloud launcher has been run on a cloud" in README
 
 
 def test_files_that_the_page_names_exist():
