@@ -75,6 +75,14 @@ def test_visible_devices_are_the_gpus_there_are(programs, capsys, monkeypatch):
   ]
 
 
+@pytest.mark.parametrize("visible", ["", "-1", "-1,0"])
+def test_hidden_gpus_are_no_workers(programs, capsys, monkeypatch, visible):
+  """With CUDA_VISIBLE_DEVICES=-1 a worker would train on the CPU."""
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+  assert main(["gpu", "--dry-run", "--workers=all", *STUDY]) == 2
+  assert f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   ("words", "says"),
   [

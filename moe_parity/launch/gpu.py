@@ -5,6 +5,7 @@ GPU's memory that JAX takes is set in `startup.py`.
 """
 
 import argparse
+import itertools
 import os
 import pathlib
 import re
@@ -62,10 +63,13 @@ def chosen(gpus: Sequence[str], visible: str | None, workers: str) -> list[str]:
   """The GPUs that get a worker: CUDA_VISIBLE_DEVICES if it is set, and no more than asked for.
 
   Raises:
-    UserError: `workers` is neither a number nor `all`, or more than there are GPUs.
+    UserError: `workers` is neither a number nor `all`, or more than there are GPUs; all are hidden.
   """
   if visible is not None:
-    gpus = [name.strip() for name in visible.split(",") if name.strip()]
+    names = [name.strip() for name in visible.split(",")]
+    gpus = list(itertools.takewhile(lambda name: name not in ("", "-1"), names))  # as CUDA reads it
+    if not gpus:
+      raise UserError(f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU; unset it, or name some")
   if workers == "all" and gpus:
     return list(gpus)
   if not workers.isdigit() or not 1 <= int(workers) <= len(gpus):
