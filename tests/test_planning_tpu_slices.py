@@ -45,6 +45,7 @@ def test_every_named_slice_reads_its_own_name():
     ("v5p:3x2x1", "v5p-8"),
     ("v5p:2x1x2", "v5p-8"),
     ("h100", "v5p-64"),
+    ("l40s", "or one of h100, h200, a100"),
     ("", "v5p-64"),
   ],
 )

@@ -16,6 +16,7 @@ import math
 import re
 
 from moe_parity.errors import UserError, nearest
+from moe_parity.planning.gpu_cards import CARDS
 
 GIB = 2**30
 LANES = 128  # numbers in a row of a TPU's vector register; arrays are stored in such pieces
@@ -143,7 +144,8 @@ def parse_slice(name: str) -> Slice:
   match = re.fullmatch(r"([a-z0-9]+?)[:-](\d+(?:x\d+)*)", name.strip().lower())
   if match is None or ALIASES.get(match[1], match[1]) not in GENERATIONS:
     raise UserError(
-      f"topology {name!r} is no TPU slice; use {_nearest(name)}, or a grid such as v5p:4x4x4"
+      f"topology {name!r} is no TPU slice and no card; use {_nearest(name)}, a grid such as"
+      f" v5p:4x4x4, or one of {', '.join(CARDS)}"
     )
   generation = GENERATIONS[ALIASES.get(match[1], match[1])]
   if "x" in match[2]:
