@@ -91,8 +91,8 @@ def _older() -> str:
   return (
     f"In the last two, the {' or '.join(map(str, texts))} validation documents count as"
     f" {effective_documents(*old)}, and seeds differ in initial weights only. All models are"
-    f" {smaller:.0f} times smaller than the smallest that the law for batches and learning rates"
-    " was fitted on. [All results, and what speaks against them](docs/results/index.md)"
+    f" at least {smaller:.0f} times smaller than the smallest that the law for batches and learning"
+    " rates was fitted on. [All results, and what speaks against them](docs/results/index.md)"
   )
 
 
@@ -154,9 +154,9 @@ def _lead() -> str:
   return (
     f"- **MoE leads at N = {dense['num_params'] / 1e6:.1f}M{_except()}, every arm tuned.**"
     f" {len(better)} of {len(rows)} MoE arms beat dense at equal N, executed FLOPs and unique data;"
-    f" the best, r_a = {percent(best['activation_rate'])}, by {-best['difference']:.4f} BPC (simultaneous"
-    f" 95 % interval {low:.4f} to {high:.4f}). Of that a dense model of its active size reaches"
-    f" {-base['difference']:.4f}; the MoE leads it by {-own['difference']:.4f}"
+    f" the best, r_a = {percent(best['activation_rate'])}, by {-best['difference']:.4f} BPC"
+    f" (simultaneous 95 % interval {low:.4f} to {high:.4f}). Of that a dense model of its active"
+    f" size reaches {-base['difference']:.4f}; the MoE leads it by {-own['difference']:.4f}"
     f" ({interval(sorted(-bound for bound in own['interval']))}). Dense reads"
     f" {dense['num_tokens'] / dense['num_params']:.0f} bytes a parameter.{_other_cells()}"
     f" {seeds} seeds of weights and text, {analysis['documents']['num_documents']} documents."
