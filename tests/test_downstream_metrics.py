@@ -75,6 +75,13 @@ def test_a_program_passes_only_if_it_ends_well():
   assert sandbox.run("x = 1\nassert x == 1")
   assert not sandbox.run("assert False")
   assert not sandbox.run("syntax error here")
+  assert sandbox.run("print('much ' * 100_000)")
+
+
+@pytest.mark.parametrize("leaving", ["sys.exit(0)", "os._exit(0)", "raise SystemExit", "quit()"])
+def test_a_program_that_leaves_before_its_tests_has_failed(leaving):
+  item = Item("0", ("",), tests="assert False")
+  assert not sandbox.passes(item, f"import os, sys\n{leaving}\n")
 
 
 @pytest.mark.parametrize(

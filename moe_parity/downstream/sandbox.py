@@ -9,6 +9,7 @@ you may read. Run it in a container if you do not trust the model.
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ FILE_BYTES = 1 << 20
 _GUARD = """
 import os, resource, sys
 seconds, memory, size = map(int, sys.argv[1:4])
+channel, sign, write = int(sys.argv.pop()), sys.argv.pop().encode(), os.write
 try:
   os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)
 except (AttributeError, OSError):
@@ -49,6 +51,7 @@ def watch(event, arguments):
       raise PermissionError(arguments[0])
 sys.addaudithook(watch)
 exec(code, {"__name__": "__main__"})
+write(channel, sign)
 """
 
 
@@ -59,16 +62,22 @@ def passes(item: Item, text: str, seconds: int = SECONDS) -> bool:
 
 
 def run(program: str, seconds: int = SECONDS) -> bool:
-  """Whether a Python program ends by itself, in time, without an error."""
-  with tempfile.TemporaryDirectory() as folder:
+  """Whether a Python program runs to its last line, in time, without an error.
+
+  One that leaves before (`sys.exit(0)`) has not run the tests behind it: only after its last line
+  does the process write what no program knows, and not to where programs print.
+  """
+  sign, limits = secrets.token_hex(8), map(str, (seconds, MEMORY_BYTES, FILE_BYTES))
+  with tempfile.TemporaryDirectory() as folder, _pipe() as (said, channel):
     process = subprocess.Popen(
-      [sys.executable, "-I", "-c", _GUARD, *map(str, (seconds, MEMORY_BYTES, FILE_BYTES))],
+      [sys.executable, "-I", "-c", _GUARD, *limits, sign, str(channel)],
       stdin=subprocess.PIPE,
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
       cwd=folder,
       env={"HOME": folder, "TMPDIR": folder, "PATH": os.defpath},
       start_new_session=True,
+      pass_fds=(channel,),
     )
     try:
       process.communicate(program.encode("utf-8", "replace"), timeout=seconds + 2)
@@ -78,4 +87,17 @@ def run(program: str, seconds: int = SECONDS) -> bool:
       with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # and whatever it started
       process.wait()
-    return process.returncode == 0
+    os.set_blocking(said, False)
+    with contextlib.suppress(BlockingIOError):  # nothing was written
+      return process.returncode == 0 and os.read(said, len(sign)) == sign.encode()
+    return False
+
+
+@contextlib.contextmanager
+def _pipe():
+  ends = os.pipe()
+  try:
+    yield ends
+  finally:
+    for end in ends:
+      os.close(end)
