@@ -1,6 +1,6 @@
 """Texts that a model writes after the prompts of a task, greedily, in batches of like lengths."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -34,29 +34,43 @@ def continued(
 ) -> tuple[list[str], np.ndarray]:
   """(text after each prompt, ids cut from its front).
 
-  A prompt leaves room for what it may be continued by: what does not fit is cut from its front, at
-  least one id of it stays.
+  A prompt leaves room for what it may be continued by: at most half of the window, so that a
+  question stays readable; `report` says where that is less than its limit. What of a prompt does
+  not fit is cut from its front. Neither depends on the other prompts.
 
   Args:
-    rows: ids of prompts.
+    rows: ids of prompts, none empty.
     limits: ids to generate at most, of each.
     stops: texts that end each; they are left out. So do the ids that begin or end a document.
   """
   texts, num_cut = [""] * len(rows), np.zeros(len(rows), np.int64)
-  window = examinee.num_positions
-  order = np.argsort([len(row) for row in rows], kind="stable")
-  for start in range(0, len(order), NUM_AT_ONCE):
-    members = order[start : start + NUM_AT_ONCE].tolist()
-    limit = min(max(limits[m] for m in members), window - 1)
-    shown = []
+  window, half = examinee.num_positions, max(examinee.num_positions // 2, 1)
+  if shortened := sum(limit > half for limit in limits):
+    report(
+      f"{name}: of the window's {window} positions {half} are for what is written, fewer than the"
+      f" {max(limits)} tokens that {shortened} of {len(rows)} items may have"
+    )
+  limits, done = [min(limit, half) for limit in limits], 0
+  for members in _batches([len(row) for row in rows], limits):
+    limit, shown = limits[members[0]], []
     for m in members:
       num_cut[m] = max(len(rows[m]) - (window - limit), 0)
       shown.append(rows[m][num_cut[m] :])
     found = _batch(examinee, shown, members, limit, limits, stops)
     for m, text in zip(members, found, strict=True):
       texts[m] = text
-    report(f"{name}: {start + len(members)} of {len(rows)} texts")
+    done += len(members)
+    report(f"{name}: {done} of {len(rows)} texts")
   return texts, num_cut
+
+
+def _batches(lengths: list[int], limits: list[int]) -> Iterator[list[int]]:
+  """Numbers of prompts of like lengths that may be continued equally far."""
+  for limit in sorted(set(limits)):
+    members = [m for m, other in enumerate(limits) if other == limit]
+    members.sort(key=lambda m: lengths[m])
+    for start in range(0, len(members), NUM_AT_ONCE):
+      yield members[start : start + NUM_AT_ONCE]
 
 
 def _batch(examinee: Examinee, shown, members, limit, limits, stops) -> list[str]:
