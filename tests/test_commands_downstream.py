@@ -140,7 +140,7 @@ def test_a_chat_asks_in_the_template_of_the_run(run, package, tmp_path, capsys):
     asked = template.encode_prompt(plain.tokenizer, [{"role": "user", "content": context}])
     answer = plain.tokenizer.encode_batch([text.lstrip(" ")])[0].astype(np.int32)
     nats = plain.likelihood.score([likelihood.Continuation(asked, answer)]).nats[0]
-    bits.append(nats / math.log(2) / len(text.encode()))
+    bits.append(nats / math.log(2) / len(text.lstrip(" ").encode()))
   assert result["scores"]["bits_per_byte"]["value"] == pytest.approx(np.mean(bits))
   assert examined(run, package, "--tasks=gsm8k_gold_bpb_5shot", "--chat") == 2
   assert "has no chat_template.json, so it was not fine-tuned" in capsys.readouterr().err
@@ -154,6 +154,8 @@ def test_a_chat_asks_in_the_template_of_the_run(run, package, tmp_path, capsys):
     (["--suite=smal"], "--suite=smal is not one of small, olmes.* did you mean 'small'?"),
     ([], "nothing to examine on; give --tasks=NAME"),
     (["--tasks=zoo_rc_0shot", "--limit=-1"], "limit=-1 is negative"),
+    (["--tasks=zoo_rc_0shot", "--num-fewshot=5"], "num_fewshot=5 is for tasks of lm-eval, and"),
+    (["--tasks=zoo_rc_0shot", "--num-fewshot=-5"], "num_fewshot=-5 is negative; use 0"),
     (["--tasks=zoo_rc_0shot", "--step=3"], "holds no checkpoint of step 3"),
     (["--tasks=zoo_rc_0shot", "--olmes=nowhere"], "--olmes=nowhere holds no oe_eval_tasks"),
   ],

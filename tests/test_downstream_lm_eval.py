@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from moe_parity import cli
+from moe_parity.data.chat_template import template_for
+from moe_parity.data.tokenizer import byte_tokenizer
+from moe_parity.downstream import lm_eval_tasks
 from moe_parity.downstream.examinee import Examinee, Settings
 from tests.helpers.full_pass import log_probabilities
 
@@ -17,6 +20,8 @@ pytestmark = [
   pytest.mark.filterwarnings("ignore::FutureWarning"),
   pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
+
+from moe_parity.downstream.lm_eval_model import LmEvalModel  # noqa: E402 - needs lm-eval
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROWS = [
@@ -35,6 +40,13 @@ metric_list: [{metric: acc}, {metric: acc_norm}]
 doc_to_text: ""
 doc_to_target: "{{question}} {{choices | join(' ')}}"
 metric_list: [{metric: bits_per_byte}]
+""",
+  "zoo_last_word": """output_type: loglikelihood
+doc_to_text: "Question: {{question}}\\nAnswer:"
+doc_to_target: " {{choices[gold]}}"
+metric_list:
+  - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
+  - {metric: acc, aggregation: mean, higher_is_better: true}
 """,
   "zoo_written": """output_type: generate_until
 doc_to_text: "Question: {{question}}\\nAnswer:"
@@ -124,6 +136,54 @@ def test_rolling_bits_per_byte_agree_with_sums_by_hand(run, yaml, nll, capsys):
   score = found["scores"]["bits_per_byte"]
   assert score["value"] == pytest.approx(wanted, rel=1e-6)
   assert score["interval"][0] < score["value"] < score["interval"][1]
+
+
+def test_a_perplexity_is_shown_as_bits_per_byte(run, yaml, nll, capsys):
+  """lm-eval has nats of an item under that name, and the exponential of their mean as its score."""
+  found = result(run, yaml, "zoo_last_word", capsys)
+  bits, nats = [], []
+  for row in ROWS:
+    answer = f" {row['choices'][row['gold']]}"
+    ids = np.array([0, *encoded(f"Question: {row['question']}\nAnswer:{answer}")])[-WINDOW - 1 :]
+    nats.append(nll(ids)[-len(encoded(answer)) :].sum())
+    bits.append(nats[-1] / math.log(2) / len(answer.encode()))
+  assert found["lm_eval"]["perplexity,none"] == pytest.approx(np.exp(np.mean(nats)), rel=1e-6)
+  assert found["metric"] == "acc" and "perplexity" not in found["scores"]
+  score = found["scores"]["bits_per_byte"]
+  assert score["value"] == pytest.approx(np.mean(bits), rel=1e-6)
+  assert not score["higher_is_better"] and found["scores"]["acc"]["higher_is_better"]
+
+
+class Asked:
+  """What `_values` reads of a task of lm-eval."""
+
+  OUTPUT_TYPE, task_name = "generate_until", "zoo"
+
+  def higher_is_better(self):
+    return {"wrong": False, "right": True}
+
+
+def test_only_means_of_items_are_scores_of_items():
+  """A median, an error that should be small, and a mean."""
+  rows = [{"wrong": 0.0, "mid": 1.0, "right": 1}, {"wrong": 0.5, "mid": 2.0, "right": 0},
+          {"wrong": 1.0, "mid": 9.0, "right": 0}]  # fmt: skip
+  named = [{"filter": "none", "doc_id": n, "metrics": list(row)} for n, row in enumerate(rows)]
+  samples = [one | row for one, row in zip(named, rows, strict=True)]
+  scores = {"wrong,none": 0.5, "mid,none": 2.0, "right,none": 1 / 3}
+  values, others = lm_eval_tasks._values(Asked(), samples, scores)
+  assert set(values.by_metric) == {"wrong", "right"} and others == ["mid"]
+  assert lm_eval_tasks._lower_is_better(Asked(), values.by_metric) == {"wrong"}
+
+
+def test_an_answer_that_is_begun_for_the_model_is_not_ended():
+  """lm-eval's gen_prefix: the model goes on in the turn of the assistant that its prompt begins."""
+  model = LmEvalModel.__new__(LmEvalModel)
+  model._template = template = template_for(byte_tokenizer())
+  chat = [{"role": "user", "content": "Sum?"}, {"role": "assistant", "content": "It is"}]
+  begun = model.apply_chat_template(chat, add_generation_prompt=False)
+  assert begun == f"{template.begin}{template.user}Sum?{template.assistant}It is"
+  assert model.apply_chat_template(chat[:1]).endswith(f"Sum?{template.assistant}")
+  assert model.apply_chat_template(chat).endswith(f"{template.end}{template.assistant}")
 
 
 def test_written_answers_end_at_a_stop_and_are_judged(run, yaml, capsys):

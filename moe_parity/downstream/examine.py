@@ -65,6 +65,8 @@ def examine(examinee: Examinee, task: BenchmarkTask, report: Report = lambda lin
 def _by_likelihood(
   examinee: Examinee, task: BenchmarkTask, place: ResultFile, report: Report
 ) -> tuple[Values, dict]:
+  if examinee.template:
+    task = task.in_chats()
   requests, item_R = prompts.requests(task, examinee.tokenizer, examinee.template)
   saved, latest = time.monotonic(), None
 

@@ -57,7 +57,11 @@ class LmEvalModel(TemplateLM):
     return self._template.jinja() if self._template else ""
 
   def apply_chat_template(self, chat_history, add_generation_prompt=True) -> str:
-    return self._template.render(chat_history, add_generation_prompt)
+    """The prompt of a chat. Without a generation prompt an assistant's turn that comes last is one
+    that the model continues: it is not ended."""
+    text = self._template.render(chat_history, add_generation_prompt)
+    is_begun = not add_generation_prompt and chat_history[-1]["role"] == "assistant"
+    return text.removesuffix(self._template.end) if is_begun else text
 
   def _loglikelihood_tokens(self, requests, **kwargs) -> list[tuple[float, bool]]:
     pairs = [(_begun(context, self._tokenizer.bos_id), ids) for _, context, ids in requests]

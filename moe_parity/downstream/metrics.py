@@ -25,8 +25,8 @@ def of_choices(
   """Metric -> value of every item, for kinds "choices" and "gold".
 
   accuracy takes the likeliest choice; accuracy_per_char, _per_byte and _per_token divide by the
-  choice's length, with its leading space, before. Of equals the first is taken. bits_per_byte is of
-  the gold continuation.
+  choice's length, with the space that it begins with where it has one, before. Of equals the first
+  is taken. bits_per_byte is of the gold continuation.
 
   Args:
     nats_R: of every choice, in order of items and choices.

@@ -21,15 +21,14 @@ def requests(
   """(a request for every choice of every item, the item that each belongs to).
 
   Args:
-    template: of chats: the context is the user's turn, and the choice, without the space that it
-      begins with, the assistant's.
+    template: of chats: the context is the user's turn, and the choice the assistant's.
   Raises:
     UserError: a continuation of no tokens.
   """
   pairs, item_R = [], []
   for number, item in enumerate(task.items):
     for choice, continuation in enumerate(item.continuations):
-      pairs.append((item.context(choice), continuation.lstrip(" ") if template else continuation))
+      pairs.append((item.context(choice), continuation))
       item_R.append(number)
   ids = encode([text for _, text in pairs], tokenizer)
   begun = contexts([context for context, _ in pairs], tokenizer, template)

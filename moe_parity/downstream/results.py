@@ -10,6 +10,7 @@ import hashlib
 import json
 import pathlib
 import re
+from collections.abc import Collection
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from moe_parity.stored.analysis_file import TASK_RESULT
 FOLDER = "downstream"
 OVERLAPS = "contamination-"  # how the names of files of another kind there begin
 EXAMINED = "examined.json"  # and one that says what was asked of the run
-VERSION = 1  # of how items are scored; part of every key
+VERSION = 2  # of how items are scored; part of every key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,11 @@ def read_values(path: pathlib.Path) -> Values:
   return Values(tuple(arrays["names"].tolist()), those("value"), those("weight"))
 
 
-def scores_of(values: Values, chance: dict[str, float | None]) -> dict[str, dict]:
+def scores_of(
+  values: Values,
+  chance: dict[str, float | None],
+  lower_is_better: Collection[str] = LOWER_IS_BETTER,
+) -> dict[str, dict]:
   """Metric -> value, its bootstrap interval over items, chance level and what the two say."""
   found = {}
   for name, value_N in values.by_metric.items():
@@ -121,7 +126,7 @@ def scores_of(values: Values, chance: dict[str, float | None]) -> dict[str, dict
     found[name] = {
       "value": intervals.mean(value_N, weight_N),
       "interval": interval,
-      "higher_is_better": name not in LOWER_IS_BETTER,
+      "higher_is_better": name not in lower_is_better,
       "chance": chance.get(name),
       "against_chance": intervals.against(interval, chance.get(name)),
     }

@@ -84,6 +84,14 @@ class BenchmarkTask:
     order = sorted(self.items, key=lambda item: hashlib.sha256(item.name.encode()).digest())
     return dataclasses.replace(self, items=tuple(order[:most]))
 
+  def in_chats(self) -> "BenchmarkTask":
+    """The task with choices as an assistant writes them: without the space that they begin with."""
+    items = (
+      dataclasses.replace(item, continuations=tuple(c.lstrip(" ") for c in item.continuations))
+      for item in self.items
+    )
+    return dataclasses.replace(self, items=tuple(items))
+
   @property
   def chance(self) -> float | None:
     """Accuracy of a guess: the mean over items of 1 / choices; None where nothing is chosen."""
