@@ -14,11 +14,11 @@ from flax import nnx
 
 from moe_parity import cli
 from moe_parity.config import to_json
-from moe_parity.data.tokenizer import byte_tokenizer, load
+from moe_parity.data.tokenizer import Tokenizer, byte_tokenizer, load
 from moe_parity.defaults import base
 from moe_parity.errors import UserError
 from moe_parity.interchange import check, shards
-from moe_parity.interchange.export import export_run, read_json
+from moe_parity.interchange.export import export_run, read_json, write_tokenizer
 from moe_parity.interchange.import_hf import import_folder
 from moe_parity.interchange.read_config import read_config
 from moe_parity.model.transformer import abstract_model
@@ -192,10 +192,29 @@ def test_further_heads_of_an_ernie_are_left_out_and_named(tmp_path, capsys):
 
 
 def test_the_tokenizer_begins_a_text_as_training_did(qwen):
-  from tokenizers import Tokenizer
+  import tokenizers
 
-  ids = Tokenizer.from_file(str(qwen / "tokenizer.json")).encode("é").ids
+  ids = tokenizers.Tokenizer.from_file(str(qwen / "tokenizer.json")).encode("é").ids
   assert ids == [0, *load(qwen / "tokenizer.json").encode_batch(["é"])[0]]
+
+
+def test_a_tokenizer_that_only_trims_offsets_begins_texts_too(tmp_path):
+  """As GPT-2's: its post-processor adds no token."""
+  import tokenizers
+
+  trims = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+  theirs = Tokenizer(byte_tokenizer().description | {"post_processor": trims})
+  write_tokenizer(tmp_path, theirs, 20)
+  ids = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("é").ids
+  assert ids == [0, *theirs.encode_batch(["é"])[0]]
+
+
+@pytest.mark.parametrize("out", ["", "."])
+def test_a_folder_without_a_name_of_its_own_is_refused(qwen, out, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for make in (export_run, import_folder):
+    with pytest.raises(UserError, match="--out=. has no name of its own; give a new folder"):
+      make(qwen, pathlib.Path(out))
 
 
 @pytest.mark.slow

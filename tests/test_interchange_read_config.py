@@ -92,6 +92,34 @@ def test_a_value_that_does_not_fit_is_named_with_its_key(change, words):
     read_config(ERNIE | change)
 
 
+QWEN = LLAMA | {
+  "model_type": "qwen2_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 6,
+}  # fmt: skip
+OWN = QWEN | {"model_type": "moe_parity", "moe_layers": [1]}
+
+
+@pytest.mark.parametrize(
+  "config, change, words",
+  [
+    (QWEN, {"decoder_sparse_step": 0}, "decoder_sparse_step=0; it must be a whole number"),
+    (QWEN, {"mlp_only_layers": 1}, "mlp_only_layers is a number, not a list"),
+    (QWEN, {"norm_topk_prob": "false"}, "norm_topk_prob"),
+    (QWEN, {"shared_expert_intermediate_size": "8"}, "shared_expert_intermediate_size='8'; it"),
+    (OWN, {"moe_layers": 3}, "moe_layers is a number, not a list"),
+    (OWN, {"moe_layers": ["1"]}, "moe_layers"),
+    (LLAMA, {"head_dim": 4.5}, "head_dim=4.5; it must be a whole number"),
+    (LLAMA, {"num_key_value_heads": "3"}, "num_key_value_heads='3'; it must be a whole number"),
+    (LLAMA, {"rope_scaling": "linear"}, "rope_scaling"),
+    (LLAMA, {"rope_parameters": [1]}, "rope_parameters"),
+    (LLAMA, {"layer_types": [{}]}, "layer_types"),
+    (LLAMA, {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "by kind of layer="),
+  ],
+)
+def test_a_value_of_another_kind_is_named_with_its_key(config, change, words):
+  with pytest.raises(UserError, match=words):
+    read_config(config | change)
+
+
 def test_a_key_that_no_model_of_the_class_reads_is_listed():
   assert read_config({**LLAMA, "qk_scale": 2.0, "_name_or_path": "x"}).unread_keys == ["qk_scale"]
 

@@ -54,6 +54,8 @@ def export_run(
       tokenizer of another size; see `load_run`.
   """
   shards.safetensors_numpy()
+  if out.name in ("", ".."):
+    raise UserError(f"--out={out} has no name of its own; give a new folder by its name")
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f"--out={out} exists and is not empty; give a new folder")
   if shard_bytes < 1:
@@ -117,7 +119,8 @@ def write_tokenizer(
     names = {i: token for token, i in vocab.items()} | names
   special = {kind: names.get(getattr(tokenizer, f"{kind}_id")) for kind in ("bos", "eos", "pad")}
   bos = special["bos"]
-  if description.get("post_processor") is None and bos is not None:
+  own = description.get("post_processor")  # may leave the ids as they are, as GPT-2's does
+  if bos is not None and not _adds_tokens(own):
     one = [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     description["post_processor"] = {
       "type": "TemplateProcessing",
@@ -125,6 +128,9 @@ def write_tokenizer(
       "pair": [*one, {"Sequence": {"id": "B", "type_id": 0}}],
       "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
     }
+    if own is not None:
+      both = [own, description["post_processor"]]
+      description["post_processor"] = {"type": "Sequence", "processors": both}
   text = json.dumps(description, ensure_ascii=False, indent=1)
   files.write_bytes(folder / "tokenizer.json", text.encode("utf-8"))
   config = {f"{kind}_token": name for kind, name in special.items() if name is not None}
@@ -137,6 +143,15 @@ def write_tokenizer(
   if template is not None:
     config["chat_template"] = template.jinja()
   files.write_json(folder / TOKENIZER_CONFIG, config)
+
+
+def _adds_tokens(post_processor: dict | None) -> bool:
+  """Whether a post-processor of a tokenizer.json adds tokens to a text."""
+  if post_processor is None or post_processor.get("type") == "ByteLevel":
+    return False
+  if post_processor.get("type") == "Sequence":
+    return any(map(_adds_tokens, post_processor.get("processors") or []))
+  return True
 
 
 def read_json(folder: pathlib.Path, name: str) -> dict:

@@ -67,6 +67,8 @@ def import_folder(
   """
   if not folder.is_dir():
     raise UserError(f"{folder} is no folder; give one with config.json and safetensors files")
+  if out.name in ("", ".."):
+    raise UserError(f"--out={out} has no name of its own; give a new folder by its name")
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f"--out={out} exists and is not empty; give a new folder")
   imported = read_config(read_json(folder, "config.json"), as_class, ignored_keys)
@@ -162,7 +164,7 @@ def _more(names: list[str]) -> str:
 def _write_run(unfinished, out, folder, architecture, imported: Imported, source: str) -> None:
   """config.json, plan.json and tokenizer.json of the run folder."""
   config = base()
-  config.name = folder.name
+  config.name = folder.resolve().name
   config.data.source = source
   config.data.tokenizer = str(out.resolve() / run_folder.TOKENIZER)
   config.budget.seq_len = imported.seq_len

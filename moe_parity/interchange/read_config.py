@@ -9,9 +9,17 @@ from moe_parity.fields.table import ROWS
 from moe_parity.interchange import config_keys
 from moe_parity.interchange.hf_config import NORMALIZED, RAW, ernie_moe_layers
 from moe_parity.interchange.tensors import ERNIE, LLAMA, MIXTRAL, OWN, QWEN2_MOE
+from moe_parity.stored.shape import mismatch
 
 MODEL_TYPES = (LLAMA, QWEN2_MOE, MIXTRAL, ERNIE, OWN)
 FULL = "full_attention"
+_SHAPE = {  # of keys that are no plain numbers; each may be missing or null
+  **dict.fromkeys(("rope_parameters?", "rope_scaling?"), {}),
+  **dict.fromkeys(("mlp_only_layers?", "moe_layers?"), [int]),
+  "layer_types?": [str],
+  **dict.fromkeys(("norm_topk_prob?", "tie_word_embeddings?", "use_sliding_window?"), bool),
+  **dict.fromkeys(("attention_bias?", "mlp_bias?", "use_bias?"), bool),
+}
 _ROOT = "its ALiBi penalty grows with the square root of the distance, this project's model's with"
 _NORMS = "it normalizes queries and keys (q_norm, k_norm), which this project's model does not"
 _LATENT = "its attention is latent (MLA), which this project's model lacks"
@@ -56,14 +64,16 @@ def read_config(config: dict, as_class: str = "", ignored_keys: Sequence[str] = 
   model_type = config["model_type"]
   unread = config_keys.unread_keys(config, model_type)
   config = config_keys.DEFAULTS[model_type] | config
+  if problem := mismatch(config, _SHAPE):
+    raise UserError(f"config.json: {problem}; take the file that belongs to the model")
   _check_fixed(config, model_type)
   heads, width = _whole(config, "num_attention_heads"), _whole(config, "hidden_size")
   shape = {
     "num_layers": _whole(config, "num_hidden_layers"),
     "d_model": width,
     "num_heads": heads,
-    "num_kv_heads": config.get("num_key_value_heads") or heads,
-    "d_head": config.get("head_dim") or width // heads,
+    "num_kv_heads": _whole(config, "num_key_value_heads", default=heads),
+    "d_head": _whole(config, "head_dim", default=width // heads),
     "vocab_size": _whole(config, "vocab_size"),
   }
   moe_layers = _moe_layers(config, model_type, shape["num_layers"])
@@ -140,8 +150,13 @@ def _normalizes(config: dict, model_type: str) -> bool:
   return least == NORMALIZED
 
 
-def _whole(config: dict, name: str, least: int = 1) -> int:
+def _whole(config: dict, name: str, least: int = 1, default: int | None = None) -> int:
+  """
+  Args:
+    default: for a key that is missing or null; None where there must be one.
+  """
   value = config.get(name)
+  value = default if value is None else value
   if not isinstance(value, int) or isinstance(value, bool) or value < least:
     raise UserError(
       f"config.json has {name}={value!r}; it must be a whole number of at least {least}"
@@ -159,7 +174,9 @@ def _check_fixed(config: dict, model_type: str) -> None:
   scaling = config.get("rope_scaling") or {}
   old = scaling.get("rope_type") or scaling.get("type")
   uses_window = config.get("use_sliding_window", model_type == MIXTRAL)
+  by_layer = sorted(key for key, value in _rope(config).items() if isinstance(value, dict))
   found = {
+    "rope_parameters by kind of layer": (by_layer, []),
     "hidden_act": (config.get("hidden_act", "silu"), "silu"),
     "rope_type": (_rope(config).get("rope_type") or old or "default", "default"),
     "partial_rotary_factor": (config.get("partial_rotary_factor", 1.0), 1.0),
@@ -194,8 +211,8 @@ def _moe_layers(config: dict, model_type: str, num_layers: int) -> list[bool]:
         f"config.json has num_experts={config['num_experts']!r} and no moe_layers, which lists the"
         " layers that route, from 0; add it"
       )
-    return [layer in config.get("moe_layers", ()) for layer in range(num_layers)]
-  step, dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or ()
+    return [layer in (config.get("moe_layers") or ()) for layer in range(num_layers)]
+  step, dense = _whole(config, "decoder_sparse_step"), config.get("mlp_only_layers") or ()
   return [layer not in dense and (layer + 1) % step == 0 for layer in range(num_layers)]
 
 
@@ -221,5 +238,5 @@ def _experts(config: dict, model_type: str) -> dict[str, int]:
     "num_experts": _whole(config, "num_experts"),
     "experts_per_token": _whole(config, "num_experts_per_tok"),
     "d_expert": _whole(config, "moe_intermediate_size"),
-    "d_shared": config.get("shared_expert_intermediate_size") or 0,
+    "d_shared": _whole(config, "shared_expert_intermediate_size", least=0, default=0),
   }
