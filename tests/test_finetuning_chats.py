@@ -72,6 +72,27 @@ def test_a_chat_that_breaks_a_rule_is_named(record, message, tmp_path):
   assert "\n" not in str(found.value)
 
 
+@pytest.mark.parametrize("key", ["input", "system"])
+@pytest.mark.parametrize("value", [0, False, [], {}])
+def test_what_is_no_text_is_never_left_out(key, value, tmp_path):
+  path = write(tmp_path, ALPACA | {key: value})
+  with pytest.raises(UserError, match=f"c.jsonl, line 1: {key} is a {type(value).__name__}"):
+    read_chats(path)
+
+
+def test_a_record_is_read_without_the_keys_named(tmp_path):
+  plain = [m for m in MESSAGES if m["role"] != "system"]
+  path = write(tmp_path, {"messages": plain, "system": "Be brief."})
+  (chat,), _ = read_chats(path, ignored_keys=("system",))
+  assert list(chat.messages) == plain
+
+
+def test_a_turn_from_no_name_is_refused(tmp_path):
+  path = write(tmp_path, {"conversations": [{"from": ["human"], "value": "Hi"}]})
+  with pytest.raises(UserError, match=r"line 1, turn 1 is from \['human'\]; use human, "):
+    read_chats(path)
+
+
 def test_keys_that_do_not_matter_may_be_named(tmp_path):
   path = write(tmp_path, {"messages": MESSAGES, "tools": []})
   assert len(read_chats(path, ignored_keys=("tools",))[0]) == 1

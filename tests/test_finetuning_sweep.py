@@ -34,5 +34,23 @@ def test_an_end_of_the_grid_is_named(kept, said):
   assert sweep.edges(row(*kept), tried) == said
 
 
+def test_what_was_made_of_the_kept_run_stays(tmp_path):
+  """The command run again finds the candidate it kept; another candidate replaces it."""
+  out = tmp_path / "sft"
+  for name, loss in (("lr1_e1", 1), ("lr2_e1", 2)):
+    folder = out / sweep.CANDIDATES / name
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text(name)
+    (folder / "result.json").write_text(f"{loss}")
+  sweep.adopt(out / sweep.CANDIDATES / "lr1_e1", out)
+  (out / "downstream").mkdir()
+  (out / "downstream" / "task.json").write_text("days of work")
+  sweep.adopt(out / sweep.CANDIDATES / "lr1_e1", out)
+  assert (out / "downstream" / "task.json").read_text() == "days of work"
+  sweep.adopt(out / sweep.CANDIDATES / "lr2_e1", out)
+  assert sorted(path.name for path in out.iterdir()) == ["candidates", "plan.json", "result.json"]
+  assert (out / "result.json").read_text() == "2"
+
+
 def test_a_grid_of_one_has_no_ends():
   assert sweep.edges(row(0.1, 2), [row(0.1, 2)]) == []

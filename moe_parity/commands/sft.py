@@ -1,5 +1,6 @@
 """`moe-parity sft`."""
 
+import argparse
 import json
 import pathlib
 
@@ -64,18 +65,22 @@ def _words(text: str) -> tuple[str, ...]:
   return tuple(part for part in text.split(",") if part)
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-  return tuple(float(part) for part in _words(text))
+def _numbers(text: str, kind=float, rule: str = "numbers, as 0.1,0.3") -> tuple[float, ...]:
+  try:
+    return tuple(kind(part) for part in _words(text))
+  except ValueError:
+    raise argparse.ArgumentTypeError(f"{text!r} is no list of {rule}") from None
 
 
 def _integers(text: str) -> tuple[int, ...]:
-  return tuple(int(part) for part in _words(text))
+  return _numbers(text, int, "whole numbers, as 2,4")
 
 
 def run(args) -> int:
   on_disk(args.folder, "sft reads a run on this machine")
+  from moe_parity import files
   from moe_parity.finetuning.base_run import open_base
-  from moe_parity.finetuning.sweep import candidates, edges
+  from moe_parity.finetuning.sweep import SWEEP, candidates, edges
 
   base = open_base(args.folder)
   config = _config(args, base)
@@ -103,7 +108,7 @@ def run(args) -> int:
   tried, chosen = swept
   passed = certify_run(out)["passed"]
   if args.json:
-    print(json.dumps({"chosen": chosen["candidate"], "candidates": tried}, indent=2))
+    print(json.dumps(files.read_json(out / SWEEP), indent=2))  # null for a loss that is infinite
   else:
     print_table(tried)
     print(_sentence(base, rows, out, chosen, passed))

@@ -24,13 +24,13 @@ SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistan
 Messages = list[dict[str, str]]
 
 
-def detect(record: Any, place: str) -> str:
-  """The format of a record.
+def detect(record: Any, place: str, ignored_keys: Collection[str] = ()) -> str:
+  """The format of a record, read without the keys that are ignored.
 
   Raises:
     UserError: it is of none, or of two.
   """
-  keys = set(record) if isinstance(record, Mapping) else set()
+  keys = set(record) - set(ignored_keys) if isinstance(record, Mapping) else set()
   formats = [name for name, (needed, _) in KEYS.items() if keys >= set(needed)]
   if len(formats) == 1:
     return formats[0]
@@ -44,15 +44,17 @@ def to_messages(record: Any, form: str, place: str, ignored_keys: Collection[str
 
   Args:
     place: file and line, for errors.
-    ignored_keys: further keys of a record that do not matter.
+    ignored_keys: keys of a record that do not matter: it is read without them.
   Raises:
     UserError: a record of another format, an unknown key, a text that is no string.
   """
   needed, optional = KEYS[form]
-  _check_keys(record, needed, (*optional, *NOTES, *ignored_keys), place, "--ignore-keys")
+  if isinstance(record, Mapping):
+    record = {key: value for key, value in record.items() if key not in ignored_keys}
+  _check_keys(record, needed, (*optional, *NOTES), place, "--ignore-keys")
   if form == "alpaca":
     return _alpaca(record, place)
-  messages = [_system(record, place)] if record.get("system") else []
+  messages = _system(record, place)
   key, role, content = {"messages": ("messages", "role", "content")}.get(
     form, ("conversations", "from", "value")
   )
@@ -63,7 +65,7 @@ def to_messages(record: Any, form: str, place: str, ignored_keys: Collection[str
     _check_keys(turn, (role, content), (), where)
     name = turn[role]
     if form == "sharegpt":
-      if name not in SHAREGPT_ROLES:
+      if not isinstance(name, str) or name not in SHAREGPT_ROLES:
         raise UserError(f"{where} is from {name!r}; use {', '.join(SHAREGPT_ROLES)}")
       name = SHAREGPT_ROLES[name]
     messages.append({"role": name, "content": _text(turn[content], where, content)})
@@ -72,19 +74,21 @@ def to_messages(record: Any, form: str, place: str, ignored_keys: Collection[str
 
 def _alpaca(record: Mapping[str, Any], place: str) -> Messages:
   instruction = _text(record["instruction"], place, "instruction")
-  if record.get("input"):
+  if record.get("input") not in (None, ""):
     instruction += "\n\n" + _text(record["input"], place, "input")
   answer = _text(record["output"], place, "output")
-  system = [_system(record, place)] if record.get("system") else []
   return [
-    *system,
+    *_system(record, place),
     {"role": "user", "content": instruction},
     {"role": "assistant", "content": answer},
   ]
 
 
-def _system(record: Mapping[str, Any], place: str) -> dict[str, str]:
-  return {"role": "system", "content": _text(record["system"], place, "system")}
+def _system(record: Mapping[str, Any], place: str) -> Messages:
+  """The system turn; none where a record has no such text."""
+  if record.get("system") in (None, ""):
+    return []
+  return [{"role": "system", "content": _text(record["system"], place, "system")}]
 
 
 def _text(value: Any, place: str, name: str) -> str:

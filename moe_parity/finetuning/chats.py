@@ -58,7 +58,7 @@ def read_chats(
   for path in _paths(source):
     used = form
     for place, record in _records(path):
-      used = used or detect(record, place)
+      used = used or detect(record, place, ignored_keys)
       chat = _checked(to_messages(record, used, place, ignored_keys), place)
       if chat.digest in chats:
         if duplicates == "refuse":

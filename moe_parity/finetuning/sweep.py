@@ -106,7 +106,10 @@ def label(arm: dict) -> str:
 
 def adopt(candidate: pathlib.Path, out: pathlib.Path) -> None:
   """Makes `out` the run folder that a candidate is, result.json last; files are linked where the
-  disk can. What `out` held of another candidate goes first."""
+  disk can. What `out` held of another candidate goes first. Where it is that candidate already it
+  stays as it is, with what was made of it since (benchmarks, exports, figures)."""
+  if _holds(out, candidate):
+    return
   names = sorted(path.name for path in candidate.iterdir())
   keep = (CANDIDATES, "lease")
   (out / run_folder.RESULT).unlink(missing_ok=True)
@@ -121,6 +124,15 @@ def adopt(candidate: pathlib.Path, out: pathlib.Path) -> None:
     else:
       shutil.copy2(candidate / name, out / name)
   files.write_bytes(out / run_folder.RESULT, (candidate / run_folder.RESULT).read_bytes())
+
+
+def _holds(out: pathlib.Path, candidate: pathlib.Path) -> bool:
+  """Whether `out` has a whole copy of a candidate; its result is copied last."""
+  names = (run_folder.PLAN, run_folder.RESULT)
+  return all(
+    (out / name).is_file() and (out / name).read_bytes() == (candidate / name).read_bytes()
+    for name in names
+  )
 
 
 def _link(source: str, target: str) -> None:
