@@ -253,9 +253,11 @@ def _open_exam(args, config, several_processes):
   if not is_wanted(config):
     return None
   if several_processes or isinstance(args.workdir, str):
+    where = f"--workdir={args.workdir}" if isinstance(args.workdir, str) else "several processes"
     raise UserError(
-      "config.downstream: examinations need a study on a disk and one process a worker; leave the"
-      " section out, and run `moe-parity downstream` on the finished study"
+      f"config.downstream with {where}: examinations need a study on a disk and one process a"
+      " worker; leave the section out, and run `moe-parity downstream` on the finished study,"
+      " copied to a disk where it is on a bucket"
     )
   return open_study_exam(config, args.workdir)
 
