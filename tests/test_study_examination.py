@@ -127,6 +127,9 @@ def test_other_tasks_are_another_examination(study, monkeypatch):
   examination.examine_study(study, exam(), lambda line: None)
   examination.examine_study(study, exam("another"), lambda line: None)
   assert len(examiner.examined) == 28
+  monkeypatch.setattr(examination, "VERSION", 0)  # items were scored in another way
+  examination.examine_study(study, exam("another"), lambda line: None)
+  assert len(examiner.examined) == 42
 
 
 def test_an_examination_that_fails_stops_no_other(study, monkeypatch):

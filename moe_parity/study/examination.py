@@ -18,7 +18,7 @@ from moe_parity import files
 from moe_parity.downstream.exam import Exam, examine_run, open_exam
 from moe_parity.downstream.examinee import Examinee, Settings
 from moe_parity.downstream.lm_eval_tasks import identity
-from moe_parity.downstream.results import EXAMINED, FOLDER
+from moe_parity.downstream.results import EXAMINED, FOLDER, VERSION
 from moe_parity.errors import UserError
 from moe_parity.stored import read as stored
 from moe_parity.study.analysis import downstream as comparison
@@ -133,6 +133,7 @@ def _settings(config: ConfigDict, run: RunRecord) -> Settings:
 def _asked(config: ConfigDict, exam: Exam, run: RunRecord) -> dict:
   """What decides whether a run has answered everything."""
   return {
+    "version": VERSION,
     "tasks": [
       *(f"{task.name} {task.fingerprint}" for task in exam.tasks),
       *map(identity, exam.lm_eval),
