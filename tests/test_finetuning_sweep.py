@@ -47,6 +47,9 @@ def test_what_was_made_of_the_kept_run_stays(tmp_path):
   (out / "downstream" / "task.json").write_text("days of work")
   sweep.adopt(out / sweep.CANDIDATES / "lr1_e1", out)
   assert (out / "downstream" / "task.json").read_text() == "days of work"
+  (out / "plan.json").unlink()  # what is lost is mended
+  sweep.adopt(out / sweep.CANDIDATES / "lr1_e1", out)
+  assert (out / "plan.json").read_text() == "lr1_e1"
   sweep.adopt(out / sweep.CANDIDATES / "lr2_e1", out)
   assert sorted(path.name for path in out.iterdir()) == ["candidates", "plan.json", "result.json"]
   assert (out / "result.json").read_text() == "2"

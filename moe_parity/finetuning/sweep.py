@@ -127,12 +127,11 @@ def adopt(candidate: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def _holds(out: pathlib.Path, candidate: pathlib.Path) -> bool:
-  """Whether `out` has a whole copy of a candidate; its result is copied last."""
+  """Whether `out` has all that a candidate has, and its plan and result, which is copied last."""
+  if not all((out / path.name).exists() for path in candidate.iterdir() if path.name != "lease"):
+    return False
   names = (run_folder.PLAN, run_folder.RESULT)
-  return all(
-    (out / name).is_file() and (out / name).read_bytes() == (candidate / name).read_bytes()
-    for name in names
-  )
+  return all((out / name).read_bytes() == (candidate / name).read_bytes() for name in names)
 
 
 def _link(source: str, target: str) -> None:
