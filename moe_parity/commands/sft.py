@@ -65,7 +65,7 @@ def _words(text: str) -> tuple[str, ...]:
   return tuple(part for part in text.split(",") if part)
 
 
-def _numbers(text: str, kind=float, rule: str = "numbers, as 0.1,0.3") -> tuple[float, ...]:
+def _numbers(text: str, kind=float, rule: str = "numbers, as 0.1,0.3") -> tuple[float | int, ...]:
   try:
     return tuple(kind(part) for part in _words(text))
   except ValueError:
