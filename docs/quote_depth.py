@@ -1,5 +1,7 @@
 """The blocks of `quote.py` on the study at depth: the cells, and the shapes tried on both sides."""
 
+import itertools
+
 from quote_studies import RESULTS, arms_table, headline, read
 from quote_tables import markdown
 
@@ -44,7 +46,30 @@ def _overview() -> list[str]:
     ])  # fmt: skip
   names = ["N", "bytes a parameter", "BPC of dense", "best MoE arm", "r_a",
            "minus dense (simultaneous 95 %)", "minus dense_active"]  # fmt: skip
-  return [*markdown(names, rows)[1:], ""]
+  return [*markdown(names, rows)[1:], "", *_more_text(), ""]
+
+
+def _more_text() -> list[str]:
+  """How the best lead over dense changes from a cell to the next one of its size."""
+  sentences = []
+  by_size = sorted(cells(), key=lambda cell: dense(cell)["num_params"])
+  for first, second in itertools.pairwise(by_size):
+    if dense(first)["num_params"] != dense(second)["num_params"]:
+      continue
+    rows = [
+      min(read(cell, "analysis.json")["comparisons"], key=lambda row: row["difference"])
+      for cell in (first, second)
+    ]
+    overlap = max(row["simultaneous"][0] for row in rows) <= min(
+      row["simultaneous"][1] for row in rows
+    )
+    sentences.append(
+      f"At N = {dense(first)['num_params']:,} the best MoE arm minus dense goes from"
+      f" {rows[0]['difference']:+.4f} with {bytes_per_param(first):.0f} bytes a parameter to"
+      f" {rows[1]['difference']:+.4f} with {bytes_per_param(second):.0f}; the intervals"
+      f" {'overlap' if overlap else 'do not overlap'}."
+    )
+  return sentences
 
 
 def _with_interval(row: dict) -> str:
@@ -88,9 +113,16 @@ def _rates(analysis: dict) -> str:
 
 
 def controls() -> str:
-  """Dense models of other shapes beside the best MoE arm: `configs/depth_controls.py`."""
-  analysis = read("depth_controls", "analysis.json")
-  return "\n".join([*arms_table("depth_controls"), "", headline(analysis), "", _rates(analysis)])
+  """Dense models of other shapes beside the best MoE arm: `configs/depth_controls.py`, a table for
+  every amount of text."""
+  folders = (RESULTS / "depth_controls").glob("*/analysis.json")
+  names = sorted((f"depth_controls/{path.parent.name}" for path in folders), key=bytes_per_param)
+  parts = []
+  for name in names:
+    analysis = read(name, "analysis.json")
+    title = f"With {bytes_per_param(name):.0f} bytes a parameter:"
+    parts += [title, *arms_table(name), "", headline(analysis), "", _rates(analysis), ""]
+  return "\n".join(parts).rstrip()
 
 
 def shapes() -> str:
