@@ -8,7 +8,7 @@ from moe_parity.commands.output import print_table
 from moe_parity.commands.study import run_and_judge
 from moe_parity.config import shipped
 
-HELP = "the whole question, small, in about half an hour on a CPU"
+HELP = "the whole question, small, in ten minutes to half an hour on a CPU"
 ABOUT = """\
 Answers the question at toy scale on a CPU: one dense arm, four MoE arms and two dense controls on
 a public-domain corpus that comes with the package. Run it again to resume.
