@@ -57,6 +57,18 @@ def test_a_plan_takes_its_vocabulary_from_a_finished_store(tmp_path, capsys):
   assert "not known before the token store is read" in capsys.readouterr().out
 
 
+def test_a_plan_names_text_that_is_not_there(tmp_path, capsys):
+  command = ["plan", f"--config={ROOT}/configs/demo.py:tiny"]
+  source = f"--config.data.source=prose={tmp_path},code={tmp_path}/misspelt,gs://bucket/text"
+  assert cli.main([*command, source]) == 0
+  said = [line for line in capsys.readouterr().out.splitlines() if "not found" in line]
+  assert said == [
+    f"note: data.source: {tmp_path}/misspelt not found; `study` refuses that before training"
+  ]
+  assert cli.main(command) == 0
+  assert "not found" not in capsys.readouterr().out
+
+
 def test_a_plan_shows_what_the_papers_convention_hides(capsys):
   command = ["plan", f"--config={ROOT}/configs/demo.py", "--config.budget.convention=paper"]
   assert cli.main([*command, "--json"]) == 0

@@ -75,7 +75,18 @@ def run(args) -> int:
       print(f"note: {note}")
   for note in tuning.pending_notes(config, list(plan.comparisons), on_paper=True):
     print(f"note: {note}")
+  if missing := missing_sources(config.data.source):
+    names = ", ".join(missing)
+    print(f"note: data.source: {names} not found; `study` refuses that before training")
   return 0
+
+
+def missing_sources(source: str) -> list[str]:
+  """Places of text on this machine that are not there; one with a scheme is not looked for."""
+  from moe_parity.data.corpus import is_there, parse_sources
+
+  paths = [one.path for one in parse_sources(source)]
+  return [path for path in paths if "://" not in path and not is_there(path)]
 
 
 def print_hours(config, plan, topology: str, share: float) -> None:

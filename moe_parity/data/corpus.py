@@ -79,7 +79,7 @@ def parse_sources(text: str, **keys: str) -> list[Source]:
     UserError: an empty part, or a path that is not there where the text as a whole is one.
   """
   sources = [_parse_source(part, text, keys) for part in split(text, ",")]
-  if os.path.lexists(text) and not all(_is_there(source.path) for source in sources):
+  if os.path.lexists(text) and not all(is_there(source.path) for source in sources):
     way = format_source(Source(text))
     raise UserError(
       f"source={text!r} means {' and '.join(repr(source.path) for source in sources)}, which is not"
@@ -112,7 +112,7 @@ def format_source(source: Source) -> str:
   return f"{domain}{source.format}{':' if source.format else ''}{path}"
 
 
-def _is_there(path: str) -> bool:
+def is_there(path: str) -> bool:
   return path == BUILTIN or storage.is_remote(path) or is_pattern(path) or os.path.lexists(path)
 
 
