@@ -36,6 +36,7 @@ FIGURES = (
   "data_reuse_small/reuse_decay.png",
   "whole_small/downstream.png",
   "depth/n200_b5/activation_rate.png",
+  "depth/n200_b20/activation_rate.png",
   "decode.png",
 )
 
