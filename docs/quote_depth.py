@@ -121,7 +121,7 @@ def controls() -> str:
   for name in names:
     analysis = read(name, "analysis.json")
     title = f"With {bytes_per_param(name):.0f} bytes a parameter:"
-    parts += [title, *arms_table(name), "", headline(analysis), "", _rates(analysis), ""]
+    parts += [title, "", *arms_table(name), "", headline(analysis), "", _rates(analysis), ""]
   return "\n".join(parts).rstrip()
 
 
