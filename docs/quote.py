@@ -205,7 +205,7 @@ def symbols() -> str:
 
 BLOCKS = {
   "demo": studies.demo,
-  "findings": studies.findings,
+  "findings": lambda: studies.findings(quote_depth.lead()),
   "mixture": studies.mixture,
   "search": studies.search,
   "reuse": studies.reuse,

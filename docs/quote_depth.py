@@ -3,7 +3,7 @@
 import itertools
 
 from quote_studies import RESULTS, arms_table, headline, read
-from quote_tables import markdown
+from quote_tables import markdown, percent
 
 
 def cells() -> list[str]:
@@ -29,10 +29,63 @@ def depth() -> str:
   return "\n".join([*_overview(), *parts]).rstrip()
 
 
+def lead() -> list[str]:
+  """Where MoE leads: the table of the cells, what it comes to, and the best rates."""
+  better = {True: [], False: []}
+  seeds, documents = set(), set()
+  for cell in cells():
+    analysis = read(cell, "analysis.json")
+    rows = analysis["comparisons"]
+    count = sum(row["verdict"] == "MoE better" for row in rows)
+    better[count > 0].append(f"{_named(cell)} ({count} of {len(rows)} arms)")
+    seeds |= {group["num_seeds"] for group in analysis["groups"]}
+    documents.add(analysis["documents"]["num_documents"])
+  found = f"MoE beats dense {' and '.join(better[True])}"
+  if better[False]:
+    found += f", not {' or '.join(better[False])}"
+  return [
+    *_cells_table(), "",
+    f"- **At equal N, executed FLOPs and unique data, every arm tuned, {found}.** dense_active is a"
+    " dense model of the best arm's active size: it explains a part of the lead or none of it."
+    f" {_either(seeds)} seeds of weights and text, {_either(documents)} documents. Doubts: small"
+    " sizes and little text. [The study at depth](docs/results/depth.md)",
+    _optima(),
+  ]  # fmt: skip
+
+
+def _optima() -> str:
+  """The best activation rate of every cell in which MoE leads, and twice the compute."""
+  rates, ahead = [], 0
+  for cell in cells():
+    analysis = read(cell, "analysis.json")
+    ahead += sum(row["verdict"] == "MoE better" for row in analysis["references"])
+    if not any(row["verdict"] == "MoE better" for row in analysis["comparisons"]):
+      continue
+    optimum = read(cell, "activation_rate.json")["sweeps"][0]["optimum"]
+    low, high = (percent(bound) for bound in optimum["interval"])
+    edge = "bracketed" if optimum["bracketed"] else "which reaches the lowest rate tried"
+    rates.append(f"{percent(optimum['activation_rate'])} {_named(cell)} ({low} to {high}, {edge})")
+  return (
+    f"- **The best rate.** The fitted curve is lowest at {', and at '.join(rates)}. {ahead or 'No'}"
+    " MoE arm beats dense at twice the compute."
+  )
+
+
+def _named(cell: str) -> str:
+  size = dense(cell)["num_params"] / 1e6
+  return f"at {size:.1f}M with {bytes_per_param(cell):.0f} bytes a parameter"
+
+
+def _either(values: set) -> str:
+  return " or ".join(map(str, sorted(values)))
+
+
 def _overview() -> list[str]:
   """MoE's lead in every cell: does it shrink as text a parameter grows?"""
-  if len(cells()) < 2:
-    return []
+  return [*_cells_table(), "", *_more_text(), ""] if len(cells()) > 1 else []
+
+
+def _cells_table() -> list[str]:
   rows = []
   for cell in cells():
     analysis = read(cell, "analysis.json")
@@ -46,7 +99,7 @@ def _overview() -> list[str]:
     ])  # fmt: skip
   names = ["N", "bytes a parameter", "BPC of dense", "best MoE arm", "r_a",
            "minus dense (simultaneous 95 %)", "minus dense_active"]  # fmt: skip
-  return [*markdown(names, rows)[1:], "", *_more_text(), ""]
+  return markdown(names, rows)[1:]
 
 
 def _more_text() -> list[str]:

@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from quote_tables import interval, markdown, percent
+from quote_tables import interval, markdown
 
 from moe_parity.planning.arm_costs import arm_costs
 from moe_parity.planning.scaling_laws import StepLaw
@@ -71,9 +71,10 @@ def _tuned(analysis: dict) -> str:
   )
 
 
-def findings() -> str:
-  """Four bullets: what the three steps found, each with its interval and its doubts."""
-  return "\n".join([_lead(), _optimum(), _shapes(), _repetition(), "", _older()])
+def findings(lead: list[str]) -> str:
+  """`lead` of the study at depth, then two bullets: what the three steps found, each with its
+  interval and its doubts."""
+  return "\n".join([*lead, _shapes(), _repetition(), _older()])
 
 
 def effective_documents(*studies: str) -> str:
@@ -89,8 +90,8 @@ def _older() -> str:
   texts = {read(study, "analysis.json")["documents"]["num_documents"] for study in old}
   smaller = StepLaw.fitted_on["num_params"][0] / read(SWEEP, "plan.json")["budget"]["num_params"]
   return (
-    f"In the last two, the {' or '.join(map(str, texts))} validation documents count as"
-    f" {effective_documents(*old)}, and seeds differ in initial weights only. All models are"
+    f"- **Limits.** In the last two, the {' or '.join(map(str, texts))} validation documents count"
+    f" as {effective_documents(*old)}, and seeds differ in initial weights only. All models are"
     f" at least {smaller:.0f} times smaller than the smallest that the law for batches and learning"
     " rates was fitted on. [All results, and what speaks against them](docs/results/index.md)"
   )
@@ -140,90 +141,6 @@ def durations() -> str:
 
 
 SWEEP = "depth/n200_b5"  # the study whose arms are all tuned and that has controls
-
-
-def _lead() -> str:
-  analysis, plan = read(SWEEP, "analysis.json"), read(SWEEP, "plan.json")
-  rows, control = analysis["comparisons"], _best_control(analysis)
-  better = [row for row in rows if row["verdict"] == "MoE better"]
-  best = min(better, key=lambda row: row["difference"])
-  dense = next(arm for arm in plan["arms"] if arm["name"] == "dense")
-  low, high = sorted(-bound for bound in best["simultaneous"])
-  own, base = control["moe_to_control"], control["to_dense"]
-  seeds = min(group["num_seeds"] for group in analysis["groups"])
-  return (
-    f"- **MoE leads at N = {dense['num_params'] / 1e6:.1f}M{_except()}, every arm tuned.**"
-    f" {len(better)} of {len(rows)} MoE arms beat dense at equal N, executed FLOPs and unique data;"
-    f" the best, r_a = {percent(best['activation_rate'])}, by {-best['difference']:.4f} BPC"
-    f" (simultaneous 95 % interval {low:.4f} to {high:.4f}). Of that a dense model of its active"
-    f" size reaches {-base['difference']:.4f}; the MoE leads it by {-own['difference']:.4f}"
-    f" ({interval(sorted(-bound for bound in own['interval']))}). Dense reads"
-    f" {dense['num_tokens'] / dense['num_params']:.0f} bytes a parameter.{_other_cells()}"
-    f" {seeds} seeds of weights and text, {analysis['documents']['num_documents']} documents."
-    " Doubts: small sizes and little text. [The study at depth](docs/results/depth.md)"
-  )
-
-
-def _except() -> str:
-  """Where no MoE arm of the study leads, such as ", not at 0.1M with 5 bytes a parameter"; or
-  nothing."""
-  without = [
-    f"{dense['num_params'] / 1e6:.1f}M with {dense['num_tokens'] / dense['num_params']:.0f} bytes a"
-    " parameter"
-    for analysis, dense in _further_cells()
-    if not any(row["verdict"] == "MoE better" for row in analysis["comparisons"])
-  ]
-  return f", not at {' or '.join(without)}" if without else ""
-
-
-def _further_cells() -> list[tuple[dict, dict]]:
-  """The analysis and the dense arm of every cell of the study at depth but the first."""
-  folders = [
-    f"depth/{path.parent.name}" for path in sorted((RESULTS / "depth").glob("*/analysis.json"))
-  ]
-  return [
-    (
-      read(folder, "analysis.json"),
-      next(arm for arm in read(folder, "plan.json")["arms"] if arm["name"] == "dense"),
-    )
-    for folder in folders
-    if folder != SWEEP
-  ]
-
-
-def _other_cells() -> str:
-  """A sentence for each further cell of the study at depth."""
-  sentences = []
-  for analysis, dense in _further_cells():
-    rows, control = analysis["comparisons"], _best_control(analysis)
-    best = min(rows, key=lambda row: row["difference"])
-    better = sum(row["verdict"] == "MoE better" for row in rows)
-    sentences.append(
-      f" With {dense['num_tokens'] / dense['num_params']:.0f} bytes at N ="
-      f" {dense['num_params'] / 1e6:.1f}M, {better} of {len(rows)} lead; the best (r_a ="
-      f" {percent(best['activation_rate'])}) minus dense is {best['difference']:+.4f}"
-      f" ({interval(best['simultaneous'])}), the best dense control minus dense"
-      f" {control['to_dense']['difference']:+.4f}."
-    )
-  return "".join(sentences)
-
-
-def _best_control(analysis: dict) -> dict:
-  return min(analysis["controls"]["controls"], key=lambda row: row["to_dense"]["difference"])
-
-
-def _optimum() -> str:
-  references = read(SWEEP, "analysis.json")["references"]
-  optimum = read(SWEEP, "activation_rate.json")["sweeps"][0]["optimum"]
-  low, high = optimum["interval"]
-  title = "The optimum is bracketed" if optimum["bracketed"] else "The optimum is not bracketed"
-  edge = " reaches the lowest rate tried" if optimum["open_below"] else " lies within the rates"
-  ahead = sum(row["verdict"] == "MoE better" for row in references) or "No"
-  return (
-    f"- **{title}.** The fitted curve is lowest at r_a = {percent(optimum['activation_rate'])}, and"
-    f" its 95 % interval ({percent(low)} to {percent(high)}){edge}. {ahead} MoE arm beats dense at"
-    " twice the compute."
-  )
 
 
 def _shapes() -> str:
