@@ -24,8 +24,8 @@ RATES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.55, 0.75)
 FEW_RATES = (0.15, 0.25, 0.4)
 LEARNING_RATES = (0.004, 0.008, 0.016)
 SHAPES = {  # thousands of parameters: the dense and the MoE arm
-  # MoE: the best of seven with 2 bytes a parameter (depth_shapes.py), d_ffn 28 for 30, which not all
-  # rates can have. Dense: the second of seven there, the first of four with 20 bytes.
+  # MoE: the best of seven with 2 bytes a parameter (depth_shapes.py), d_ffn 28 for 30, which not
+  # all rates can have. Dense: the second of seven there, the first of four with 20 bytes.
   100: (
     dict(num_layers=2, d_model=80),
     dict(num_layers=2, d_model=32, d_ffn=28, d_expert=8),
