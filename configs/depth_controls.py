@@ -9,7 +9,7 @@ The third with --config.data.tokenizer=store; STORE is that of depth.py. Dense, 
 the control of its active size are those of depth.py at N = 200 thousand and 5 or 20 bytes a
 parameter. With them are compared dense models that are wider for their depth, of about N and, at 5
 bytes, of a half and a quarter of it. All try the learning rates that were tried there and have
-three seeds. 72 runs at 5 bytes, 40 at 20: half an hour and two hours on one quiet CPU core."""
+three seeds. 72 runs at 5 bytes, 40 at 20: one hour and two hours on one quiet CPU core."""
 
 from configs.depth import SHAPES
 from moe_parity.config import parse_arg
