@@ -77,16 +77,18 @@ def get_config(arg=None):
   return config
 
 
-def of_size(size, shapes):
-  """The entry of a table of shapes.
+def entry(table, argument, value, way):
+  """The entry of a table of shapes or cells for the value of a config's argument.
 
   Raises:
-    UserError: none was chosen for a size.
+    UserError: the table has none; `way` says how to add one.
   """
-  if size not in shapes:
-    known = ", ".join(map(str, shapes))
-    raise UserError(
-      f"size={size}: shapes were chosen for {known} (thousands of parameters); take one of these,"
-      " or choose shapes for another with configs/depth_shapes.py"
-    )
-  return shapes[size]
+  if value not in table:
+    known = ", ".join(map(str, table))
+    raise UserError(f"{argument}={value}: the config knows {known}; take one of these, or {way}")
+  return table[value]
+
+
+def of_size(size, shapes):
+  """The shapes of a size, in thousands of parameters, from a table of them."""
+  return entry(shapes, "size", size, "choose shapes for it with configs/depth_shapes.py")

@@ -11,10 +11,9 @@ parameter. With them are compared dense models that are wider for their depth, o
 bytes, of a half and a quarter of it. All try the learning rates that were tried there and have
 three seeds. 72 runs at 5 bytes, 40 at 20: one hour and two hours on one quiet CPU core."""
 
-from configs.depth import SHAPES
+from configs.depth import SHAPES, entry
 from moe_parity.config import parse_arg
 from moe_parity.defaults import base, dense_arm, moe_arm
-from moe_parity.errors import UserError
 
 SIZE = 200  # thousands of parameters
 CELLS = {  # bytes a parameter: rate of the best MoE arm; learning rates that the grid of depth.py
@@ -31,7 +30,9 @@ CELLS = {  # bytes a parameter: rate of the best MoE arm; learning rates that th
 
 def get_config(arg=None):
   arg = parse_arg(arg, tokens_per_param=5, tiny=False)
-  rate, learning_rates, wide = of_cell(arg.tokens_per_param)
+  rate, learning_rates, wide = entry(
+    CELLS, "tokens_per_param", arg.tokens_per_param, "add the best rate of its cell to CELLS"
+  )
   config = base()
   config.name = "depth_controls"
   budget = config.budget
@@ -59,18 +60,3 @@ def get_config(arg=None):
   config.train.log_every = 50
   config.evaluation.max_tokens = 5_000 if arg.tiny else 0
   return config
-
-
-def of_cell(tokens_per_param):
-  """What stands beside the arms of a cell of depth.py.
-
-  Raises:
-    UserError: its best MoE arm is not known here.
-  """
-  if tokens_per_param not in CELLS:
-    known = " or ".join(map(str, CELLS))
-    raise UserError(
-      f"tokens_per_param={tokens_per_param}: the best MoE arm is known at {known} bytes a"
-      " parameter; run depth.py with yours, then add its best rate to CELLS"
-    )
-  return CELLS[tokens_per_param]

@@ -5,57 +5,39 @@
   moe-parity plan  --config=configs/depth_shapes.py:size=100,tokens_per_param=20
   moe-parity study --config=configs/depth_shapes.py:tiny --workdir=runs/tiny_shapes
 
-The second with --config.data.tokenizer=store; STORE is that of depth.py. At a size of
-depth.py seven shapes a side, the MoE ones at one activation rate, with 2 bytes a parameter; with
-more text those that did best and models of one layer, four a side. Every shape tries the learning
-rates of depth.py and is then trained at its best with one seed, which is none of those that
-depth.py compares. So both sides get the same number of shapes, rates and runs. 56 runs at 200
-thousand parameters are half an hour on two quiet CPU cores."""
+The second with --config.data.tokenizer=store; STORE is that of depth.py. At N = 100, 200 or 400
+thousand seven shapes a side, the MoE ones at one activation rate, with 2 bytes a parameter; with
+more text, at 100 thousand, those that did best and models of one layer, four a side. Every shape
+tries the learning rates of depth.py and is then trained at its best with one seed, which is none of
+those that depth.py compares. So both sides get the same number of shapes, rates and runs. 56 runs
+at 200 thousand parameters are half an hour on two quiet CPU cores."""
 
 from configs.depth import LEARNING_RATES, of_size
 from moe_parity.config import parse_arg
 from moe_parity.defaults import base, dense_arm, moe_arm
 
-SHAPES = {  # thousands of parameters: dense as layers, d_model; MoE as layers, d_model, d_expert,
-  # d_ffn of the dense layer (0: the planner's)
+# Thousands of parameters: shapes of dense as layers, d_model; of MoE as layers, d_model, d_expert,
+# d_ffn of the dense layer (0: the planner's). Three layers of 32 at size 100, three of 48 or two of
+# 64 at size 200 cannot have so low a rate.
+SHAPES = {
   100: (
     ((1, 96), (2, 48), (2, 64), (2, 80), (3, 48), (3, 64), (4, 48)),
-    (
-      (2, 32, 4, 0),
-      (2, 32, 4, 30),
-      (2, 32, 8, 0),
-      (2, 32, 8, 30),
-      (2, 32, 16, 0),
-      (3, 16, 8, 0),
-      (4, 16, 4, 0),
-    ),
-  ),  # three layers of 32 cannot have so low a rate
+    ((2, 32, 4, 0), (2, 32, 4, 30), (2, 32, 8, 0), (2, 32, 8, 30), (2, 32, 16, 0), (3, 16, 8, 0),
+     (4, 16, 4, 0)),
+  ),
   200: (
     ((2, 80), (2, 96), (2, 112), (3, 80), (3, 96), (4, 64), (6, 64)),
-    (
-      (2, 32, 8, 0),
-      (2, 48, 4, 44),
-      (2, 48, 8, 44),
-      (2, 48, 8, 0),
-      (2, 48, 16, 0),
-      (3, 32, 8, 0),
-      (4, 32, 8, 0),
-    ),
-  ),  # nor three layers of 48 or two of 64
+    ((2, 32, 8, 0), (2, 48, 4, 44), (2, 48, 8, 44), (2, 48, 8, 0), (2, 48, 16, 0), (3, 32, 8, 0),
+     (4, 32, 8, 0)),
+  ),
   400: (
     ((2, 112), (2, 128), (2, 144), (3, 96), (3, 128), (4, 96), (6, 80)),
-    (
-      (2, 48, 8, 0),
-      (2, 64, 8, 0),
-      (2, 64, 8, 64),
-      (2, 64, 16, 0),
-      (2, 64, 16, 56),
-      (3, 48, 8, 0),
-      (4, 48, 8, 0),
-    ),
+    ((2, 48, 8, 0), (2, 64, 8, 0), (2, 64, 8, 64), (2, 64, 16, 0), (2, 64, 16, 56), (3, 48, 8, 0),
+     (4, 48, 8, 0)),
   ),
-}
-FINALISTS = {  # the best of both sides and models of one layer, to be tried with more text
+}  # fmt: skip
+# The best of both sides and models of one layer, to be tried with more text.
+FINALISTS = {
   100: (
     ((1, 96), (1, 128), (2, 64), (2, 80)),
     ((1, 32, 4, 0), (1, 48, 4, 0), (2, 32, 4, 0), (2, 32, 8, 30)),

@@ -45,20 +45,36 @@ def lead() -> list[str]:
     found += f", not {' or '.join(better[False])}"
   return [
     *_cells_table(), "",
-    f"- **At equal N, executed FLOPs and unique data, every arm tuned, {found}.** dense_active is a"
-    " dense model of the best arm's active size: it explains a part of the lead or none of it."
+    f"- **At equal N, executed FLOPs and unique data, every arm tuned, {found}.** {_explained()}"
     f" {_either(seeds)} seeds of weights and text, {_either(documents)} documents. Doubts: small"
     " sizes and little text. [The study at depth](docs/results/depth.md)",
     _optima(),
   ]  # fmt: skip
 
 
+def _explained() -> str:
+  """How much of each lead dense_active reaches, a dense model of the best arm's active size."""
+  parts = []
+  for cell in cells():
+    analysis = read(cell, "analysis.json")
+    rows = {row["name"]: row for row in analysis["controls"]["controls"]}
+    best = min(analysis["comparisons"], key=lambda row: row["difference"])
+    if best["verdict"] == "MoE better":
+      reached = max(-rows["dense_active"]["to_dense"]["difference"], 0.0)
+      parts.append(f"{reached:.4f} of {-best['difference']:.4f} {_named(cell)}")
+  return (
+    "dense_active is a dense model of the best arm's active size. Of the lead it reaches"
+    f" {' and '.join(parts)}."
+  )
+
+
 def _optima() -> str:
   """The best activation rate of every cell in which MoE leads, and twice the compute."""
-  rates, ahead = [], 0
+  rates, ahead, tried = [], 0, []
   for cell in cells():
     analysis = read(cell, "analysis.json")
     ahead += sum(row["verdict"] == "MoE better" for row in analysis["references"])
+    tried += [_named(cell)] if analysis["references"] else []
     if not any(row["verdict"] == "MoE better" for row in analysis["comparisons"]):
       continue
     optimum = read(cell, "activation_rate.json")["sweeps"][0]["optimum"]
@@ -67,7 +83,7 @@ def _optima() -> str:
     rates.append(f"{percent(optimum['activation_rate'])} {_named(cell)} ({low} to {high}, {edge})")
   return (
     f"- **The best rate.** The fitted curve is lowest at {', and at '.join(rates)}. {ahead or 'No'}"
-    " MoE arm beats dense at twice the compute."
+    f" MoE arm beats dense at twice the compute, which was tried {' and '.join(tried)}."
   )
 
 

@@ -71,8 +71,15 @@ def test_printed_rates_and_batches_are_the_papers():
     (["configs/demo.py:tiny=7"], "'7' is not true or false"),
     (["configs/paper_7b.py:activation_rate=x"], "'x' is not float"),
     (["configs/paper_7b.py:activation_rate=0.9"], "activation_rate=0.9 is none of the paper's"),
-    (["configs/depth.py:size=50"], "size=50: shapes were chosen for"),
-    (["configs/depth_shapes.py:size=400,tokens_per_param=5"], "size=400: shapes were chosen for"),
+    (["configs/depth.py:size=50"], "size=50: the config knows 100, 200, 800; take"),
+    (
+      ["configs/depth_shapes.py:size=400,tokens_per_param=5"],
+      "size=400: the config knows 100; take",
+    ),
+    (
+      ["configs/depth_controls.py:tokens_per_param=9"],
+      "tokens_per_param=9: the config knows 5, 20",
+    ),
     (["configs/paper_7b.py:arms=mo"], "arms='mo' is not one of all, dense, moe"),
   ],
 )

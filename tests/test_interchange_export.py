@@ -226,6 +226,20 @@ def test_transformers_says_what_we_say(tmp_path):
     assert result["passed"], (case, result)
 
 
+@pytest.mark.parametrize("printed", [0, 1, 2])
+def test_the_export_at_which_transformers_stops_is_named(tmp_path, printed):
+  """By a Python that prints so many results and then crashes; with all of them that is no harm."""
+  python = tmp_path / "python"
+  python.write_text(f"#!/bin/sh\nyes '{{}}' | head -n {printed}\necho NoSuchKey >&2\nexit 1\n")
+  python.chmod(0o755)
+  pairs = [(tmp_path / name, tmp_path / "reference.npz") for name in ("first", "second")]
+  if printed == len(pairs):
+    assert check.run_transformers(str(python), pairs) == [{}, {}]
+    return
+  with pytest.raises(UserError, match=rf"{pairs[printed][0].name}: .*cannot load it \(NoSuchKey\)"):
+    check.run_transformers(str(python), pairs)
+
+
 @pytest.mark.slow
 def test_what_transformers_wrote_computes_the_same_here(tmp_path):
   if check.PYTHON not in os.environ:

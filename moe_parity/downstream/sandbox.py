@@ -65,7 +65,7 @@ def run(program: str, seconds: int = SECONDS) -> bool:
   """Whether a Python program runs to its last line, in time, without an error.
 
   One that leaves before (`sys.exit(0)`) has not run the tests behind it: only after its last line
-  does the process write what no program knows, and not to where programs print.
+  does the process write a random word to a pipe of its own.
   """
   sign, limits = secrets.token_hex(8), map(str, (seconds, MEMORY_BYTES, FILE_BYTES))
   with tempfile.TemporaryDirectory() as folder, _pipe() as (said, channel):

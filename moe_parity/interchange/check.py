@@ -67,7 +67,7 @@ def hf_python() -> str:
   """
   python = os.environ.get(PYTHON) or sys.executable
   try:
-    missing = subprocess.run([python, "-c", FIND]).returncode != 0
+    missing = subprocess.run([python, "-c", FIND], capture_output=True).returncode != 0
   except OSError:
     missing = True
   if missing:
@@ -88,7 +88,7 @@ def run_transformers(python: str, pairs: Sequence[tuple[pathlib.Path, pathlib.Pa
     command = [python, str(SCRIPT), *paths]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=modules)
   results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-  if done.returncode:
+  if len(results) < len(pairs):  # it stopped at the one after the last that it printed
     folder = pairs[len(results)][0]
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
     raise UserError(f"{folder}: transformers cannot load it ({last}); its versions may be too old")
