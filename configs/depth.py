@@ -40,6 +40,16 @@ SHAPES = {  # thousands of parameters: the dense and the MoE arm
     dict(num_layers=3, d_model=64, d_expert=16),
   ),
 }
+SHAPES_OF_2_BYTES = {  # the best of depth_shapes.py, which tries them with that much text
+  100: (
+    dict(num_layers=1, d_model=96),
+    dict(num_layers=2, d_model=32, d_ffn=28, d_expert=8),
+  ),
+  200: (
+    dict(num_layers=2, d_model=112),
+    dict(num_layers=2, d_model=48, d_ffn=44, d_expert=8),
+  ),
+}
 
 
 def get_config(arg=None):
@@ -56,7 +66,7 @@ def get_config(arg=None):
     config.arms.dense = dense_arm(d_head=16)
     config.arms.moe = moe_arm(num_layers=2, d_model=32, d_head=16, multiple_of=4)
   else:
-    dense, moe = of_size(arg.size, SHAPES)
+    dense, moe = of_size(arg.size, SHAPES_OF_2_BYTES if arg.tokens_per_param == 2 else SHAPES)
     config.arms.dense = dense_arm(**dense, d_head=16, multiple_of=1)
     config.arms.moe = moe_arm(**moe, d_head=16, multiple_of=2)
   study.method = "activation_rate"
