@@ -49,6 +49,10 @@ SHAPES_OF_2_BYTES = {  # the best of depth_shapes.py, which tries them with that
     dict(num_layers=2, d_model=112),
     dict(num_layers=2, d_model=48, d_ffn=44, d_expert=8),
   ),
+  400: (
+    dict(num_layers=2, d_model=144),
+    dict(num_layers=2, d_model=64, d_ffn=56, d_expert=16),
+  ),
 }
 
 

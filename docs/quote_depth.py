@@ -10,12 +10,17 @@ def cells() -> list[str]:
   """Finished cells of the study, from the least text a parameter; at one text the smaller first."""
   folders = (RESULTS / "depth").glob("*/analysis.json")
   names = [f"depth/{path.parent.name}" for path in folders]
-  return sorted(names, key=lambda name: (bytes_per_param(name), read(name, "plan.json")["name"]))
+  return sorted(names, key=lambda name: (bytes_per_param(name), size(name)))
 
 
-def bytes_per_param(cell: str) -> float:
+def size(cell: str) -> int:
+  """N of a cell's budget; its arms differ from it by at most its tolerance."""
+  return read(cell, "plan.json")["budget"]["num_params"]
+
+
+def bytes_per_param(cell: str) -> int:
   """Tokens, which are bytes, that the dense arm of a cell reads for each of its parameters."""
-  return dense(cell)["num_tokens"] / dense(cell)["num_params"]
+  return round(dense(cell)["num_tokens"] / dense(cell)["num_params"])
 
 
 def dense(cell: str) -> dict:
@@ -57,8 +62,7 @@ def _explained() -> str:
   parts = []
   for cell in cells():
     analysis = read(cell, "analysis.json")
-    rows = {row["name"]: row for row in analysis["controls"]["controls"]}
-    best = min(analysis["comparisons"], key=lambda row: row["difference"])
+    rows, best = {row["name"]: row for row in analysis["controls"]["controls"]}, _best(cell)
     if best["verdict"] == "MoE better":
       reached = max(-rows["dense_active"]["to_dense"]["difference"], 0.0)
       parts.append(f"{reached:.4f} of {-best['difference']:.4f} {_named(cell)}")
@@ -88,8 +92,7 @@ def _optima() -> str:
 
 
 def _named(cell: str) -> str:
-  size = dense(cell)["num_params"] / 1e6
-  return f"at {size:.1f}M with {bytes_per_param(cell):.0f} bytes a parameter"
+  return f"at {size(cell) / 1e6:.1f}M with {bytes_per_param(cell)} bytes a parameter"
 
 
 def _either(values: set) -> str:
@@ -97,19 +100,20 @@ def _either(values: set) -> str:
 
 
 def _overview() -> list[str]:
-  """MoE's lead in every cell: does it shrink as text a parameter grows?"""
-  return [*_cells_table(), "", *_more_text(), ""] if len(cells()) > 1 else []
+  """MoE's lead in every cell: does it shrink as text a parameter grows, and grow with N?"""
+  if len(cells()) == 1:
+    return []
+  return [*_cells_table(), "", *_more_text(), "", *_more_parameters(), ""]
 
 
 def _cells_table() -> list[str]:
   rows = []
   for cell in cells():
-    analysis = read(cell, "analysis.json")
-    best = min(analysis["comparisons"], key=lambda row: row["difference"])
+    analysis, best = read(cell, "analysis.json"), _best(cell)
     scores = {group["name"]: group["bpc"] for group in analysis["groups"]}
     controls = {row["name"]: row for row in analysis["controls"]["controls"]}
     rows.append([
-      f"{dense(cell)['num_params']:,}", f"{bytes_per_param(cell):.0f}", f"{scores['dense']:.4f}",
+      f"{dense(cell)['num_params']:,}", str(bytes_per_param(cell)), f"{scores['dense']:.4f}",
       best["name"], f"{best['activation_rate']:.3f}", _with_interval(best),
       _with_interval(controls["dense_active"]["moe_to_control"]),
     ])  # fmt: skip
@@ -121,24 +125,38 @@ def _cells_table() -> list[str]:
 def _more_text() -> list[str]:
   """How the best lead over dense changes from a cell to the next one of its size."""
   sentences = []
-  by_size = sorted(cells(), key=lambda cell: dense(cell)["num_params"])
+  by_size = sorted(cells(), key=size)
   for first, second in itertools.pairwise(by_size):
-    if dense(first)["num_params"] != dense(second)["num_params"]:
+    if size(first) != size(second):
       continue
-    rows = [
-      min(read(cell, "analysis.json")["comparisons"], key=lambda row: row["difference"])
-      for cell in (first, second)
-    ]
+    rows = [_best(first), _best(second)]
     overlap = max(row["simultaneous"][0] for row in rows) <= min(
       row["simultaneous"][1] for row in rows
     )
     sentences.append(
-      f"At N = {dense(first)['num_params']:,} the best MoE arm minus dense goes from"
-      f" {rows[0]['difference']:+.4f} with {bytes_per_param(first):.0f} bytes a parameter to"
-      f" {rows[1]['difference']:+.4f} with {bytes_per_param(second):.0f}; the intervals"
+      f"At N = {size(first):,} the best MoE arm minus dense goes from"
+      f" {rows[0]['difference']:+.4f} with {bytes_per_param(first)} bytes a parameter to"
+      f" {rows[1]['difference']:+.4f} with {bytes_per_param(second)}; the intervals"
       f" {'overlap' if overlap else 'do not overlap'}."
     )
   return sentences
+
+
+def _more_parameters() -> list[str]:
+  """The best lead over dense at every size that was tried with as much text a parameter."""
+  sentences = []
+  for text, of_text in itertools.groupby(cells(), key=bytes_per_param):
+    leads = [f"{_best(c)['difference']:+.4f} at N = {size(c):,}" for c in of_text]
+    if len(leads) > 1:
+      sentences.append(
+        f"With {text} bytes a parameter the best MoE arm minus dense is {', '.join(leads)}."
+      )
+  return sentences
+
+
+def _best(cell: str) -> dict:
+  """The comparison of the best MoE arm with dense."""
+  return min(read(cell, "analysis.json")["comparisons"], key=lambda row: row["difference"])
 
 
 def _with_interval(row: dict) -> str:
@@ -150,7 +168,7 @@ def _cell(cell: str) -> list[str]:
   analysis = read(cell, "analysis.json")
   seeds = sum(group["num_seeds"] for group in analysis["groups"])
   documents = analysis["documents"]
-  title = f"### N = {dense(cell)['num_params']:,}, {bytes_per_param(cell):.0f} bytes a parameter"
+  title = f"### N = {dense(cell)['num_params']:,}, {bytes_per_param(cell)} bytes a parameter"
   return [
     title, "",
     f"{seeds} runs are compared, after {_tries(analysis)}. Validation holds"
@@ -189,7 +207,7 @@ def controls() -> str:
   parts = []
   for name in names:
     analysis = read(name, "analysis.json")
-    title = f"With {bytes_per_param(name):.0f} bytes a parameter:"
+    title = f"With {bytes_per_param(name)} bytes a parameter:"
     parts += [title, "", *arms_table(name), "", headline(analysis), "", _rates(analysis), ""]
   return "\n".join(parts).rstrip()
 
