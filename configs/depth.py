@@ -1,8 +1,9 @@
-"""The study at real depth: N = 100, 200, 800 thousand, text of 5, 20, 80 bytes a parameter, tuned.
+"""The study at real depth: N = 100 to 800 thousand, text of 2 to 80 bytes a parameter, tuned.
 
   moe-parity plan  --config=configs/depth.py
   moe-parity plan  --config=configs/depth.py:tokens_per_param=20,few=True
   moe-parity plan  --config=configs/depth.py:size=100,tokens_per_param=80,few=True
+  moe-parity plan  --config=configs/depth.py:size=400,tokens_per_param=2,few=True
   moe-parity plan  --config=configs/depth.py:size=800,few=True
   moe-parity study --config=configs/depth.py --workdir=runs/depth --config.data.source=STORE
   moe-parity study --config=configs/depth.py:tiny --workdir=runs/tiny_depth

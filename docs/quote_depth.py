@@ -36,39 +36,53 @@ def depth() -> str:
 
 def lead() -> list[str]:
   """Where MoE leads: the table of the cells, what it comes to, and the best rates."""
-  better = {True: [], False: []}
   seeds, documents = set(), set()
   for cell in cells():
     analysis = read(cell, "analysis.json")
-    rows = analysis["comparisons"]
-    count = sum(row["verdict"] == "MoE better" for row in rows)
-    better[count > 0].append(f"{_named(cell)} ({count} of {len(rows)} arms)")
     seeds |= {group["num_seeds"] for group in analysis["groups"]}
     documents.add(analysis["documents"]["num_documents"])
-  found = f"MoE beats dense {' and '.join(better[True])}"
-  if better[False]:
-    found += f", not {' or '.join(better[False])}"
+  leading = [cell for cell in cells() if _num_better(cell)]
+  found = f"MoE beats dense {_where(leading)}"
+  if others := [cell for cell in cells() if cell not in leading]:
+    found += f", not {_where(others)}"
   return [
     *_cells_table(), "",
-    f"- **At equal N, executed FLOPs and unique data, every arm tuned, {found}.** {_explained()}"
-    f" {_either(seeds)} seeds of weights and text, {_either(documents)} documents. Doubts: small"
-    " sizes and little text. [The study at depth](docs/results/depth.md)",
+    f"- **At equal N, executed FLOPs and unique data, every arm tuned, {found}.**"
+    f" {_explained(leading)} {_either(seeds)} seeds of weights and text, {_either(documents)}"
+    " documents. Doubts: small sizes and little text. [The study at depth](docs/results/depth.md)",
     _optima(),
   ]  # fmt: skip
 
 
-def _explained() -> str:
-  """How much of each lead dense_active reaches, a dense model of the best arm's active size."""
+def _num_better(cell: str) -> int:
+  """How many MoE arms of a cell are better than dense."""
+  rows = read(cell, "analysis.json")["comparisons"]
+  return sum(row["verdict"] == "MoE better" for row in rows)
+
+
+def _where(some: list[str]) -> str:
+  """Sizes and amounts of text, with how many MoE arms are better than dense there."""
   parts = []
-  for cell in cells():
-    analysis = read(cell, "analysis.json")
-    rows, best = {row["name"]: row for row in analysis["controls"]["controls"]}, _best(cell)
-    if best["verdict"] == "MoE better":
-      reached = max(-rows["dense_active"]["to_dense"]["difference"], 0.0)
-      parts.append(f"{reached:.4f} of {-best['difference']:.4f} {_named(cell)}")
+  for number, of_size in itertools.groupby(sorted(some, key=size), key=size):
+    texts = [
+      f"{bytes_per_param(c)} ({_num_better(c)} of {len(read(c, 'analysis.json')['comparisons'])}"
+      " arms)"
+      for c in of_size
+    ]
+    parts.append(f"at {number / 1e6:.1f}M with {' and '.join(texts)}")
+  return f"{', '.join(parts)} bytes a parameter"
+
+
+def _explained(leading: list[str]) -> str:
+  """How much of a lead dense_active reaches, a dense model of the best arm's active size."""
+  shares = []
+  for cell in leading:
+    rows = {row["name"]: row for row in read(cell, "analysis.json")["controls"]["controls"]}
+    to_dense = rows["dense_active"]["to_dense"]["difference"]
+    shares.append(max(to_dense / _best(cell)["difference"], 0.0))
   return (
-    "dense_active is a dense model of the best arm's active size. Of the lead it reaches"
-    f" {' and '.join(parts)}."
+    "dense_active, a dense model of the best arm's active size, reaches at most"
+    f" {percent(max(shares))} of a lead."
   )
 
 

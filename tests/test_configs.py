@@ -73,6 +73,10 @@ def test_printed_rates_and_batches_are_the_papers():
     (["configs/paper_7b.py:activation_rate=0.9"], "activation_rate=0.9 is none of the paper's"),
     (["configs/depth.py:size=50"], "size=50: the config knows 100, 200, 800; take"),
     (
+      ["configs/depth.py:size=800,tokens_per_param=2"],
+      "size=800: the config knows 100, 200, 400; take",
+    ),
+    (
       ["configs/depth_shapes.py:size=400,tokens_per_param=5"],
       "size=400: the config knows 100; take",
     ),
