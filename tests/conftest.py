@@ -3,6 +3,7 @@
 Options go through the environment, so tests of plain Python never pay for importing JAX.
 """
 
+import gc
 import os
 import sys
 
@@ -23,6 +24,8 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Most of the tests' time is compiling, which takes half as long without the expensive passes, for
 # the same arithmetic. With 0 the tests compile as a user does.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# As a command does: imports and tracing make many objects and little garbage.
+gc.set_threshold(50_000)
 
 
 def pytest_collection_modifyitems(items):

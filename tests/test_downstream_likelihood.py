@@ -1,6 +1,7 @@
 """Nats of continuations against the logits of a full forward pass, one request at a time."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -34,6 +35,12 @@ def likelihood(architecture=None, sizes=None, params=None, **fields):
   fields = {"num_positions": WINDOW, "tokens_per_batch": 24} | fields
   loaded = InferenceModel(architecture, OPTIONS, params, buffers, mesh)
   return Likelihood(loaded, **fields), model
+
+
+@functools.cache
+def shared():
+  """The scorer of the usual model, compiled once for the tests that only score with it."""
+  return likelihood()[0]
 
 
 def requests(lengths, seed=0):
@@ -72,7 +79,7 @@ LENGTHS = [(1, 1), (4, 3), (2, 7), (9, 3), (1, 11), (8, 1), (3, 2)]
 
 
 def test_nats_are_those_of_the_full_forward_pass(by_hand):
-  scorer, _ = likelihood()
+  scorer = shared()
   asked = requests(LENGTHS)
   found = scorer.score(asked)
   wanted = [by_hand(*request)[0] for request in asked]
@@ -81,7 +88,7 @@ def test_nats_are_those_of_the_full_forward_pass(by_hand):
 
 
 def test_greedy_is_what_the_model_would_have_written(by_hand):
-  scorer, _ = likelihood()
+  scorer = shared()
   asked = requests([(3, 1)] * 2)
   context = asked[0].context
   likely = max(range(small_model.VOCAB), key=lambda i: -by_hand(context, np.array([i]))[0])
@@ -92,7 +99,7 @@ def test_greedy_is_what_the_model_would_have_written(by_hand):
 
 
 def test_what_does_not_fit_is_cut_from_the_front_and_counted(by_hand):
-  scorer, _ = likelihood()
+  scorer = shared()
   asked = requests([(20, 3), (10, 3), (11, 3)])
   found = scorer.score(asked)
   np.testing.assert_allclose(found.nats, [by_hand(*request)[0] for request in asked], rtol=3e-6)
@@ -100,7 +107,7 @@ def test_what_does_not_fit_is_cut_from_the_front_and_counted(by_hand):
 
 
 def test_a_continuation_beyond_the_window_is_scored_in_pieces(by_hand):
-  scorer, _ = likelihood()
+  scorer = shared()
   (request,) = requests([(5, 2 * WINDOW + 3)])
   context, continuation = request
   wanted = sum(
@@ -113,14 +120,14 @@ def test_a_continuation_beyond_the_window_is_scored_in_pieces(by_hand):
 
 
 def test_a_mesh_scores_the_same():
-  alone, asked = likelihood()[0].score(requests(LENGTHS)), requests(LENGTHS)
+  alone, asked = shared().score(requests(LENGTHS)), requests(LENGTHS)
   spread = likelihood(sizes=MeshSizes(1, 2, 4))[0].score(asked)
   np.testing.assert_allclose(spread.nats, alone.nats, rtol=3e-6)
   assert spread.is_greedy.tolist() == alone.is_greedy.tolist()
 
 
 def test_what_was_scored_before_is_not_scored_again():
-  scorer, _ = likelihood()
+  scorer = shared()
   asked = requests(LENGTHS)
   seen = []
 
@@ -150,6 +157,6 @@ def test_weights_that_are_no_numbers_are_named():
 
 
 def test_a_request_without_context_is_refused():
-  scorer, _ = likelihood()
+  scorer = shared()
   with pytest.raises(UserError, match="request 1 has 0 tokens of context and 2 to score"):
     scorer.score(requests([(0, 2)]))
