@@ -10,7 +10,6 @@ import pytest
 from moe_parity import cli
 from moe_parity.data.chat_template import template_for
 from moe_parity.data.tokenizer import byte_tokenizer
-from moe_parity.downstream import lm_eval_tasks
 from moe_parity.downstream.examinee import Examinee, Settings
 from tests.helpers.full_pass import log_probabilities
 
@@ -138,7 +137,7 @@ def test_rolling_bits_per_byte_agree_with_sums_by_hand(run, yaml, nll, capsys):
   assert score["interval"][0] < score["value"] < score["interval"][1]
 
 
-def test_a_perplexity_is_shown_as_bits_per_byte(run, yaml, nll, capsys):
+def test_a_perplexity_is_shown_and_bits_per_byte_too(run, yaml, nll, capsys):
   """lm-eval has nats of an item under that name, and the exponential of their mean as its score."""
   found = result(run, yaml, "zoo_last_word", capsys)
   bits, nats = [], []
@@ -148,31 +147,14 @@ def test_a_perplexity_is_shown_as_bits_per_byte(run, yaml, nll, capsys):
     nats.append(nll(ids)[-len(encoded(answer)) :].sum())
     bits.append(nats[-1] / math.log(2) / len(answer.encode()))
   assert found["lm_eval"]["perplexity,none"] == pytest.approx(np.exp(np.mean(nats)), rel=1e-6)
-  assert found["metric"] == "acc" and "perplexity" not in found["scores"]
+  assert found["metric"] == "acc"
+  shown = found["scores"]["perplexity"]
+  assert shown["value"] == pytest.approx(np.exp(np.mean(nats)), rel=1e-6)
+  assert not shown["higher_is_better"] and shown["chance"] is None
+  assert shown["interval"][0] < shown["value"] < shown["interval"][1]
   score = found["scores"]["bits_per_byte"]
   assert score["value"] == pytest.approx(np.mean(bits), rel=1e-6)
   assert not score["higher_is_better"] and found["scores"]["acc"]["higher_is_better"]
-
-
-class Asked:
-  """What `_values` reads of a task of lm-eval."""
-
-  OUTPUT_TYPE, task_name = "generate_until", "zoo"
-
-  def higher_is_better(self):
-    return {"wrong": False, "right": True}
-
-
-def test_only_means_of_items_are_scores_of_items():
-  """A median, an error that should be small, and a mean."""
-  rows = [{"wrong": 0.0, "mid": 1.0, "right": 1}, {"wrong": 0.5, "mid": 2.0, "right": 0},
-          {"wrong": 1.0, "mid": 9.0, "right": 0}]  # fmt: skip
-  named = [{"filter": "none", "doc_id": n, "metrics": list(row)} for n, row in enumerate(rows)]
-  samples = [one | row for one, row in zip(named, rows, strict=True)]
-  scores = {"wrong,none": 0.5, "mid,none": 2.0, "right,none": 1 / 3}
-  values, others = lm_eval_tasks._values(Asked(), samples, scores)
-  assert set(values.by_metric) == {"wrong", "right"} and others == ["mid"]
-  assert lm_eval_tasks._lower_is_better(Asked(), values.by_metric) == {"wrong"}
 
 
 def test_an_answer_that_is_begun_for_the_model_is_not_ended():

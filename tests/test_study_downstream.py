@@ -6,6 +6,7 @@ import pytest
 from moe_parity.downstream import results
 from moe_parity.downstream.results import ResultFile, Values
 from moe_parity.study.analysis import downstream
+from moe_parity.study.analysis.downstream_scales import AVERAGED, left_out_lines
 from moe_parity.study.reading import RunRecord
 from tests.helpers import fake_study
 
@@ -62,7 +63,7 @@ def verdicts(found, kind, scale="accuracy"):
 
 def test_a_large_lead_is_seen_and_no_lead_is_not(tmp_path):
   found = study(tmp_path, lead=0.3)
-  for scale in downstream.SCALES:
+  for scale in AVERAGED:
     by_task = verdicts(found, "task", scale)
     assert by_task["a", "moe_1"] == by_task["b", "moe_1"] == "MoE better"
     assert by_task["a", "moe_2"] == "not distinguishable"
@@ -132,3 +133,70 @@ def test_results_under_other_settings_are_not_mixed(tmp_path):
   again = downstream.read(tmp_path)
   assert len(again) == 9
   assert {e.results["a"]["key"]["items"] for e in again} == {1}
+
+
+def with_metric(found, metric, values_of, lower=()):
+  """The runs, with a task "c" whose main metric is `metric`; `values_of` gives its items by run."""
+  for e in found:
+    by_metric = {metric: values_of(e)}
+    values = Values(tuple(map(str, range(len(by_metric[metric])))), by_metric)
+    scores = results.scores_of(values, {metric: 0.25}, lower)
+    stated = {"task": "c", "metric": metric, "category": "reasoning", "scores": scores}
+    place = ResultFile(e.run.folder, "c", {"checkpoint": e.label, "items": 1})
+    place.write(RESULT | stated, values)
+    (e.results["c"],) = [r for r in results.read_all(e.run.folder) if r["task"] == "c"]
+  return downstream.compare(found)["states"]["pretrained"]
+
+
+@pytest.mark.parametrize(
+  ("metric", "values", "lower"),
+  [
+    ("rouge1", (0.0, 0.0), ()),  # counted to 100, which a model that scores 0 does not show
+    ("score", (0.5, 7.0), ()),
+    ("bleu_diff", (-0.5, 0.5), ()),
+    ("wrong", (0.0, 1.0), ("wrong",)),
+    ("accuracy", (0.0, 100.0), ()),  # in percent
+  ],
+)
+def test_what_is_no_share_of_right_answers_is_not_averaged(tmp_path, metric, values, lower):
+  """The averages are those without the task, and a line says what is left out."""
+  found = study(tmp_path, 0.1)
+  before = downstream.compare(found)["states"]["pretrained"]["scores"]
+  rng = np.random.default_rng(1)
+  state = with_metric(found, metric, lambda e: rng.choice(values, 40), lower)
+  averages = [row for row in state["scores"] if row["kind"] == "category"]
+  assert averages == [row for row in before if row["kind"] == "category"]
+  own = [row for row in state["scores"] if row["label"] == "c"]
+  assert {row["scale"] for row in own} == {"accuracy of c" if metric == "accuracy" else metric}
+  assert all(row["chance"] is None for row in own) and len(own) == 3
+  (row,) = state["left_out"]
+  assert (row["task"], row["metric"]) == ("c", metric)
+  (line,) = left_out_lines(state)
+  assert f"c: {metric} is not in averages: " in line and f"{min(values):g} to" in line
+
+
+def test_one_run_off_the_scale_takes_a_metric_off_for_all(tmp_path):
+  found = study(tmp_path, 0.1)
+  high = found[4].label
+  state = with_metric(found, "score", lambda e: np.full(40, 3.0 if e.label == high else 0.0))
+  assert state["left_out"][0]["reason"].startswith("it is no share of right answers (items score 0")
+  state = with_metric(study(tmp_path / "other", 0.1), "score", lambda e: np.linspace(0, 1, 40))
+  assert not state["left_out"]
+  assert "c" in {r["label"] for r in state["scores"] if r["scale"] == "accuracy"}
+
+
+@pytest.mark.parametrize(("lower", "sign"), [((), 1), (("latency",), -1)])
+def test_a_metric_of_its_own_is_judged_in_its_direction(tmp_path, lower, sign):
+  rng = np.random.default_rng(2)
+
+  def values_of(e):
+    return 50 + sign * 20.0 * (e.run.name == "moe_1") + rng.normal(size=60)
+
+  state = with_metric(study(tmp_path, 0.0), "latency", values_of, lower)
+  row = next(r for r in state["comparisons"] if (r["label"], r["arm"]) == ("c", "moe_1"))
+  assert row["verdict"] == "MoE better" and row["scale"] == "latency"
+  assert row["difference"] == pytest.approx(sign * 20, abs=1)
+  assert row["simultaneous"][0] < row["difference"] < row["simultaneous"][1]
+  score = next(r for r in state["scores"] if (r["label"], r["arm"]) == ("c", "moe_1"))
+  assert score["interval"][0] < score["score"] < score["interval"][1]
+  assert score["score"] == pytest.approx(50 + sign * 20, abs=1)

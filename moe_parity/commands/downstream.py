@@ -9,6 +9,7 @@ from moe_parity.commands.output import bounds, comparison_row, print_table
 from moe_parity.errors import UserError
 
 HELP = "examine trained runs on benchmarks"
+BITS = "bits_per_byte"
 ABOUT = """\
 Examines a run, or all finished runs of a study, on benchmarks: OLMES requests without a network,
 and any task of lm-eval. Every score has its interval, chance level and bits per byte.
@@ -139,12 +140,16 @@ def _settings(args):
 
 
 def _print(args, found: list[dict], compared: dict) -> None:
+  from moe_parity.study.analysis.downstream_scales import left_out_lines
+
   if args.json:
     print(json.dumps({"results": found, **compared} if compared else found, indent=2))
     return
-  print_table([_row(result) for result in found])
+  print_table([_row(result, metric) for result in found for metric in _shown(result)])
   print("intervals: 95 %, items drawn anew; chance: what guessing scores")
   for state, part in compared.get("states", {}).items():
+    for line in left_out_lines(part):
+      print(line)
     if not part["comparisons"]:
       continue
     print(f"\n{state}: MoE minus {part['baseline']}; intervals hold for all rows of a kind at once")
@@ -153,14 +158,21 @@ def _print(args, found: list[dict], compared: dict) -> None:
     print(f"\nmoe-parity report {args.folder} draws it")
 
 
-def _row(result: dict) -> dict:
-  main = result["scores"][result["metric"]]
-  bits = result["scores"].get("bits_per_byte")
+def _shown(result: dict) -> list[str]:
+  """The main metric and those that are no shares of right answers: each has a scale of its own."""
+  others = [m for m, score in result["scores"].items() if score.get("is_share") is False]
+  return list(dict.fromkeys([result["metric"], *(m for m in others if m != BITS)]))
+
+
+def _row(result: dict, metric: str) -> dict:
+  main = result["scores"][metric]
+  bits = result["scores"].get(BITS)
   return {
     "run": result["run"],
     "task": result["task"],
     "items": result["num_items"],
-    "metric": result["metric"],
+    "metric": metric,
+    "better": "higher" if main["higher_is_better"] else "lower",
     "score": main["value"],
     "95 % interval": bounds(main["interval"]),
     "chance": main["chance"] if main["chance"] is not None else "",

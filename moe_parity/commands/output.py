@@ -67,11 +67,15 @@ def print_finetuning(tuned: dict) -> None:
 
 def print_examined(found: dict) -> None:
   """downstream.json of a study: MoE against dense, category by category."""
+  from moe_parity.study.analysis.downstream_scales import left_out_lines
+
   for state, part in found["states"].items():
     rows = [comparison_row(row) for row in part["comparisons"] if row["kind"] == "category"]
     if rows:
       print(f"\nbenchmarks, {state}: MoE minus {part['baseline']}; all intervals hold at once")
       print_table(rows)
+    for line in left_out_lines(part):
+      print(line)
   if found["failed"]:
     print(f"examinations that failed: {', '.join(found['failed'])}")
 

@@ -119,7 +119,7 @@ def _with_overlap(examinee: Examinee, result: dict, row: dict | None) -> dict:
   kept = contamination.without(values.names, row["items"])
   weight_N = values.weights.get(metric)
   clean = None
-  if kept:
+  if kept and metric in values.by_metric:
     clean = intervals.mean(
       values.by_metric[metric][kept], None if weight_N is None else weight_N[kept]
     )

@@ -14,16 +14,23 @@ def mean(value_N: np.ndarray, weight_N: np.ndarray | None = None) -> float:
 
 
 def bootstrap(
-  value_N: np.ndarray, weight_N: np.ndarray | None = None, level: float = LEVEL
+  value_N: np.ndarray,
+  weight_N: np.ndarray | None = None,
+  level: float = LEVEL,
+  *,
+  is_share: bool = True,
 ) -> list[float] | None:
   """Percentile interval of `mean`, items drawn anew with replacement.
 
   Where all items score alike, drawing anew shows no spread. If they are all right or all wrong, the
   interval is Wilson's instead, which is exact about that case; otherwise None: nothing is known.
+
+  Args:
+    is_share: 0 and 1 are wrong and right; otherwise they are numbers like others.
   """
   number = len(value_N)
   if number < 2 or np.ptp(value_N) == 0:
-    return _wilson(value_N, level)
+    return _wilson(value_N, level) if is_share else None
   weight_N = np.ones(number) if weight_N is None else weight_N
   rng = np.random.default_rng(SEED)
   drawn: list[float] = []

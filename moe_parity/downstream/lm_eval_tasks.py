@@ -2,7 +2,7 @@
 
 lm-eval builds the prompts, judges the answers and aggregates; what it says of every item becomes a
 result like that of any other task, with an interval, the chance level and, where there are choices,
-bits per byte of the right one.
+bits per byte of the right one (`lm_eval_scores`).
 """
 
 import functools
@@ -10,20 +10,17 @@ import hashlib
 import importlib.util
 import json
 import logging
-import math
 import pathlib
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
-from moe_parity.downstream import registry, results
+from moe_parity.downstream import lm_eval_scores, registry
 from moe_parity.downstream.examinee import Examinee
-from moe_parity.downstream.metrics import LOWER_IS_BETTER
-from moe_parity.downstream.results import ResultFile, Values
+from moe_parity.downstream.results import ResultFile
 from moe_parity.errors import UserError
 
+SCORING = 2  # version of `lm_eval_scores`
 INSTALL = 'pip install "moe_parity[eval]"'
 
 
@@ -92,19 +89,18 @@ def examine(
   place = ResultFile(
     examinee.folder, name, {"lm_eval": fingerprint, "num_shots": num_shots, **examinee.key}
   )
-  if found := place.read():
+  if before := place.read():
     report(f"{name}: examined before ({place.json.name})")
-    return found
+    return before
   start = time.perf_counter()
   model = LmEvalModel(examinee, report)
   outcome = _evaluate(model, task, name, chosen, num_shots, examinee)
   samples, shots = outcome["samples"][name], outcome["n-shot"].get(name, num_shots)
   if num_shots is not None and shots != num_shots:
     report(f"{name} has {shots} examples in its prompts whatever num_fewshot={num_shots} asks for")
-  values, others = _values(task, samples, outcome["results"][name])
-  if others:
-    report(f"{name}: {', '.join(others)} has no score of single items and is not shown")
-  chance = _chance(task, samples)
+  found = lm_eval_scores.of_samples(task, name, samples, outcome["results"][name])
+  for line in found.notes:
+    report(line)
   known = registry.of_lm_eval(name)
   result = {
     "task": name,
@@ -112,22 +108,18 @@ def examine(
     "category": known.category if known else "",
     "benchmark": known.name if known else "",
     "kind": task.OUTPUT_TYPE,
-    "metric": next(iter(values.by_metric)),
+    "metric": found.metric,
     "num_shots": shots,
     "num_items": len({sample["doc_id"] for sample in samples}),
     "num_items_of_task": len(docs),
-    "scores": results.scores_of(
-      values,
-      {m: chance for m in values.by_metric if _is_chosen(m)},
-      _lower_is_better(task, values.by_metric),
-    ),
+    "scores": found.scores,
     "lm_eval": {k: v for k, v in outcome["results"][name].items() if isinstance(v, (int, float))},
     "majority": None,
     "num_cut": model.num_cut_requests,
     "share_cut": None,
     "seconds": time.perf_counter() - start,
   }
-  return place.write(result, values)
+  return place.write(result, found.values)
 
 
 def questions(task: Any, names: Sequence[str]) -> list[str]:
@@ -178,10 +170,10 @@ def _limited(number: int, limit: int) -> list[int] | None:
 
 
 def _fingerprint(task: Any, docs: Sequence[dict]) -> str:
-  """sha256 of the task's configuration and items, and lm-eval's version."""
+  """sha256 of the task's configuration and items, and of the versions of lm-eval and SCORING."""
   from importlib.metadata import version
 
-  digest = hashlib.sha256(version("lm_eval").encode())
+  digest = hashlib.sha256(f"{SCORING} {version('lm_eval')}".encode())
   for value in (task.dump_config(), *docs):
     digest.update(json.dumps(value, sort_keys=True, default=_plain).encode())
   return digest.hexdigest()
@@ -190,93 +182,3 @@ def _fingerprint(task: Any, docs: Sequence[dict]) -> str:
 def _plain(value: object) -> str:
   """Text of what JSON does not know; a function by its name, for its address changes."""
   return getattr(value, "__name__", None) or str(value)
-
-
-def _values(
-  task: Any, samples: Sequence[dict], aggregated: Mapping[str, Any]
-) -> tuple[Values, list[str]]:
-  """(metrics of every item, those that are means of items or ratios of sums over them; the others).
-
-  Perplexities are no such means, and say what bits per byte say.
-
-  Args:
-    aggregated: lm-eval's own scores, "metric,filter" -> value: what it makes otherwise than by the
-      mean is no score of single items, whatever number it has of each.
-  """
-  filters = list(dict.fromkeys(sample["filter"] for sample in samples))
-  first = [s for s in samples if s["filter"] == filters[0]]
-  by_metric: dict[str, np.ndarray] = {}
-  weights: dict[str, np.ndarray] = {}
-  others: list[str] = []
-  for at in filters:
-    rows = [sample for sample in samples if sample["filter"] == at]
-    for metric in rows[0]["metrics"]:
-      label = metric if at == "none" else f"{metric} ({at})"
-      found = [row[metric] for row in rows]
-      if metric in ("bits_per_byte", "byte_perplexity", "word_perplexity"):
-        if metric == "bits_per_byte":
-          nats, size = np.array(found, float).T
-          by_metric[label], weights[label] = -nats / (size * math.log(2)), size
-      elif _are_averaged(found, aggregated.get(f"{metric},{at}")):
-        by_metric[label] = np.array(found, float)
-      elif metric != "perplexity":
-        others.append(label)
-  if (gold := _gold_bits(task, first)) is not None:
-    by_metric.setdefault("bits_per_byte", gold)
-  if not by_metric:
-    raise UserError(
-      f"{_name(task)} has no score of single items ({', '.join(first[0]['metrics'])}), so it has no"
-      " interval; choose a task that scores items"
-    )
-  return Values(tuple(str(s["doc_id"]) for s in first), by_metric, weights), others
-
-
-def _are_averaged(values: Sequence[Any], score: Any) -> bool:
-  """Whether a score is the mean of the items' values."""
-  if not all(isinstance(value, (int, float, bool, np.number)) for value in values):
-    return False
-  return isinstance(score, (int, float)) and math.isclose(
-    score, np.mean(np.array(values, float)), rel_tol=1e-9, abs_tol=1e-12
-  )
-
-
-def _lower_is_better(task: Any, labels: Collection[str]) -> set[str]:
-  """Those of the metrics of which the task says so, or where it does not say, the usual ones."""
-  known = task.higher_is_better() or {}
-  return {
-    label
-    for label in labels
-    if not known.get(metric := label.split(" (")[0], metric not in LOWER_IS_BETTER)
-  }
-
-
-def _gold_bits(task: Any, samples: Sequence[dict]) -> np.ndarray | None:
-  """Bits per byte of the right choice, or of the one text that is scored; None where there is none
-  or a task marks it otherwise than by its number."""
-  if task.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood"):
-    return None
-  found = []
-  for sample in samples:
-    if task.OUTPUT_TYPE == "loglikelihood":
-      sample = sample | {"target": 0}
-    target = sample["target"]
-    target = int(target) if str(target).isdigit() else target
-    if not isinstance(target, int) or not 0 <= target < len(sample["arguments"]):
-      return None
-    nats, text = -sample["filtered_resps"][target][0], sample["arguments"][target][1]
-    found.append(nats / (len(text.encode()) * math.log(2)))
-  return np.array(found)
-
-
-def _is_chosen(metric: str) -> bool:
-  return metric.split(" ")[0] in ("acc", "acc_norm", "acc_bytes", "exact_match_choice")
-
-
-def _chance(task: Any, samples: Sequence[dict]) -> float | None:
-  if task.OUTPUT_TYPE != "multiple_choice":
-    return None
-  # With mutual information every choice is asked twice, once without its question.
-  asked = [2 if "acc_mutual_info" in sample["metrics"] else 1 for sample in samples]
-  return float(
-    np.mean([n / len(sample["arguments"]) for n, sample in zip(asked, samples, strict=True)])
-  )

@@ -17,6 +17,28 @@ LOWER_IS_BETTER = {
   "word_perplexity",
   "byte_perplexity",
 }
+# No shares of right answers, whatever the values: likelihoods, errors, correlations, and overlaps
+# of texts, which some tasks count to 1 and others to 100. A model that scores 0 on all items would
+# not show which.
+_NO_SHARE = re.compile(
+  r"perplexity|bits_per|likelihood|loss|brier|mcc|matthews|pearson|spearman|kendall|corr(?!ect)"
+  r"|bleu|rouge|chrf|meteor|bert_?score|comet"
+  r"|(?<![a-z])(?:nll|ter|wer|cer|sari|diff|mse|mae|rmse)(?![a-z])"
+)
+
+
+def of_label(label: str) -> str:
+  """The metric of a label, which may name lm-eval's filter too: "exact_match (strict-match)"."""
+  return label.split(" (")[0]
+
+
+def is_share(label: str, *value_N: np.ndarray) -> bool:
+  """Whether a metric is a share of right answers: by its name it can be one, and every value of
+  every run is in 0..1."""
+  name = of_label(label).lower()
+  if _NO_SHARE.search(name) and not name.endswith(("_acc", "_accuracy")):
+    return False
+  return all(bool(np.all((values >= 0) & (values <= 1))) for values in value_N)
 
 
 def of_choices(

@@ -16,7 +16,7 @@ import numpy as np
 
 from moe_parity import files
 from moe_parity.data.checked_npz import read_arrays
-from moe_parity.downstream import intervals
+from moe_parity.downstream import intervals, metrics
 from moe_parity.downstream.metrics import LOWER_IS_BETTER
 from moe_parity.downstream.request_nats import RequestNats, empty
 from moe_parity.errors import UserError
@@ -118,19 +118,35 @@ def scores_of(
   chance: dict[str, float | None],
   lower_is_better: Collection[str] = LOWER_IS_BETTER,
 ) -> dict[str, dict]:
-  """Metric -> value, its bootstrap interval over items, chance level and what the two say."""
+  """Metric -> value, its bootstrap interval over items, chance level and what the two say, and
+  whether it is a share of right answers; only such a one is held against chance."""
   found = {}
   for name, value_N in values.by_metric.items():
-    weight_N = values.weights.get(name)
-    interval = intervals.bootstrap(value_N, weight_N)
+    weight_N, higher = values.weights.get(name), name not in lower_is_better
+    is_share = higher and metrics.is_share(name, value_N)
+    interval = intervals.bootstrap(value_N, weight_N, is_share=is_share)
+    level = chance.get(name) if is_share else None
     found[name] = {
       "value": intervals.mean(value_N, weight_N),
       "interval": interval,
-      "higher_is_better": name not in lower_is_better,
-      "chance": chance.get(name),
-      "against_chance": intervals.against(interval, chance.get(name)),
+      "higher_is_better": higher,
+      "is_share": is_share,
+      "chance": level,
+      "against_chance": intervals.against(interval, level),
     }
   return found
+
+
+def score_at_once(value: float, interval: list[float] | None, higher_is_better: bool) -> dict:
+  """A score that is made of all items at once, as `scores_of` has those of items."""
+  return {
+    "value": value,
+    "interval": interval,
+    "higher_is_better": higher_is_better,
+    "is_share": False,
+    "chance": None,
+    "against_chance": "",
+  }
 
 
 def read_all(run: pathlib.Path) -> list[dict]:

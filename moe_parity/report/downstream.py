@@ -10,6 +10,7 @@ from moe_parity.report.markup import Section, figure, paragraphs, table
 from moe_parity.report.table_formats import Column, Table, fixed, interval, signed
 from moe_parity.stored import read as stored
 from moe_parity.study.analysis.downstream import ALL, FILE, STATES
+from moe_parity.study.analysis.downstream_scales import left_out_lines
 
 REUSED = 1.05  # epochs from which an arm counts as reusing its text
 PANELS = (  # state, category, title
@@ -39,7 +40,7 @@ def scores(found: dict) -> Table:
   ]  # fmt: skip
   return Table(
     "downstream_scores",
-    "Benchmarks: accuracy in percent, and bits per byte of gold answers",
+    "Benchmarks: accuracy in percent, bits per byte of gold answers, other metrics as they are",
     (
       Column("state", "model", number=False),
       Column("scale", "scale", number=False),
@@ -224,12 +225,19 @@ def section(found: dict, drawings: dict, tables: dict[str, Table]) -> list[Secti
     "Pretrained and fine-tuned runs are compared among themselves, on the same items.",
     f"Of the paper's {len(registry.benchmarks())} benchmarks {len(absent)} cannot be had here "
     "without a network: " + "; ".join(f"{row.name} ({row.reason})" for row in absent) + ".",
+    *_left_out(found),
     *_contamination(found),
   ]
   body = figure(drawings.get("downstream"), "no MoE arm has an accuracy yet")
   body += "".join(table(tables[name]) for name in (
     "downstream_comparisons", "downstream_table_2", "downstream_scores"))  # fmt: skip
   return [Section("Benchmarks", body + paragraphs(words))]
+
+
+def _left_out(found: dict) -> list[str]:
+  """Which metrics no average has, once where pretrained and fine-tuned runs share them."""
+  lines = (line for part in found["states"].values() for line in left_out_lines(part))
+  return [f"{line}." for line in dict.fromkeys(lines)]
 
 
 def _contamination(found: dict) -> list[str]:

@@ -86,8 +86,8 @@ ANALYSIS = {
 
 # One task of one run, under RUN/downstream/, and what a study's runs make of all of them.
 SCORE = {
-  "value": float, "interval?": INTERVAL, "higher_is_better": bool, "chance?": float,
-  "against_chance": str,
+  "value": float, "interval?": INTERVAL, "higher_is_better": bool, "is_share?": bool,
+  "chance?": float, "against_chance": str,
 }  # fmt: skip
 TASK_RESULT = {
   "task": str, "source": str, "category": str, "benchmark": str, "kind": str, "metric": str,
@@ -110,6 +110,7 @@ DOWNSTREAM = {
     "arms": [{"name": str, "kind": KIND, "role": ROLE, "activation_rate": RATE,
               "epochs": AMOUNT, "num_seeds": COUNT}],
     "baseline": str, "not_in_every_run": [str],
+    "left_out?": [{"task": str, "metric": str, "reason": str}],
     "scores": [_CELL | {"score": float, "interval?": INTERVAL, "chance?": float}],
     "comparisons": [_CELL | {
       "baseline": str, "num_items": COUNT, "difference": float, "interval?": INTERVAL,

@@ -1,9 +1,10 @@
 """Who knows more, task by task and category by category: MoE arms against the dense arm.
 
 Items are those that all compared runs answered, so a difference varies by the items' differences
-only; seeds enter as in every comparison here (`seed_noise`). Scores are compared on two scales that
-are never mixed: accuracy (and whatever else lies in 0..1, higher is better), and bits per byte of
-gold answers (lower is better). On each scale the intervals of all tasks and arms hold at once, and
+only; seeds enter as in every comparison here (`seed_noise`). Scores are compared on scales that are
+never mixed: accuracy (shares of right answers, see `metrics.is_share`), bits per byte of gold
+answers (lower is better), and for any other metric its own, which enters no category and no
+average (`downstream_scales`). On each scale the intervals of all tasks and arms hold at once, and
 so do those of all categories and arms: `uncertainty` gives the joint bound. A category's score is
 the mean of its tasks', each task counting alike, found run by run, so that a seed which is lucky on
 all of them is seen. A verdict is "MoE better", "dense better" or "not distinguishable"; "one seed"
@@ -32,11 +33,17 @@ from moe_parity.study.analysis.arms import (
   Scores,
   verdict_of,
 )
+from moe_parity.study.analysis.downstream_scales import (
+  ACCURACY,
+  AVERAGED,
+  Scale,
+  losses,
+  scales_of,
+)
 from moe_parity.study.analysis.uncertainty import LEVEL, VarianceSource, intervals
 
 FILE = "downstream.json"
 STATES = ("pretrained", "fine-tuned")
-SCALES = ("accuracy", "bits_per_byte")
 ALL = "all tasks"
 # Weight of a task, shared by its items: `document_noise` takes no weight below 1 as it is.
 TASK_UNITS = 1e9
@@ -159,19 +166,17 @@ def _compare(examined: list[Examined]) -> dict:
   base = min(dense, key=lambda a: _bpc(first[a]), default=None)
   tasks = [t for t in examined[0].results if all(t in e.results for e in examined)]
   skipped = sorted({t for e in examined for t in e.results} - set(tasks))
+  of_runs = [e.results for e in examined]
+  scales, left_out = scales_of(of_runs, tasks)
   rows, compared = [], []
-  for scale in SCALES:
-    by_task = {t: v for t in tasks if (v := _of_task(examined, t, scale)) is not None}
-    if not by_task:
-      continue
-    categories = _categories(examined[0], list(by_task))
-    groups = [
-      [("task", task, [task]) for task in by_task],
-      [("category", name, members) for name, members in categories.items()],
-    ]
+  for scale, members in scales.items():
+    by_task = {task: losses(of_runs, task, scale) for task in members}
+    groups = [[("task", task, [task]) for task in by_task]]
+    if scale.name in AVERAGED:
+      categories = _categories(examined[0], members)
+      groups.append([("category", name, those) for name, those in categories.items()])
     for group in groups:
-      cells = [(kind, name, _arms(examined, names, by_task, members))
-               for kind, name, members in group]  # fmt: skip
+      cells = [(kind, name, _arms(examined, names, by_task, those)) for kind, name, those in group]
       rows += [row for cell in cells for row in _own(cell, scale, names, examined[0])]
       if base is not None and moe:
         compared += _family(cells, scale, names, moe, base)
@@ -188,7 +193,7 @@ def _compare(examined: list[Examined]) -> dict:
   ]
   baseline = "" if base is None else names[base]
   return {"arms": arms, "baseline": baseline, "scores": rows, "comparisons": compared,
-          "not_in_every_run": skipped}  # fmt: skip
+          "not_in_every_run": skipped, "left_out": left_out}  # fmt: skip
 
 
 def _name(examined: Examined) -> str:
@@ -197,26 +202,6 @@ def _name(examined: Examined) -> str:
 
 def _bpc(run: reading.RunRecord) -> float:
   return run.result.get("validation", {}).get("bpc", math.inf)
-
-
-def _of_task(examined: list[Examined], task: str, scale: str) -> np.ndarray | None:
-  """Loss of every run on every item [R, N]: 1 - accuracy, or bits per byte; None where a task has
-  no such score. Items of unequal weight count by it."""
-  result = examined[0].results[task]
-  metric = result["metric"] if scale == "accuracy" else "bits_per_byte"
-  if metric not in result["scores"] or (
-    scale == "accuracy" and not result["scores"][metric]["higher_is_better"]
-  ):
-    return None
-  rows = []
-  for e in examined:
-    values = results.read_values(e.results[task]["path"])
-    value_N = values.by_metric[metric]
-    weight_N = values.weights.get(metric)
-    if weight_N is not None:  # so that the plain mean of items is the score
-      value_N = value_N * weight_N / weight_N.mean()
-    rows.append(1 - value_N if scale == "accuracy" else value_N)
-  return np.array(rows)
 
 
 def _categories(examined: Examined, tasks: list[str]) -> dict[str, list[str]]:
@@ -248,34 +233,32 @@ def _arms(
   )
 
 
-def _own(cell: tuple[str, str, Arms], scale: str, names: list[str], first: Examined) -> list[dict]:
+def _own(
+  cell: tuple[str, str, Arms], scale: Scale, names: list[str], first: Examined
+) -> list[dict]:
   """Every arm's score with its interval, in units of the score."""
   kind, label, arms = cell
   bounds = arms.own_intervals() if arms.sources else np.stack([arms.value_A] * 2)
   chance = None
-  if kind == "task" and scale == "accuracy":
+  if kind == "task" and scale.name == ACCURACY:
     result = first.results[label]
     chance = result["scores"][result["metric"]]["chance"]
   return [
     {
-      "scale": scale,
+      "scale": scale.name,
       "kind": kind,
       "label": label,
       "arm": name,
-      "score": _shown(arms.value_A[a], scale),
-      "interval": sorted(_shown(x, scale) for x in bounds[:, a]) if arms.sources else None,
+      "score": float(scale.turned(arms.value_A[a])),
+      "interval": sorted(map(float, scale.turned(bounds[:, a]))) if arms.sources else None,
       "chance": chance,
     }
     for a, name in enumerate(names)
   ]
 
 
-def _shown(loss: float, scale: str) -> float:
-  return float(1 - loss) if scale == "accuracy" else float(loss)
-
-
 def _family(
-  cells: list[tuple[str, str, Arms]], scale: str, names: list[str], moe: list[int], base: int
+  cells: list[tuple[str, str, Arms]], scale: Scale, names: list[str], moe: list[int], base: int
 ) -> list[dict]:
   """Differences MoE minus dense of every cell and arm, with intervals that hold at once; those of
   arms that were repeated and those of the others are two families."""
@@ -310,15 +293,15 @@ def _family(
 
 
 def _difference(cells, key, scale, names, base, value, alone, joint) -> dict:
-  """Of losses, as a difference of scores: on accuracy's scale the sign turns."""
-  sign = -1 if scale == "accuracy" else 1
+  """Of losses, as a difference of scores: where higher is better the sign turns."""
+  sign = -1 if scale.higher_is_better else 1
   kind, label, arms = cells[key[0]]
 
   def turned(bounds):
     return None if bounds is None else sorted(sign * x for x in bounds)
 
   return {
-    "scale": scale,
+    "scale": scale.name,
     "kind": kind,
     "label": label,
     "arm": names[key[1]],
