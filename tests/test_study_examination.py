@@ -26,7 +26,7 @@ class Examiner:
     monkeypatch.setattr(examination, "Examinee", lambda folder, settings: (folder, settings))
     monkeypatch.setattr(examination, "examine_run", self.examine)
 
-  def examine(self, examinee, exam, report):
+  def examine(self, examinee, exam, report, chats_of):
     folder, settings = examinee
     self.examined.append((folder.parts[-3:], settings.chat))
     if folder.name in self.failing:

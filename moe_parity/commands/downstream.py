@@ -71,7 +71,9 @@ def run(args) -> int:
 
 
 def _examine(args) -> int:
+  from moe_parity.downstream import contamination
   from moe_parity.downstream.exam import examine_run, open_exam
+  from moe_parity.finetuning.seen_chats import seen_chats
   from moe_parity.planning.mesh_sizes import read_mesh
   from moe_parity.study.analysis import downstream as comparison
 
@@ -103,10 +105,9 @@ def _examine(args) -> int:
 
   for label, folder in runs:
     examinee = Examinee(folder, _settings(args), sizes)
-    results = examine_run(examinee, exam, say)
+    results = examine_run(examinee, exam, say, seen_chats)
     found += [{"run": label, **result, "path": str(result["path"])} for result in results]
-    overlap = {r["task"]: r["contamination"] for r in results if r["contamination"]}
-    counted |= {label: overlap} if overlap else {}
+    counted[label] = contamination.of_run(results)
   compared = {}
   if len(runs) > 1:
     paths = [pathlib.Path(row["path"]) for row in found]

@@ -1,14 +1,15 @@
-"""How much of a task's items stands in the text that a run was trained on: 13-grams of words.
+"""How much of a task's items stands in what a run was trained on: 13-grams of words.
 
-All text that the run's token store has for training is read once for all tasks. A run may have read
-a part of it only, so a count is the most that it can have seen. A count is stored under a hash of
-the text and the items.
+The text of pretraining and the chats of fine-tuning are counted apart. All text that the run's
+token store has for training is read once for all tasks; a run may have read a part of it only, so a
+count is the most that it can have seen. A count is stored under a hash of the text and the items.
 """
 
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from moe_parity import files
 from moe_parity.data import contamination
@@ -19,6 +20,9 @@ from moe_parity.stored.analysis_file import OVERLAP
 
 NUM_WORDS = 13
 EXAMPLES = 3
+TEXT, CHATS = "contamination", "chat_contamination"  # of a result: in pretraining text, in chats
+NOT_SEARCHED = "not_searched"  # lines on what could not be searched
+IN_WORDS = {TEXT: "the training text", CHATS: "the chats of fine-tuning"}
 _WAY_OUT = "remove it: the overlap is counted again"
 
 
@@ -66,16 +70,34 @@ def _of_task(found: dict, task: str) -> dict:
   }
 
 
-def lines(by_task: Mapping[str, dict]) -> Iterator[str]:
-  """What to say of every task."""
+def of_run(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """TEXT and CHATS -> task -> counts, and NOT_SEARCHED, from a run's results."""
+  by_kind = {kind: {r["task"]: r[kind] for r in results if r.get(kind)} for kind in (TEXT, CHATS)}
+  return by_kind | {NOT_SEARCHED: list(results[0].get(NOT_SEARCHED, [])) if results else []}
+
+
+def of_study(by_run: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
+  """`of_run` of many: TEXT, CHATS and NOT_SEARCHED -> run, for runs that have any."""
+  return {
+    kind: {label: found[kind] for label, found in by_run.items() if found.get(kind)}
+    for kind in (TEXT, CHATS, NOT_SEARCHED)
+  }
+
+
+def lines(by_task: Mapping[str, dict], kind: str = TEXT) -> Iterator[str]:
+  """What to say of every task.
+
+  Args:
+    kind: TEXT or CHATS, where the items were looked for.
+  """
   for task, row in by_task.items():
     yield (
       f"{task}: {row['num_contaminated']} of {row['num_items']} items share {NUM_WORDS} words in a"
-      f" row with the training text; {row['num_too_short']} are too short to tell"
+      f" row with {IN_WORDS[kind]}; {row['num_too_short']} are too short to tell"
     )
 
 
-def without(names: Sequence[str], contaminated: Sequence[str]) -> list[int]:
+def without(names: Sequence[str], contaminated: Collection[str]) -> list[int]:
   """Places of the items that are not contaminated."""
   found = set(contaminated)
   return [place for place, name in enumerate(names) if name not in found]

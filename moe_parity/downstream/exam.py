@@ -2,10 +2,11 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from moe_parity.data.contamination import documents_of
+from moe_parity.data.readers import Document
 from moe_parity.downstream import catalog, contamination, intervals, lm_eval_tasks
 from moe_parity.downstream.examine import cut_line, examine
 from moe_parity.downstream.examinee import Examinee
@@ -67,15 +68,24 @@ def open_exam(
   return Exam(tuple(catalog.open_tasks(ours, known)), tuple(theirs), **fields)
 
 
-def examine_run(examinee: Examinee, exam: Exam, report: Callable[[str], None]) -> list[dict]:
+# A run's folder, config, plan and tokenizer -> the chats it was fine-tuned on (None: it was not),
+# with .fingerprint and .documents; raises UserError where they are not there any more.
+ChatsOf = Callable[..., Any]
+
+
+def examine_run(
+  examinee: Examinee, exam: Exam, report: Callable[[str], None], chats_of: ChatsOf
+) -> list[dict]:
   """Results of all tasks, from the cache where they are there; see `examine.examine`.
 
-  Each gains "path" (where the values of its items are), "contamination" ({} where nothing was
-  counted, see `contamination.count`) and "clean_score", the main score without the items that are
-  in the training text.
+  Each gains "path" (where the values of its items are), "contamination" and "chat_contamination"
+  (items in the text of pretraining and in the chats; {} where nothing was counted, see
+  `contamination.count`), "not_searched" (why not, a line each) and "clean_score", the main score
+  without the items that are in either.
 
   Args:
     report: takes lines on progress, and on what a reader has to know of the results.
+    chats_of: `finetuning.seen_chats.seen_chats`.
   """
   found, questions = [], {}
   for task in exam.tasks:
@@ -87,36 +97,55 @@ def examine_run(examinee: Examinee, exam: Exam, report: Callable[[str], None]) -
     found.append(result)
     names = read_values(examinee.folder / FOLDER / result["values"]).names
     questions[result["task"]] = dict(zip(names, lm_eval_tasks.questions(task, names), strict=True))
-  counted = _counted(examinee, exam, questions, report)
-  for line in (*map(cut_line, found), *contamination.lines(counted)):
+  overlaps, missing = _overlaps(examinee, exam, questions, report, chats_of)
+  said = [line for kind, by_task in overlaps.items() for line in contamination.lines(by_task, kind)]
+  for line in (*map(cut_line, found), *said):
     if line:
       report(line)
-  return [_with_overlap(examinee, result, counted.get(result["task"])) for result in found]
+  return [_with_overlap(examinee, result, overlaps, missing) for result in found]
 
 
-def _counted(
-  examinee: Examinee, exam: Exam, questions: dict, report: Callable[[str], None]
-) -> dict[str, dict]:
-  """Task -> overlap of its items with the training text; {} where it is not counted."""
+def _overlaps(
+  examinee: Examinee, exam: Exam, questions: dict, report: Callable[[str], None], chats_of: ChatsOf
+) -> tuple[dict[str, dict[str, dict]], list[str]]:
+  """(what was searched -> task -> overlap of its items, why the rest was not searched)."""
   if not exam.counts_overlap:
-    return {}
-  try:
+    return {}, []
+
+  def text() -> tuple[dict, Callable[[], Iterable[Document]]]:
     store = examinee.training_text()
-  except UserError as error:
-    report(f"overlap with the training text is not counted: {error}")
-    return {}
-  place = exam.counted_in or examinee.folder
-  texts = lambda: documents_of(store.train)  # noqa: E731
-  return contamination.count(place, store.fingerprint(), texts, questions)
+    return store.fingerprint(), lambda: documents_of(store.train)
+
+  def chats() -> tuple[dict, Callable[[], Iterable[Document]]] | None:
+    run = examinee.run
+    seen = chats_of(examinee.folder, run.config, run.plan, examinee.tokenizer)
+    return seen and (seen.fingerprint, lambda: seen.documents)
+
+  found, missing = {}, []
+  for kind, opened in ((contamination.TEXT, text), (contamination.CHATS, chats)):
+    try:
+      source = opened()
+    except UserError as error:
+      missing.append(f"overlap with {contamination.IN_WORDS[kind]} is not counted: {error}")
+      report(missing[-1])
+      continue
+    if source:
+      place = exam.counted_in or examinee.folder
+      found[kind] = contamination.count(place, *source, questions)
+  return found, missing
 
 
-def _with_overlap(examinee: Examinee, result: dict, row: dict | None) -> dict:
-  path = examinee.folder / FOLDER / result["values"]
-  result = result | {"path": path, "contamination": row or {}}
-  if row is None:
+def _with_overlap(
+  examinee: Examinee, result: dict, overlaps: dict[str, dict[str, dict]], missing: list[str]
+) -> dict:
+  path, task = examinee.folder / FOLDER / result["values"], result["task"]
+  rows = {kind: overlaps.get(kind, {}).get(task, {}) for kind in contamination.IN_WORDS}
+  result = result | {"path": path, **rows, contamination.NOT_SEARCHED: missing}
+  if not any(rows.values()):
     return result
   values, metric = read_values(path), result["metric"]
-  kept = contamination.without(values.names, row["items"])
+  seen = {name for row in rows.values() if row for name in row["items"]}
+  kept = contamination.without(values.names, seen)
   weight_N = values.weights.get(metric)
   clean = None
   if kept and metric in values.by_metric:

@@ -20,6 +20,7 @@ class ChatRows:
   """Chats of a comparison, the same for every arm.
 
   Attributes:
+    train_chats: as they were packed into `train`.
     validation_chats: in the order in which `validation.chat_RS` numbers them.
     counts: what a plan states of them, plain JSON; see `planning.finetuning_plan`.
   """
@@ -27,6 +28,7 @@ class ChatRows:
   template: ChatTemplate
   train: PackedChats
   validation: PackedChats
+  train_chats: tuple[Chat, ...]
   validation_chats: tuple[Chat, ...]
   counts: dict[str, Any]
 
@@ -78,7 +80,7 @@ def open_chats(
     "validation_chats_sha256": chats_digest(sides[1]),
     "template": dataclasses.asdict(template),
   }
-  return ChatRows(template, train, validation, tuple(sides[1]), counts)
+  return ChatRows(template, train, validation, tuple(sides[0]), tuple(sides[1]), counts)
 
 
 def _check_lengths(

@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from moe_parity.downstream import registry
+from moe_parity.downstream import contamination, registry
 from moe_parity.paper.downstream import published
 from moe_parity.report import figure_style
 from moe_parity.report.markup import Section, figure, paragraphs, table
@@ -241,16 +241,22 @@ def _left_out(found: dict) -> list[str]:
 
 
 def _contamination(found: dict) -> list[str]:
-  counted = found.get("contamination", {})
-  if not counted:
-    return ["Overlap of the items with the training text was not counted."]
+  """Items in the text of pretraining and in the chats, and what could not be searched."""
   lines = []
-  first = next(iter(counted.values()))
-  if all(by_task == first for by_task in counted.values()):
-    counted = {"all runs": first}
-  for label, by_task in counted.items():
-    parts = [f"{task} {row['num_contaminated']} of {row['num_items']}"
-             for task, row in by_task.items()]  # fmt: skip
-    lines.append(f"Items that share 13 words in a row with the training text of {label}: "
-                 f"{', '.join(parts)}.")  # fmt: skip
-  return lines
+  for kind, where in contamination.IN_WORDS.items():
+    by_counts: dict[str, list[str]] = {}
+    for label, by_task in (found.get(kind) or {}).items():
+      counts = (
+        f"{t} {row['num_contaminated']} of {row['num_items']}" for t, row in by_task.items()
+      )
+      by_counts.setdefault(", ".join(counts), []).append(label)
+    for counts, labels in by_counts.items():
+      lines.append(f"Items that share {contamination.NUM_WORDS} words in a row with {where}"
+                   f" ({', '.join(labels)}): {counts}.")  # fmt: skip
+  if not found.get(contamination.TEXT):
+    lines.append("Overlap of the items with the training text was not counted.")
+  by_reason: dict[str, list[str]] = {}
+  for label, reasons in (found.get(contamination.NOT_SEARCHED) or {}).items():
+    for reason in reasons:
+      by_reason.setdefault(reason, []).append(label)
+  return lines + [f"{', '.join(those)}: {reason}." for reason, those in by_reason.items()]

@@ -101,11 +101,13 @@ _OVERLAP = {"num_items": int, "num_contaminated": int, "num_too_short": int, "it
 _FILE_NAME = Text("a file name", matching(r"[^/\\]+", "is no plain file name"))
 EXAMINED = {
   "asked": {}, "values": [_FILE_NAME], "contamination": {str: _OVERLAP},
+  "chat_contamination?": {str: _OVERLAP}, "not_searched?": [str],
 }  # fmt: skip
 OVERLAP = {"num_words": COUNT, "by_task": {str: _OVERLAP}}
 _CELL = {"scale": str, "kind": str, "label": str, "arm": str}
 DOWNSTREAM = {
   "level": RATE, "contamination?": {str: {str: _OVERLAP}},
+  "chat_contamination?": {str: {str: _OVERLAP}}, "not_searched?": {str: [str]},
   "states": {str: {
     "arms": [{"name": str, "kind": KIND, "role": ROLE, "activation_rate": RATE,
               "epochs": AMOUNT, "num_seeds": COUNT}],

@@ -15,11 +15,13 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from moe_parity import files
+from moe_parity.downstream import contamination
 from moe_parity.downstream.exam import Exam, examine_run, open_exam
 from moe_parity.downstream.examinee import Examinee, Settings
 from moe_parity.downstream.lm_eval_tasks import identity
 from moe_parity.downstream.results import EXAMINED, FOLDER, VERSION
 from moe_parity.errors import UserError
+from moe_parity.finetuning.seen_chats import seen_chats
 from moe_parity.stored import read as stored
 from moe_parity.study.analysis import downstream as comparison
 from moe_parity.study.folder import StudyFolder
@@ -80,8 +82,7 @@ def examine_study(study: StudyFolder, exam: Exam, log: Callable[[str], None] = p
   marks = {label: _mark(run) for label, run in runs if states[label] == "done"}
   paths = [run.folder / FOLDER / name for label, run in runs if label in marks
            for name in marks[label]["values"]]  # fmt: skip
-  counted = {label: mark["contamination"] for label, mark in marks.items() if mark["contamination"]}
-  found = comparison.write(study.folder, paths, counted) if paths else {"states": {}}
+  found = comparison.write(study.folder, paths, marks) if paths else {"states": {}}
   return found | {"failed": [label for label, state in states.items() if state == FAILED]}
 
 
@@ -113,13 +114,13 @@ def _examined_by_now(
 def _examine(config: ConfigDict, exam: Exam, run: RunRecord, log: Callable[[str], None]) -> None:
   examinee = Examinee(run.folder, _settings(config, run))
   said = lambda line: None if "examined before" in line else log(line)  # noqa: E731
-  results = examine_run(examinee, exam, said)
+  results = examine_run(examinee, exam, said, seen_chats)
   files.write_json(
     run.folder / FOLDER / EXAMINED,
     {
       "asked": _asked(config, exam, run),
       "values": [result["values"] for result in results],
-      "contamination": {r["task"]: r["contamination"] for r in results if r["contamination"]},
+      **contamination.of_run(results),
     },
     seal=True,
   )
@@ -132,6 +133,7 @@ def _settings(config: ConfigDict, run: RunRecord) -> Settings:
 
 def _asked(config: ConfigDict, exam: Exam, run: RunRecord) -> dict:
   """What decides whether a run has answered everything."""
+  searches_chats = exam.counts_overlap and bool(run.plan.get("finetuning"))
   return {
     "version": VERSION,
     "tasks": [
@@ -140,6 +142,7 @@ def _asked(config: ConfigDict, exam: Exam, run: RunRecord) -> dict:
     ],
     "num_fewshot": exam.num_fewshot,
     "counts_overlap": exam.counts_overlap,
+    **({"searches_chats": True} if searches_chats else {}),
     **dataclasses.asdict(_settings(config, run)),
   }
 

@@ -17,11 +17,12 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from moe_parity import files
-from moe_parity.downstream import results
+from moe_parity.downstream import contamination, results
 from moe_parity.finetuning import sweep
 from moe_parity.stored import read as stored
 from moe_parity.study import reading
@@ -88,14 +89,14 @@ def runs_of(folder: pathlib.Path) -> list[tuple[str, reading.RunRecord]]:
 def write(
   folder: pathlib.Path,
   paths: Sequence[pathlib.Path] = (),
-  contamination: Mapping[str, dict] | None = None,
+  overlaps: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict:
   """Writes downstream.json into a study folder and returns it; see `compare`, `read`.
 
   Args:
-    contamination: run -> task -> what `downstream.contamination` counted.
+    overlaps: run -> what `contamination.of_run` gave of it.
   """
-  found = compare(read(folder, paths)) | {"contamination": dict(contamination or {})}
+  found = compare(read(folder, paths)) | contamination.of_study(overlaps or {})
   files.write_json(folder / FILE, found, indent=1, allow_nan=False, seal=True)
   return found
 
