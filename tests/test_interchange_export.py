@@ -209,6 +209,21 @@ def test_a_tokenizer_that_only_trims_offsets_begins_texts_too(tmp_path):
   assert ids == [0, *theirs.encode_batch(["é"])[0]]
 
 
+def test_ids_of_the_config_begin_and_end_where_names_say_nothing(qwen, tmp_path, capsys):
+  """They stay with the run, and its export names the tokens for others."""
+  hf = shutil.copytree(qwen, tmp_path / "hf")
+  text = (hf / "tokenizer.json").read_text()
+  (hf / "tokenizer.json").write_text(text.replace("<|bos|>", "[B]").replace("<|eos|>", "[E]"))
+  (hf / "tokenizer_config.json").write_text("{}")
+  assert cli.main(["import", str(hf), f"--out={tmp_path}/back"]) == 0
+  back = load(tmp_path / "back" / "tokenizer.json")
+  assert (back.bos_id, back.eos_id) == (0, 1) and "document" not in capsys.readouterr().out
+  again = export_run(tmp_path / "back", tmp_path / "again").folder
+  assert "document_ids" not in read_json(again, "tokenizer.json")
+  assert read_json(again, "tokenizer_config.json")["eos_token"] == "[E]"
+  assert read_json(again, "config.json")["bos_token_id"] == 0
+
+
 @pytest.mark.parametrize("out", ["", "."])
 def test_a_folder_without_a_name_of_its_own_is_refused(qwen, out, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)

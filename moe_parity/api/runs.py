@@ -125,6 +125,7 @@ class Run:
     if not text:
       raise UserError("the text is empty; give at least one character")
     trained, tokenizer = self._trained(step), self.tokenizer()
+    from moe_parity.data.inner_text import decode_after
     from moe_parity.evaluation.token_choices import choices_of_tokens
 
     ids = tokenizer.encode_batch([text])[0].astype(np.int32)
@@ -134,7 +135,9 @@ class Run:
       np.concatenate([[tokenizer.bos_id], ids]).astype(np.int32), self.plan["seq_len"],
     )  # fmt: skip
     layers = tuple(i + 1 for i, is_moe in enumerate(shape.moe_layers) if is_moe)
-    tokens = tuple(tokenizer.decode([int(i)]) for i in ids)
+    before = [tokenizer.bos_id, *ids[:-1]]
+    pairs = zip(before, ids, strict=True)
+    tokens = tuple(decode_after(tokenizer, int(left), [int(i)]) for left, i in pairs)
     return RoutedText(tokens, experts[1:], gates[1:], layers, shape.num_experts)
 
   def generate(

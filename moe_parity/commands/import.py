@@ -51,5 +51,7 @@ def run(args) -> int:
   if imported.unread_tensors:
     number, first = len(imported.unread_tensors), imported.unread_tensors[0]
     print(f"{number} tensors of heads that predict further tokens were left out, such as {first}")
+  for line in imported.notes:
+    print(line)
   print(f"next: moe-parity evaluate {args.out}   or   moe-parity generate {args.out} --prompt=TEXT")
   return 0

@@ -24,6 +24,8 @@ MAX_VOCAB = MAX_VOCABULARY
 _MOST_IDS = 1 << 24
 _BOS_NAMES = ("<|bos|>", "<s>", "<|begin_of_text|>", "<bos>", "[CLS]")
 _EOS_NAMES = ("<|eos|>", "</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "[SEP]")
+# Ids that begin and end a document, where a tokenizer.json of an import does not say so by names.
+DOCUMENT_IDS = "document_ids"
 _PAD_NAMES = ("<|pad|>", "<pad>", "<|padding|>", "[PAD]")
 
 _TOKENIZER = {
@@ -31,6 +33,7 @@ _TOKENIZER = {
   "added_tokens?": [
     {"id": int, "content": str, "special?": bool, "lstrip?": bool, "rstrip?": bool}
   ],
+  f"{DOCUMENT_IDS}?": {"bos": int, "eos": int},
 }
 
 
@@ -92,16 +95,19 @@ class Tokenizer:
     self.special_ids = dict(specials)
     ids = self._vocab | {content: token["id"] for content, token in self._added.items()}
     self.vocab_size = _vocab_size(ids, name)
-    # A name in the plain vocabulary may be a merge that texts contain.
-    named = specials if _first(specials, _EOS_NAMES) is not None else ids
-    self.eos_id = _first(named, _EOS_NAMES)
-    if self.eos_id is None:
+    found = by_name(specials, ids) | (description.get(DOCUMENT_IDS) or {})
+    if found["eos"] is None:
       raise UserError(
         f"tokenizer {name} has none of {', '.join(_EOS_NAMES)}; one must mark the end of a document"
       )
-    bos, pad = _first(named, _BOS_NAMES), _first(named, _PAD_NAMES)
+    bos, self.eos_id, pad = found["bos"], found["eos"], found["pad"]
     self.bos_id = self.eos_id if bos is None else bos
     self.pad_id = self.eos_id if pad is None else pad
+    if max(self.bos_id, self.eos_id) >= self.vocab_size:
+      raise UserError(
+        f"tokenizer {name} has {DOCUMENT_IDS}={description[DOCUMENT_IDS]} and ids under"
+        f" {self.vocab_size}; import the model again"
+      )
     self._silent = {*specials.values(), self.eos_id, self.bos_id, self.pad_id}
     self.is_byte_level = _is_byte_level(description, self._vocab, self._added, self._silent)
 
@@ -177,7 +183,7 @@ class Tokenizer:
       from tokenizers import Tokenizer as Backend
 
       try:
-        self._encoder = Backend.from_str(json.dumps(self.description))
+        self._encoder = Backend.from_str(json.dumps(standard(self.description)))
       except Exception as error:  # the library raises bare Exception
         raise UserError(f"tokenizer {self.name} is not a usable tokenizer.json: {error}") from None
       self._encoder.encode_special_tokens = True
@@ -218,6 +224,19 @@ class Tokenizer:
         f"use the document mode of evaluation, which counts bytes on the original text"
       )
     return np.array([count(data) for data in self._id_bytes()], np.int64)
+
+
+def by_name(specials: dict[str, int], ids: dict[str, int]) -> dict[str, int | None]:
+  """What begins, ends and pads, by the usual names; None for what has none of them."""
+  # A name in the plain vocabulary may be a merge that texts contain.
+  named = specials if _first(specials, _EOS_NAMES) is not None else ids
+  names = {"bos": _BOS_NAMES, "eos": _EOS_NAMES, "pad": _PAD_NAMES}
+  return {kind: _first(named, those) for kind, those in names.items()}
+
+
+def standard(description: dict) -> dict:
+  """A description as other libraries read it."""
+  return {key: value for key, value in description.items() if key != DOCUMENT_IDS}
 
 
 def _first(vocab: dict[str, int], names: Sequence[str]) -> int | None:
@@ -301,12 +320,16 @@ def byte_tokenizer() -> Tokenizer:
 
 def load(path: str | Path) -> Tokenizer:
   """Any tokenizer.json, local or remote. Raises UserError when it is none."""
+  tokenizer = Tokenizer(read(path), str(path))
+  if tokenizer.is_bytes:
+    tokenizer.name = "bytes"
+  return tokenizer
+
+
+def read(path: str | Path) -> dict:
+  """The description in a tokenizer.json, local or remote. Raises UserError when it is none."""
   if not storage.is_remote(path) and Path(path).is_dir():
     raise UserError(f"{path} is a folder; give the tokenizer.json in it")
   if not storage.is_file(path):
     raise UserError(f"{path} does not exist; give 'bytes', 'bpe:<vocab>' or a tokenizer.json")
-  description = checked_json.read(path, _TOKENIZER, "give a whole tokenizer.json")
-  tokenizer = Tokenizer(description, str(path))
-  if tokenizer.is_bytes:
-    tokenizer.name = "bytes"
-  return tokenizer
+  return checked_json.read(path, _TOKENIZER, "give a whole tokenizer.json")

@@ -6,6 +6,7 @@ import pathlib
 
 from moe_parity import files
 from moe_parity.data import chat_template
+from moe_parity.data.inner_text import adds_space
 from moe_parity.data.token_store import TokenStore
 from moe_parity.downstream.likelihood import Likelihood
 from moe_parity.errors import UserError
@@ -86,6 +87,8 @@ class Examinee:
       "context": self.num_positions,
       "limit": self.settings.limit,
       "chat": self.template.jinja() if self.template else "",
+      # Of such a tokenizer continuations were one space off before.
+      **({"inner_text": 1} if adds_space(self.tokenizer) else {}),
     }
 
   def training_text(self) -> TokenStore:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from moe_parity.data.inner_text import decode_after
 from moe_parity.downstream import prompts
 from moe_parity.downstream.examinee import Examinee
 from moe_parity.downstream.tasks import BenchmarkTask
@@ -83,7 +84,7 @@ def _batch(examinee: Examinee, shown, members, limit, limits, stops) -> list[str
       token, m = int(token_B[row]), members[row]
       if token not in ends:
         ids[row].append(token)
-        texts[row] = tokenizer.decode(ids[row])
+        texts[row] = decode_after(tokenizer, int(shown[row][-1]), ids[row])
       places = [texts[row].find(stop) for stop in stops[m] if stop in texts[row]]
       if places:
         texts[row] = texts[row][: min(places)]

@@ -1,14 +1,17 @@
 """Texts of items as ids: what `Likelihood` and `Generator` are given.
 
-Context and continuation are encoded each by itself, as OLMES does, and the context begins with the
-token that begins a document in training. A text that is shared by choices is encoded once.
+Context and continuation are encoded each by itself, as OLMES does, the continuation as it is inside
+of a text, and the context begins with the token that begins a document in training. A text that is
+shared by choices is encoded once.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from moe_parity.data.chat_template import ChatTemplate
+from moe_parity.data.inner_text import encode_inside
 from moe_parity.data.tokenizer import Tokenizer
 from moe_parity.downstream.likelihood import Continuation
 from moe_parity.downstream.tasks import BenchmarkTask
@@ -30,7 +33,9 @@ def requests(
     for choice, continuation in enumerate(item.continuations):
       pairs.append((item.context(choice), continuation))
       item_R.append(number)
-  ids = encode([text for _, text in pairs], tokenizer)
+  # What a chat's template encodes by itself, in training too, begins as a text does.
+  of_text = tokenizer.encode_batch if template else functools.partial(encode_inside, tokenizer)
+  ids = encode([text for _, text in pairs], of_text)
   begun = contexts([context for context, _ in pairs], tokenizer, template)
   made = []
   for (context, continuation), r in zip(pairs, item_R, strict=True):
@@ -53,12 +58,14 @@ def contexts(
       for text in dict.fromkeys(texts)
     }
   begin = np.array([tokenizer.bos_id], np.int32)
-  ids = encode(texts, tokenizer)
+  ids = encode(texts, tokenizer.encode_batch)
   return {text: np.concatenate([begin, found]) for text, found in ids.items()}
 
 
-def encode(texts: Sequence[str], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-  """Text -> ids, without special ids."""
+def encode(
+  texts: Sequence[str], encode_batch: Callable[[Sequence[str]], list[np.ndarray]]
+) -> dict[str, np.ndarray]:
+  """Text -> ids, each text encoded once."""
   distinct = list(dict.fromkeys(texts))
-  encoded = tokenizer.encode_batch(distinct)
+  encoded = encode_batch(distinct)
   return {text: ids.astype(np.int32) for text, ids in zip(distinct, encoded, strict=True)}

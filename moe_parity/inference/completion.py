@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from moe_parity.data.chat_template import ChatTemplate
+from moe_parity.data.inner_text import decode_after
 from moe_parity.data.tokenizer import Tokenizer
 from moe_parity.errors import UserError
 from moe_parity.inference.generator import Generator
@@ -79,7 +80,7 @@ def complete(
     for row, completion in enumerate(done):
       if completion.finish:
         continue
-      _add(completion, int(token_B[row]), tokenizer, ends, stop)
+      _add(completion, int(token_B[row]), int(ids[row][-1]), tokenizer, ends, stop)
       if len(completion.tokens) == max_tokens and not completion.finish:
         completion.finish = "length"
       clear = completion.text if completion.finish else _clear(completion.text, stop)
@@ -91,12 +92,12 @@ def complete(
   return done
 
 
-def _add(completion: Completion, token: int, tokenizer, ends, stop) -> None:
+def _add(completion: Completion, token: int, before: int, tokenizer, ends, stop) -> None:
   completion.tokens.append(token)
   if token in ends:
     completion.finish = "stop"
     return
-  text = tokenizer.decode(completion.tokens)
+  text = decode_after(tokenizer, before, completion.tokens)
   places = [place for place in (text.find(s) for s in stop) if place >= 0]
   if places:
     text, completion.finish = text[: min(places)], "stop"

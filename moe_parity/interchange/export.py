@@ -8,7 +8,7 @@ import shutil
 
 from moe_parity import files
 from moe_parity.data import chat_template, checked_json
-from moe_parity.data.tokenizer import Tokenizer
+from moe_parity.data.tokenizer import Tokenizer, standard
 from moe_parity.errors import UserError
 from moe_parity.fields.choices import LEARNED
 from moe_parity.inference.inference_model import check_finite
@@ -112,7 +112,7 @@ def write_tokenizer(
   Args:
     template: of a run that was trained on chats; apply_chat_template then works.
   """
-  description = json.loads(json.dumps(tokenizer.description))
+  description = json.loads(json.dumps(standard(tokenizer.description)))
   names = {token["id"]: token["content"] for token in description.get("added_tokens") or []}
   vocab = description["model"].get("vocab")
   if isinstance(vocab, dict):

@@ -11,11 +11,11 @@ import numpy as np
 from moe_parity import config as configs
 from moe_parity import files
 from moe_parity.data.chat_template import ChatTemplate, from_jinja
-from moe_parity.data.tokenizer import load
+from moe_parity.data.tokenizer import DOCUMENT_IDS, Tokenizer
 from moe_parity.defaults import base
 from moe_parity.errors import UserError
 from moe_parity.fields.choices import LEARNED
-from moe_parity.interchange import shards
+from moe_parity.interchange import document_ids, shards
 from moe_parity.interchange.export import TOKENIZER_CONFIG, read_json
 from moe_parity.interchange.read_config import Imported, read_config
 from moe_parity.interchange.tensors import (
@@ -41,11 +41,13 @@ _NEXT_TOKENS = "mtp_"  # Ernie4.5's further heads, which transformers leaves out
 
 @dataclasses.dataclass(frozen=True)
 class ImportedRun:
-  """What was made of a folder: the shape, and what of its files no model of the class reads."""
+  """What was made of a folder: the shape, what of its files no model of the class reads, and what
+  to know of the tokens that begin and end a document."""
 
   architecture: Architecture
   unread_keys: list[str]
   unread_tensors: list[str]
+  notes: list[str]
 
 
 def import_folder(
@@ -72,7 +74,7 @@ def import_folder(
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise UserError(f"--out={out} exists and is not empty; give a new folder")
   imported = read_config(read_json(folder, "config.json"), as_class, ignored_keys)
-  _check_tokenizer(folder, imported.shape["vocab_size"])
+  tokenizer, notes = _open_tokenizer(folder, imported.shape["vocab_size"])
   where = shards.weight_map(folder)
   unread = [n for n in where if imported.model_type == ERNIE and _NEXT_TOKENS in n]
   where = {name: file for name, file in where.items() if name not in unread}
@@ -86,27 +88,28 @@ def import_folder(
   try:
     states = with_leaves(params, leaves), with_leaves(buffers, leaves)
     save_model(unfinished / "checkpoints", 0, *states)
-    _write_run(unfinished, out, folder, architecture, imported, source)
+    _write_run(unfinished, out, folder, architecture, imported, source, tokenizer)
     if out.exists():
       out.rmdir()
     unfinished.rename(out)
   finally:
     shutil.rmtree(unfinished, ignore_errors=True)
-  return ImportedRun(architecture, imported.unread_keys, unread)
+  return ImportedRun(architecture, imported.unread_keys, unread, notes)
 
 
-def _check_tokenizer(folder: pathlib.Path, vocab_size: int) -> None:
+def _open_tokenizer(folder: pathlib.Path, vocab_size: int) -> document_ids.TokenizerWithNotes:
   if not (folder / run_folder.TOKENIZER).is_file():
     raise UserError(
       f"{folder} has no tokenizer.json, without which text has no ids; load its tokenizer in"
       " transformers and save_pretrained"
     )
-  tokenizer = load(folder / run_folder.TOKENIZER)
-  if tokenizer.vocab_size > vocab_size:
+  found = document_ids.open_tokenizer(folder)
+  if found.tokenizer.vocab_size > vocab_size:
     raise UserError(
-      f"{folder}: the tokenizer has {tokenizer.vocab_size} ids and config.json vocab_size="
+      f"{folder}: the tokenizer has {found.tokenizer.vocab_size} ids and config.json vocab_size="
       f"{vocab_size}; take the tokenizer that belongs to the model"
     )
+  return found
 
 
 def _expected(architecture: Architecture, imported: Imported) -> list[Tensor]:
@@ -161,7 +164,9 @@ def _more(names: list[str]) -> str:
   return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def _write_run(unfinished, out, folder, architecture, imported: Imported, source: str) -> None:
+def _write_run(
+  unfinished, out, folder, architecture, imported: Imported, source: str, tokenizer: Tokenizer
+) -> None:
   """config.json, plan.json and tokenizer.json of the run folder."""
   config = base()
   config.name = folder.resolve().name
@@ -183,16 +188,19 @@ def _write_run(unfinished, out, folder, architecture, imported: Imported, source
     "imported_from": imported.model_type,
   }
   files.write_json(unfinished / run_folder.PLAN, plan)
-  shutil.copyfile(folder / run_folder.TOKENIZER, unfinished / run_folder.TOKENIZER)
-  if template := _chat_template(folder):
+  if DOCUMENT_IDS in tokenizer.description:
+    tokenizer.save(unfinished / run_folder.TOKENIZER)
+  else:
+    shutil.copyfile(folder / run_folder.TOKENIZER, unfinished / run_folder.TOKENIZER)
+  if template := _chat_template(folder, tokenizer):
     template.save(unfinished)
 
 
-def _chat_template(folder: pathlib.Path) -> ChatTemplate | None:
+def _chat_template(folder: pathlib.Path, tokenizer: Tokenizer) -> ChatTemplate | None:
   """The chat template of a model that was exported here; None for one written elsewhere, whose
   language allows more than ours."""
   path = folder / TOKENIZER_CONFIG
   text = read_json(folder, TOKENIZER_CONFIG).get("chat_template") if path.is_file() else None
   if not isinstance(text, str):
     return None
-  return from_jinja(text, load(folder / run_folder.TOKENIZER))
+  return from_jinja(text, tokenizer)
