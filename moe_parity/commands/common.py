@@ -68,15 +68,39 @@ def place(text: str) -> str | pathlib.Path:
   return text if "://" in text else pathlib.Path(text)
 
 
-def on_disk(path: str | pathlib.Path, what: str) -> pathlib.Path:
+def on_disk(path: str | pathlib.Path, what: str, way_out: str = "") -> pathlib.Path:
   """The path, for commands that work on this machine's folders only.
 
+  Args:
+    way_out: for a folder that is written; "" for one that is read, which is copied first.
   Raises:
     UserError: it is a URL.
   """
   if isinstance(path, str):
-    raise UserError(f"{path}: {what}; `study` alone works on a bucket, copy from there to a disk")
+    way_out = way_out or f"copy it to a disk ({copy_command(path)}) and give the folder there"
+    raise UserError(f"{path}: {what}, `study` alone works on a bucket; {way_out}")
   return path
+
+
+def folder_here(path: str | pathlib.Path, what: str) -> pathlib.Path:
+  """The folder that a command writes.
+
+  Raises:
+    UserError: it is a URL.
+  """
+  way_out = "give one, and copy it when it is done"
+  return on_disk(path, f"{what} writes into a folder of this machine", way_out)
+
+
+def copy_command(url: str) -> str:
+  """What copies the folder at a URL into the working directory."""
+  url = url.rstrip("/")
+  scheme, _, name = url.partition("://")
+  commands = {
+    "gs": f"gcloud storage cp -r {url} .",
+    "s3": f"aws s3 cp --recursive {url} {name.rpartition('/')[2]}",
+  }
+  return commands.get(scheme, "with the tool of that service")
 
 
 def process_arguments(parser: argparse.ArgumentParser) -> None:

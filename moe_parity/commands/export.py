@@ -1,9 +1,14 @@
 """`moe-parity export`."""
 
 import json
-import pathlib
 
-from moe_parity.commands.common import checkpoint_arguments, json_argument, on_disk, place
+from moe_parity.commands.common import (
+  checkpoint_arguments,
+  folder_here,
+  json_argument,
+  on_disk,
+  place,
+)
 from moe_parity.errors import check_choice
 from moe_parity.fields.check import check_kind
 from moe_parity.fields.kinds import Number
@@ -23,7 +28,7 @@ FORMATS = ("hf",)
 def arguments(parser) -> None:
   parser.add_argument("folder", type=place, metavar="RUN")
   parser.add_argument("--to", default="hf", metavar="FORMAT", help="hf")
-  parser.add_argument("--out", required=True, type=pathlib.Path, metavar="DIR", help="a new folder")
+  parser.add_argument("--out", required=True, type=place, metavar="DIR", help="a new folder")
   parser.add_argument(
     "--class", dest="model_type", default="", metavar="NAME",
     help="llama | qwen2_moe | ernie4_5_moe | moe_parity (our own file); if left out, the first of"
@@ -43,6 +48,7 @@ def run(args) -> int:
   check_choice("--to", args.to, FORMATS)
   check_kind("--shard-mb", args.shard_mb, Number(0.001, 1e9))
   on_disk(args.folder, "export reads a run on this machine")
+  folder_here(args.out, "export")
   from moe_parity.startup import start_jax
 
   start_jax()

@@ -1,6 +1,6 @@
 """`moe-parity import`."""
 
-import pathlib
+from moe_parity.commands.common import folder_here, on_disk, place
 
 HELP = "turn a Hugging Face folder into a run, to evaluate and generate with"
 ABOUT = """\
@@ -15,8 +15,8 @@ exactly, with the field or tensor that does not fit. Needs pip install 'moe_pari
 
 
 def arguments(parser) -> None:
-  parser.add_argument("folder", type=pathlib.Path, metavar="HF_DIR")
-  parser.add_argument("--out", required=True, type=pathlib.Path, metavar="RUN", help="a new folder")
+  parser.add_argument("folder", type=place, metavar="HF_DIR")
+  parser.add_argument("--out", required=True, type=place, metavar="RUN", help="a new folder")
   parser.add_argument(
     "--data", default="builtin", metavar="SOURCE",
     help="text that evaluate scores, as data.source of a config",
@@ -32,6 +32,8 @@ def arguments(parser) -> None:
 
 
 def run(args) -> int:
+  on_disk(args.folder, "import reads a folder of this machine")
+  folder_here(args.out, "import")
   from moe_parity.startup import start_jax
 
   start_jax()

@@ -5,6 +5,7 @@ import json
 import pathlib
 
 from moe_parity.commands.common import (
+  folder_here,
   json_argument,
   on_disk,
   place,
@@ -85,7 +86,7 @@ def run(args) -> int:
   base = open_base(args.folder)
   config = _config(args, base)
   candidates(config.finetuning)
-  out = on_disk(args.out or args.folder / "sft", "sft writes into a folder of this machine")
+  out = folder_here(args.out or args.folder / "sft", "sft")
   _check_out(out)
   from moe_parity.finetuning.finetune import chat_rows
   from moe_parity.training.load_run import open_run_data

@@ -6,6 +6,7 @@ import sys
 from moe_parity import files
 from moe_parity.commands.common import (
   config_argument,
+  copy_command,
   idle_devices,
   json_argument,
   planned,
@@ -253,11 +254,14 @@ def _open_exam(args, config, several_processes):
   if not is_wanted(config):
     return None
   if several_processes or isinstance(args.workdir, str):
-    where = f"--workdir={args.workdir}" if isinstance(args.workdir, str) else "several processes"
+    on_bucket = isinstance(args.workdir, str)
+    where = f"--workdir={args.workdir}" if on_bucket else "several processes"
+    folder = args.workdir.rstrip("/").rpartition("/")[2] if on_bucket else args.workdir
+    copied = f" copied to a disk ({copy_command(args.workdir)})" if on_bucket else ""
     raise UserError(
       f"config.downstream with {where}: examinations need a study on a disk and one process a"
-      " worker; leave the section out, and run `moe-parity downstream` on the finished study,"
-      " copied to a disk where it is on a bucket"
+      " worker; leave its suite and tasks empty, and when the study is done run, in one process,"
+      f" `moe-parity downstream {folder} --suite=...` on it{copied}"
     )
   return open_study_exam(config, args.workdir)
 
