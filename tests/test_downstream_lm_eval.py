@@ -10,7 +10,9 @@ import pytest
 from moe_parity import cli
 from moe_parity.data.chat_template import template_for
 from moe_parity.data.tokenizer import byte_tokenizer
+from moe_parity.downstream import catalog, likelihood, lm_eval_tasks
 from moe_parity.downstream.examinee import Examinee, Settings
+from moe_parity.errors import UserError
 from tests.helpers.full_pass import log_probabilities
 
 pytest.importorskip("lm_eval", reason="lm-eval is an extra: pip install 'moe_parity[eval]'")
@@ -193,3 +195,38 @@ def test_data_that_cannot_be_had_is_one_line(run, yaml, tmp_path, capsys):
   assert cli.main(command) == 2
   error = capsys.readouterr().err
   assert "--tasks=zoo_gone: lm-eval cannot load it" in error.splitlines()[-1]
+
+
+def test_a_task_file_that_lm_eval_skips_is_named(tmp_path):
+  """It has the task that is asked for, and lm-eval says nothing of it."""
+  (tmp_path / "a.yaml").write_text("task: mine\nmetric_list: [{metric: acc\n")
+  (tmp_path / "b.yml").write_text("task: other\n")
+  (tmp_path / "part.yaml").write_text("output_type: generate_until\n")  # for others to include
+  with pytest.raises(UserError) as error:
+    catalog.sort_names(["mine"], {}, (str(tmp_path),))
+  words = str(error.value)
+  assert f"{tmp_path}/a.yaml was not read: while parsing a flow" in words
+  assert f"{tmp_path}/b.yml was not read: lm-eval reads .yaml files" in words
+  assert "part.yaml" not in words
+
+
+class Asking(Examinee):
+  """What `_evaluate` reads of an examinee."""
+
+  def __init__(self):
+    self.template, self.settings = None, Settings()
+
+
+def failing(monkeypatch, fail):
+  import lm_eval
+
+  monkeypatch.setattr(lm_eval, "simple_evaluate", lambda **given: fail())
+  lm_eval_tasks._evaluate(None, None, "mine", None, None, Asking())
+
+
+def test_a_task_whose_code_fails_is_one_line(monkeypatch):
+  """An error below our own code is ours, and comes as it is."""
+  with pytest.raises(UserError, match=r"mine: the task itself fails \(KeyError: 'gold', in test_"):
+    failing(monkeypatch, lambda: {}["gold"])
+  with pytest.raises(AttributeError):
+    failing(monkeypatch, lambda: likelihood.Likelihood.score(None, []))

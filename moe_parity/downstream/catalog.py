@@ -46,6 +46,7 @@ def sort_names(
     if name not in listed:
       missing = [] if known else [f"the OLMES tasks are not installed: {INSTALL}"]
       missing += [] if listed else [f"lm-eval is not installed: {lm_eval_tasks.INSTALL}"]
+      missing += lm_eval_tasks.skipped_files(include)[:3] if listed else []
       hint = suggest(name, [*known, *listed])
       raise UserError(
         f"--tasks={name} is no task that is here;"

@@ -12,6 +12,7 @@ import json
 import logging
 import pathlib
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from moe_parity.downstream.results import ResultFile
 from moe_parity.errors import UserError
 
 SCORING = 2  # version of `lm_eval_scores`
+PACKAGE = pathlib.Path(__file__).parents[1]
 INSTALL = 'pip install "moe_parity[eval]"'
 
 
@@ -44,6 +46,25 @@ def manager(include_path: tuple[str, ...] = (), needed: frozenset[str] = frozens
   if needed <= set(alone.all_tasks):
     return alone
   return TaskManager(include_path=list(include_path) or None)
+
+
+def skipped_files(include_path: tuple[str, ...]) -> list[str]:
+  """Task files that lm-eval's index leaves out without a word, each with the reason."""
+  try:
+    from lm_eval.tasks._yaml_loader import load_yaml
+  except ImportError:  # private to lm-eval; without it no file is named
+    return []
+  found = []
+  for path in sorted(p for folder in include_path for p in pathlib.Path(folder).rglob("*.y*ml")):
+    if path.suffix == ".yml":
+      found.append(f"{path} was not read: lm-eval reads .yaml files; rename it")
+      continue
+    try:
+      load_yaml(path, resolve_func=False)
+    except Exception as error:  # whatever YAML or the file system raises
+      words = " ".join(str(error).split())[:160] or type(error).__name__
+      found.append(f"{path} was not read: {words}")
+  return found
 
 
 def is_installed() -> bool:
@@ -143,13 +164,22 @@ def _evaluate(model, task, name, chosen, num_shots, examinee: Examinee) -> dict:
       confirm_run_unsafe_code=examinee.settings.run_code,
       task_manager=manager(),
     )
-  except ValueError as error:
-    if "unsafe" not in str(error).lower():
-      raise
+  except UserError:
+    raise
+  except Exception as error:
+    if isinstance(error, ValueError) and "unsafe" in str(error).lower():
+      raise UserError(
+        f"{name} runs programs that the model writes, inside this process; --run-code allows it,"
+        " in a container of yours"
+      ) from None
+    frames = traceback.extract_tb(error.__traceback__)
+    if any(pathlib.Path(frame.filename).is_relative_to(PACKAGE) for frame in frames[1:]):
+      raise  # of this project, below lm-eval
+    words = " ".join(str(error).split())[:200]
     raise UserError(
-      f"{name} runs programs that the model writes, inside this process; --run-code allows it,"
-      " in a container of yours"
-    ) from None
+      f"{name}: the task itself fails ({type(error).__name__}: {words}, in"
+      f" {pathlib.Path(frames[-1].filename).name} line {frames[-1].lineno}); mend its YAML or code"
+    ) from error
 
 
 def identity(task: Any) -> str:
