@@ -350,7 +350,7 @@ def test_imported_models_generate_and_are_scored(qwen, tmp_path, capsys):
   said = json.loads(capsys.readouterr().out)[0]["tokens"]
   assert cli.main(["generate", str(qwen.parent / "run"), *command]) == 0
   assert said == json.loads(capsys.readouterr().out)[0]["tokens"]
-  assert cli.main(["evaluate", run, "--max-tokens=200", "--json"]) == 0
+  assert cli.main(["evaluate", run, "--prepare-data", "--max-tokens=200", "--json"]) == 0
   assert json.loads(capsys.readouterr().out)["bpc"] > 0
   again = export_run(tmp_path / "run", tmp_path / "again")
   for name in (shards.SINGLE, "config.json", "tokenizer.json"):
