@@ -24,36 +24,21 @@ from moe_parity.errors import UserError
 RATES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.55, 0.75)
 FEW_RATES = (0.15, 0.25, 0.4)
 LEARNING_RATES = (0.004, 0.008, 0.016)
-SHAPES = {  # thousands of parameters: the dense and the MoE arm
+# Thousands of parameters: shape of dense as layers, d_model; of MoE as layers, d_model, d_expert,
+# d_ffn of the dense layer (0: the planner's).
+SHAPES = {
   # MoE: the best of seven with 2 bytes a parameter (depth_shapes.py), d_ffn 28 for 30, which not
   # all rates can have. Dense: the second of seven there, the first of four with 20 bytes.
-  100: (
-    dict(num_layers=2, d_model=80),
-    dict(num_layers=2, d_model=32, d_ffn=28, d_expert=8),
-  ),
+  100: ((2, 80), (2, 32, 8, 28)),
   # Of seven dense and four MoE shapes, at a third of the compute of 5 bytes (docs/log/0018).
-  200: (
-    dict(num_layers=3, d_model=80),
-    dict(num_layers=2, d_model=48, d_ffn=44, d_expert=8),
-  ),
-  800: (  # the ratios of 200
-    dict(num_layers=5, d_model=128),
-    dict(num_layers=3, d_model=64, d_expert=16),
-  ),
+  200: ((3, 80), (2, 48, 8, 44)),
+  800: ((5, 128), (3, 64, 16, 0)),  # the ratios of 200
 }
-SHAPES_OF_2_BYTES = {  # the best of depth_shapes.py, which tries them with that much text
-  100: (
-    dict(num_layers=1, d_model=96),
-    dict(num_layers=2, d_model=32, d_ffn=28, d_expert=8),
-  ),
-  200: (
-    dict(num_layers=2, d_model=112),
-    dict(num_layers=2, d_model=48, d_ffn=44, d_expert=8),
-  ),
-  400: (
-    dict(num_layers=2, d_model=144),
-    dict(num_layers=2, d_model=64, d_ffn=56, d_expert=16),
-  ),
+# With 2 bytes a parameter: the best of the tries of depth_shapes.py, which have that much text.
+SHAPES_OF_2_BYTES = {
+  100: ((1, 96), (2, 32, 8, 28)),
+  200: ((2, 112), (2, 48, 8, 44)),
+  400: ((2, 144), (2, 64, 16, 56)),
 }
 
 
@@ -72,8 +57,8 @@ def get_config(arg=None):
     config.arms.moe = moe_arm(num_layers=2, d_model=32, d_head=16, multiple_of=4)
   else:
     dense, moe = of_size(arg.size, SHAPES_OF_2_BYTES if arg.tokens_per_param == 2 else SHAPES)
-    config.arms.dense = dense_arm(**dense, d_head=16, multiple_of=1)
-    config.arms.moe = moe_arm(**moe, d_head=16, multiple_of=2)
+    config.arms.dense = dense_of(*dense)
+    config.arms.moe = moe_of(*moe)
   study.method = "activation_rate"
   study.activation_rates = FEW_RATES if arg.few else RATES
   study.seeds = (0, 1, 2)
@@ -90,6 +75,19 @@ def get_config(arg=None):
   config.evaluation.max_tokens = 5_000 if arg.tiny else 0  # the held-out works, all of them
   config.train.log_every = 50
   return config
+
+
+def dense_of(layers, width, **fields):
+  """The dense arm of a shape; fields: of the arm, further ones."""
+  return dense_arm(num_layers=layers, d_model=width, d_head=16, multiple_of=1, **fields)
+
+
+def moe_of(layers, width, d_expert, d_ffn, activation_rate=0.0, multiple_of=2, **fields):
+  """The MoE arm of a shape; fields: of the arm, further ones."""
+  return moe_arm(
+    activation_rate, num_layers=layers, d_model=width, d_expert=d_expert, d_ffn=d_ffn, d_head=16,
+    multiple_of=multiple_of, **fields,
+  )  # fmt: skip
 
 
 def entry(table, argument, value, way):

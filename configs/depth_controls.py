@@ -11,9 +11,9 @@ parameter. With them are compared dense models that are wider for their depth, o
 bytes, of a half and a quarter of it. All try the learning rates that were tried there and have
 three seeds. 72 runs at 5 bytes, 40 at 20: one hour and two hours on one quiet CPU core."""
 
-from configs.depth import SHAPES, entry
+from configs.depth import SHAPES, dense_of, entry, moe_of
 from moe_parity.config import parse_arg
-from moe_parity.defaults import base, dense_arm, moe_arm
+from moe_parity.defaults import base, dense_arm
 
 SIZE = 200  # thousands of parameters
 CELLS = {  # bytes a parameter: rate of the best MoE arm; learning rates that the grid of depth.py
@@ -42,16 +42,14 @@ def get_config(arg=None):
   budget.reuse = "strict"
   budget.convention = "executed"
   dense, moe = SHAPES[SIZE]
-  config.arms.dense = dense_arm(**dense, d_head=16, multiple_of=1)
+  config.arms.dense = dense_of(*dense)
   best = f"moe_{100 * rate:.0f}"
-  config.arms[best] = moe_arm(rate, **moe, d_head=16, multiple_of=2)
+  config.arms[best] = moe_of(*moe, rate)
   config.arms.dense_active = dense_arm(active_of=best, multiple_of=1)
   for multiple, layers, width in wide:
     times = "" if multiple > 0.9 else f"{multiple:g}_".replace(".", "p")
     name = f"dense_{times}{layers}x{width}"
-    config.arms[name] = dense_arm(
-      params_multiple=multiple, num_layers=layers, d_model=width, d_head=16, multiple_of=1
-    )
+    config.arms[name] = dense_of(layers, width, params_multiple=multiple)
   for name in config.arms:
     config.arms[name].seeds = (0,) if arg.tiny else (0, 1, 2)
   config.study.learning_rate_grid = learning_rates[:2] if arg.tiny else learning_rates

@@ -12,13 +12,12 @@ tries the learning rates of depth.py and is then trained at its best with one se
 those that depth.py compares. So both sides get the same number of shapes, rates and runs. 56 runs
 at 200 thousand parameters are half an hour on two quiet CPU cores."""
 
-from configs.depth import LEARNING_RATES, of_size
+from configs.depth import LEARNING_RATES, dense_of, moe_of, of_size
 from moe_parity.config import parse_arg
-from moe_parity.defaults import base, dense_arm, moe_arm
+from moe_parity.defaults import base
 
-# Thousands of parameters: shapes of dense as layers, d_model; of MoE as layers, d_model, d_expert,
-# d_ffn of the dense layer (0: the planner's). Three layers of 32 at size 100, three of 48 or two of
-# 64 at size 200 cannot have so low a rate.
+# By size, as in depth.py. Three layers of 32 at size 100, three of 48 or two of 64 at size 200
+# cannot have so low a rate.
 SHAPES = {
   100: (
     ((1, 96), (2, 48), (2, 64), (2, 80), (3, 48), (3, 64), (4, 48)),
@@ -60,14 +59,12 @@ def get_config(arg=None):
   few = slice(2, 4) if arg.tiny else slice(None)
   # The first dense arm sets C, and the text is what the dense arm that reads least sees.
   for layers, width in dense[few]:
-    config.arms[f"dense_{layers}x{width}"] = dense_arm(
-      num_layers=layers, d_model=width, d_head=16, multiple_of=1
-    )
+    config.arms[f"dense_{layers}x{width}"] = dense_of(layers, width)
   for layers, width, d_expert, d_ffn in moe[few]:
     name = f"moe_{layers}x{width}_{d_expert}" + (f"_{d_ffn}" if d_ffn else "")
-    config.arms[name] = moe_arm(
-      arg.activation_rate, num_layers=layers, d_model=width, d_head=16, d_expert=d_expert,
-      d_ffn=d_ffn, multiple_of=1, layout="full" if layers == 1 else "1dense",
+    config.arms[name] = moe_of(
+      layers, width, d_expert, d_ffn, arg.activation_rate, multiple_of=1,
+      layout="full" if layers == 1 else "1dense",
     )  # fmt: skip
   for name in config.arms:
     config.arms[name].seeds = (SEED,)

@@ -69,8 +69,8 @@ def _where(some: list[str]) -> str:
       " arms)"
       for c in of_size
     ]
-    parts.append(f"at {number / 1e6:.1f}M with {' and '.join(texts)}")
-  return f"{', '.join(parts)} bytes a parameter"
+    parts.append(f"at {number / 1e6:.1f}M with {' and '.join(texts)} bytes a parameter")
+  return " and ".join(parts)
 
 
 def _explained(leading: list[str]) -> str:
@@ -81,8 +81,8 @@ def _explained(leading: list[str]) -> str:
     best = min(row["to_dense"]["difference"] for row in rows)
     shares.append(max(best / _best(cell)["difference"], 0.0))
   return (
-    "The best smaller dense model at equal compute and text, dense_active of the best arm's active"
-    f" size among them, reaches at most {percent(max(shares))} of a lead."
+    "Smaller dense models with the same compute and text, one of them of the best arm's active size"
+    f" (dense_active), reach at most {percent(max(shares))} of a lead."
   )
 
 

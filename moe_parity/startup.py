@@ -12,6 +12,7 @@ AUTO = "auto"
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 GPU_MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # its name, and former
 GPU_MEMORY_FRACTION = str(MEMORY_FRACTION)  # of a GPU's memory, taken at the start
+COMPILE_CACHE = "JAX_COMPILATION_CACHE_DIR"  # JAX's own
 NEVER = -1  # as an unsigned number, the largest size
 
 
@@ -29,7 +30,8 @@ def start_jax(
     coordinator: HOST:PORT where the first process listens; "auto" detects it from the cluster
       (Cloud TPU, Slurm, Open MPI, Kubernetes, $JAX_COORDINATOR_ADDRESS); "" is a single process.
     num_processes, process_id: how many there are and which this is, unless "auto" detects them.
-    compile_cache: where compiled programs are stored; "" is the cache folder. gs:// too.
+    compile_cache: where compiled programs are stored, gs:// too; "" is
+      $JAX_COMPILATION_CACHE_DIR, or without one the cache folder.
   Raises:
     UserError: a coordinator without the other two, or they without a coordinator.
   """
@@ -42,7 +44,8 @@ def start_jax(
   libtpu.silence_probe()
   keep_large_buffers()
   _join(jax, coordinator, num_processes, process_id)
-  jax.config.update("jax_compilation_cache_dir", compile_cache or str(cache_folder() / "compiled"))
+  compile_cache = compile_cache or os.environ.get(COMPILE_CACHE) or str(cache_folder() / "compiled")
+  jax.config.update("jax_compilation_cache_dir", compile_cache)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

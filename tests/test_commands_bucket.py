@@ -36,7 +36,6 @@ def test_no_folder_named_after_a_url_is_written(command, tmp_path, monkeypatch, 
 
 def test_each_service_has_its_command():
   assert copy_command("gs://b/a/") == "gcloud storage cp -r gs://b/a ."
-  assert copy_command("s3://b/x/a") == "aws s3 cp --recursive s3://b/x/a a"
   assert copy_command("http://x/y") == "with the tool of that service"
 
 

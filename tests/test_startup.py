@@ -28,3 +28,23 @@ def test_a_gpus_memory_fraction_is_set_unless_the_user_sets_it():
       [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == str(expected)
+
+
+def test_compiled_programs_go_where_the_user_says(tmp_path):
+  code = (
+    "import sys; from moe_parity.startup import start_jax; start_jax(compile_cache=sys.argv[1]);"
+    "import jax; print(jax.config.jax_compilation_cache_dir)"
+  )
+  cases = (
+    ("", {}, f"{tmp_path}/compiled"),
+    ("", {"JAX_COMPILATION_CACHE_DIR": "a"}, "a"),
+    ("b", {"JAX_COMPILATION_CACHE_DIR": "a"}, "b"),
+  )
+  for asked, given, expected in cases:
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {"MOE_PARITY_CACHE": str(tmp_path)} | given
+    done = subprocess.run(
+      [sys.executable, "-c", code, asked], env=environment, capture_output=True, text=True,
+      check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == expected

@@ -94,13 +94,9 @@ def folder_here(path: str | pathlib.Path, what: str) -> pathlib.Path:
 
 def copy_command(url: str) -> str:
   """What copies the folder at a URL into the working directory."""
-  url = url.rstrip("/")
-  scheme, _, name = url.partition("://")
-  commands = {
-    "gs": f"gcloud storage cp -r {url} .",
-    "s3": f"aws s3 cp --recursive {url} {name.rpartition('/')[2]}",
-  }
-  return commands.get(scheme, "with the tool of that service")
+  if url.startswith("gs://"):
+    return f"gcloud storage cp -r {url.rstrip('/')} ."
+  return "with the tool of that service"
 
 
 def process_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +108,8 @@ def process_arguments(parser: argparse.ArgumentParser) -> None:
   )  # fmt: skip
   parser.add_argument(
     "--compile-cache", default="", metavar="PLACE",
-    help="where compiled programs are stored (the cache folder); also gs://, which outlives a host",
+    help="where compiled programs are stored ($JAX_COMPILATION_CACHE_DIR or the cache folder);"
+    " also gs://, which outlives a host",
   )  # fmt: skip
   group.add_argument("--num-processes", type=int, default=0, metavar="N")
   group.add_argument("--process-id", type=int, default=-1, metavar="I", help="from 0")
