@@ -3,6 +3,7 @@ checkpoint that a single process resumes from."""
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from moe_parity.errors import UserError
 from moe_parity.evaluation import specialization
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.startup import start_jax
-from moe_parity.training.load_run import evaluate_run, load_run
+from moe_parity.training.load_run import count_run_routing, evaluate_run, load_run
 from tests.helpers.workers import end_all, start, world
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -76,14 +77,22 @@ def test_the_ledger_of_two_processes_counts_every_row_once(runs):
   assert json.loads((two / "certificate.json").read_text())["passed"]
 
 
-def test_two_processes_count_which_experts_held_out_text_goes_to(runs):
-  one, two = (specialization.load(folder) for folder in runs[:2])
+def test_two_processes_count_which_experts_held_out_text_goes_to(runs, tmp_path, monkeypatch):
+  """As one process counts with the same weights.
+
+  The other run would not do: its losses agree to 1e-5, yet where a gradient is little more than
+  rounding, AdamW makes a step of it, and so early most choices are between near equals."""
+  two = runs[1]
+  monkeypatch.setenv("MOE_PARITY_CACHE", str(two.parent / "cache"))
+  copy = shutil.copytree(two, tmp_path / "copy")
+  (copy / specialization.SPECIALIZATION).unlink()
+  count_run_routing(copy, 16_384)
+  expected, found = specialization.load(copy), specialization.load(two)
   for name in ("domain_N", "tokens_N"):
-    np.testing.assert_array_equal(getattr(two, name), getattr(one, name))
-  np.testing.assert_array_equal(two.expert_NLE.sum(-1), one.expert_NLE.sum(-1))
-  # Two weights, as their losses are (above): a choice in fifty may be another.
-  moved = np.abs(two.by_domain() - one.by_domain()).sum() / 2
-  assert moved <= one.expert_NLE.sum() / 50 and one.expert_NLE.sum() > 1000
+    np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+  np.testing.assert_array_equal(found.expert_NLE.sum(-1), expected.expert_NLE.sum(-1))
+  moved = np.abs(found.expert_NLE - expected.expert_NLE).sum() / 2
+  assert moved <= expected.expert_NLE.sum() / 1000 and expected.expert_NLE.sum() > 1000
 
 
 def test_only_the_first_process_speaks(runs):
