@@ -27,16 +27,17 @@ LEARNING_RATES = (0.004, 0.008, 0.016)
 # Thousands of parameters: shape of dense as layers, d_model; of MoE as layers, d_model, d_expert,
 # d_ffn of the dense layer (0: the planner's).
 SHAPES = {
-  # MoE: the best of seven with 2 bytes a parameter (depth_shapes.py), d_ffn 28 for 30, which not
-  # all rates can have. Dense: the second of seven there, the first of four with 20 bytes.
-  100: ((2, 80), (2, 32, 8, 28)),
+  # With 20 bytes the best MoE shape of four by 0.35 BPC, with one layer; dense's second of four, by
+  # 0.003 BPC, and the second of seven with 2 bytes (depth_shapes.py).
+  100: ((2, 80), (1, 48, 4, 0)),
   # Of seven dense and four MoE shapes, at a third of the compute of 5 bytes (docs/log/0018).
   200: ((3, 80), (2, 48, 8, 44)),
   800: ((5, 128), (3, 64, 16, 0)),  # the ratios of 200
 }
-# With 2 bytes a parameter: the best of the tries of depth_shapes.py, which have that much text.
+# With 2 bytes a parameter: the best of the tries of depth_shapes.py, which have that much text; the
+# MoE one of 100 is that of SHAPES, which was not among them.
 SHAPES_OF_2_BYTES = {
-  100: ((1, 96), (2, 32, 8, 28)),
+  100: ((1, 96), (1, 48, 4, 0)),
   200: ((2, 112), (2, 48, 8, 44)),
   400: ((2, 144), (2, 64, 16, 56)),
 }
@@ -83,10 +84,10 @@ def dense_of(layers, width, **fields):
 
 
 def moe_of(layers, width, d_expert, d_ffn, activation_rate=0.0, multiple_of=2, **fields):
-  """The MoE arm of a shape; fields: of the arm, further ones."""
+  """The MoE arm of a shape: its first layer is dense if it has others; fields: further ones."""
   return moe_arm(
     activation_rate, num_layers=layers, d_model=width, d_expert=d_expert, d_ffn=d_ffn, d_head=16,
-    multiple_of=multiple_of, **fields,
+    layout="full" if layers == 1 else "1dense", multiple_of=multiple_of, **fields,
   )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ SHAPES = {
 FINALISTS = {
   100: (
     ((1, 96), (1, 128), (2, 64), (2, 80)),
-    ((1, 32, 4, 0), (1, 48, 4, 0), (2, 32, 4, 0), (2, 32, 8, 30)),
+    ((1, 48, 4, 0), (2, 32, 4, 0), (2, 32, 8, 30), (2, 32, 16, 0)),
   ),
 }
 SEED = 3
@@ -62,14 +62,12 @@ def get_config(arg=None):
     config.arms[f"dense_{layers}x{width}"] = dense_of(layers, width)
   for layers, width, d_expert, d_ffn in moe[few]:
     name = f"moe_{layers}x{width}_{d_expert}" + (f"_{d_ffn}" if d_ffn else "")
-    config.arms[name] = moe_of(
-      layers, width, d_expert, d_ffn, arg.activation_rate, multiple_of=1,
-      layout="full" if layers == 1 else "1dense",
-    )  # fmt: skip
+    config.arms[name] = moe_of(layers, width, d_expert, d_ffn, arg.activation_rate, multiple_of=1)
   for name in config.arms:
     config.arms[name].seeds = (SEED,)
   config.study.learning_rate_grid = LEARNING_RATES[:2] if arg.tiny else LEARNING_RATES
-  config.study.grid_extensions = 0
+  # With more text the best rate may lie beyond the three, on either side.
+  config.study.grid_extensions = 1 if arg.tokens_per_param > 2 and not arg.tiny else 0
   config.data.draw_per_seed = True
   config.evaluation.max_tokens = 5_000 if arg.tiny else 0
   return config

@@ -212,6 +212,7 @@ BLOCKS = {
   "durations": studies.durations,
   "validation_documents": studies.validation_documents,
   "depth": quote_depth.depth,
+  "depth_narrow": quote_depth.narrow,
   "depth_controls": quote_depth.controls,
   "depth_shapes": quote_depth.shapes,
   "whole_pretrained": quote_whole.pretrained,

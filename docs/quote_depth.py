@@ -6,10 +6,10 @@ from quote_studies import RESULTS, arms_table, headline, read
 from quote_tables import markdown, percent
 
 
-def cells() -> list[str]:
-  """Finished cells of the study, from the least text a parameter; at one text the smaller first."""
-  folders = (RESULTS / "depth").glob("*/analysis.json")
-  names = [f"depth/{path.parent.name}" for path in folders]
+def cells(study: str = "depth") -> list[str]:
+  """Finished cells of a study, from the least text a parameter; at one text the smaller first."""
+  folders = (RESULTS / study).glob("*/analysis.json")
+  names = [f"{study}/{path.parent.name}" for path in folders]
   return sorted(names, key=lambda name: (bytes_per_param(name), size(name)))
 
 
@@ -46,7 +46,7 @@ def lead() -> list[str]:
   if others := [cell for cell in cells() if cell not in leading]:
     found += f", not {_where(others)}"
   return [
-    *_cells_table(), "",
+    *_cells_table(cells()), "",
     f"- **At equal N, executed FLOPs and unique data, every arm tuned, {found}.**"
     f" {_explained(leading)} {_either(seeds)} seeds of weights and text, {_either(documents)}"
     " documents. Doubts: small sizes and little text. [The study at depth](docs/results/depth.md)",
@@ -117,12 +117,17 @@ def _overview() -> list[str]:
   """MoE's lead in every cell: does it shrink as text a parameter grows, and grow with N?"""
   if len(cells()) == 1:
     return []
-  return [*_cells_table(), "", *_more_text(), "", *_more_parameters(), ""]
+  return [*_cells_table(cells()), "", *_more_text(), "", *_more_parameters(), ""]
 
 
-def _cells_table() -> list[str]:
+def narrow() -> str:
+  """The cells whose MoE arms were narrower, before a shape of one layer was tried."""
+  return "\n".join(_cells_table(cells("depth_narrow")))
+
+
+def _cells_table(names: list[str]) -> list[str]:
   rows = []
-  for cell in cells():
+  for cell in names:
     analysis, best = read(cell, "analysis.json"), _best(cell)
     scores = {group["name"]: group["bpc"] for group in analysis["groups"]}
     controls = {row["name"]: row for row in analysis["controls"]["controls"]}
@@ -131,9 +136,9 @@ def _cells_table() -> list[str]:
       best["name"], f"{best['activation_rate']:.3f}", _with_interval(best),
       _with_interval(controls["dense_active"]["moe_to_control"]),
     ])  # fmt: skip
-  names = ["N", "bytes a parameter", "BPC of dense", "best MoE arm", "r_a",
-           "minus dense (simultaneous 95 %)", "minus dense_active"]  # fmt: skip
-  return markdown(names, rows)[1:]
+  columns = ["N", "bytes a parameter", "BPC of dense", "best MoE arm", "r_a",
+             "minus dense (simultaneous 95 %)", "minus dense_active"]  # fmt: skip
+  return markdown(columns, rows)[1:]
 
 
 def _more_text() -> list[str]:
@@ -256,7 +261,9 @@ def _shapes_table(folder: str) -> list[str]:
 def _shape(architecture: dict) -> str:
   a = architecture
   layers = a["num_layers"]
-  text = f"{layers} layer{'s' if layers > 1 else ''} of {a['d_model']}, d_ffn {a['d_ffn']}"
+  text = f"{layers} layer{'s' if layers > 1 else ''} of {a['d_model']}"
+  if a["d_ffn"]:  # else all layers are MoE ones
+    text += f", d_ffn {a['d_ffn']}"
   if a["num_experts"]:
     text += f", {a['experts_per_token']} of {a['num_experts']} experts of {a['d_expert']}"
   return text
