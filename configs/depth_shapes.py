@@ -7,10 +7,10 @@
 
 The second with --config.data.tokenizer=store; STORE is that of depth.py. At N = 100, 200 or 400
 thousand seven shapes a side, the MoE ones at one activation rate, with 2 bytes a parameter; with
-more text, at 100 thousand, those that did best and models of one layer, four a side. Every shape
-tries the learning rates of depth.py and is then trained at its best with one seed, which is none of
-those that depth.py compares. So both sides get the same number of shapes, rates and runs. 56 runs
-at 200 thousand parameters are half an hour on two quiet CPU cores."""
+more text, at 100 thousand, four a side: the three that did best there, and one more of one layer.
+Every shape tries the learning rates of depth.py and is then trained at its best with one seed,
+which is none of those that depth.py compares. So both sides get the same number of shapes, rates
+and runs. 56 runs at 200 thousand parameters are half an hour on two quiet CPU cores."""
 
 from configs.depth import LEARNING_RATES, dense_of, moe_of, of_size
 from moe_parity.config import parse_arg
@@ -35,7 +35,7 @@ SHAPES = {
      (4, 48, 8, 0)),
   ),
 }  # fmt: skip
-# The best of both sides and models of one layer, to be tried with more text.
+# By side the three whose tries were best with 2 bytes, and one more model of one layer.
 FINALISTS = {
   100: (
     ((1, 96), (1, 128), (2, 64), (2, 80)),

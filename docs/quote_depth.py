@@ -74,16 +74,22 @@ def _where(some: list[str]) -> str:
 
 
 def _explained(leading: list[str]) -> str:
-  """How much of a lead a smaller dense model reaches with the same compute and text."""
-  shares = []
+  """In which cells MoE beats smaller dense models too, and how much of a lead they reach there."""
+  shares, equalled = [], []
   for cell in leading:
     rows = read(cell, "analysis.json")["controls"]["controls"]
+    if any(row["moe_to_control"]["verdict"] != "MoE better" for row in rows):
+      equalled.append(_named(cell))
+      continue
     best = min(row["to_dense"]["difference"] for row in rows)
     shares.append(max(best / _best(cell)["difference"], 0.0))
-  return (
+  found = (
     "Smaller dense models with the same compute and text, one of them of the best arm's active size"
-    f" (dense_active), reach at most {percent(max(shares))} of a lead."
+    f" (dense_active), reach at most {percent(max(shares))} of a lead"
   )
+  if equalled:
+    found += f", but {' and '.join(equalled)}: there MoE is not better than such a model"
+  return f"{found}."
 
 
 def _optima() -> str:
@@ -121,8 +127,24 @@ def _overview() -> list[str]:
 
 
 def narrow() -> str:
-  """The cells whose MoE arms were narrower, before a shape of one layer was tried."""
-  return "\n".join(_cells_table(cells("depth_narrow")))
+  """The cells whose MoE arms were narrower, before a shape of one layer was tried, and how far the
+  scores of equal dense runs differ between such a cell and the new one."""
+  earlier = cells("depth_narrow")
+  sentences = []
+  for cell in earlier:
+    old, new = _dense_tries(cell), _dense_tries(cell.replace("depth_narrow", "depth"))
+    moved = [abs(old[rate] - new[rate]) for rate in old.keys() & new.keys()]
+    sentences.append(
+      f"with {bytes_per_param(cell)} bytes a parameter by {min(moved):.4f} to {max(moved):.4f} BPC"
+    )
+  differ = f"Tries of the dense arm that are equal in both differ {' and '.join(sentences)}."
+  return "\n".join([*_cells_table(earlier), "", differ])
+
+
+def _dense_tries(cell: str) -> dict[float, float]:
+  """BPC of the dense arm's tries by learning rate."""
+  arms = {arm["name"]: arm for arm in read(cell, "analysis.json")["tuning"]["arms"]}
+  return {t["peak_learning_rate"]: t["bpc"] for t in arms["dense"]["tries"]}
 
 
 def _cells_table(names: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Every config file loads and plans, with every command its docstring shows."""
 
+import json
 import pathlib
 import re
 
@@ -10,6 +11,7 @@ from moe_parity import config as configs
 from moe_parity.errors import UserError
 from moe_parity.model.transformer import abstract_model
 from moe_parity.planning.accounting import cost_of
+from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.plan import make_plan
 from moe_parity.study.comparisons import Results, plan_comparisons
 from moe_parity.training.build import model_options
@@ -49,6 +51,35 @@ def test_a_config_loads_and_its_arms_are_at_parity(path, arg, monkeypatch):
     built = sum(leaf.size for leaf in jax.tree.leaves(params))
     cost = cost_of(arm.architecture, arm.seq_len, "exact")
     assert built == cost.num_params + cost.vocabulary_params == arm.exact_num_params
+
+
+PUBLISHED = sorted(
+  path
+  for study in ("depth", "depth_narrow", "depth_shapes")
+  for path in ROOT.glob(f"results/{study}/*/plan.json")
+)
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: "/".join(path.parts[-3:-1]))
+def test_a_published_cell_of_the_study_at_depth_is_what_its_config_plans(path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  study, cell = path.parts[-3:-1]
+  stored = {arm["name"]: arm for arm in json.loads(path.read_text())["arms"]}
+  argument = "size={},tokens_per_param={}".format(*re.findall(r"\d+", cell))
+  if study != "depth_shapes" and "moe_30" not in stored:
+    argument += ",few=True"
+  page = (ROOT / "docs/results/depth.md").read_text()
+  overrides = re.findall(r"--config\.arms\.moe\.[\w=]+", page) if study == "depth_narrow" else []
+  config = configs.load(f"configs/{study.removesuffix('_narrow')}.py:{argument}", overrides)
+  planned = {
+    arm.name: arm for part in plan_comparisons(config, Results(None)) for arm in part.plan.arms
+  }
+  same = set(planned) & set(stored)
+  for name in same:
+    assert planned[name].architecture == Architecture.from_dict(stored[name]["architecture"])
+    assert planned[name].num_tokens == stored[name]["num_tokens"]
+  own = {name for name, arm in stored.items() if arm["role"] == "arm" and "_lr" not in name}
+  assert own <= same and len(own) > 3
 
 
 def test_printed_rates_and_batches_are_the_papers():
