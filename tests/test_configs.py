@@ -61,7 +61,7 @@ PUBLISHED = sorted(
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: "/".join(path.parts[-3:-1]))
-def test_a_published_cell_of_the_study_at_depth_is_what_its_config_plans(path, monkeypatch):
+def test_a_published_cell_is_what_its_config_plans(path, monkeypatch):
   monkeypatch.chdir(ROOT)
   study, cell = path.parts[-3:-1]
   stored = {arm["name"]: arm for arm in json.loads(path.read_text())["arms"]}
