@@ -42,9 +42,7 @@ def lead() -> list[str]:
     seeds |= {group["num_seeds"] for group in analysis["groups"]}
     documents.add(analysis["documents"]["num_documents"])
   leading = [cell for cell in cells() if _num_better(cell)]
-  found = f"MoE beats dense {_where(leading)}"
-  if others := [cell for cell in cells() if cell not in leading]:
-    found += f", not {_where(others)}"
+  found = f"MoE arms beat dense in {len(leading)} of {len(cells())} cells of the table"
   return [
     *_cells_table(cells()), "",
     f"- **At equal N, executed FLOPs and unique data, every arm tuned, {found}.**"
@@ -58,19 +56,6 @@ def _num_better(cell: str) -> int:
   """How many MoE arms of a cell are better than dense."""
   rows = read(cell, "analysis.json")["comparisons"]
   return sum(row["verdict"] == "MoE better" for row in rows)
-
-
-def _where(some: list[str]) -> str:
-  """Sizes and amounts of text, with how many MoE arms are better than dense there."""
-  parts = []
-  for number, of_size in itertools.groupby(sorted(some, key=size), key=size):
-    texts = [
-      f"{bytes_per_param(c)} ({_num_better(c)} of {len(read(c, 'analysis.json')['comparisons'])}"
-      " arms)"
-      for c in of_size
-    ]
-    parts.append(f"at {number / 1e6:.1f}M with {' and '.join(texts)} bytes a parameter")
-  return " and ".join(parts)
 
 
 def _explained(leading: list[str]) -> str:
@@ -88,27 +73,39 @@ def _explained(leading: list[str]) -> str:
     f" (dense_active), reach at most {percent(max(shares))} of a lead"
   )
   if equalled:
-    found += f", but {' and '.join(equalled)}: there MoE is not better than such a model"
+    found += f", except {' and '.join(equalled)}, where MoE is not better than such a model"
   return f"{found}."
 
 
 def _optima() -> str:
-  """The best activation rate of every cell in which MoE leads, and twice the compute."""
-  rates, ahead, tried = [], 0, []
+  """The best activation rates, with an optimum inside the rates tried and without; and what twice
+  the compute buys dense."""
+  inside, at_edge, ahead, tried = [], [], 0, []
   for cell in cells():
-    analysis = read(cell, "analysis.json")
-    ahead += sum(row["verdict"] == "MoE better" for row in analysis["references"])
-    tried += [_named(cell)] if analysis["references"] else []
-    if not any(row["verdict"] == "MoE better" for row in analysis["comparisons"]):
-      continue
-    optimum = read(cell, "activation_rate.json")["sweeps"][0]["optimum"]
-    low, high = (percent(bound) for bound in optimum["interval"])
-    edge = "bracketed" if optimum["bracketed"] else "which reaches the lowest rate tried"
-    rates.append(f"{percent(optimum['activation_rate'])} {_named(cell)} ({low} to {high}, {edge})")
+    references = read(cell, "analysis.json")["references"]
+    ahead += sum(row["verdict"] == "MoE better" for row in references)
+    tried += [_named(cell)] if references else []
+    (inside if _optimum(cell)["bracketed"] else at_edge).append(cell)
+  found = f"The fitted curve is lowest at {_best_rates(inside)}, inside the rates tried"
+  if at_edge:
+    found += f"; at {_best_rates(at_edge)} its interval reaches the lowest rate tried"
   return (
-    f"- **The best rate.** The fitted curve is lowest at {', and at '.join(rates)}. {ahead or 'No'}"
-    f" MoE arm beats dense at twice the compute, which was tried {' and '.join(tried)}."
+    f"- **The best rate.** {found}. {ahead or 'No'} MoE arm beats dense at twice the compute, which"
+    f" was tried {' and '.join(tried)}."
   )
+
+
+def _best_rates(some: list[str]) -> str:
+  """The range of the best rates of some cells, and how much text those have."""
+  rates = sorted(_optimum(cell)["activation_rate"] for cell in some)
+  texts = sorted({bytes_per_param(cell) for cell in some})
+  said = percent(rates[0]) if len(rates) == 1 else f"{percent(rates[0])} to {percent(rates[-1])}"
+  return f"{said} with {' or '.join(map(str, texts))} bytes a parameter"
+
+
+def _optimum(cell: str) -> dict:
+  """Where the curve over activation rates is lowest."""
+  return read(cell, "activation_rate.json")["sweeps"][0]["optimum"]
 
 
 def _named(cell: str) -> str:
@@ -155,12 +152,20 @@ def _cells_table(names: list[str]) -> list[str]:
     controls = {row["name"]: row for row in analysis["controls"]["controls"]}
     rows.append([
       f"{dense(cell)['num_params']:,}", str(bytes_per_param(cell)), f"{scores['dense']:.4f}",
-      best["name"], f"{best['activation_rate']:.3f}", _with_interval(best),
-      _with_interval(controls["dense_active"]["moe_to_control"]),
+      f"{_num_better(cell)} of {len(analysis['comparisons'])}",
+      f"{best['name']}, {percent(best['activation_rate'])}", _with_interval(best),
+      _with_interval(controls["dense_active"]["moe_to_control"]), _lowest(cell),
     ])  # fmt: skip
-  columns = ["N", "bytes a parameter", "BPC of dense", "best MoE arm", "r_a",
-             "minus dense (simultaneous 95 %)", "minus dense_active"]  # fmt: skip
+  columns = ["N", "bytes a parameter", "BPC of dense", "MoE arms better", "the best, its r_a",
+             "minus dense (simultaneous 95 %)", "minus dense_active",
+             "curve lowest at r_a (95 %)"]  # fmt: skip
   return markdown(columns, rows)[1:]
+
+
+def _lowest(cell: str) -> str:
+  optimum = _optimum(cell)
+  low, high = (percent(bound) for bound in optimum["interval"])
+  return f"{percent(optimum['activation_rate'])} ({low} to {high})"
 
 
 def _more_text() -> list[str]:
