@@ -333,7 +333,9 @@ def test_the_number_of_a_run_is_checked(tmp_path):
   ],
 )
 def test_the_exit_code_says_what_an_engine_does_next(states, passed, code):
-  assert exit_code([types.SimpleNamespace(status=state) for state in states], passed) == code
+  arms = [types.SimpleNamespace(status=state) for state in states]
+  assert exit_code(arms, passed) == code
+  assert exit_code(arms, passed, to_come=True) == (code or 75)
 
 
 def test_a_folder_with_another_plan_or_other_files_is_refused(tmp_path):

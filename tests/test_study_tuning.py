@@ -47,9 +47,9 @@ def truth(best, diverging=()):
   return bpc
 
 
-def run(folder, made, bpc):
+def run(folder, made, bpc, only=()):
   study = fake_training.open_study(folder, made)
-  run_study(study, log=lambda line: None, actions=fake_training.actions(truth=bpc))
+  run_study(study, only=only, log=lambda line: None, actions=fake_training.actions(truth=bpc))
   return study
 
 
@@ -69,6 +69,19 @@ def test_every_arm_and_control_trains_at_its_own_best_rate(tmp_path):
   for arm in study.comparisons[0].plan.arms:
     tokens[arm.tunes or arm.name].add((arm.num_tokens, arm.num_params))
   assert {len(of) for of in tokens.values()} == {1}
+
+
+def test_an_arm_named_alone_is_tried_then_trained(tmp_path):
+  made, bpc = config(grid_extensions=0), truth({})
+  run(tmp_path, made, bpc, only=["dense"])
+  assert fake_training.ran(tmp_path) == [(f"dense_lr0p00{n}", 9) for n in (2, 4, 8)]
+  run(tmp_path, made, bpc, only=["moe_20", "moe_40", "dense_small", "dense_active"])
+  others = {name for name, _ in fake_training.ran(tmp_path) if "_lr" not in name}
+  assert others == {"moe_20", "moe_40", "dense_small", "dense_active"}
+  run(tmp_path, made, bpc, only=["dense"])
+  assert fake_training.ran(tmp_path)[-2:] == [("dense", 0), ("dense", 1)]
+  with pytest.raises(UserError, match="--only=dens: the plan's arms are dense, dense_active, "):
+    run(tmp_path, made, bpc, only=["dens"])
 
 
 def test_a_best_at_an_end_grows_the_grid_for_all_arms(tmp_path):

@@ -46,7 +46,9 @@ def arguments(parser) -> None:
   config_argument(parser)
   workdir_argument(parser, "study folder; gs://bucket/name too")
   json_argument(parser)
-  parser.add_argument("--only", default="", metavar="ARM,ARM", help="train these arms only")
+  parser.add_argument(
+    "--only", default="", metavar="ARM,ARM", help="train these arms only, and their tries"
+  )
   parser.add_argument("--dry-run", action="store_true", help="print the queue and train nothing")
   parser.add_argument(
     "--list-runs", action="store_true", help="print the runs with their numbers and train nothing"
@@ -183,6 +185,7 @@ def run_and_judge(args, config, store, only) -> int:
   from moe_parity.report.page import write_report
   from moe_parity.sharding import multihost
   from moe_parity.startup import start_jax
+  from moe_parity.study.folder import tasks_of
   from moe_parity.study.workers.agreement import check_agreement
   from moe_parity.study.workers.multi_process import run_follower, stop_followers
   from moe_parity.study.workers.stop_signals import StopSignals
@@ -227,10 +230,12 @@ def run_and_judge(args, config, store, only) -> int:
       print_examined(examined)
   if running := [arm.name for arm in arms if arm.status == "running"]:
     print(f"with other workers still: {', '.join(running)}; the report grows when they are done")
-  asked = [
-    arm for arm in arms if (not only or arm.name in only) and (not runs or arm.folder in runs)
-  ]
-  return exit_code(asked, passed)
+  tasks = tasks_of(study.comparisons, only)
+  asked = [arm for arm in arms if arm.folder in (runs or [task.run for task in tasks])]
+  to_come = [name for name in only if name not in {task.arm.name for task in tasks}]
+  if to_come and not args.json:
+    print(f"not trained yet: {', '.join(to_come)}; learning rates are still to be tried for others")
+  return exit_code(asked, passed, bool(to_come))
 
 
 def rescore(args, study) -> None:
@@ -275,17 +280,18 @@ def _examined(study, exam) -> dict | None:
   return examine_study(study, exam, lambda line: print(line, file=sys.stderr, flush=True))
 
 
-def exit_code(arms, passed) -> int:
+def exit_code(arms, passed, to_come=False) -> int:
   """What a worker reports to its engine; see `launch.exit_codes`.
 
   Args:
     arms: those asked for, with their status.
     passed: the study's certificate; None while it is not whole.
+    to_come: whether arms were asked for that are not planned yet.
   """
   statuses = [arm.status for arm in arms]
   if "failed" in statuses or passed is False:
     return FAILED
-  return START_AGAIN if "pending" in statuses else WHOLE
+  return START_AGAIN if to_come or "pending" in statuses else WHOLE
 
 
 def _run(args, study, only, runs, stop) -> list:

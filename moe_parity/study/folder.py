@@ -56,7 +56,8 @@ class Arm:
 
 
 def tasks_of(comparisons: Sequence[Comparison], only: Sequence[str] = ()) -> list[Task]:
-  """Every run once, in the order of the comparisons; with `only`, those of the arms named.
+  """Every run once, in the order of the comparisons; with `only`, those of the arms named. An arm's
+  tries of learning rates are its own.
 
   Raises:
     UserError: a name that is no arm.
@@ -65,11 +66,14 @@ def tasks_of(comparisons: Sequence[Comparison], only: Sequence[str] = ()) -> lis
   for comparison in comparisons:
     for arm, run in zip(comparison.plan.arms, comparison.runs, strict=True):
       by_run.setdefault(run, Task(comparison, arm, run))
-  names = list(dict.fromkeys(task.arm.name for task in by_run.values()))
+  named = {task.arm.name for task in by_run.values()}
+  arms = list(dict.fromkeys(task.arm.tunes or task.arm.name for task in by_run.values()))
   for name in only:
-    if name not in names:
-      raise UserError(f"--only={name}: the plan's arms are {', '.join(names)}")
-  return [task for task in by_run.values() if not only or task.arm.name in only]
+    if name not in named and name not in arms:
+      raise UserError(f"--only={name}: the plan's arms are {', '.join(arms)}")
+  return [
+    task for task in by_run.values() if not only or task.arm.name in only or task.arm.tunes in only
+  ]
 
 
 def select(arms: Sequence[ArmPlan], only: Sequence[str], option: str = "--only") -> list[ArmPlan]:
