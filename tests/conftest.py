@@ -10,7 +10,10 @@ import sys
 import hypothesis
 import pytest
 
+from tests.helpers import type_checks
 from tests.list_slow import listed
+
+type_checks.install()
 
 # How long an example takes says who else is on the machine.
 hypothesis.settings.register_profile(
