@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from moe_parity.data.tokenizer import byte_tokenizer
+from moe_parity.data.tokenizer import ALSO_END, Tokenizer, byte_tokenizer
 from moe_parity.downstream.examinee import Examinee
 from moe_parity.downstream.generation import continued
 from moe_parity.inference.generator import Generator
@@ -55,3 +55,11 @@ def test_a_prompt_is_cut_for_its_own_answer_alone():
   texts, together, asked, _ = written(12, [11, 3, 12], [2, 6, 1])
   assert alone == [1] and together == [1, 0, 1] and list(map(len, texts)) == [2, 6, 1]
   assert asked[20] == asked_alone[20] and not any("fewer than" in line for line in said)
+
+
+def test_every_token_that_ends_a_text_ends_an_answer():
+  letter = int(TOKENIZER.encode_batch(["a"])[0][0])
+  student = Student(12)
+  student.tokenizer = Tokenizer(TOKENIZER.description | {ALSO_END: [letter]})
+  texts, _ = continued(student, [np.array([100, 20])], [5], [()], "t", print)
+  assert texts == [""]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe_parity.data.tokenizer import byte_tokenizer
+from moe_parity.data.tokenizer import ALSO_END, Tokenizer, byte_tokenizer
 from moe_parity.errors import UserError
 from moe_parity.inference.completion import complete
 from moe_parity.inference.generator import Generator
@@ -51,6 +51,17 @@ def test_prompts_begin_as_documents_do_and_end_at_their_end():
   for completion, of_row in zip(done, pieces, strict=True):
     assert "".join(text for text, _ in of_row) == completion.text
     assert [is_last for _, is_last in of_row].index(True) == len(of_row) - 1
+
+
+def test_whatever_else_the_tokenizer_names_ends_a_text_too():
+  third = TOKENIZER.special_ids["<|reserved_0|>"]
+  tokenizer = Tokenizer(TOKENIZER.description | {ALSO_END: [third]})
+  scripted = Scripted("abc")
+  scripted.rows[0][2:] = [third]
+  (done,) = complete(scripted, tokenizer, ["p"], max_tokens=9)
+  assert done.text == "ab" and done.finish == "stop" and done.tokens[-1] == third
+  (unknown,) = complete(scripted, TOKENIZER, ["p"], max_tokens=9)
+  assert unknown.finish == "length" and len(unknown.tokens) == 9
 
 
 def test_the_length_ends_a_completion():

@@ -48,6 +48,28 @@ def test_what_the_tokenizer_says_comes_before_the_config(tmp_path):
   assert ended == (1, 0, [])
 
 
+def test_all_that_ends_a_generated_text_is_taken(tmp_path):
+  """Instruct models list the end of a turn and the end of a document; neither moves the other."""
+  config = {"bos_token_id": 1, "eos_token_id": 2}
+  found(tmp_path, KNOWN, config=config, generation_config={"eos_token_id": [2, 0, 9, 1]})
+  made, notes = open_tokenizer(tmp_path)
+  said = "generation_config.json has 9 in eos_token_id=[2, 0, 9, 1], no special token: ends no text"
+  assert notes == [said]
+  assert made.eos_id == 2 and made.end_ids == {0, 1, 2}
+  made.save(tmp_path / "saved.json")
+  back = tokenizers.load(tmp_path / "saved.json")
+  assert back.end_ids == {0, 1, 2} and tokenizers.ALSO_END not in tokenizers.standard(
+    back.description
+  )
+  # A store that was made with the tokenizer itself stays one of this model's.
+  found(tmp_path, KNOWN, config=config, generation_config={})
+  alone = open_tokenizer(tmp_path).tokenizer
+  assert alone.end_ids == {1, 2} and alone.fingerprint == back.fingerprint
+  # One that the tokenizer does not take for the end of a document ends texts all the same.
+  found(tmp_path, KNOWN, config=config, generation_config={"eos_token_id": 0})
+  assert open_tokenizer(tmp_path).tokenizer.end_ids == {0, 1, 2}
+
+
 def test_the_ids_travel_in_the_file_and_no_further(tmp_path):
   """Our loader has them again, and the library that encodes never sees them."""
   found(tmp_path, UNKNOWN, config={"bos_token_id": 1, "eos_token_id": 2})
@@ -93,4 +115,9 @@ def test_a_file_with_ids_that_it_lacks_is_refused(tmp_path):
   description = sentencepiece_like.description() | {tokenizers.DOCUMENT_IDS: {"bos": 1, "eos": 900}}
   (tmp_path / "t.json").write_text(json.dumps(description))
   with pytest.raises(UserError, match="document_ids=.* and ids under 2[0-9]*; import the model ag"):
+    tokenizers.load(tmp_path / "t.json")
+  (tmp_path / "t.json").write_text(
+    json.dumps(sentencepiece_like.description() | {tokenizers.ALSO_END: [900]})
+  )
+  with pytest.raises(UserError, match=r"also_end=\[900\] and ids under 2"):
     tokenizers.load(tmp_path / "t.json")

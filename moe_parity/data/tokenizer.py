@@ -26,6 +26,8 @@ _BOS_NAMES = ("<|bos|>", "<s>", "<|begin_of_text|>", "<bos>", "[CLS]")
 _EOS_NAMES = ("<|eos|>", "</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "[SEP]")
 # Ids that begin and end a document, where a tokenizer.json of an import does not say so by names.
 DOCUMENT_IDS = "document_ids"
+# Ids that end a generated text too: an instruct model ends its turn and a document with two tokens.
+ALSO_END = "also_end"
 _PAD_NAMES = ("<|pad|>", "<pad>", "<|padding|>", "[PAD]")
 
 _TOKENIZER = {
@@ -34,6 +36,7 @@ _TOKENIZER = {
     {"id": int, "content": str, "special?": bool, "lstrip?": bool, "rstrip?": bool}
   ],
   f"{DOCUMENT_IDS}?": {"bos": int, "eos": int},
+  f"{ALSO_END}?": [int],
 }
 
 
@@ -63,8 +66,11 @@ class Tokenizer:
     vocab_size: ids run from 0 to vocab_size - 1.
     bos_id, eos_id, pad_id: where a vocabulary has no such token, the end of a document also begins
       one and pads.
+    end_ids: those that end a generated text: the begin and the end of a document, and others where
+      the description names some.
     special_ids: id of every token that is marked special, by its name.
-    fingerprint: sha256 of the description, whatever its layout on disk.
+    fingerprint: sha256 of the description, whatever its layout on disk and whatever else ends a
+      generated text, which changes no token of a text.
     is_byte_level: every id stands for known bytes, so bits can be counted on any cut of a stream.
     token_bytes: int64 [vocab_size], bytes an id stands for, also of added tokens that are text; 0
       for special ids and those that begin, end or pad.
@@ -79,7 +85,8 @@ class Tokenizer:
     self._bytes = None
     self._table_of_bytes: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     self._fast_encoder: Encode | Literal[False] | None = False  # False: not looked for yet
-    text = json.dumps(description, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    encoding = {key: value for key, value in description.items() if key != ALSO_END}
+    text = json.dumps(encoding, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
     if description["model"].get("dropout"):
       raise UserError(
@@ -103,11 +110,14 @@ class Tokenizer:
     bos, self.eos_id, pad = found["bos"], found["eos"], found["pad"]
     self.bos_id = self.eos_id if bos is None else bos
     self.pad_id = self.eos_id if pad is None else pad
-    if max(self.bos_id, self.eos_id) >= self.vocab_size:
-      raise UserError(
-        f"tokenizer {name} has {DOCUMENT_IDS}={description[DOCUMENT_IDS]} and ids under"
-        f" {self.vocab_size}; import the model again"
-      )
+    for key in (DOCUMENT_IDS, ALSO_END):
+      stated = description.get(key) or {}
+      if any(i >= self.vocab_size for i in (stated.values() if key == DOCUMENT_IDS else stated)):
+        raise UserError(
+          f"tokenizer {name} has {key}={stated} and ids under {self.vocab_size}; import the model"
+          " again"
+        )
+    self.end_ids = frozenset({self.bos_id, self.eos_id, *(description.get(ALSO_END) or ())})
     self._silent = {*specials.values(), self.eos_id, self.bos_id, self.pad_id}
     self.is_byte_level = _is_byte_level(description, self._vocab, self._added, self._silent)
 
@@ -236,7 +246,7 @@ def by_name(specials: dict[str, int], ids: dict[str, int]) -> dict[str, int | No
 
 def standard(description: dict) -> dict:
   """A description as other libraries read it."""
-  return {key: value for key, value in description.items() if key != DOCUMENT_IDS}
+  return {key: value for key, value in description.items() if key not in (DOCUMENT_IDS, ALSO_END)}
 
 
 def _first(vocab: dict[str, int], names: Sequence[str]) -> int | None:

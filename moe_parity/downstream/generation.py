@@ -76,7 +76,7 @@ def _batches(lengths: list[int], limits: list[int]) -> Iterator[list[int]]:
 
 def _batch(examinee: Examinee, shown, members, limit, limits, stops) -> list[str]:
   tokenizer = examinee.tokenizer
-  ends = {tokenizer.bos_id, tokenizer.eos_id}
+  ends = tokenizer.end_ids
   ids: list[list[int]] = [[] for _ in members]
   texts, open_rows = [""] * len(members), set(range(len(members)))
   for token_B in examinee.generator.generate(shown, limit):

@@ -73,14 +73,13 @@ def complete(
     longest = max((len(row) for row in ids), default=0)
     max_tokens = max(generator.num_positions - longest, 1)
   steps = generator.generate(ids, max_tokens, sampling, seed)
-  ends = {tokenizer.bos_id, tokenizer.eos_id}
   done = [Completion(prompt) for prompt in prompts]
   shown = [0] * len(done)
   for token_B in steps:
     for row, completion in enumerate(done):
       if completion.finish:
         continue
-      _add(completion, int(token_B[row]), int(ids[row][-1]), tokenizer, ends, stop)
+      _add(completion, int(token_B[row]), int(ids[row][-1]), tokenizer, stop)
       if len(completion.tokens) == max_tokens and not completion.finish:
         completion.finish = "length"
       clear = completion.text if completion.finish else _clear(completion.text, stop)
@@ -92,9 +91,9 @@ def complete(
   return done
 
 
-def _add(completion: Completion, token: int, before: int, tokenizer, ends, stop) -> None:
+def _add(completion: Completion, token: int, before: int, tokenizer, stop) -> None:
   completion.tokens.append(token)
-  if token in ends:
+  if token in tokenizer.end_ids:
     completion.finish = "stop"
     return
   text = decode_after(tokenizer, before, completion.tokens)

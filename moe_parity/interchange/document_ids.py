@@ -2,7 +2,8 @@
 
 What the tokenizer's own files say comes first (tokenizer_config.json, special_tokens_map.json, then
 the usual names in tokenizer.json), and config.json and generation_config.json where these say
-nothing: classes of transformers write ids there that a tokenizer may not have.
+nothing: classes of transformers write ids there that a tokenizer may not have. A list of ids there
+ends generated texts: an instruct model has one that ends its turn and one that ends a document.
 """
 
 import pathlib
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from moe_parity.data import tokenizer as tokenizers
-from moe_parity.data.tokenizer import DOCUMENT_IDS, Tokenizer
+from moe_parity.data.tokenizer import ALSO_END, DOCUMENT_IDS, Tokenizer
 from moe_parity.errors import UserError
 from moe_parity.interchange.export import TOKENIZER_CONFIG, read_json
 from moe_parity.training import run_folder
@@ -29,7 +30,8 @@ class TokenizerWithNotes(NamedTuple):
 
 
 def open_tokenizer(folder: pathlib.Path) -> TokenizerWithNotes:
-  """The tokenizer of a folder; its description states the ids where its names do not.
+  """The tokenizer of a folder; its description states the ids where its names do not, and those
+  that end a generated text besides.
 
   Raises:
     UserError: it is none, no file says what ends a document, or one says an id that it lacks.
@@ -53,6 +55,10 @@ def open_tokenizer(folder: pathlib.Path) -> TokenizerWithNotes:
   by_name = {kind: named["eos"] if named[kind] is None else named[kind] for kind in KINDS}
   if stated != by_name:
     description = {**description, DOCUMENT_IDS: stated}
+  also, more = _also_end(folder, set(stated.values()), description)
+  if also:
+    description = {**description, ALSO_END: also}
+  notes += more
   return TokenizerWithNotes(Tokenizer(description, str(folder / run_folder.TOKENIZER)), notes)
 
 
@@ -112,6 +118,19 @@ def _with_numbers(
       continue
     first = value
   return first, notes
+
+
+def _also_end(
+  folder: pathlib.Path, known: set[int], description: dict
+) -> tuple[list[int], list[str]]:
+  """(ids besides the known ones that end a generated text, notes)."""
+  special = {token["id"] for token in description.get("added_tokens") or []}
+  found, notes = set(), []
+  for name, values in _numbers(folder, "eos"):
+    found |= {i for i in values if i in special}
+    for i in sorted(set(values[1:]) - special):
+      notes.append(f"{name} has {i} in eos_token_id={values}, no special token: ends no text")
+  return sorted(found - known), notes
 
 
 def _numbers(folder: pathlib.Path, kind: str) -> Iterator[tuple[str, list[int]]]:

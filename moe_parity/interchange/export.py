@@ -92,8 +92,7 @@ def _write_config(folder, model: TrainedModel, tokenizer: Tokenizer, model_type:
   )
   files.write_json(folder / "config.json", config)
   # A document ends with one token and the next begins with another: both end a text.
-  ends = sorted({tokenizer.eos_id, tokenizer.bos_id})
-  generation = {**ids, "eos_token_id": ends, "do_sample": False}
+  generation = {**ids, "eos_token_id": sorted(tokenizer.end_ids), "do_sample": False}
   files.write_json(folder / "generation_config.json", generation)
   if model_type == hf_config.OWN:
     code = pathlib.Path(__file__).with_name("remote_code")
