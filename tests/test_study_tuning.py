@@ -75,6 +75,8 @@ def test_an_arm_named_alone_is_tried_then_trained(tmp_path):
   made, bpc = config(grid_extensions=0), truth({})
   run(tmp_path, made, bpc, only=["dense"])
   assert fake_training.ran(tmp_path) == [(f"dense_lr0p00{n}", 9) for n in (2, 4, 8)]
+  begun = compare.analyze(tmp_path)["certificate"]
+  assert begun["passed"] is None and begun["missing"][0] == "the study"  # nothing is unequal yet
   run(tmp_path, made, bpc, only=["moe_20", "moe_40", "dense_small", "dense_active"])
   others = {name for name, _ in fake_training.ran(tmp_path) if "_lr" not in name}
   assert others == {"moe_20", "moe_40", "dense_small", "dense_active"}

@@ -184,21 +184,33 @@ def _absence(run: reading.RunRecord) -> dict:
   return {"name": run.name, "seed": run.seed, "status": run.status, "error": run.error}
 
 
+def _is_compared(run: reading.RunRecord) -> bool:
+  """Whether a run is done whose resources have to be equal."""
+  return run.done and run.plan.get("role") not in ("reference", "tuning")
+
+
+def _failed(certificate: dict) -> list[dict]:
+  return [check for check in certificate.get("checks", ()) if not check["passed"]]
+
+
 def _certificate(study: reading.StudyRecord) -> dict:
   """The study's certificate and those of its finished runs: `passed` only if all are there and did.
 
-  None: something is missing and nothing failed.
+  None: something is missing and nothing failed. The study's own says nothing before a run that is
+  compared is done: tries of learning rates and references alone are no comparison.
   """
   failures, missing = [], []
   parts = [("the study", study.certificate)]
   if not (study.info or len(study.runs) != 1):
     parts = []
+  elif not any(map(_is_compared, study.runs)) and not _failed(study.certificate):
+    parts, missing = [], ["the study"]
   parts += [(run.label, run.certificate) for run in study.runs if run.done]
   for label, certificate in parts:
     if not certificate.get("checks"):
       missing.append(label)
     elif not certificate["passed"]:
-      failed = [c for c in certificate["checks"] if not c["passed"]]
+      failed = _failed(certificate)
       failures += [f"{label}: {_failure(c)}" for c in failed] or [f"{label}: not passed"]
   passed = False if failures else (None if missing or not parts else True)
   return {"passed": passed, "failures": failures, "missing": missing}
