@@ -186,7 +186,7 @@ def step(
   times = []
   for _ in range(3 if tiny else 6):
     start = time.perf_counter()
-    state, scalars = compiled(state, inputs, targets)
+    state, scalars = compiled(state, inputs, targets, train_step.rates)
     loss = float(scalars["loss"])
     times.append(time.perf_counter() - start)
   seconds, memory = statistics.median(times[1:]), compiled.memory_analysis()

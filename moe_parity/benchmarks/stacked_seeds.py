@@ -61,7 +61,7 @@ def compare(config_name: str, arm_name: str, seeds: int, rounds: int) -> dict:
   def in_turn():
     for _ in range(STEPS):
       for i in range(seeds):
-        single[i], scalars = of_one(single[i], *rows)
+        single[i], scalars = of_one(single[i], *rows, step.rates)
     losses = scalars["loss"]
     jax.block_until_ready((single, losses))
     return losses

@@ -3,6 +3,8 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -29,25 +31,35 @@ class OptimizerOptions:
   clip_norm: float = 1.0
 
 
-def learning_rate(options: OptimizerOptions) -> optax.Schedule:
+def rates_of(options: OptimizerOptions) -> np.ndarray:
+  """All that `learning_rate` takes from the options' learning rates, float32 [4]: the first
+  rate minus the peak, the peak, and the shares of it that decay and that stay."""
+  peak, warmup = options.peak_learning_rate, max(1, options.warmup_steps)
+  stays = options.final_learning_rate / peak
+  return np.array([peak / warmup - peak, peak, 1 - stays, stays], np.float32)
+
+
+def learning_rate(
+  options: OptimizerOptions, rates: jax.Array | np.ndarray | None = None
+) -> optax.Schedule:
   """Step (from 0) -> rate: linear over `warmup_steps`, then half a cosine to the final rate.
 
   The first step's rate is peak / warmup_steps, the last step's is one before the final rate.
+
+  Args:
+    options: with `rates`, for numbers of steps alone. rates: `rates_of` others, which may be an
+      argument of a jitted function.
   """
+  first, peak, decays, stays = rates_of(options) if rates is None else rates
   warmup = max(1, options.warmup_steps)
-  return optax.schedules.join_schedules(
-    [
-      optax.schedules.linear_schedule(
-        options.peak_learning_rate / warmup, options.peak_learning_rate, max(1, warmup - 1)
-      ),
-      optax.schedules.cosine_decay_schedule(
-        options.peak_learning_rate,
-        max(1, options.num_steps - warmup),
-        alpha=options.final_learning_rate / options.peak_learning_rate,
-      ),
-    ],
-    [warmup],
-  )
+  rising, falling = max(1, warmup - 1), float(max(1, options.num_steps - warmup))
+
+  def schedule(step):
+    to_go = 1 - jnp.clip(step, 0, rising) / rising
+    cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step - warmup, falling) / falling))
+    return jnp.where(step < warmup, first * to_go + peak, peak * (decays * cosine + stays))
+
+  return schedule
 
 
 def is_decayed(params) -> object:
@@ -57,12 +69,18 @@ def is_decayed(params) -> object:
   )
 
 
-def make_optimizer(options: OptimizerOptions) -> optax.GradientTransformation:
-  """Clip, AdamW with decay on matrices only, scheduled rate."""
+def make_optimizer(
+  options: OptimizerOptions, rates: jax.Array | np.ndarray | None = None
+) -> optax.GradientTransformation:
+  """Clip, AdamW with decay on matrices only, scheduled rate.
+
+  Args:
+    rates: as for `learning_rate`.
+  """
   return optax.chain(
     optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity(),
     optax.adamw(
-      learning_rate(options),
+      learning_rate(options, rates),
       b1=options.b1,
       b2=options.b2,
       eps=options.epsilon,

@@ -41,7 +41,7 @@ from moe_parity.training.state import (
   from_checkpoint,
   to_checkpoint,
 )
-from moe_parity.training.step import StepOptions, make_train_step
+from moe_parity.training.step import StepOptions, TrainStep, make_train_step
 from moe_parity.training.telemetry import NullTelemetry, Telemetry
 from moe_parity.training.timer import TrainingTimer
 
@@ -266,11 +266,11 @@ def _timer(config, plan, mesh, first_step: int, seconds_before: float) -> Traini
   )
 
 
-def _compile(train_step: Callable, state: TrainState, plan: ArmPlan) -> tuple[Callable, float]:
+def _compile(train_step: TrainStep, state: TrainState, plan: ArmPlan) -> tuple[Callable, float]:
   """The compiled step, and the seconds that compiling took."""
   start = time.perf_counter()
   tokens = jax.ShapeDtypeStruct((plan.batch_sequences, plan.seq_len), np.int32)
-  compiled = train_step.lower(state, tokens, tokens).compile()
+  compiled = train_step.compile(state, tokens, tokens)
   return compiled, time.perf_counter() - start
 
 

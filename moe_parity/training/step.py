@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -22,7 +23,12 @@ from moe_parity.model.transformer import Transformer, abstract_model
 from moe_parity.planning.architecture import Architecture
 from moe_parity.sharding import mesh as meshes
 from moe_parity.sharding.compiler_options import compiler_options
-from moe_parity.training.optimizer import OptimizerOptions, learning_rate, make_optimizer
+from moe_parity.training.optimizer import (
+  OptimizerOptions,
+  learning_rate,
+  make_optimizer,
+  rates_of,
+)
 from moe_parity.training.state import TrainState, abstract_state, shardings
 
 
@@ -76,31 +82,56 @@ def objective(
   return total, (cross_entropy, stats)
 
 
+class TrainStep:
+  """A jitted train step, called and lowered with (state, inputs_BS, targets_BS).
+
+  Attributes:
+    rates: the learning rates, the last argument of the jitted function and of what it compiles to:
+      runs that differ in nothing else share a compiled program.
+  """
+
+  def __init__(self, jitted: Callable, rates: np.ndarray):
+    self.rates, self._jitted = rates, jitted
+
+  def __call__(self, *arguments):
+    return self._jitted(*arguments, self.rates)
+
+  def lower(self, *arguments):
+    """As of a jitted function; what it compiles to takes `rates` last."""
+    return self._jitted.lower(*arguments, self.rates)
+
+  def compile(self, *arguments) -> Callable:
+    """The step, compiled for such arguments."""
+    compiled = self.lower(*arguments).compile()
+    return lambda *arguments: compiled(*arguments, self.rates)
+
+
 def make_train_step(
   architecture: Architecture,
   model_options: ModelOptions,
   optimizer_options: OptimizerOptions,
   options: StepOptions,
   mesh: Mesh | None = None,
-) -> Callable:
-  """The jitted `(state, inputs_BS, targets_BS) -> (state, scalars)`, for one device or a mesh.
+) -> TrainStep:
+  """`(state, inputs_BS, targets_BS) -> (state, scalars)`, for one device or a mesh.
 
   Scalars are of the whole batch: loss (the total), cross_entropy (nats a scored target),
   balance_loss, z_loss, gradient_norm (before clipping), learning_rate; and, per MoE layer, load_LE,
   router_entropy_L, drop_share_L, gate_sum_L.
   """
   graph, _, _ = abstract_model(architecture, model_options)
-  optimizer, schedule = make_optimizer(optimizer_options), learning_rate(optimizer_options)
+  given_rates = rates_of(optimizer_options)
   gradients = _make_gradients(graph, options, architecture.is_moe)
 
-  def train_step(state: TrainState, inputs_BS, targets_BS):
+  def train_step(state: TrainState, inputs_BS, targets_BS, rates):
+    optimizer = make_optimizer(optimizer_options, rates)
     (loss, (cross_entropy, stats)), grads = gradients(state, inputs_BS, targets_BS)
     updates, opt_state = optimizer.update(grads, state.optimizer, state.params)
     scalars = {
       "loss": loss,
       "cross_entropy": cross_entropy,
       "gradient_norm": optax.tree.norm(grads),
-      "learning_rate": schedule(state.step),
+      "learning_rate": learning_rate(optimizer_options, rates)(state.step),
     }
     buffers = state.buffers
     if stats is not None:
@@ -111,21 +142,22 @@ def make_train_step(
     return TrainState(state.step + 1, params, buffers, opt_state), scalars
 
   if mesh is None:
-    return jax.jit(train_step, donate_argnums=0)
+    return TrainStep(jax.jit(train_step, donate_argnums=0), given_rates)
 
-  def on_mesh(state, inputs_BS, targets_BS):
+  def on_mesh(*arguments):
     with meshes.use_mesh(mesh):
-      return train_step(state, inputs_BS, targets_BS)
+      return train_step(*arguments)
 
   state = shardings(abstract_state(architecture, model_options, optimizer_options, mesh), mesh)
   batch, whole = meshes.batch_sharding(mesh), NamedSharding(mesh, meshes.P())
-  return jax.jit(
+  jitted = jax.jit(
     on_mesh,
     donate_argnums=0,
-    in_shardings=(state, batch, batch),
+    in_shardings=(state, batch, batch, whole),
     out_shardings=(state, whole),
     compiler_options=compiler_options(mesh),
   )
+  return TrainStep(jitted, given_rates)
 
 
 def _make_gradients(graph: nnx.GraphDef, options: StepOptions, is_moe: bool) -> Callable:

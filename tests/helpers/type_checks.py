@@ -2,8 +2,8 @@
 
 The import hook of jaxtyping (pyproject.toml) decorates every function. What it puts around a call
 knows the names of array axes, and takes some 30 microseconds for that: three quarters of the time
-of tests that plan and study. Only functions that name axes need it; beartype alone, a tenth of it,
-checks the same types of all others.
+of tests that plan and study. Only functions that name axes need it; beartype alone checks the same
+types of all others in an eighth of that.
 """
 
 import dataclasses
