@@ -103,7 +103,7 @@ class TrainStep:
   def compile(self, *arguments) -> Callable:
     """The step, compiled for such arguments."""
     compiled = self.lower(*arguments).compile()
-    return lambda *arguments: compiled(*arguments, self.rates)
+    return lambda *given: compiled(*given, self.rates)
 
 
 def make_train_step(
