@@ -218,6 +218,7 @@ BLOCKS = {
   "whole_pretrained": quote_whole.pretrained,
   "whole_fine_tuned": quote_whole.fine_tuned,
   "whole_examined": quote_whole.examined,
+  "whole_both": quote_whole.both_runs,
   "bench": bench,
   "maxtext": maxtext,
   "stacked": stacked,

@@ -3,7 +3,7 @@
 from quote_studies import read
 from quote_tables import interval, markdown
 
-STUDY = "whole_small"
+STUDY, FIRST = "whole_small", "whole_first"
 
 
 def pretrained() -> str:
@@ -48,6 +48,30 @@ def fine_tuned() -> str:
   )
   names = ["arm", "bits per character", "minus dense", "simultaneous 95 % interval", "verdict"]
   return "\n".join([about, *markdown(names, rows)])
+
+
+def both_runs() -> str:
+  """MoE minus dense in pretraining and on chats, here and in the first run."""
+  return (
+    f"MoE minus dense, over all six arms: {_ranges(STUDY)}. In the first run, where dense read"
+    f" {read(FIRST, 'plan.json')['budget']['dense_tokens']:,} tokens: {_ranges(FIRST)}."
+  )
+
+
+def _ranges(study: str) -> str:
+  pretrained = [
+    row["difference"]
+    for scheme in read(study, "data_reuse.json")["schemes"]
+    for row in scheme["comparisons"]
+  ]
+  rows = read(study, "finetuning.json")["chats"]["comparisons"]
+  on_chats = [row["difference"] for row in rows]
+  told_apart = sum(row["verdict"] != "not distinguishable" for row in rows)
+  return (
+    f"{min(pretrained):+.2f} to {max(pretrained):+.2f} BPC after pretraining, {min(on_chats):+.2f}"
+    f" to {max(on_chats):+.2f} bits per character on chats after fine-tuning,"
+    f" {told_apart or 'none'} of these distinguishable from 0"
+  )
 
 
 def _taken(tuned: dict) -> list[int]:
