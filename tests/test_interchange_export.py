@@ -224,6 +224,16 @@ def test_ids_of_the_config_begin_and_end_where_names_say_nothing(qwen, tmp_path,
   assert read_json(again, "config.json")["bos_token_id"] == 0
 
 
+def test_all_that_ends_a_text_is_exported_again(qwen, tmp_path):
+  folder = shutil.copytree(qwen, tmp_path / "hf")
+  generation = json.loads((folder / "generation_config.json").read_text())
+  ends = sorted([*generation["eos_token_id"], 7])  # a reserved one
+  (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends[::-1]}))
+  import_folder(folder, tmp_path / "run")
+  again = export_run(tmp_path / "run", tmp_path / "again").folder
+  assert json.loads((again / "generation_config.json").read_text())["eos_token_id"] == ends
+
+
 @pytest.mark.parametrize("out", ["", "."])
 def test_a_folder_without_a_name_of_its_own_is_refused(qwen, out, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)

@@ -28,6 +28,7 @@ _EOS_NAMES = ("<|eos|>", "</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "[
 DOCUMENT_IDS = "document_ids"
 # Ids that end a generated text too: an instruct model ends its turn and a document with two tokens.
 ALSO_END = "also_end"
+OURS = (DOCUMENT_IDS, ALSO_END)
 _PAD_NAMES = ("<|pad|>", "<pad>", "<|padding|>", "[PAD]")
 
 _TOKENIZER = {
@@ -110,14 +111,12 @@ class Tokenizer:
     bos, self.eos_id, pad = found["bos"], found["eos"], found["pad"]
     self.bos_id = self.eos_id if bos is None else bos
     self.pad_id = self.eos_id if pad is None else pad
-    for key in (DOCUMENT_IDS, ALSO_END):
-      stated = description.get(key) or {}
-      if any(i >= self.vocab_size for i in (stated.values() if key == DOCUMENT_IDS else stated)):
-        raise UserError(
-          f"tokenizer {name} has {key}={stated} and ids under {self.vocab_size}; import the model"
-          " again"
-        )
     self.end_ids = frozenset({self.bos_id, self.eos_id, *(description.get(ALSO_END) or ())})
+    if max(self.end_ids) >= self.vocab_size:
+      stated = ", ".join(f"{key}={description[key]}" for key in OURS if key in description)
+      raise UserError(
+        f"tokenizer {name} has {stated} and ids under {self.vocab_size}; import the model again"
+      )
     self._silent = {*specials.values(), self.eos_id, self.bos_id, self.pad_id}
     self.is_byte_level = _is_byte_level(description, self._vocab, self._added, self._silent)
 
@@ -246,7 +245,7 @@ def by_name(specials: dict[str, int], ids: dict[str, int]) -> dict[str, int | No
 
 def standard(description: dict) -> dict:
   """A description as other libraries read it."""
-  return {key: value for key, value in description.items() if key not in (DOCUMENT_IDS, ALSO_END)}
+  return {key: value for key, value in description.items() if key not in OURS}
 
 
 def _first(vocab: dict[str, int], names: Sequence[str]) -> int | None:

@@ -11,7 +11,7 @@ import numpy as np
 from moe_parity import config as configs
 from moe_parity import files
 from moe_parity.data.chat_template import ChatTemplate, from_jinja
-from moe_parity.data.tokenizer import DOCUMENT_IDS, Tokenizer
+from moe_parity.data.tokenizer import OURS, Tokenizer
 from moe_parity.defaults import base
 from moe_parity.errors import UserError
 from moe_parity.fields.choices import LEARNED
@@ -188,7 +188,7 @@ def _write_run(
     "imported_from": imported.model_type,
   }
   files.write_json(unfinished / run_folder.PLAN, plan)
-  if DOCUMENT_IDS in tokenizer.description:
+  if tokenizer.description.keys() & set(OURS):
     tokenizer.save(unfinished / run_folder.TOKENIZER)
   else:
     shutil.copyfile(folder / run_folder.TOKENIZER, unfinished / run_folder.TOKENIZER)
