@@ -205,7 +205,7 @@ def symbols() -> str:
 
 BLOCKS = {
   "demo": studies.demo,
-  "findings": lambda: studies.findings(quote_depth.lead()),
+  "findings": lambda: studies.findings([*quote_depth.lead(), quote_whole.finding()]),
   "mixture": studies.mixture,
   "search": studies.search,
   "reuse": studies.reuse,

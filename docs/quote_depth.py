@@ -86,12 +86,11 @@ def _optima() -> str:
     ahead += sum(row["verdict"] == "MoE better" for row in references)
     tried += [_named(cell)] if references else []
     (inside if _optimum(cell)["bracketed"] else at_edge).append(cell)
-  found = f"The fitted curve is lowest at {_best_rates(inside)}, inside the rates tried"
-  if at_edge:
-    found += f"; at {_best_rates(at_edge)} its interval reaches the lowest rate tried"
+  found = [f"{_best_rates(inside)}, inside the rates tried"] if inside else []
+  found += [f"{_best_rates(at_edge)}, where its interval reaches an end of them"] if at_edge else []
   return (
-    f"- **The best rate.** {found}. {ahead or 'No'} MoE arm beats dense at twice the compute, which"
-    f" was tried {' and '.join(tried)}."
+    f"- **The best rate.** The fitted curve is lowest at {'; at '.join(found)}. {ahead or 'No'} MoE"
+    f" arm beats dense at twice the compute, which was tried {' and '.join(tried)}."
   )
 
 

@@ -72,8 +72,8 @@ def _tuned(analysis: dict) -> str:
 
 
 def findings(lead: list[str]) -> str:
-  """`lead` of the study at depth, then two bullets: what the three steps found, each with its
-  interval and its doubts."""
+  """`lead` of newer studies, then two bullets: what steps 1 and 3 found, each with its interval and
+  its doubts."""
   return "\n".join([*lead, _shapes(), _repetition(), _older()])
 
 

@@ -53,8 +53,9 @@ def fine_tuned() -> str:
 def both_runs() -> str:
   """MoE minus dense in pretraining and on chats, here and in the first run."""
   return (
-    f"MoE minus dense, over all six arms: {_ranges(STUDY)}. In the first run, where dense read"
-    f" {read(FIRST, 'plan.json')['budget']['dense_tokens']:,} tokens: {_ranges(FIRST)}."
+    f"MoE minus dense, over all arms and both reuse schemes: {_ranges(STUDY)}. In the first run,"
+    f" where dense read {read(FIRST, 'plan.json')['budget']['dense_tokens']:,} tokens:"
+    f" {_ranges(FIRST)}."
   )
 
 
@@ -71,6 +72,16 @@ def _ranges(study: str) -> str:
     f"{min(pretrained):+.2f} to {max(pretrained):+.2f} BPC after pretraining, {min(on_chats):+.2f}"
     f" to {max(on_chats):+.2f} bits per character on chats after fine-tuning,"
     f" {told_apart or 'none'} of these distinguishable from 0"
+  )
+
+
+def finding() -> str:
+  """What the README says of fine-tuning."""
+  return (
+    "- **Does a lead outlast fine-tuning?** MoE minus dense at"
+    f" {read(STUDY, 'plan.json')['budget']['num_params'] / 1e6:.1f}M: {_ranges(STUDY)}."
+    f" {_chance(read(STUDY, 'downstream.json'))} Doubts: few chats, no dense control of another"
+    " size. [All three steps](docs/results/whole.md)"
   )
 
 

@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 
+from moe_parity.commands.study import asked_for
 from moe_parity.errors import UserError
 from moe_parity.report.page import write_report
 from moe_parity.study.analysis import compare
@@ -75,6 +76,12 @@ def test_an_arm_named_alone_is_tried_then_trained(tmp_path):
   made, bpc = config(grid_extensions=0), truth({})
   run(tmp_path, made, bpc, only=["dense"])
   assert fake_training.ran(tmp_path) == [(f"dense_lr0p00{n}", 9) for n in (2, 4, 8)]
+  study = fake_training.open_study(tmp_path, made)
+  study.derive()
+  asked, to_come = asked_for(study, study.write(), ["dense", "moe_20_lr0p002"], [])
+  assert {arm.name: arm.status for arm in asked} == {
+    **{f"dense_lr0p00{n}": "done" for n in (2, 4, 8)}, "moe_20_lr0p002": "pending",
+  } and to_come == ["dense"]  # fmt: skip
   begun = compare.analyze(tmp_path)["certificate"]
   assert begun["passed"] is None and begun["missing"][0] == "the study"  # nothing is unequal yet
   run(tmp_path, made, bpc, only=["moe_20", "moe_40", "dense_small", "dense_active"])

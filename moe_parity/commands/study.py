@@ -47,7 +47,7 @@ def arguments(parser) -> None:
   workdir_argument(parser, "study folder; gs://bucket/name too")
   json_argument(parser)
   parser.add_argument(
-    "--only", default="", metavar="ARM,ARM", help="train these arms only, and their tries"
+    "--only", default="", metavar="ARM,ARM", help="train these arms only, with their tries"
   )
   parser.add_argument("--dry-run", action="store_true", help="print the queue and train nothing")
   parser.add_argument(
@@ -185,7 +185,6 @@ def run_and_judge(args, config, store, only) -> int:
   from moe_parity.report.page import write_report
   from moe_parity.sharding import multihost
   from moe_parity.startup import start_jax
-  from moe_parity.study.folder import tasks_of
   from moe_parity.study.workers.agreement import check_agreement
   from moe_parity.study.workers.multi_process import run_follower, stop_followers
   from moe_parity.study.workers.stop_signals import StopSignals
@@ -230,12 +229,24 @@ def run_and_judge(args, config, store, only) -> int:
       print_examined(examined)
   if running := [arm.name for arm in arms if arm.status == "running"]:
     print(f"with other workers still: {', '.join(running)}; the report grows when they are done")
-  tasks = tasks_of(study.comparisons, only)
-  asked = [arm for arm in arms if arm.folder in (runs or [task.run for task in tasks])]
-  to_come = [name for name in only if name not in {task.arm.name for task in tasks}]
+  asked, to_come = asked_for(study, arms, only, runs)
   if to_come and not args.json:
-    print(f"not trained yet: {', '.join(to_come)}; learning rates are still to be tried for others")
+    print(f"not planned yet: {', '.join(to_come)}; every arm has to try its learning rates first")
   return exit_code(asked, passed, bool(to_come))
+
+
+def asked_for(study, arms, only, runs) -> tuple[list, list[str]]:
+  """(those of the study's arms that this worker was to train, names in `only` that are not planned
+  yet, for they wait for tries of learning rates).
+
+  Args:
+    only, runs: as for `run_study`.
+  """
+  from moe_parity.study.folder import tasks_of
+
+  tasks = tasks_of(study.comparisons, only)
+  folders, planned = runs or {task.run for task in tasks}, {task.arm.name for task in tasks}
+  return [arm for arm in arms if arm.folder in folders], [n for n in only if n not in planned]
 
 
 def rescore(args, study) -> None:

@@ -95,7 +95,7 @@ def _with_numbers(
 ) -> tuple[int | None, list[str]]:
   """(`first`, or the id that config.json or generation_config.json states, notes)."""
   notes = []
-  special = {token["id"] for token in description.get("added_tokens") or []}
+  special = _added(description)
   for name, values in _numbers(folder, kind):
     if first is not None:
       if first not in values:
@@ -124,13 +124,16 @@ def _also_end(
   folder: pathlib.Path, known: set[int], description: dict
 ) -> tuple[list[int], list[str]]:
   """(ids besides the known ones that end a generated text, notes)."""
-  special = {token["id"] for token in description.get("added_tokens") or []}
-  found, notes = set(), []
+  special, found, notes = _added(description), set(), []
   for name, values in _numbers(folder, "eos"):
     found |= {i for i in values if i in special}
     for i in sorted(set(values[1:]) - special):
       notes.append(f"{name} has {i} in eos_token_id={values}, no special token: ends no text")
   return sorted(found - known), notes
+
+
+def _added(description: dict) -> set[int]:
+  return {token["id"] for token in description.get("added_tokens") or []}
 
 
 def _numbers(folder: pathlib.Path, kind: str) -> Iterator[tuple[str, list[int]]]:

@@ -10,6 +10,8 @@ from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.arm_costs import cost_rows
 
 LATER_FIELDS = ("attention_block", "routed_scale", "tunes")  # fields that plans on disk may lack
+# Roles of runs that a study's certificate leaves out of its comparison.
+NOT_COMPARED = ("reference", "tuning")
 FORMER_BUDGET_FIELDS = {"shared": "held_fixed"}
 
 

@@ -13,7 +13,7 @@ from moe_parity import files
 from moe_parity.data.ledger import Ledger
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_costs import RESOURCES, executed_flops
-from moe_parity.planning.arm_plan import budget_of, with_later_fields
+from moe_parity.planning.arm_plan import NOT_COMPARED, budget_of, with_later_fields
 from moe_parity.study import effort, evidence, rescoring
 from moe_parity.study.evidence import guarded, line
 from moe_parity.study.finetuning_checks import finetuning_checks, same_chats
@@ -227,7 +227,7 @@ def certify_study(folder: pathlib.Path) -> dict:
     config = guarded(label, lambda: [run_folder.read_json(folder / place / "config.json")])[0]  # noqa: B023
     if "model" in config:
       found[label] = config
-    if arm.get("role") not in ("reference", "tuning") and measured:
+    if arm.get("role") not in NOT_COMPARED and measured:
       runs.append((arm, measured, certificate))
   checks += evidence.settings_checks(found)
   tolerances: dict[str, float] = {}

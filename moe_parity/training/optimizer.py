@@ -47,9 +47,11 @@ def learning_rate(
   The first step's rate is peak / warmup_steps, the last step's is one before the final rate.
 
   Args:
-    options: with `rates`, for numbers of steps alone. rates: `rates_of` others, which may be an
-      argument of a jitted function.
+    options: its numbers of steps, and its learning rates where `rates` are None.
+    rates: as `rates_of` gives them; they may be an argument of a jitted function.
   """
+  # Optax's schedules, which this equals, take differences of rates while they are traced: of
+  # arguments in float32, so that a run would not end as the same run did with constants.
   first, peak, decays, stays = rates_of(options) if rates is None else rates
   warmup = max(1, options.warmup_steps)
   rising, falling = max(1, warmup - 1), float(max(1, options.num_steps - warmup))

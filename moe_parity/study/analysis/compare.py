@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from moe_parity import files
 from moe_parity.evaluation.document_parts import TRIES
+from moe_parity.planning.arm_plan import NOT_COMPARED
 from moe_parity.study import effort, reading, rescoring
 from moe_parity.study.analysis import rate_curve, resources, statistics, verdict
 from moe_parity.study.analysis.uncertainty import LEVEL, NUM_DRAWS
@@ -186,7 +187,7 @@ def _absence(run: reading.RunRecord) -> dict:
 
 def _is_compared(run: reading.RunRecord) -> bool:
   """Whether a run is done whose resources have to be equal."""
-  return run.done and run.plan.get("role") not in ("reference", "tuning")
+  return run.done and run.plan.get("role") not in NOT_COMPARED
 
 
 def _failed(certificate: dict) -> list[dict]:
