@@ -8,6 +8,7 @@ import pytest
 
 from moe_parity.commands.study import asked_for
 from moe_parity.errors import UserError
+from moe_parity.files import write_json
 from moe_parity.report.page import write_report
 from moe_parity.study.analysis import compare
 from moe_parity.study.certificate import certify_study
@@ -84,6 +85,10 @@ def test_an_arm_named_alone_is_tried_then_trained(tmp_path):
   } and to_come == ["dense"]  # fmt: skip
   begun = compare.analyze(tmp_path)["certificate"]
   assert begun["passed"] is None and begun["missing"][0] == "the study"  # nothing is unequal yet
+  check = {"name": "one token stream", "planned": 1, "measured": 2, "difference_pct": None}
+  value = {"passed": False, "checks": [check | {"passed": False}]}
+  write_json(tmp_path / "certificate.json", value, seal=True)
+  assert compare.analyze(tmp_path)["certificate"]["failures"][0].startswith("the study: one token ")
   run(tmp_path, made, bpc, only=["moe_20", "moe_40", "dense_small", "dense_active"])
   others = {name for name, _ in fake_training.ran(tmp_path) if "_lr" not in name}
   assert others == {"moe_20", "moe_40", "dense_small", "dense_active"}
