@@ -12,6 +12,7 @@ from moe_parity.data.ledger import Ledger
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_costs import RESOURCES, arm_costs
 from moe_parity.study import certificate
+from moe_parity.study.analysis import compare
 from moe_parity.training import run_folder
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -194,6 +195,29 @@ def test_arms_that_saw_other_data_fail_the_study(copy):
   edit(path, ledger=ledger)
   found = certificate.certify_study(copy)
   assert [line["name"] for line in found["checks"] if not line["passed"]] == ["one token stream"]
+
+
+def test_a_run_scored_on_other_held_out_text_fails_the_study(copy):
+  path = copy / "runs/moe_40-s0/data.json"
+  data = json.loads(path.read_text())
+  assert json.loads((copy / "certificate.json").read_text())["data"] == data["fingerprint"]
+  edit(path, fingerprint=data["fingerprint"] | {"validation_tokens": "of another file"})
+  (line,) = [line for line in certificate.certify_study(copy)["checks"] if not line["passed"]]
+  assert line["name"] == "one token store"
+  other = "moe_40 (seed 0) has other validation_tokens than dense (seed 0)"
+  assert line["how"] == f"data.json of each run; {other}"
+
+
+def test_versions_that_differ_are_said_and_fail_nothing(copy):
+  path = copy / "runs/moe_40-s0/data.json"
+  (versions,) = json.loads(path.read_text())["versions"]
+  edit(path, versions=[versions, versions | {"moe_parity": "0.0.1"}])
+  found = certificate.certify_study(copy)
+  assert found["passed"] and found["versions"]["jax"] == {versions["jax"]: 2}
+  assert found["versions"]["moe_parity"] == {versions["moe_parity"]: 2, "0.0.1": 1}
+  (warning,) = compare.mixed_versions(found)
+  assert f"moe_parity (runs with {versions['moe_parity']}: 2, 0.0.1: 1)" in warning
+  assert warning in compare.analyze(copy)["warnings"]
 
 
 def test_a_failed_certificate_names_no_winner(copy, capsys):

@@ -126,6 +126,7 @@ CERTIFICATE = {
   },
   "files?": {str: str}, "unique_windows_sha256?": str, "rescored_content?": str,
   "tolerances?": {str: float}, "missing?": [str],
+  "data?": {str: str}, "versions?": {str: {str: COUNT}},
   "relative_to_dense?": [
     {"name": str, "seed": SEED} | {f"{name.rstrip('?')}?": AMOUNT for name in _MEASURED}
   ],

@@ -206,14 +206,13 @@ def certify_study(folder: pathlib.Path) -> dict:
   controls (dense of another N) are compared in C and unique tokens.
   """
   budget = budget_of(run_folder.read_json(folder / run_folder.PLAN))
-  checks, runs, missing, found = [], [], [], {}
+  checks, runs, missing, found, data = [], [], [], {}, {}
   for arm, place in _places(folder):
     label = f"{arm['name']} (seed {arm['seed']})"
     if not (folder / place / CERTIFICATE).exists():
       missing.append(label)
       continue
-    path = folder / place / CERTIFICATE
-    certificate = guarded(label, lambda: [run_folder.read_json(path)])[0]  # noqa: B023
+    certificate = _read(label, folder / place / CERTIFICATE)
     if "planned" in certificate:  # it is damaged: a failed line stands for it
       checks.append(certificate)
       continue
@@ -224,12 +223,17 @@ def certify_study(folder: pathlib.Path) -> dict:
       checks.append(line(f"{arm['name']}: its own certificate", "passed", failed, False,
                          f"{place.rpartition('/')[2]}/{CERTIFICATE}"))  # fmt: skip
     checks += guarded(label, lambda: _plan_checks(label, arm, folder / place))  # noqa: B023
-    config = guarded(label, lambda: [run_folder.read_json(folder / place / "config.json")])[0]  # noqa: B023
+    config = _read(label, folder / place / run_folder.CONFIG)
     if "model" in config:
       found[label] = config
+    if (folder / place / run_folder.DATA).exists():  # runs before November 2026 have none
+      of_run = _read(label, folder / place / run_folder.DATA)
+      if "fingerprint" in of_run:
+        data[label] = of_run
     if arm.get("role") not in NOT_COMPARED and measured:
       runs.append((arm, measured, certificate))
   checks += evidence.settings_checks(found)
+  checks += evidence.data_checks(data)
   tolerances: dict[str, float] = {}
   checks += guarded("the budget in plan.json", lambda: _budget_checks(budget, runs, tolerances))
   checks += guarded("the ledgers of the runs", lambda: _data_checks(budget, runs))
@@ -240,9 +244,16 @@ def certify_study(folder: pathlib.Path) -> dict:
     "checks": checks,
     "missing": missing,
     "relative_to_dense": relative_to_dense(runs),
+    "data": next((of_run["fingerprint"] for of_run in data.values()), {}),
+    "versions": evidence.versions_of(data),
   }
   files.write_json(folder / CERTIFICATE, value, seal=True)
   return value
+
+
+def _read(label: str, path: pathlib.Path) -> dict:
+  """The JSON file, or a failed line of a certificate where it is missing or damaged."""
+  return guarded(label, lambda: [run_folder.read_json(path)])[0]
 
 
 def _plan_checks(label: str, arm: dict, folder: pathlib.Path) -> list[dict]:

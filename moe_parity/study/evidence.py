@@ -189,6 +189,38 @@ def _shared_settings(config: dict) -> dict:
   }
 
 
+def data_checks(data_by_run: dict[str, dict]) -> Iterator[dict]:
+  """Whether all runs of a study read one token store: its tokens, held-out ones too, its documents
+  and its tokenizer.
+
+  Args:
+    data_by_run: label -> the run's data.json.
+  """
+  prints = {label: data["fingerprint"] for label, data in data_by_run.items()}
+  if not prints:
+    return
+  first_label, first = next(iter(prints.items()))
+  number = len({tuple(sorted(found.items())) for found in prints.values()})
+  how = "data.json of each run"
+  for label, found in prints.items():
+    if changed := [name for name in first if found.get(name) != first[name]]:
+      how += f"; {label} has other {', '.join(changed)} than {first_label}"
+      break
+  yield line("one token store", 1, number, number == 1, how)
+
+
+def versions_of(data_by_run: dict[str, dict]) -> dict[str, dict[str, int]]:
+  """Of Python, this package and each library: how many runs were trained with each version, all
+  or in part."""
+  found: dict[str, dict[str, int]] = {}
+  for data in data_by_run.values():
+    for name in dict.fromkeys(name for numbers in data["versions"] for name in numbers):
+      for number in {numbers[name] for numbers in data["versions"] if name in numbers}:
+        of_name = found.setdefault(name, {})
+        of_name[number] = of_name.get(number, 0) + 1
+  return found
+
+
 def windows_sha256(ledger: Ledger) -> str:
   """Hash of which windows were read at least once."""
   return hashlib.sha256(np.flatnonzero(ledger.counts).astype("<u8").tobytes()).hexdigest()

@@ -17,6 +17,7 @@ from moe_parity.planning.arm_plan import NOT_COMPARED
 from moe_parity.study import effort, reading, rescoring
 from moe_parity.study.analysis import rate_curve, resources, statistics, verdict
 from moe_parity.study.analysis.uncertainty import LEVEL, NUM_DRAWS
+from moe_parity.study.analysis.wording import listed
 
 
 def write_analysis(study_folder: str | pathlib.Path) -> pathlib.Path:
@@ -48,7 +49,7 @@ def analyze_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, rate_cur
   warnings = list(study.problems)
   tuned = _tuned(study)
   runs = _comparable(study, warnings)
-  warnings += lost_text(study, runs)
+  warnings += lost_text(study, runs) + mixed_versions(study.certificate)
   report = {
     "study": study.name,
     "created": study.info.get("created", ""),
@@ -102,6 +103,21 @@ def lost_text(study: reading.StudyRecord, runs: Sequence[reading.RunRecord]) -> 
       f" {train['num_documents']:,} documents, for all arms alike."
     )
   return lines
+
+
+def mixed_versions(certificate: dict) -> list[str]:
+  """A sentence where a study's runs were trained with different versions of something."""
+  found = [
+    f"{name} (runs with {', '.join(f'{version}: {runs}' for version, runs in versions.items())})"
+    for name, versions in certificate.get("versions", {}).items()
+    if len(versions) > 1
+  ]
+  if not found:
+    return []
+  return [
+    f"Runs were trained with different versions of {listed(found)}; part of a difference between"
+    " arms may be theirs. Each run's data.json names its own."
+  ]
 
 
 def _documents_of_tries(runs: Sequence[reading.RunRecord]) -> int:
