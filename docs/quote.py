@@ -21,6 +21,7 @@ import quote_decode  # noqa: E402
 import quote_depth  # noqa: E402
 import quote_faults  # noqa: E402
 import quote_fields  # noqa: E402
+import quote_noise  # noqa: E402
 import quote_studies as studies  # noqa: E402
 import quote_whole  # noqa: E402
 from quote_tables import markdown  # noqa: E402
@@ -118,45 +119,6 @@ def stacked() -> str:
   return "\n".join([about, *markdown(names, rows)])
 
 
-def coverage(chosen_with: bool = True) -> str:
-  """How often nominal 95 % intervals held the truth, by interval and kind of noise: those that the
-  method was chosen with, or the others."""
-  measured: dict[str, dict[str, list[float]]] = {}
-  for row in json.loads((RESULTS / "coverage.json").read_text())["coverage"]:
-    if row["nominal"] == 0.95 and row["chosen_with"] == chosen_with:
-      measured.setdefault(row["what"], {}).setdefault(row["noise"], []).append(row["measured"])
-  noises = list(next(iter(measured.values())))
-  rows = [
-    [what, *(f"{100 * min(cell[n]):.0f} to {100 * max(cell[n]):.0f} %" for n in noises)]
-    for what, cell in measured.items()
-  ]
-  return "\n".join(markdown(["interval of", *noises], rows)[1:])
-
-
-def coverage_unseen() -> str:
-  """Of noises, numbers of seeds and of documents that were not looked at before, and a count."""
-  every = json.loads((RESULTS / "coverage.json").read_text())["coverage"]
-  rows = [row for row in every if not row["chosen_with"]]
-  cells = [row for row in rows if row["nominal"] == 0.95]
-  low = [row for row in cells if row["measured"] < 0.93]
-  lowest = min(cells, key=lambda row: row["measured"])
-  curse = {
-    words: [row["measured"] for row in rows if row["what"].startswith(words + " (")]
-    for words in ("best of equal arms", "best of equal arms, corrected")
-  }
-  misfit = max(row["measured"] for row in rows if row["what"].startswith("misfit"))
-  raw, corrected = curse.values()
-  return (
-    coverage(False) + f"\n\nOf {len(cells)} cells {len(low)} lie below 93 %, the lowest is"
-    f" {100 * lowest['measured']:.0f} % ({lowest['what']}; {lowest['noise']}, {lowest['seeds']}"
-    f" seeds, {lowest['documents']} documents), and"
-    f" {sum(row['measured'] > 0.98 for row in cells)} above 98 %. A misfit of a true curve is"
-    f" claimed in at most {100 * misfit:.0f} % of studies. The best of five equal arms reads"
-    f" {-max(raw):.3f} to {-min(raw):.3f} BPC too good, corrected {min(corrected):+.3f} to"
-    f" {max(corrected):+.3f}."
-  )
-
-
 def log() -> str:
   """The index of the log, newest first: number, date, question with its result, summary."""
   rows = []
@@ -229,8 +191,9 @@ BLOCKS = {
   "decode_measured": quote_decode.measured,
   "decode_prefill": quote_decode.prefill,
   "decode_computed": quote_decode.computed,
-  "coverage": coverage,
-  "coverage_unseen": coverage_unseen,
+  "coverage": quote_noise.coverage_chosen,
+  "coverage_unseen": quote_noise.coverage_unseen,
+  "noise_of_kinds": quote_noise.kinds,
   "routed_scale": studies.routed_scale,
   "campaign": campaign,
   "rounds": rounds,

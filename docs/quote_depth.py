@@ -2,7 +2,7 @@
 
 import itertools
 
-from quote_studies import RESULTS, arms_table, headline, read
+from quote_studies import RESULTS, arms_table, headline, is_earlier, read
 from quote_tables import markdown, percent
 
 
@@ -47,9 +47,17 @@ def lead() -> list[str]:
     *_cells_table(cells()), "",
     f"- **At equal N, executed FLOPs and unique data, every arm tuned, {found}.**"
     f" {_explained(leading)} {_either(seeds)} seeds of weights and text, {_either(documents)}"
-    " documents. Doubts: small sizes and little text. [The study at depth](docs/results/depth.md)",
+    f" documents. Doubts: small sizes and little text.{_marked(cells())}"
+    " [The study at depth](docs/results/depth.md)",
     _optima(),
   ]  # fmt: skip
+
+
+def _marked(names: list[str]) -> str:
+  """What the mark of some cells' intervals means, where any has it."""
+  if not any(map(is_earlier, names)):
+    return ""
+  return " Intervals marked † leave out what a seed does to dense arms alone: they are too narrow."
 
 
 def _num_better(cell: str) -> int:
@@ -119,7 +127,8 @@ def _overview() -> list[str]:
   """MoE's lead in every cell: does it shrink as text a parameter grows, and grow with N?"""
   if len(cells()) == 1:
     return []
-  return [*_cells_table(cells()), "", *_more_text(), "", *_more_parameters(), ""]
+  marked = _marked(cells()).strip()
+  return [*_cells_table(cells()), "", marked, "", *_more_text(), "", *_more_parameters(), ""]
 
 
 def narrow() -> str:
@@ -134,7 +143,7 @@ def narrow() -> str:
       f"with {bytes_per_param(cell)} bytes a parameter by {min(moved):.4f} to {max(moved):.4f} BPC"
     )
   differ = f"Tries of the dense arm that are equal in both differ {' and '.join(sentences)}."
-  return "\n".join([*_cells_table(earlier), "", differ])
+  return "\n".join([*_cells_table(earlier), "", f"{differ}{_marked(earlier)}"])
 
 
 def _dense_tries(cell: str) -> dict[float, float]:
@@ -152,7 +161,8 @@ def _cells_table(names: list[str]) -> list[str]:
     rows.append([
       f"{dense(cell)['num_params']:,}", str(bytes_per_param(cell)), f"{scores['dense']:.4f}",
       f"{_num_better(cell)} of {len(analysis['comparisons'])}",
-      f"{best['name']}, {percent(best['activation_rate'])}", _with_interval(best),
+      f"{best['name']}, {percent(best['activation_rate'])}",
+      _with_interval(best) + (" †" if is_earlier(cell) else ""),
       _with_interval(controls["dense_active"]["moe_to_control"]), _lowest(cell),
     ])  # fmt: skip
   columns = ["N", "bytes a parameter", "BPC of dense", "MoE arms better", "the best, its r_a",

@@ -16,6 +16,12 @@ def read(*names: str) -> dict:
   return json.loads(RESULTS.joinpath(*names).read_text())
 
 
+def is_earlier(study: str) -> bool:
+  """Whether the intervals of a study were made before what a seed does to dense arms alone was in
+  them (`study.analysis.seed_noise`); its runs are gone, so they cannot be made again."""
+  return "kind_sd" not in read(study, "analysis.json")["noise"]
+
+
 def executed_ratios(study: str) -> dict[str, float]:
   """Arm -> train FLOPs of all its matrix products, router and head included, over dense's."""
   costs = arm_costs(read(study, "plan.json")["arms"])
@@ -91,7 +97,8 @@ def _older() -> str:
   smaller = StepLaw.fitted_on["num_params"][0] / read(SWEEP, "plan.json")["budget"]["num_params"]
   return (
     f"- **Limits.** In the last two, the {' or '.join(map(str, texts))} validation documents count"
-    f" as {effective_documents(*old)}, and seeds differ in initial weights only. All models are"
+    f" as {effective_documents(*old)}, seeds differ in initial weights only, and intervals"
+    " leave out what a seed does to dense arms alone: they are too narrow. All models are"
     f" at least {smaller:.0f} times smaller than the smallest that the law for batches and learning"
     " rates was fitted on. [All results, and what speaks against them](docs/results/index.md)"
   )

@@ -8,6 +8,7 @@ import pytest
 
 from moe_parity import cli
 from moe_parity.benchmarks import coverage
+from moe_parity.study.analysis import seed_noise
 
 
 @pytest.fixture(scope="module")
@@ -31,19 +32,29 @@ def test_the_table_names_every_interval_of_every_cell(rows):
 
 
 def test_pooled_noise_would_fail_the_benchmark(monkeypatch):
-  """What was done before: one variance for all arms, known to all their degrees of freedom."""
-  from moe_parity.study.analysis import seed_noise
+  """What was done at first: one variance for all arms, known to all their degrees of freedom."""
 
-  def pooled(squares_A, df_A):
-    return (squares_A * 0 + squares_A.sum() / df_A.sum()), df_A * 0 + df_A.sum()
+  def pooled(squares, df, num_arms=None):
+    return (squares * 0 + squares.sum() / df.sum()), df * 0 + df.sum()
 
-  noise = coverage.NOISES[4]
+  (noise,) = (n for n in coverage.NOISES if n.name == "one MoE arm 7.5 times the others")
   args = dict(noises=[noise], seeds=(3,), documents=(60,), num_draws=50)
   now = {row["what"]: row["measured"] for row in coverage.measure(60, **args)}
   monkeypatch.setattr(seed_noise, "moderated", pooled)
   before = {row["what"]: row["measured"] for row in coverage.measure(60, **args)}
   name = "MoE minus dense, all rows at once"
   assert before[name] < 0.87 < now[name] + 0.06
+
+
+def test_a_noisier_dense_arm_is_not_taken_for_one_of_many(monkeypatch):
+  """What was done before: dense arms and MoE arms were taken to vary alike."""
+  (noise,) = (n for n in coverage.NOISES if n.name == "dense 3 times the others")
+  args = dict(noises=[noise], seeds=(3,), documents=(60,), num_draws=50)
+  now = {row["what"]: row["measured"] for row in coverage.measure(150, **args)}
+  fit = seed_noise.fit
+  monkeypatch.setattr(seed_noise, "fit", lambda value, arm, seed, is_dense: fit(value, arm, seed))
+  before = {row["what"]: row["measured"] for row in coverage.measure(150, **args)}
+  assert before["MoE minus dense"] < 0.92 < now["MoE minus dense"]
 
 
 def test_what_was_tuned_on_and_what_was_not_share_no_cell(monkeypatch):

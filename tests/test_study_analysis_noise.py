@@ -1,5 +1,6 @@
 """Standard errors of documents and seeds against textbook formulas and against draws."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -140,11 +141,72 @@ def test_without_a_repeated_pair_of_arms_nothing_is_known():
   assert row.verdict == "one seed" and row.interval is None
 
 
+def of_kinds(table_AS, num_dense):
+  """`by_seed` of arms whose first are dense."""
+  is_dense_A = np.arange(len(table_AS)) < num_dense
+  return averaged.average(dataclasses.replace(by_seed(table_AS), is_dense_A=is_dense_A))
+
+
+def test_one_arm_a_kind_is_a_paired_t_test():
+  table = np.random.default_rng(3).normal(size=(2, 5))
+  test = scipy.stats.ttest_rel(table[1], table[0]).confidence_interval(0.95)
+  for kinds in (1, 0):
+    arms = of_kinds(table, kinds)
+    (row,) = averaged.differences(arms, [1], 0)
+    if kinds:
+      assert row.interval == pytest.approx(list(test), rel=1e-6) and arms.is_judged(1, 0)
+      assert arms.noise.sd == pytest.approx(np.ptp(test) / 2 / scipy.stats.t.ppf(0.975, 4)
+                                            * math.sqrt(5 / 2), rel=1e-6)  # fmt: skip
+  assert arms.noise.kind_df == 0 and not arms.noise.is_alone_A.any()  # of one kind
+  same = of_kinds(np.ones((2, 3)), 1)
+  assert same.noise.sd < 1e-12 and averaged.differences(same, [1], 0)[0].difference == 0
+
+
+def test_what_a_seed_does_to_a_kind_counts_between_kinds_only():
+  table = np.random.default_rng(10).normal(0, 0.01, (6, 3))
+  shift = np.array([0.0, 0.3, -0.2])
+  plain, shifted = of_kinds(table, 3), of_kinds(table + shift * (np.arange(6) < 3)[:, None], 3)
+  for others, base, moved in (([1, 2], 0, False), ([4, 5], 3, False), ([3, 4, 5], 0, True)):
+    widths = [
+      np.array([np.ptp(row.interval) for row in averaged.differences(arms, others, base)])
+      for arms in (plain, shifted)
+    ]
+    if moved:
+      assert (widths[1] > 5 * widths[0]).all()
+    else:
+      assert widths[1] == pytest.approx(widths[0], rel=1e-6)
+  assert shifted.noise.sd == pytest.approx(plain.noise.sd, rel=1e-6)
+  assert math.sqrt(shifted.noise.kind_variance) > 0.1 > 10 * shifted.noise.sd
+
+
+def test_a_lone_dense_arm_varies_by_its_own_seeds():
+  table = np.random.default_rng(2).normal(0, 0.01, (6, 3))
+  table[0] += [0.3, -0.1, -0.2]
+  noise = of_kinds(table, 1).noise
+  assert noise.is_alone_A.tolist() == [True] + [False] * 5
+  assert noise.variance_A[0] == noise.kind_variance > 0.5 * table[0].var(ddof=1)
+  assert (noise.variance_A[1:] < 0.02**2).all()
+
+
+def test_kinds_are_compared_by_the_seeds_that_both_have():
+  """Dense has seeds 1 and 2 of three: kind_s is known by one difference."""
+  table = np.random.default_rng(4).normal(0, 0.01, (4, 3))
+  table[0] += [9.0, 0.0, 1.0]
+  every = by_seed(table)
+  there = (every.arm_R > 0) | (every.seed_R > 0)
+  noise = seed_noise.fit(
+    every.value_R[there], every.arm_R[there], every.seed_R[there], np.arange(4) == 0
+  )
+  assert 0.2 < noise.kind_variance < 3 and noise.kind_df < 1.5 and noise.df == 4
+  alone = seed_noise.fit(every.value_R[2:], every.arm_R[2:], every.seed_R[2:], np.arange(4) == 0)
+  assert alone.kind_df == 0 and not alone.is_alone_A.any() and alone.df == 4
+
+
 def test_arms_that_vary_alike_share_their_squares():
   """All squares alike: the moderated variance is the pooled one, known better than each alone."""
   variance, df = seed_noise.moderated(np.full(6, 2 * 0.04**2), np.full(6, 2.0))
   assert variance == pytest.approx(np.full(6, 0.04**2), rel=0.3)
-  assert (df > 2.5).all()
+  assert (df > 2.2).all()
 
 
 def test_an_arm_that_varies_more_is_given_its_own_noise():
@@ -161,7 +223,7 @@ def test_moderated_variances_have_the_posterior_of_their_draws():
   rng = np.random.default_rng(12)
   squares, own_df = np.array([0.6, 1.0, 5.0]), np.array([1.0, 1.5, 2.0])
   pooled = squares.sum() / own_df.sum()
-  prior_df = rng.choice(seed_noise.PRIOR_DF, 400_000)
+  prior_df = np.full(400_000, seed_noise.PRIOR_DF)
   common = pooled * np.exp(rng.uniform(-7, 5, 400_000))
   variance = (prior_df * common / rng.chisquare(prior_df))[:, None]
   variance = np.concatenate([variance] + [
@@ -186,9 +248,12 @@ def test_many_contrasts_at_once_are_wider():
 
 
 def test_sources_of_two_kinds_follow_satterthwaite():
-  sources = [VarianceSource(np.eye(1), 4, "documents"), VarianceSource(2 * np.eye(1), 6, "seeds")]
+  """Each variance a standard error higher: by sqrt(2 / df) of itself."""
+  sources = [VarianceSource(2 * np.eye(1), 40, "documents"), VarianceSource(np.eye(1), 1, "seeds")]
   _, df = uncertainty.combined(np.eye(1), sources)
-  assert df == pytest.approx([(1 + 4) ** 2 / (1 / 4 + 16 / 6)])
+  high = 4 * (1 + math.sqrt(2 / 40)), 1 + math.sqrt(2 / 1)
+  assert df == pytest.approx([sum(high) ** 2 / (high[0] ** 2 / 40 + high[1] ** 2 / 1)])
+  assert df[0] < 0.7 * (4 + 1) ** 2 / (16 / 40 + 1 / 1)
 
 
 def test_the_best_of_equal_arms_is_not_ahead_once_corrected():

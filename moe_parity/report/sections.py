@@ -255,9 +255,10 @@ def method(report: dict) -> Section:
   drawn = "weights, data order and the text drawn" if noise.get("draws_data") else "weights"
   training = (
     f"Training noise is the spread between seeds ({drawn}) once every arm and every seed has its "
-    f"own level: what a seed does to all arms alike cancels between them. Pooled over arms its "
-    f"standard deviation is {noise['sd']:.4f} BPC ({noise['df']} degrees of freedom). Each "
-    "arm's interval goes by its own spread, moderated by that of the others (Smyth 2004)."
+    "own level: what a seed does to all arms alike cancels between them, and what it does to dense "
+    "arms alone counts between dense and MoE. The rest, pooled over arms, has a standard deviation "
+    f"of {noise['sd']:.4f} BPC ({noise['df']} degrees of freedom). Each arm's interval goes by its "
+    "own spread, moderated by that of the others (Smyth 2004)."
     if noise["df"]
     else "Training noise is in no interval of a difference: arms were not repeated with another "
     "seed, so their rows have no verdict."

@@ -69,7 +69,10 @@ ANALYSIS = {
   }],
   "picked?": {"name": str, "difference": float, "corrected": float, "num_arms": COUNT},
   "controls?": _CONTROLS,
-  "noise": {"sd?": float, "df": float, "min_seeds?": int, "max_seeds?": int, "draws_data?": bool},
+  "noise": {
+    "sd?": float, "df": float, "kind_sd?": float, "kind_df?": float, "min_seeds?": int,
+    "max_seeds?": int, "draws_data?": bool,
+  },
   "curve?": _CURVE, "num_rates": int,
   "documents": {"num_documents?": int, "df?": float, "largest_share?": RATE,
                 "per_domain?": {DOMAIN_NAME: int}},

@@ -16,7 +16,8 @@ NOT_DISTINGUISHABLE = "not distinguishable"
 @dataclasses.dataclass(frozen=True)
 class Scores:
   """Scores of runs: value_R in bits per unit, arm_R 0..A-1, seed_R any number that arms share,
-  nats_RN by document, units_N and domain_N of the documents (N may be 0)."""
+  nats_RN by document, units_N and domain_N of the documents (N may be 0), is_dense_A of the arms
+  (None where all are of one kind)."""
 
   value_R: np.ndarray
   arm_R: np.ndarray
@@ -24,6 +25,7 @@ class Scores:
   nats_RN: np.ndarray
   units_N: np.ndarray
   domain_N: np.ndarray
+  is_dense_A: np.ndarray | None = None
 
   def minus(self, other: "Scores") -> "Scores":
     """Differences, run by run, of scores on the same documents."""
@@ -91,16 +93,8 @@ def average(scores: Scores) -> Arms:
   num_seeds_A = average_AR.sum(1).astype(int)
   average_AR /= num_seeds_A[:, None]
   nats_AN = average_AR @ scores.nats_RN
-  noise = seed_noise.fit(scores.value_R, scores.arm_R, seed_R)
-  seed_sources = []
-  if noise.df:
-    for a in range(num_arms):
-      root = np.zeros((num_arms, 1))
-      root[a] = math.sqrt(noise.variance_A[a] / num_seeds_A[a])
-      seed_sources.append(VarianceSource(root, float(noise.df_A[a]), "seeds"))
-    in_seed_RS = seed_R[:, None] == np.arange(noise.level_df + 1)
-    level = math.sqrt(noise.level_variance) * (average_AR @ in_seed_RS)
-    seed_sources.append(VarianceSource(level, noise.level_df, "levels"))
+  noise = seed_noise.fit(scores.value_R, scores.arm_R, seed_R, scores.is_dense_A)
+  seed_sources = _seed_sources(noise, average_AR, seed_R, scores.is_dense_A) if noise.df else []
   return Arms(
     scores=scores,
     value_A=average_AR @ scores.value_R,
@@ -110,6 +104,36 @@ def average(scores: Scores) -> Arms:
     document_sources=document_noise.sources(nats_AN, scores.units_N, scores.domain_N),
     seed_sources=seed_sources,
   )
+
+
+def _seed_sources(
+  noise: seed_noise.SeedNoise,
+  average_AR: np.ndarray,
+  seed_R: np.ndarray,
+  is_dense_A: np.ndarray | None,
+) -> list[VarianceSource]:
+  """Each arm's own error, what a seed does to dense arms only, and what it does to all.
+
+  Where there are two kinds, kind_s is the difference of their means, which hold the mean error of
+  their arms. So an arm's own error is the one about the mean of its kind; of an arm alone in its
+  kind nothing is left.
+  """
+  num_arms = len(average_AR)
+  num_seeds_A = (average_AR > 0).sum(1)
+  about_mean = np.eye(num_arms)
+  sources = []
+  share_AS = average_AR @ (seed_R[:, None] == np.arange(noise.level_df + 1))
+  if noise.kind_df and is_dense_A is not None:
+    same_AA = is_dense_A[:, None] == is_dense_A
+    weight_AA = same_AA / np.maximum(noise.variance_A, 1e-300)  # as levels were fitted
+    about_mean -= weight_AA / weight_AA.sum(1, keepdims=True)
+    kind = math.sqrt(noise.kind_variance) * share_AS * is_dense_A[:, None]
+    sources.append(VarianceSource(kind, noise.kind_df, "seeds"))
+  for a in np.flatnonzero(~noise.is_alone_A):
+    root = about_mean[:, [a]] * math.sqrt(noise.variance_A[a] / num_seeds_A[a])
+    sources.append(VarianceSource(root, float(noise.df_A[a]), "seeds"))
+  level = math.sqrt(noise.level_variance) * share_AS
+  return [*sources, VarianceSource(level, noise.level_df, "levels")]
 
 
 def differences(

@@ -80,4 +80,7 @@ def _scores(runs: Sequence[TunedRun], names: list[str]) -> Scores:
     nats_RN=np.array([[row["nats"] for row in examples] for examples in rows], float),
     units_N=np.array([row["num_chars"] for row in rows[0]], float),
     domain_N=np.full(len(rows[0]), ""),
+    is_dense_A=np.array(
+      [next(r.kind for r in runs if r.name == name) == "dense" for name in names]
+    ),
   )

@@ -222,6 +222,7 @@ def _arms(
   unit_N = np.concatenate([np.full(size[task], TASK_UNITS / size[task]) for task in members])
   loss_RN = np.concatenate([by_task[task] for task in members], axis=1)
   domain_N = np.concatenate([np.full(by_task[task].shape[1], task) for task in members])
+  kinds = {_name(e): e.run.plan["kind"] for e in examined}
   return averaged.average(
     Scores(
       value_R=(loss_RN * unit_N).sum(1) / unit_N.sum(),
@@ -230,6 +231,7 @@ def _arms(
       nats_RN=loss_RN * unit_N * math.log(2),
       units_N=unit_N,
       domain_N=domain_N,
+      is_dense_A=np.array([kinds[name] == "dense" for name in names]),
     )
   )
 

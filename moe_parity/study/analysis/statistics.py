@@ -85,7 +85,8 @@ def tabulate(runs: list[reading.RunRecord]) -> ScoreTable:
     return [a for a, r in enumerate(first) if r.plan["kind"] == kind and r.plan["role"] == role]
 
   arm_R = np.array([names.index(run.name) for run in runs])
-  scores = scores_of([run.result for run in runs], arm_R, np.array([run.seed for run in runs]))
+  seed_R = np.array([run.seed for run in runs])
+  scores = scores_of([run.result for run in runs], arm_R, seed_R, are_dense(first))
   return ScoreTable(
     arms=averaged.average(scores),
     names=names,
@@ -98,9 +99,23 @@ def tabulate(runs: list[reading.RunRecord]) -> ScoreTable:
   )
 
 
-def scores_of(results: Sequence[dict], arm_R: np.ndarray, seed_R: np.ndarray) -> Scores:
+def are_dense(runs: Sequence[reading.RunRecord]) -> np.ndarray:
+  """Which of some arms are dense, from a run of each."""
+  return np.array([run.plan["kind"] == "dense" for run in runs])
+
+
+def scores_of(
+  results: Sequence[dict],
+  arm_R: np.ndarray,
+  seed_R: np.ndarray,
+  is_dense_A: np.ndarray | None = None,
+) -> Scores:
   """Scores in bits per character of runs, from their result.json. Where not all have the same
-  number of documents, none are taken."""
+  number of documents, none are taken.
+
+  Args:
+    is_dense_A: of the arms; None where all are of one kind.
+  """
   documents = [result["validation"]["documents"] for result in results]
   if len({len(rows) for rows in documents}) > 1:
     documents = [[] for _ in results]
@@ -113,6 +128,7 @@ def scores_of(results: Sequence[dict], arm_R: np.ndarray, seed_R: np.ndarray) ->
     nats_RN=np.array(nats_RN, float).reshape(len(results), len(first)),
     units_N=np.array([row["num_chars"] for row in first], float),
     domain_N=np.array([row["domain"] for row in first], str),
+    is_dense_A=is_dense_A,
   )
 
 
@@ -144,6 +160,8 @@ def _noise(arms: Arms, runs: list[reading.RunRecord]) -> dict:
   return {
     "sd": arms.noise.sd if known else None,
     "df": arms.noise.df,
+    "kind_sd": math.sqrt(arms.noise.kind_variance) if arms.noise.kind_df else None,
+    "kind_df": arms.noise.kind_df,
     "min_seeds": int(arms.num_seeds_A.min()),
     "max_seeds": int(arms.num_seeds_A.max()),
     "draws_data": len(data_seeds) > 1 and len(set(data_seeds.values())) == len(data_seeds),

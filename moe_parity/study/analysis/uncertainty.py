@@ -4,7 +4,9 @@ Uncertainty comes from sources that do not depend on each other: the documents o
 arm's seeds, the seeds' common levels. A source has a factor of its covariance over arms and the
 degrees of freedom with which that is known. A contrast (an arm, or an arm minus another) sums the
 variances. Its degrees of freedom are of its own: of one kind, the mean of 1 / df, for Welch's and
-Satterthwaite's gain does not hold for two seeds; of kinds, by their rule. Intervals that hold at
+Satterthwaite's gain does not hold for two seeds; of kinds, by their rule, with each kind's variance
+a standard error higher than it was estimated: where two seeds lie close together by chance, the
+rule would else take documents, which are known better, for all there is. Intervals that hold at
 once allow for how contrasts move together (Hasler and Hothorn 2008, doi:10.1002/bimj.200710466,
 by a normal copula).
 """
@@ -97,15 +99,17 @@ def draws(
 
 def _degrees_of_freedom(variance_IK: np.ndarray, sources: list[VarianceSource]) -> np.ndarray:
   """Of sums over sources I, by the rule at the head of this file; 1 where nothing varies."""
-  spread_K = np.zeros(variance_IK.shape[1])
+  sum_K, spread_K = np.zeros((2, variance_IK.shape[1]))
   for kind in {source.kind for source in sources}:
     members = [i for i, source in enumerate(sources) if source.kind == kind]
     inverse_M = np.array([[1 / sources[i].df] for i in members])
-    variance_MK = variance_IK[members]
-    spread_K += variance_MK.sum(0) * (variance_MK * inverse_M).sum(0)
-  square_K = variance_IK.sum(0) ** 2
+    variance_K = variance_IK[members].sum(0)
+    inverse_df_K = (variance_IK[members] * inverse_M).sum(0) / np.where(variance_K, variance_K, 1)
+    high_K = variance_K * (1 + np.sqrt(2 * inverse_df_K))
+    sum_K += high_K
+    spread_K += high_K**2 * inverse_df_K
   varied = spread_K > 0
-  return np.where(varied, square_K / np.where(varied, spread_K, 1.0), 1.0)
+  return np.where(varied, sum_K**2 / np.where(varied, spread_K, 1.0), 1.0)
 
 
 def _normal_quantile(probability: float) -> float:

@@ -217,12 +217,18 @@ def _noise(report: dict) -> list[str]:
       "initial weights only, for all seeds read the same text in the same order: another draw of "
       "the text is in no interval"
     )
+  kinds = ""
+  if noise["kind_sd"]:
+    kinds = (
+      f" It moves dense arms against MoE arms by {noise['kind_sd']:.4f} BPC, which counts in every"
+      " difference between them."
+    )
   some = " Arms with one seed get no verdict." if noise["min_seeds"] < 2 else ""
   return [
     f"Between seeds an arm varies by {noise['sd']:.4f} BPC (standard deviation pooled over arms, "
     f"{noise['df']} degrees of freedom). Each arm's interval goes by its own spread, moderated by "
     f"that of the others, and holds the choice of validation documents too. A seed covers "
-    f"{covers}.{some}"
+    f"{covers}.{kinds}{some}"
   ]
 
 

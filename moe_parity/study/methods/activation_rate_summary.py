@@ -211,6 +211,11 @@ def _tuned_intervals(
     root = np.zeros((len(runs), 1))
     root[a] = noise["sd"] / math.sqrt(len(of))
     sources.append(uncertainty.VarianceSource(root, noise["df"], "seeds"))
+  if noise["kind_sd"]:
+    root = np.array([[noise["kind_sd"] * (of[0].plan["kind"] == "dense")] for of in runs])
+    sources.append(
+      uncertainty.VarianceSource(root / math.sqrt(len(runs[0])), noise["kind_df"], "seeds")
+    )
   one = dict(zip(names, np.eye(len(names)), strict=True))
 
   def interval(pairs: list[tuple[str, str]], wanted: tuple[str, str]) -> list[float]:

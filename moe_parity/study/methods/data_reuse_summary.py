@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from moe_parity.study import reading
 from moe_parity.study.analysis.arms import ONE_SEED, Arms, average, differences
-from moe_parity.study.analysis.statistics import scores_of
+from moe_parity.study.analysis.statistics import are_dense, scores_of
 from moe_parity.study.analysis.uncertainty import LEVEL
 from moe_parity.study.comparisons import Comparison, Results
 from moe_parity.study.methods.reuse_law import Noise, Point, fit
@@ -126,7 +126,8 @@ def _average(arms: Sequence[list[reading.RunRecord]]) -> Arms:
   runs under every scheme counts once."""
   runs = [(a, run) for a, of in enumerate(arms) for run in of]
   arm_R, seed_R = np.array([a for a, _ in runs]), np.array([run.seed for _, run in runs])
-  return average(scores_of([run.result for _, run in runs], arm_R, seed_R))
+  first = [of[0] for of in arms]
+  return average(scores_of([run.result for _, run in runs], arm_R, seed_R, are_dense(first)))
 
 
 def _noise(comparisons: Sequence[Comparison], runs: dict[str, dict]) -> Noise:
