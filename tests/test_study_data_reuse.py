@@ -145,10 +145,11 @@ def test_what_a_seeds_schemes_share_is_no_noise_of_costs(tmp_path):
   study, _ = run(tmp_path, config(seeds=(0, 1)), truth)
   value = study.summarize()
   assert value["noise"]["sd"] < 0.01  # what a seed does to all arms is no noise of a comparison
-  assert value["noise"]["df"] == 3  # four arms of two seeds, however many schemes they ran under
-  for row in value["costs"]:
-    low, high = row["interval"]
-    assert low < 0.03 * (row["epochs"] - 1) < high and high - low < 0.06
+  assert value["noise"]["df"] == 2  # three MoE arms of two seeds, under however many schemes
+  ends = [(*row["interval"], 0.03 * (row["epochs"] - 1)) for row in value["costs"]]
+  assert all(high - low < 0.06 for low, high, _ in ends)
+  held = [low < truth < high for low, high, truth in ends]
+  assert len(held) >= 6 and sum(held) >= len(held) - 1  # each by itself at 95 %
 
 
 def test_too_few_runs_give_no_law():
