@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import math
+import pathlib
 
+import numpy as np
 import pytest
 
 from moe_parity import config as configs
 from moe_parity.errors import UserError
 from moe_parity.planning.plan import make_plan
 from moe_parity.study.comparisons import Results, plan_comparisons, with_arms
-from moe_parity.study.methods import activation_rate
+from moe_parity.study.methods import activation_rate, activation_rate_summary
+from moe_parity.study.reading import RunRecord
 from moe_parity.study.workers.runner import run_study
 from tests.helpers import fake_training
 
@@ -224,3 +227,28 @@ def test_small_controls_are_as_wide_for_their_depth_as_dense():
 
 def test_a_small_control_that_cannot_be_as_wide_has_a_shape():
   assert small_controls((0.01,))["dense_small_0p01"].aspect_ratio < 80 / 3 / 1.35
+
+
+def test_seeds_move_dense_against_moe_in_the_tuned_difference():
+  """What a seed does to dense arms alone is in MoE minus dense, and in no side's own gain."""
+  rng = np.random.default_rng(0)
+
+  def one(kind):
+    nats = rng.normal(1400, 9, 30).tolist()
+    rows = [{"domain": "a", "num_chars": 1000, "nats": value} for value in nats]
+    value = sum(nats) / 30_000 / math.log(2)
+    result = {"validation": {"bpc": value, "documents": rows}}
+    return [RunRecord(kind, 0, "done", "", pathlib.Path(), {"kind": kind}, result, {})]
+
+  names = {"moe": ("moe", "moe_double"), "dense": ("dense", "dense_double")}
+  sides = [{"kind": kind, "arm": of[0], "arms": [{"name": name} for name in of], "best": of[1]}
+           for kind, of in names.items()]  # fmt: skip
+  runs = [one(kind) for kind, of in names.items() for _ in of]
+  noise = {"sd": 0.003, "df": 6, "kind_sd": None, "kind_df": 0}
+  without, counted = (
+    activation_rate_summary._tuned_intervals(sides, runs, noise | kinds)
+    for kinds in ({}, {"kind_sd": 0.1, "kind_df": 2})
+  )
+  assert np.ptp(counted["tuned"]) > 5 * np.ptp(without["tuned"])
+  for kind in names:
+    assert counted[kind] == pytest.approx(without[kind])

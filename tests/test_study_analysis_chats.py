@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from moe_parity.study.analysis import chats
+from moe_parity.study.analysis import chats, seed_noise
 from moe_parity.study.analysis.chats import TunedRun
 
 NUM_CHATS = 60
@@ -41,6 +41,13 @@ def test_a_lead_on_chats_is_seen_and_no_lead_is_not():
   assert (first["verdict"], second["verdict"]) == ("MoE better", "not distinguishable")
   assert first["simultaneous"][0] < -0.3 < first["simultaneous"][1] < 0
   assert verdicts(runs(-0.3))["moe_1"] == "dense better"
+
+
+def test_what_seeds_do_to_dense_alone_counts(monkeypatch):
+  told, fit = [], seed_noise.fit
+  monkeypatch.setattr(seed_noise, "fit", lambda *args: told.append(args[3]) or fit(*args))
+  chats.compare(runs(0.3))
+  assert [is_dense_A.tolist() for is_dense_A in told] == [[True, False, False]]
 
 
 def test_arms_are_paired_chat_by_chat():

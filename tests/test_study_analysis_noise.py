@@ -179,6 +179,14 @@ def test_what_a_seed_does_to_a_kind_counts_between_kinds_only():
   assert math.sqrt(shifted.noise.kind_variance) > 0.1 > 10 * shifted.noise.sd
 
 
+def test_the_mean_error_of_a_kind_is_counted_once():
+  """With many seeds, arms that vary alike differ as two samples do."""
+  table = np.random.default_rng(5).normal(0, 0.01, (6, 60))
+  for row in averaged.differences(of_kinds(table, 3), [3, 4, 5], 0):
+    half = scipy.stats.norm.ppf(0.975) * 0.01 * math.sqrt(2 / 60)
+    assert np.ptp(row.interval) / 2 == pytest.approx(half, rel=0.13)
+
+
 def test_a_lone_dense_arm_varies_by_its_own_seeds():
   table = np.random.default_rng(2).normal(0, 0.01, (6, 3))
   table[0] += [0.3, -0.1, -0.2]
@@ -197,7 +205,10 @@ def test_kinds_are_compared_by_the_seeds_that_both_have():
   noise = seed_noise.fit(
     every.value_R[there], every.arm_R[there], every.seed_R[there], np.arange(4) == 0
   )
-  assert 0.2 < noise.kind_variance < 3 and noise.kind_df < 1.5 and noise.df == 4
+  assert noise.kind_variance == pytest.approx(
+    of_kinds(table[:, 1:], 1).noise.kind_variance, rel=0.1
+  )
+  assert noise.kind_variance > 0.2 and noise.kind_df < 1.5 and noise.df == 4
   alone = seed_noise.fit(every.value_R[2:], every.arm_R[2:], every.seed_R[2:], np.arange(4) == 0)
   assert alone.kind_df == 0 and not alone.is_alone_A.any() and alone.df == 4
 

@@ -5,7 +5,7 @@ import pytest
 
 from moe_parity.downstream import results
 from moe_parity.downstream.results import ResultFile, Values
-from moe_parity.study.analysis import downstream
+from moe_parity.study.analysis import downstream, seed_noise
 from moe_parity.study.analysis.downstream_scales import AVERAGED, left_out_lines
 from moe_parity.study.reading import RunRecord
 from tests.helpers import fake_study
@@ -69,6 +69,13 @@ def test_a_large_lead_is_seen_and_no_lead_is_not(tmp_path):
     assert by_task["a", "moe_2"] == "not distinguishable"
     by_category = verdicts(found, "category", scale)
     assert by_category["reasoning", "moe_1"] == by_category[downstream.ALL, "moe_1"] == "MoE better"
+
+
+def test_what_seeds_do_to_dense_alone_counts(tmp_path, monkeypatch):
+  told, fit = [], seed_noise.fit
+  monkeypatch.setattr(seed_noise, "fit", lambda *args: told.append(args[3]) or fit(*args))
+  verdicts(study(tmp_path, lead=0.2), "task")
+  assert told and all(is_dense_A.sum() == 1 < len(is_dense_A) for is_dense_A in told)
 
 
 def test_a_lead_of_dense_has_its_sign(tmp_path):
