@@ -14,8 +14,8 @@ are tokens. Every arm, reference and control tries the same learning rates with 
 seed of its own, then trains with three seeds, which draw weights, text and order, at its own best.
 Seven activation rates, dense at C and at 2C, and, once it is known which MoE arm is best, dense of
 its active size and smaller dense models; with `few` three rates and fewer controls. FLOPs are
-executed ones, text is reused strictly. On one quiet CPU core the first two take 1.3 and 2.5 hours;
-80 bytes at N = 100 thousand would take about 5, and N = 800 thousand about 7."""
+executed ones, text is reused strictly. On one quiet CPU core the first two take 1.3 and 2.5 hours,
+80 bytes at N = 100 thousand 4, and N = 800 thousand would take about 7."""
 
 from moe_parity.config import parse_arg
 from moe_parity.defaults import base, dense_arm, moe_arm

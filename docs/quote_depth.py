@@ -43,6 +43,8 @@ def lead() -> list[str]:
     documents.add(analysis["documents"]["num_documents"])
   leading = [cell for cell in cells() if _num_better(cell)]
   found = f"MoE arms beat dense in {len(leading)} of {len(cells())} cells of the table"
+  if level := [_named(cell) for cell in cells() if cell not in leading]:
+    found += f", not {' and '.join(level)}"
   return [
     *_cells_table(cells()), "",
     f"- **At equal N, executed FLOPs and unique data, every arm tuned, {found}.**"
@@ -88,14 +90,17 @@ def _explained(leading: list[str]) -> str:
 def _optima() -> str:
   """The best activation rates, with an optimum inside the rates tried and without; and what twice
   the compute buys dense."""
-  inside, at_edge, ahead, tried = [], [], 0, []
+  inside, low, high, ahead, tried = [], [], [], 0, []
   for cell in cells():
     references = read(cell, "analysis.json")["references"]
     ahead += sum(row["verdict"] == "MoE better" for row in references)
     tried += [_named(cell)] if references else []
-    (inside if _optimum(cell)["bracketed"] else at_edge).append(cell)
+    optimum, rows = _optimum(cell), read(cell, "analysis.json")["comparisons"]
+    at_low = optimum["interval"][0] <= 1.01 * min(row["activation_rate"] for row in rows)
+    (inside if optimum["bracketed"] else low if at_low else high).append(cell)
   found = [f"{_best_rates(inside)}, inside the rates tried"] if inside else []
-  found += [f"{_best_rates(at_edge)}, where its interval reaches an end of them"] if at_edge else []
+  for some, end in ((low, "lowest"), (high, "highest")):
+    found += [f"{_best_rates(some)}, where its interval reaches the {end} of them"] if some else []
   return (
     f"- **The best rate.** The fitted curve is lowest at {'; at '.join(found)}. {ahead or 'No'} MoE"
     f" arm beats dense at twice the compute, which was tried {' and '.join(tried)}."
