@@ -2,7 +2,7 @@
 
 import itertools
 
-from quote_studies import RESULTS, arms_table, headline, is_earlier, read
+from quote_studies import RESULTS, arms_table, headline, is_earlier, mark, read
 from quote_tables import markdown, percent
 
 
@@ -59,7 +59,9 @@ def _marked(names: list[str]) -> str:
   """What the mark of some cells' intervals means, where any has it."""
   if not any(map(is_earlier, names)):
     return ""
-  return " Intervals marked † leave out what a seed does to dense arms alone: they are too narrow."
+  return (
+    " Intervals of what is marked † leave out what a seed does to dense arms alone: too narrow."
+  )
 
 
 def _num_better(cell: str) -> int:
@@ -164,10 +166,10 @@ def _cells_table(names: list[str]) -> list[str]:
     scores = {group["name"]: group["bpc"] for group in analysis["groups"]}
     controls = {row["name"]: row for row in analysis["controls"]["controls"]}
     rows.append([
-      f"{dense(cell)['num_params']:,}", str(bytes_per_param(cell)), f"{scores['dense']:.4f}",
+      f"{dense(cell)['num_params']:,}{mark(cell)}", str(bytes_per_param(cell)), f"{scores['dense']:.4f}",
       f"{_num_better(cell)} of {len(analysis['comparisons'])}",
       f"{best['name']}, {percent(best['activation_rate'])}",
-      _with_interval(best) + (" †" if is_earlier(cell) else ""),
+      _with_interval(best),
       _with_interval(controls["dense_active"]["moe_to_control"]), _lowest(cell),
     ])  # fmt: skip
   columns = ["N", "bytes a parameter", "BPC of dense", "MoE arms better", "the best, its r_a",

@@ -22,6 +22,11 @@ def is_earlier(study: str) -> bool:
   return "kind_sd" not in read(study, "analysis.json")["noise"]
 
 
+def mark(study: str) -> str:
+  """The mark of intervals that are earlier ones."""
+  return " †" if is_earlier(study) else ""
+
+
 def executed_ratios(study: str) -> dict[str, float]:
   """Arm -> train FLOPs of all its matrix products, router and head included, over dense's."""
   costs = arm_costs(read(study, "plan.json")["arms"])
@@ -53,7 +58,7 @@ def arms_table(study: str) -> list[str]:
       f"{row['difference']:+.4f} ({interval(row['simultaneous'])})" if row and repeated else "",
     ])  # fmt: skip
   names = ["arm", "N", "r_a", "tokens", "epochs", "executed FLOPs / dense", "seeds", "BPC",
-           "minus dense (simultaneous 95 %)"]  # fmt: skip
+           "minus dense (simultaneous 95 %)" + mark(study)]  # fmt: skip
   return markdown(names, rows)[1:]
 
 

@@ -6,11 +6,11 @@ document has its own difficulty, and arms differ on it at random. Noise is equal
 not. Every interval is nominally at 95 %; IN_RANGE is what is called good.
 
 The method was chosen with NOISES in view, on 2 and 3 seeds and 5 and 60 documents. How well it does
-there flatters it, so it is also tried on UNSEEN noises, seeds and documents, which were written
-down after it was settled and changed nothing in it.
+there flatters it, so it is also tried on UNSEEN noises, seeds and documents, which changed nothing
+in it. The first two of them are new; the others had been tried with the method before this one.
 
-Where dense varies many times as much as the MoE arms, two seeds cannot always show it: they may lie
-close together by chance. Three can.
+Where dense varies many times as much as the MoE arms, two seeds, and sometimes three, cannot show
+it: they may lie close together by chance. Such rows come out below the range.
 """
 
 import dataclasses

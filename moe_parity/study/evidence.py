@@ -214,10 +214,10 @@ def versions_of(data_by_run: dict[str, dict]) -> dict[str, dict[str, int]]:
   or in part."""
   found: dict[str, dict[str, int]] = {}
   for data in data_by_run.values():
-    for name in dict.fromkeys(name for numbers in data["versions"] for name in numbers):
-      for number in {numbers[name] for numbers in data["versions"] if name in numbers}:
-        of_name = found.setdefault(name, {})
-        of_name[number] = of_name.get(number, 0) + 1
+    once = dict.fromkeys(pair for versions in data["versions"] for pair in versions.items())
+    for name, version in once:
+      of_name = found.setdefault(name, {})
+      of_name[version] = of_name.get(version, 0) + 1
   return found
 
 
