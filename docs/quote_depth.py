@@ -60,7 +60,8 @@ def _marked(names: list[str]) -> str:
   if not any(map(is_earlier, names)):
     return ""
   return (
-    " Intervals of what is marked † leave out what a seed does to dense arms alone: too narrow."
+    " Intervals of what is marked † leave out what a seed does to dense arms alone: they are too"
+    " narrow."
   )
 
 
@@ -166,7 +167,8 @@ def _cells_table(names: list[str]) -> list[str]:
     scores = {group["name"]: group["bpc"] for group in analysis["groups"]}
     controls = {row["name"]: row for row in analysis["controls"]["controls"]}
     rows.append([
-      f"{dense(cell)['num_params']:,}{mark(cell)}", str(bytes_per_param(cell)), f"{scores['dense']:.4f}",
+      f"{dense(cell)['num_params']:,}{mark(cell)}", str(bytes_per_param(cell)),
+      f"{scores['dense']:.4f}",
       f"{_num_better(cell)} of {len(analysis['comparisons'])}",
       f"{best['name']}, {percent(best['activation_rate'])}",
       _with_interval(best),
