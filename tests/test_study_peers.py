@@ -69,12 +69,61 @@ def test_a_process_that_ended_well_is_not_missed():
     assert first.look() == second.look() == ""
 
 
+@pytest.mark.parametrize("is_away", [False, True])
+def test_a_pause_of_the_whole_machine_is_no_loss(is_away):
+  """The first process to go on finds all others where they were before the pause."""
+  clock, store, peers = three()
+  for peer in (*peers, *peers):
+    peer.look()
+  clock.now += 600
+  store.is_away = is_away
+  assert [peer.look() for peer in peers] == ["", "", ""]
+  store.is_away = False
+  for _ in range(10):
+    clock.now += 5
+    assert [peer.look() for peer in peers] == ["", "", ""]
+
+
+def test_a_pause_of_the_first_process_alone_loses_no_other():
+  """The beats of all others hung in its store meanwhile."""
+  clock, store, peers = three()
+  for peer in (*peers, *peers):
+    peer.look()
+  clock.now += 2
+  answer = store.key_value_dir_get
+
+  def answer_late(prefix):
+    clock.now += 600
+    return answer(prefix)
+
+  store.key_value_dir_get = answer_late
+  assert peers[1].look() == ""
+  store.key_value_dir_get = answer
+  for _ in range(10):
+    assert [peer.look() for peer in peers] == ["", "", ""]
+    clock.now += 5
+
+
+def test_a_service_that_never_answers_is_silent():
+  """A call to a host that is gone takes as long as its transport waits."""
+  clock, store, (_, second, _) = three()
+  second.look()
+
+  def wait_in_vain(*args):
+    clock.now += 16
+    raise RuntimeError("DEADLINE_EXCEEDED")
+
+  store.key_value_set = wait_in_vain
+  assert "process 0 of 3 is lost" in second.look()
+
+
 def test_where_the_service_is_gone_the_first_process_is():
   clock, store, (first, second, third) = three()
   second.look()
   store.is_away = True
-  clock.now += 15
-  assert second.look() == ""
+  for _ in range(3):
+    clock.now += 5
+    assert second.look() == ""
   clock.now += 1
   assert "process 0 of 3 is lost" in second.look()
 

@@ -1,6 +1,7 @@
 """A run that takes no step any more is noticed, and a slow one is left alone."""
 
 import threading
+import time
 
 from moe_parity.study.workers.watchdog import Watchdog
 from tests.helpers.clock import Clock
@@ -43,6 +44,22 @@ def test_a_stuck_run_is_told_with_the_stacks_of_its_threads(capfd):
   clock, stopped = Clock(), threading.Event()
   dog = Watchdog(lambda why: stopped.set(), clock=clock)
   with dog.watching(seconds=0.01):
-    clock.now = 700
-    assert stopped.wait(300)
+    while not stopped.wait(0.02):
+      clock.now += 20
+  assert 600 < clock.now < 6000
   assert "test_a_stuck_run_is_told" in capfd.readouterr().err
+
+
+def test_a_pause_of_the_whole_machine_is_not_the_run_s():
+  clock, stopped = Clock(), threading.Event()
+  dog = Watchdog(lambda why: stopped.set(), clock=clock)
+  with dog.watching(seconds=0.01):
+    time.sleep(0.1)  # the thread waits
+    clock.now += 7200
+    assert not stopped.wait(0.5) and dog.why() == ""
+    clock.now += 50
+    time.sleep(0.1)
+    assert dog.why() == "" and dog.limit_seconds() == 600
+    while not stopped.wait(0.02):
+      clock.now += 20
+  assert 7200 + 600 < clock.now

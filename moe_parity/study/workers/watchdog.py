@@ -1,4 +1,8 @@
-"""Ends a run that takes no step any more, so that its engine can start it again."""
+"""Ends a run that takes no step any more, so that its engine can start it again.
+
+Time in which the machine stood still (a virtual machine that is moved, or saved to disk) is not the
+run's.
+"""
 
 import collections
 import contextlib
@@ -11,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 LEAST_SECONDS = 600.0
 MEDIANS = 20
+PAUSED_SECONDS = 60.0  # a thread that waits so much longer than it asked for did not run
 PAUSE_FACTOR = 6  # a validation or a checkpoint may take so many times the limit of a step
 
 
@@ -73,7 +78,12 @@ class Watchdog:
       self._factor, self._since = 1, self._clock()
 
   def _watch(self, seconds: int | float, over: threading.Event) -> None:
+    looked = self._clock()
     while not over.wait(seconds):
+      now = self._clock()
+      if (paused := now - looked - seconds) > PAUSED_SECONDS:  # the whole machine, with this thread
+        self._since = min(self._since + paused, now)
+      looked = now
       if why := self.why():
         faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
         self._overdue(why)
