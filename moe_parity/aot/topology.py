@@ -25,11 +25,16 @@ def slice_mesh(slice_: Slice, sizes: MeshSizes) -> Mesh:
   """
   libtpu.require()
   libtpu.silence_probe()
-  # A v4's two cores are one device where JAX runs on it, but to libtpu only by this name.
-  cores = {"chip_config_name": "megacore"} if slice_.generation.name == "v4" else {}
+  options = {}
+  if slice_.generation.name == "v4":
+    # Its two cores are one device where JAX runs on it, but to libtpu only by this name.
+    options["chip_config_name"] = "megacore"
+  if slice_.num_chips == 1:
+    # Up to 0.0.48, which comes with jax 0.11.2, libtpu takes every host for one of four chips.
+    options["chips_per_host_bounds"] = (1, 1, 1)
   try:
     described = topologies.get_topology_desc(
-      platform="tpu", topology_name=slice_.compiler_name, **cores
+      platform="tpu", topology_name=slice_.compiler_name, **options
     )
   except jax.errors.JaxRuntimeError as error:
     raise UserError(
