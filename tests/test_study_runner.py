@@ -105,26 +105,55 @@ def with_another_worker(folder, made, monkeypatch, then, **kwargs):
   return seen, arms, lines
 
 
-def test_a_worker_of_a_study_in_stages_waits_for_others(tmp_path, monkeypatch):
+def staged():
+  """A study whose second seeds depend on what the first ones score."""
   made = fake_training.config(rates=()).unlock()
   made.arms.moe = moe_arm(num_layers=2, d_model=32, d_head=16, multiple_of=4)
   made.study.update(method="activation_rate", activation_rates=(0.2, 0.3, 0.4, 0.5))
   made.study.update(more_seeds=(1,), compute_multiples=(), controls=False)
+  return made.lock()
 
-  def finish_at_second_wait(seen, task, study, lease, actions):
+
+def finish(task, study, lease, actions):
+  """Another worker ends its run."""
+  run = task.comparison.config, task.arm, study.store, study.folder / task.run
+  actions.train(*run, None, None, None)
+  actions.certify(study.folder / task.run)
+  lease.release("done")
+
+
+def test_a_worker_of_a_study_in_stages_waits_for_others(tmp_path, monkeypatch):
+  def finish_at_second_wait(seen, *other):
     if len(seen) == 2:
-      run = task.comparison.config, task.arm, study.store, study.folder / task.run
-      actions.train(*run, None, None, None)
-      actions.certify(study.folder / task.run)
-      lease.release("done")
+      finish(*other)
 
-  seen, arms, _ = with_another_worker(tmp_path, made.lock(), monkeypatch, finish_at_second_wait)
+  seen, arms, _ = with_another_worker(tmp_path, staged(), monkeypatch, finish_at_second_wait)
   first = {("dense", 0), ("dense", 1), ("moe_20", 0), ("moe_30", 0), ("moe_50", 0)}
   assert len(seen) == 2 and seen[0] == seen[1] and set(seen[0]) == first
   assert {arm.status for arm in arms} == {"done"}
   begun = [(name, seed) for _, name, seed in fake_training.started(tmp_path)]
   assert len(begun) == len(set(begun)) == len(arms)
   assert set(begun) - first == {("moe_40", 0), ("moe_20", 1), ("moe_30", 1), ("moe_40", 1)}
+
+
+def test_a_stage_that_ends_between_two_looks_is_followed(tmp_path, monkeypatch):
+  """The last run of a stage was another's when the worker planned, and done when it looked whether
+  to wait: the worker left, and trained nothing of the next stage."""
+  must_wait, once = runner._Worker.must_wait, []
+
+  def finish_then_look(self, tasks):
+    if once:
+      finish(*once.pop())
+    return must_wait(self, tasks)
+
+  def begin(seen, *other):
+    if len(seen) == 1:
+      once.append(other)
+
+  monkeypatch.setattr(runner._Worker, "must_wait", finish_then_look)
+  seen, arms, _ = with_another_worker(tmp_path, staged(), monkeypatch, begin)
+  assert len(seen) == 1 and {arm.status for arm in arms} == {"done"}
+  assert {arm.name for arm in arms if arm.seed} == {"dense", "moe_20", "moe_30", "moe_40"}
 
 
 def test_a_worker_leaves_a_run_to_another_that_lives(tmp_path, monkeypatch):

@@ -180,14 +180,18 @@ def run_study(
     Stopped: as `stop` requires.
   """
   worker = _Worker(study, on_log, log, actions, stop or StopRequests())
+
+  def planned() -> list[Task]:
+    return [task for task in tasks_of(study.derive(), only) if not runs or task.run in runs]
+
   while True:
-    study.derive()
-    tasks = [task for task in tasks_of(study.comparisons, only) if not runs or task.run in runs]
+    tasks = planned()
     if worker.train_one(shard.order(tasks)):
       continue
-    if not worker.must_wait(tasks):
+    if worker.must_wait(tasks):
+      time.sleep(POLL_SECONDS)
+    elif len(planned()) == len(tasks):  # what another worker finished since may lead to more
       break
-    time.sleep(POLL_SECONDS)
   for task in tasks:
     if study.status(task.run)[0] == "done":
       certify_or_recheck(study.folder / task.run, actions)
