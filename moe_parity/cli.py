@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from moe_parity.aot import libtpu
+from moe_parity.command_line import OneLineParser
 from moe_parity.errors import Stopped, UserError, disk_is_full
 from moe_parity.launch.exit_codes import START_AGAIN
 
@@ -47,15 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
   gc.set_threshold(50_000)
   libtpu.silence_probe()
   argv = list(sys.argv[1:] if argv is None else argv)
-  parser = _parser()
-  args, overrides = parser.parse_known_args(argv)
-  if args.subcommand is None:
-    parser.print_help()
-    return 2
-  args.overrides, args.command = overrides, "moe-parity " + shlex.join(argv)
   try:
-    if overrides and not hasattr(args, "config"):
-      raise UserError(f"unknown option {overrides[0]!r}; see moe-parity {args.subcommand} --help")
+    parser = _parser()
+    args, overrides = parser.parse_known_args(argv)
+    if args.subcommand is None:
+      parser.print_help()
+      return 2
+    args.overrides, args.command = overrides, "moe-parity " + shlex.join(argv)
+    if overrides and not (hasattr(args, "config") or hasattr(args, "pytest")):
+      raise UserError(
+        f"unexpected argument {overrides[0]!r}; see moe-parity {args.subcommand} --help"
+      )
     status = args.run(args)
     sys.stdout.flush()
     return status
@@ -101,9 +104,9 @@ def _place_problem(error: OSError) -> str:
   )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> OneLineParser:
   raw = argparse.RawDescriptionHelpFormatter
-  parser = argparse.ArgumentParser("moe-parity", description=ABOUT, formatter_class=raw)
+  parser = OneLineParser("moe-parity", description=ABOUT, formatter_class=raw)
   subparsers = parser.add_subparsers(dest="subcommand", metavar="COMMAND")
   for name in COMMANDS:
     module = importlib.import_module(f"moe_parity.commands.{name}")

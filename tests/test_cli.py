@@ -105,7 +105,21 @@ def test_account_prices_a_table_and_its_printed_values(tmp_path, capsys):
     (["bench", "--only=stepp"], "did you mean 'step'"),
     (["report", "nowhere"], "nowhere"),
     (["evaluate", "nowhere"], "no run folder"),
-    (["prepare", "--sauce=x"], "unknown option"),
+    (["prepare", "--sauce=x"], "unknown option '--sauce=x'; did you mean '--source'?"),
+    (["prepare", "books"], "unexpected argument 'books'; see moe-parity prepare --help"),
+    (["--version"], "unknown option '--version'"),
+    (["plann"], "COMMAND=plann is not one of plan, account"),
+    (["data", "sho"], "did you mean 'show'?"),
+    (["data", "show", "x", "--verifi"], "unknown option '--verifi'; did you mean '--verify'?"),
+    (["plan"], "--config is missing; see moe-parity plan --help"),
+    (["plan", "--confg=x"], "unknown option '--confg=x'; did you mean '--config'?"),
+    (["compile"], "--config, --topology are missing"),
+    (["plan", "--config=x", "--share=much"], "--share=much is not a number"),
+    (["study", "--config=x", "--workdir=w", "--run=1.5"], "--run=1.5 is not a whole number"),
+    (["study", "--config=x", "--workdir=w", "--dryrun"], "did you mean '--dry-run'?"),
+    (["report", "x", "--rescore=some"], "--rescore=some is not one of new, all, none"),
+    (["predict", "--runs"], "--runs: expected at least one argument"),
+    (["sft", "x", "--data=builtin", "--epochs=1.5"], "--epochs: '1.5' is no list of whole numbers"),
     (["train", f"--config={ROOT}/configs/demo.py:tiny", "--workdir=w"], "choose one of"),
     (
       ["train", f"--config={ROOT}/configs/demo.py:tiny", "--workdir=w", "--arm=mo"],
@@ -119,6 +133,14 @@ def test_wrong_input_is_one_line_and_exit_two(argv, words, capsys, tmp_path, mon
   assert cli.main(argv) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ") and words in error and error.count("\n") == 1
+
+
+def test_what_follows_test_goes_to_pytest_in_its_order(monkeypatch):
+  seen = []
+  monkeypatch.setattr(subprocess, "call", lambda command, cwd: seen.append(command[3:]) or 5)
+  assert cli.main(["test", "-k", "hours", "tests/test_cli.py", "-q"]) == 5
+  assert cli.main(["test", "--lf"]) == 5
+  assert seen == [["-k", "hours", "tests/test_cli.py", "-q"], ["--lf"]]
 
 
 def test_help_teaches_the_question(capsys):

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "moe_parity"
 # Every room may import those before it. Rooms of one line know nothing of each other.
 ORDER = (
   ("errors",),
-  ("escapes", "console", "files", "markdown", "launch"),
+  ("escapes", "console", "files", "markdown", "command_line", "launch"),
   ("fields",),
   ("stored",),
   ("defaults", "config"),

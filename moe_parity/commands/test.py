@@ -12,15 +12,18 @@ Runs the tests of a checkout; what follows goes to pytest.
 
   moe-parity test
   moe-parity test tests/test_planning_plan.py
+  moe-parity test -m "not slow" -n 2
 """
 
 
 def arguments(parser) -> None:
+  parser.passes_on = True
   parser.add_argument("pytest", nargs=argparse.REMAINDER)
 
 
 def run(args) -> int:
   # A fresh process: the tests check array shapes by a hook that must come before our imports.
   # Stealing work keeps most files whole on one worker, so what a file's tests share is made once.
-  arguments = args.pytest or ["-n", "2", "--dist", "worksteal", str(ROOT / "tests")]
+  # pytest's options that come before its first path are not among what our parser takes.
+  arguments = [*args.overrides, *args.pytest] or ["-n", "2", "--dist", "worksteal", str(ROOT / "tests")]
   return subprocess.call([sys.executable, "-m", "pytest", *arguments], cwd=ROOT)
