@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from moe_parity.errors import UserError, suggest
 
-CONFIG_FIELD = "--config."  # what begins with it sets a field of a config, which `config.load` reads
+CONFIG_FIELD = "--config."  # begins what sets a field of a config, which `config.load` reads
 _KINDS = {"int": "a whole number", "float": "a number"}
 
 
@@ -63,7 +63,8 @@ def _in_words(message: str) -> str:
   """The same in ours; a message of a form that is not known here stays as it is."""
   if match := re.fullmatch(r"the following arguments are required: (.*)", message):
     return f"{match[1]} {'are' if ', ' in match[1] else 'is'} missing"
-  if match := re.fullmatch(r"argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
+  choice = r"argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)"
+  if match := re.fullmatch(choice, message):
     choices = match[3].replace("'", "").split(", ")
     return f"{match[1]}={match[2]} is not one of {', '.join(choices)}{suggest(match[2], choices)}"
   if match := re.fullmatch(r"argument (\S+): invalid (int|float) value: '(.*)'", message):

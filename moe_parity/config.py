@@ -102,6 +102,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
   finally:
     sys.path.remove(root)
   _refuse_former_names(result, overrides)
+  _refuse_what_is_no_field(result, overrides)
   overrides = [_as_count(override) for override in overrides]
   if not overrides:
     return result.lock()  # the flags below print the config twice, which is slow for many arms
@@ -114,7 +115,7 @@ def load(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     raise UserError(f"unknown option --{error.flagname}; see --help") from None
   except (AttributeError, KeyError) as error:
     raise UserError(f"unknown config key {_unknown_key(error)}") from None
-  except (flags.IllegalFlagValueError, TypeError, ValueError) as error:
+  except (flags.Error, TypeError, ValueError) as error:  # absl's base class: no value at all
     raise UserError(f"config override: {_one_line(error)}{_way_out(error, overrides)}") from None
   if rest:
     raise UserError(f"unexpected argument {rest[0]!r}; fields are set by --config.name=value")
@@ -149,6 +150,31 @@ def _made_by(path: pathlib.Path, arg: str | None) -> ConfigDict:
   return result
 
 
+def _refuse_what_is_no_field(config: ConfigDict, overrides: Sequence[str]) -> None:
+  """
+  Raises:
+    UserError: an override of an arm that is not there, without the name of a field, or of a section
+      or arm as a whole other than by a dictionary.
+  """
+  for override in overrides:
+    name, _, text = override.partition("=")
+    path = name.removeprefix("--config.")
+    if path == name or text.lstrip().startswith("{"):
+      continue
+    section, _, arm = path.partition(".")
+    arm = arm.partition(".")[0]
+    if section == "arms" and arm and arm not in config.arms:
+      hint = suggest(arm, config.arms)
+      raise UserError(f"{name}: the config's arms are {', '.join(sorted(config.arms))}{hint}")
+    value = config
+    for part in path.split("."):
+      value = value.get(part) if isinstance(value, ConfigDict) else None
+    if not path or isinstance(value, ConfigDict):
+      field = next(iter(value), "FIELD") if value else "seed"
+      example = f"--config.{path}.{field}=VALUE" if path else f"--config.{field}=VALUE"
+      raise UserError(f"{override} names no field; set one, for example {example}")
+
+
 def _as_count(override: str) -> str:
   """An override of a whole number that is written 2e9, as its digits; any other as it is."""
   name, equals, text = override.partition("=")
@@ -167,7 +193,7 @@ def _way_out(error: Exception, overrides: Sequence[str]) -> str:
     row = row_of(path)
     if row is not None and path in str(error):
       return f"; give {row.kind.words()}"
-  return ""
+  return "; write --config.name=value"
 
 
 def _refuse_former_names(config: ConfigDict, overrides: Sequence[str] = ()) -> None:
@@ -226,6 +252,8 @@ def _unknown_key(error: Exception) -> str:
 
 def _one_line(error: Exception) -> str:
   text = str(error.args[0] if error.args else error)
+  # absl prints the arguments of an error about a word for True or False, as a tuple
+  text = re.sub(r"\('Non-boolean argument to boolean flag', '(.*)'\)", r"\1 is not one", text)
   with contextlib.suppress(ValueError, SyntaxError):
     text = str(ast.literal_eval(text))  # a KeyError about a KeyError quotes its message
   return " ".join(text.split())

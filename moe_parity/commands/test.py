@@ -25,5 +25,6 @@ def run(args) -> int:
   # A fresh process: the tests check array shapes by a hook that must come before our imports.
   # Stealing work keeps most files whole on one worker, so what a file's tests share is made once.
   # pytest's options that come before its first path are not among what our parser takes.
-  arguments = [*args.overrides, *args.pytest] or ["-n", "2", "--dist", "worksteal", str(ROOT / "tests")]
+  given = [*args.overrides, *args.pytest]
+  arguments = given or ["-n", "2", "--dist", "worksteal", str(ROOT / "tests")]
   return subprocess.call([sys.executable, "-m", "pytest", *arguments], cwd=ROOT)
