@@ -242,6 +242,20 @@ def test_the_optimum_is_found_and_its_sentence_matches(tmp_path):
   assert "not bracketed; add arms with smaller r_a" in words(edge)
 
 
+@pytest.mark.parametrize(
+  "fields, held",
+  [
+    (dict(), "holds the validation documents and the arms' scatter about the curve."),
+    (dict(rates=(0.1, 0.2, 0.4)), "holds the validation documents only, for a curve through three"),
+    (dict(rates=(0.1, 0.2, 0.4), seeds=(0, 1)), "holds the validation documents and the seeds."),
+    (dict(seeds=(0, 1)), "the seeds and, where it is larger than these, the arms' scatter"),
+  ],
+)
+def test_what_the_curves_interval_holds_is_said(tmp_path, fields, held):
+  """With repeated seeds it held their noise, and said that it holds documents only."""
+  assert held in words(compare.analyze(study(tmp_path, telemetry=False, seed_sd=0.01, **fields)))
+
+
 def test_two_moe_arms_give_differences_but_no_curve(tmp_path):
   report = compare.analyze(study(tmp_path, telemetry=False, rates=(0.2, 0.4)))
   assert report["curve"] is None and len(report["comparisons"]) == 2

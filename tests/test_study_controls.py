@@ -1,6 +1,7 @@
 """Is the lead one of the experts? Studies whose truth is known, with controls and ablations."""
 
 import json
+import math
 
 import pytest
 
@@ -66,6 +67,27 @@ def test_a_lead_that_a_control_explains_names_no_winner(tmp_path):
   dense = analyze(tmp_path / "d", dense_bpc=1.6, controls={"dense_active": (150_000, 1.5)})
   found = dense["verdict"]
   assert (found["winner"], found["beats_dense"], found["explained_by"]) == ("dense", None, None)
+
+
+def test_the_lead_explained_is_the_one_the_headline_names(tmp_path):
+  """A noisier arm of lower mean was explained instead, and the arm that beats dense was called no
+  better than a control that it beats."""
+  folder = fake_study.write_study(
+    tmp_path, Fake(**SEEDS, ablation_cost=0.2, controls={"dense_active": (150_000, 1.92)})
+  )
+  for seed, moved in enumerate((-0.5, -0.1, 0.3)):
+    path = folder / "runs" / f"moe_17-s{seed}" / "result.json"
+    result = json.loads(path.read_text())
+    validation = result["validation"]
+    validation["bpc"] += moved
+    for row in validation["documents"]:
+      row["nats"] += moved * math.log(2) * row["num_chars"]
+    files.write_json(path, result)
+  report = compare.analyze(folder)
+  by_name = {row["name"]: row for row in report["comparisons"]}
+  assert by_name["moe_17"]["difference"] < by_name["moe_26"]["difference"]
+  assert by_name["moe_17"]["verdict"] == "not distinguishable"
+  assert report["verdict"]["beats_dense"] == report["controls"]["best"] == "moe_26"
 
 
 def test_page_api_and_command_agree_on_the_winner(tmp_path, capsys):

@@ -32,14 +32,15 @@ def explain_lead(
   Args:
     runs: finished runs. names: of the arms; moe, base, controls: indices of arms.
   Returns:
-    best (the MoE arm of lowest BPC), its peak_learning_rate, lead (dense minus it, BPC), controls
+    best (the MoE arm of lowest BPC among those that beat dense; among those repeated where none
+    does; among all where none was), its peak_learning_rate, lead (dense minus it, BPC), controls
     (a row each: name, num_params, peak_learning_rate, to_dense and moe_to_control, each with
     difference, interval, simultaneous, verdict), ablations ({name: {"cost", "lead_left"}} of the
     best arm, means over its seeds).
   """
   if not moe:
     return None
-  best = min(moe, key=lambda arm: arms.value_A[arm])
+  best = _best(arms, moe, base)
   lead = float(arms.value_A[base] - arms.value_A[best])
   plans = {run.name: run.plan for run in runs}
   to_dense = averaged.differences(arms, controls, base) if controls else []
@@ -60,6 +61,14 @@ def explain_lead(
     "controls": rows,
     "ablations": _ablations([run for run in runs if run.name == names[best]], lead),
   }
+
+
+def _best(arms: Arms, moe: Sequence[int], base: int) -> int:
+  """The arm whose lead the verdict names: a noisier arm may have a lower mean."""
+  verdicts = [row.verdict for row in averaged.differences(arms, moe, base)]
+  better = [arm for arm, verdict in zip(moe, verdicts, strict=True) if verdict == "MoE better"]
+  judged = [arm for arm in moe if arms.is_judged(arm, base)]
+  return min(better or judged or moe, key=lambda arm: arms.value_A[arm])
 
 
 def _fields(row: averaged.Difference, words: dict[str, str]) -> dict:

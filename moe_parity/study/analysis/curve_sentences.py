@@ -38,16 +38,11 @@ def optimum(report: dict) -> list[str]:
       f"The curve is lowest at r_a* = {rate}, but the 95 % interval reaches the edge of the rates "
       f"tried ({ends}): the optimum is not bracketed."
     )
-  covers = (
-    "the validation documents and the arms' scatter about the curve"
-    if fitted["scatter_df"]
-    else "the validation documents only, for a curve through three arms shows no scatter"
-  )
   other = [
     f"{100 * r:.1f} % as {name}" for name, r in fitted["minimum_by_form"].items()
     if name != fitted["form"]
   ]  # fmt: skip
-  detail = f"The curve is {fitted['form']} ({listed(other)}); its interval holds {covers}."
+  detail = f"The curve is {fitted['form']} ({listed(other)}); its interval holds {_covered(report)}."
   lines = [line, detail]
   if fitted["misfit"]:
     lines.append(
@@ -55,6 +50,18 @@ def optimum(report: dict) -> list[str]:
       "r_a differs between them (granularity, depth), and r_a* is to be read with that in mind."
     )
   return lines
+
+
+def _covered(report: dict) -> str:
+  """What the curve's interval holds, as `rate_curve.fit` draws it."""
+  scatter = "the arms' scatter about the curve"
+  if report["noise"]["df"]:
+    if report["curve"]["scatter_df"]:
+      return f"the validation documents, the seeds and, where it is larger than these, {scatter}"
+    return "the validation documents and the seeds"
+  if report["curve"]["scatter_df"]:
+    return f"the validation documents and {scatter}"
+  return "the validation documents only, for a curve through three arms shows no scatter"
 
 
 def region(report: dict) -> list[str]:

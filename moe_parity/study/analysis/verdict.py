@@ -69,7 +69,7 @@ def _headline(report: dict, ahead: str) -> str:
   ahead_is_moe = any(row["verdict"] == "MoE better" for row in report["comparisons"])
   certificate = report["certificate"]
   if certificate["passed"] is False:
-    return "No winner: the certificate did not pass, so the arms did not spend equal resources."
+    return "No winner: the certificate did not pass, so it is not shown that arms are comparable."
   if len(report["arms"]) > 1 and all(row["kind"] != "dense" for row in report["arms"]):
     return "No verdict: no dense arm is part of this comparison."
   if not ahead:
@@ -140,7 +140,7 @@ def _obstacles(report: dict) -> list[str]:
   certificate = report["certificate"]
   if certificate["passed"] is False:
     lines.append(
-      "The certificate did not pass, and a comparison of unequal arms has no winner: "
+      "The certificate did not pass, and arms that are not shown to be comparable have no winner: "
       + "; ".join(certificate["failures"]) + "."
     )  # fmt: skip
   elif certificate["passed"] is None:
