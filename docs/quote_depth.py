@@ -1,9 +1,11 @@
 """The blocks of `quote.py` on the study at depth: the cells, and the shapes tried on both sides."""
 
 import itertools
+import math
 
+import numpy as np
 from quote_studies import RESULTS, arms_table, headline, is_earlier, mark, read
-from quote_tables import markdown, percent
+from quote_tables import interval, markdown, percent
 
 
 def cells(study: str = "depth") -> list[str]:
@@ -194,14 +196,18 @@ def _more_text() -> list[str]:
     if size(first) != size(second):
       continue
     rows = [_best(first), _best(second)]
-    overlap = max(row["simultaneous"][0] for row in rows) <= min(
-      row["simultaneous"][1] for row in rows
-    )
+    change = rows[1]["difference"] - rows[0]["difference"]
+    half = math.hypot(*(np.ptp(row["simultaneous"]) / 2 for row in rows))
     sentences.append(
       f"At N = {size(first):,} the best MoE arm minus dense goes from"
       f" {rows[0]['difference']:+.4f} with {bytes_per_param(first)} bytes a parameter to"
-      f" {rows[1]['difference']:+.4f} with {bytes_per_param(second)}; the intervals"
-      f" {'overlap' if overlap else 'do not overlap'}."
+      f" {rows[1]['difference']:+.4f} with {bytes_per_param(second)}: by {change:+.4f}"
+      f" ({interval([change - half, change + half])})."
+    )
+  if sentences:
+    sentences.append(
+      "These intervals of 95 % join the simultaneous ones of the two leads as if the cells did not"
+      " depend on each other; they have the same validation documents."
     )
   return sentences
 
@@ -264,7 +270,7 @@ def _rates(analysis: dict) -> str:
 
 
 def controls() -> str:
-  """Dense models of other shapes beside the best MoE arm: `configs/depth_controls.py`, a table for
+  """Dense models of other shapes and the best MoE arm: `configs/depth_controls.py`, a table for
   every amount of text."""
   folders = (RESULTS / "depth_controls").glob("*/analysis.json")
   names = sorted((f"depth_controls/{path.parent.name}" for path in folders), key=bytes_per_param)
