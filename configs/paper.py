@@ -84,20 +84,20 @@ def choose(arg, arms, rows):
     UserError: an activation rate the table does not hold, or an unknown choice of arms.
   """
   if arg.activation_rate:
-    rates = [row["ra_pct"] / 100 for row in rows]
+    rates = [round(row["ra_pct"] / 100, 4) for row in rows]
     nearest = min(rates, key=lambda rate: abs(rate - arg.activation_rate))
     if abs(nearest - arg.activation_rate) > 0.02:
       raise UserError(
-        f"activation_rate={arg.activation_rate} is none of the paper's {sorted(rates)}; take one of"
-        " them, or write a config with moe_arm(activation_rate) and let the solver find a shape"
+        f"activation_rate={arg.activation_rate} is none of the paper's"
+        f" {', '.join(map(str, sorted(rates)))}; take one of them, or write a config with"
+        " moe_arm(activation_rate) and let the solver find a shape"
       )
     return ["dense", f"moe_{round(100 * nearest):02d}"]
-  groups = {"all": list(arms), "dense": ["dense"], "moe": [a for a in arms if a[:3] == "moe"]}
-  if arg.arms in arms:
-    return [arg.arms]
+  groups = {"all": list(arms), "moe": [name for name in arms if name.startswith("moe")]}
+  groups |= {name: [name] for name in arms}
   if arg.arms not in groups:
-    raise UserError(f"arms={arg.arms!r} is not one of {', '.join([*groups, *arms])}")
-  return groups[arg.arms]
+    raise UserError(f"arms={arg.arms!r} is not one of {', '.join(groups)}")
+  return list(dict.fromkeys(["dense", *groups[arg.arms]]))  # dense sets C and D^
 
 
 def make_tiny(config, names, arms):

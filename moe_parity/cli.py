@@ -26,7 +26,7 @@ data (arXiv 2506.12119), which wins, and at which activation rate N_a / N?
 
   moe-parity demo                                            the whole question, small, on this CPU
   moe-parity plan    --config=configs/paper_7b.py            what every arm would cost, in a second
-  moe-parity compile --config=configs/paper_7b.py:arms=moe_20 --topology=v5p-128    a TPU step
+  moe-parity compile --config=configs/single_gpu.py:gib=40 --arm=dense --topology=v5e-8   a TPU step
   moe-parity study   --config=configs/demo.py --workdir=runs/mine      train, certify, compare
   moe-parity report runs/mine                                one HTML page
 

@@ -125,6 +125,18 @@ def test_account_prices_a_table_and_its_printed_values(tmp_path, capsys):
       ["train", f"--config={ROOT}/configs/demo.py:tiny", "--workdir=w", "--arm=mo"],
       "--arm=mo: the plan's arms are dense",
     ),
+    (
+      ["train", f"--config={ROOT}/configs/demo.py:tiny", "--workdir=w", "--arm=moe_20", "--seed=7"],
+      "--seed=7 is no seed of the plan's; choose one of --arm=moe_20 --seed=0\n",
+    ),
+    (
+      ["compile", f"--config={ROOT}/configs/demo.py:tiny", "--topology=v5e-8"],
+      "compile takes one arm and the plan has 3; choose one of --arm=dense, --arm=moe_20",
+    ),
+    (
+      ["compile", f"--config={ROOT}/configs/demo.py:tiny", "--topology=v5e-8", "--arm=moe_21"],
+      "--arm=moe_21: the plan's arms are dense, moe_20, moe_40; did you mean 'moe_20'?",
+    ),
   ],
 )
 def test_wrong_input_is_one_line_and_exit_two(argv, words, capsys, tmp_path, monkeypatch):

@@ -89,6 +89,17 @@ def test_printed_rates_and_batches_are_the_papers():
   assert plan["moe_20"].peak_learning_rate == 4.74e-4 and plan["moe_20"].batch_sequences == 640
 
 
+@pytest.mark.parametrize("arms, names", [
+  ("moe_20", ["dense", "moe_20"]),
+  ("dense_2c", ["dense", "dense_2c"]),
+  ("dense", ["dense"]),
+  ("moe", ["dense", "moe_11", "moe_13", "moe_16", "moe_20", "moe_26", "moe_53"]),
+])  # fmt: skip
+def test_arms_of_the_paper_come_with_the_dense_one_that_sets_c(arms, names):
+  plan = make_plan(configs.load(str(ROOT / f"configs/paper_7b.py:arms={arms}")))
+  assert [arm.name for arm in plan.arms] == names
+
+
 @pytest.mark.parametrize(
   "arguments, words",
   [
@@ -128,7 +139,7 @@ def test_printed_rates_and_batches_are_the_papers():
       ["configs/depth_controls.py:tokens_per_param=9"],
       "tokens_per_param=9: the config knows 5, 20",
     ),
-    (["configs/paper_7b.py:arms=mo"], "arms='mo' is not one of all, dense, moe"),
+    (["configs/paper_7b.py:arms=mo"], "'mo' is not one of all, moe, dense, dense_2c, moe_11"),
   ],
 )
 def test_a_wrong_config_is_refused_in_one_line_with_a_way_out(arguments, words, monkeypatch):

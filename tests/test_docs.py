@@ -9,6 +9,12 @@ import pytest
 
 from moe_parity import cli, defaults
 from moe_parity import config as configs
+from moe_parity.api.plans import planned
+from moe_parity.commands import compile as compile_
+from moe_parity.commands import plan, study, train
+from moe_parity.commands.common import load_config
+from moe_parity.planning.gpu_cards import is_card
+from moe_parity.planning.tpu_slices import parse_slice
 from tests.helpers import scripts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -18,6 +24,7 @@ GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "launch" / "READM
           *sorted((ROOT / "docs" / "results").glob("*.md"))]  # fmt: skip
 LOG = sorted((ROOT / "docs" / "log").glob("*.md"))  # records: their commands are of their day
 # What a tree holds; a path below one of these is a promise.
+ONE_ARM = ("train ", "compile ")  # what these commands take
 TOP = "configs|launch|results|moe_parity|tests|docs|notebooks"
 
 
@@ -116,7 +123,8 @@ def shown_commands():
   """Every command that docs, help, configs and launchers tell people to type."""
   command_name = rf"(?:{'|'.join(cli.COMMANDS)})(?![\w.-])"
   files = [*GUIDES, *(ROOT / "configs").glob("*.py"), *(ROOT / "launch").glob("*.sh")]
-  text = "\n".join([cli.ABOUT, *(path.read_text() for path in files)])
+  abouts = [cli.ABOUT, plan.ABOUT, train.ABOUT, study.ABOUT, compile_.ABOUT]
+  text = "\n".join([*abouts, *(path.read_text() for path in files)])
   found = set()
   for line in re.sub(r" *\\\n[ #]*", " ", text).splitlines():  # a command may go over two lines
     typed = re.findall(rf"(?:moe-parity|launch/\w+\.sh) +({command_name}[^`#\"]*)", line)
@@ -146,6 +154,22 @@ def test_a_command_that_is_shown_is_one_that_is_taken(command, monkeypatch, tmp_
     configs.load(f"{name}{colon}{arg}", overrides)
   else:
     assert not overrides or args.subcommand == "test"
+
+
+@pytest.mark.parametrize("command", [c for c in shown_commands() if c.startswith(ONE_ARM)])
+def test_a_shown_command_for_one_arm_finds_one_and_a_mesh(command, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  args, args.overrides = cli._parser().parse_known_args(shlex.split(command))
+  if not pathlib.Path(args.config.partition(":")[0]).exists():
+    pytest.skip("a config that a reader writes")
+  config = load_config(args)
+  arms = planned(config).arms
+  if args.subcommand == "train":
+    train.select_run(arms, args.arm, args.seed)
+    return
+  arm = compile_.select_arm(arms, args.arm)
+  if not is_card(args.topology):
+    assert compile_.choose_meshes(args, config, arm, parse_slice(args.topology))
 
 
 @pytest.mark.parametrize("line", re.findall(r"launch/local\.sh (plan --config.*)", README))

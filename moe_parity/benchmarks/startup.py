@@ -11,6 +11,8 @@ import time
 
 from moe_parity.config import shipped
 
+ARMS = ("dense", "moe_20")  # of the demo
+
 
 def run(repeats: int = 5) -> list[dict]:
   """Seconds from a command to its answer: 250 arms planned; the first loss of a demo arm."""
@@ -42,7 +44,7 @@ def get_config(arg=None):
     environment["MOE_PARITY_CACHE"] = f"{folder}/cache"
     prepare = [sys.executable, "-m", "moe_parity.cli", "prepare"]
     subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL, env=environment)
-    for arm in ("dense", "moe_20"):
+    for arm in ARMS:
       for kind, count in (("cold", 3), ("warm", repeats)):
         seconds = []
         for number in range(count):
@@ -58,10 +60,15 @@ def _seconds(what: str, seconds: list[float]) -> dict:
   return {"what": what, "median_s": median, "min_s": min(seconds), "max_s": max(seconds)}
 
 
+def train_arguments(arm: str, workdir: pathlib.Path) -> list[str]:
+  """What starts one run of the demo: an arm of it has several seeds."""
+  config = shipped("configs/demo.py")
+  return ["train", f"--arm={arm}", "--seed=0", f"--config={config}", f"--workdir={workdir}"]
+
+
 def _first_loss(folder: str, arm: str, name: str, environment: dict) -> float:
   workdir = pathlib.Path(folder) / f"{arm}-{name}"
-  command = [sys.executable, "-m", "moe_parity.cli", "train", f"--arm={arm}"]
-  command += [f"--config={shipped('configs/demo.py')}", f"--workdir={workdir}"]
+  command = [sys.executable, "-m", "moe_parity.cli", *train_arguments(arm, workdir)]
   start = time.perf_counter()
   process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
   metrics = workdir / "metrics.jsonl"

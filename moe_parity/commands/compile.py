@@ -8,7 +8,7 @@ import sys
 
 from moe_parity.commands.common import config_argument, json_argument, load_config
 from moe_parity.commands.output import print_table
-from moe_parity.errors import UserError
+from moe_parity.errors import UserError, suggest
 
 HELP = "compile an arm's step for TPUs or GPUs you do not have: does it fit, what bounds its time"
 ABOUT = """\
@@ -16,7 +16,8 @@ Compiles an arm's train step for a TPU slice or NVIDIA cards that you do not hav
 does it fit in HBM, how long does a step take by the compiler's estimate, which communication is
 exposed. For cards (with moe_parity[gpu-aot]): does it fit, which kernels run, a bound on its time.
 
-  moe-parity compile --config=configs/paper_7b.py:arms=moe_20 --topology=v5p-128
+  moe-parity compile --config=configs/paper_7b.py --arm=moe_20 --topology=v5p-128 \\
+    --config.budget.batch_multiple=64             # a batch that 64 devices can share
   moe-parity compile --config=configs/single_gpu.py --arm=dense --topology=l4 --search=3
 
 Prints a report (--json for machines); nothing is executed.
@@ -127,11 +128,14 @@ def select_arm(arms, name: str):
   Raises:
     UserError: no such arm, or several and no name.
   """
-  fit = [arm for arm in arms if name in ("", arm.name)]
-  if len({arm.name for arm in fit}) != 1:
-    names = ", ".join(dict.fromkeys(f"--arm={arm.name}" for arm in arms))
-    raise UserError(f"compile takes one arm and {len(fit)} fit; choose one of {names}")
-  return fit[0]
+  by_name = {arm.name: arm for arm in arms}
+  if name and name not in by_name:
+    hint = suggest(name, by_name)
+    raise UserError(f"--arm={name}: the plan's arms are {', '.join(by_name)}{hint}")
+  if not name and len(by_name) > 1:
+    names = ", ".join(f"--arm={known}" for known in by_name)
+    raise UserError(f"compile takes one arm and the plan has {len(by_name)}; choose one of {names}")
+  return by_name[name or next(iter(by_name))]
 
 
 def candidate_row(candidate) -> dict:

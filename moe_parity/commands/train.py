@@ -36,14 +36,7 @@ def arguments(parser) -> None:
 def run(args) -> int:
   on_disk(args.workdir, "train writes into a folder of this machine")
   config, plan, store = planned(args)
-  from moe_parity.study.folder import select
-
-  arms = select(plan.arms, [args.arm] if args.arm else [], "--arm")
-  if args.seed is not None:
-    arms = [arm for arm in arms if arm.seed == args.seed]
-  if len(arms) != 1:
-    choices = ", ".join(f"--arm={arm.name} --seed={arm.seed}" for arm in plan.arms)
-    raise UserError(f"train takes one arm and {len(arms)} fit; choose one of {choices}")
+  arm = select_run(plan.arms, args.arm, args.seed)
   from moe_parity.config import to_json
   from moe_parity.sharding import multihost
   from moe_parity.startup import start_jax
@@ -55,14 +48,14 @@ def run(args) -> int:
     start_jax(**processes(args))
     stop.join_processes()
     check_agreement(to_json(config))
-    result = _train(args, config, arms[0], store, stop)
+    result = _train(args, config, arm, store, stop)
   if not multihost.is_primary():
     return 0
   certificate = certify_or_recheck(args.workdir)
   passed = certificate["passed"]
   validation = result["validation"]
   print(
-    f"{arms[0].name}: {validation['bpc']:.4f} bits per character, {validation['bpb']:.4f} per"
+    f"{arm.name}: {validation['bpc']:.4f} bits per character, {validation['bpb']:.4f} per"
     f" byte ({validation['mode']}); certificate {'passed' if passed else 'FAILED'}"
   )
   for row in certificate["checks"]:
@@ -70,6 +63,24 @@ def run(args) -> int:
       print(f"  {row['name']}: {row['measured']}, expected {row['planned']}")
   print_lost_text(validation)
   return 0 if passed else 1
+
+
+def select_run(arms, name: str, seed: int | None):
+  """The one arm of a plan that has a name and a seed; either may be left out where one fits.
+
+  Raises:
+    UserError: none fits, or several do.
+  """
+  from moe_parity.study.folder import select
+
+  named = select(arms, [name] if name else [], "--arm")
+  fit = [arm for arm in named if seed in (None, arm.seed)]
+  if len(fit) == 1:
+    return fit[0]
+  choices = ", ".join(f"--arm={arm.name} --seed={arm.seed}" for arm in fit or named)
+  if not fit:
+    raise UserError(f"--seed={seed} is no seed of the plan's; choose one of {choices}")
+  raise UserError(f"train takes one arm with one seed and {len(fit)} fit; choose one of {choices}")
 
 
 def _train(args, config, arm, store, stop) -> dict:
@@ -84,5 +95,10 @@ def _train(args, config, arm, store, stop) -> dict:
     if note := idle_devices(config):
       bars.print(note)
     on_log = lambda p: bars.update(arm.name, p)  # noqa: E731
+    if config.study.learning_rate_grid:
+      bars.print(
+        f"note: trains at the plan's learning rate, {arm.peak_learning_rate:.4g}; `study` alone"
+        " tries those of study.learning_rate_grid"
+      )
     control = RunControl(lease.check, stop) if lease else RunControl(stop=stop)
     return train_arm(config, arm, store, args.workdir, on_log, bars.print, control)

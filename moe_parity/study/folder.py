@@ -12,7 +12,7 @@ from moe_parity import config as configs
 from moe_parity import files
 from moe_parity.data.mixture import planner_inputs
 from moe_parity.data.token_store import TokenStore
-from moe_parity.errors import UserError
+from moe_parity.errors import UserError, suggest
 from moe_parity.finetuning.sweep import SWEEP as FINETUNING
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.study.comparisons import Comparison, Results, plan_comparisons, run_seen_from
@@ -87,7 +87,10 @@ def select(arms: Sequence[ArmPlan], only: Sequence[str], option: str = "--only")
   names = [arm.name for arm in arms]
   for name in only:
     if name not in names:
-      raise UserError(f"{option}={name}: the plan's arms are {', '.join(dict.fromkeys(names))}")
+      known = dict.fromkeys(names)
+      raise UserError(
+        f"{option}={name}: the plan's arms are {', '.join(known)}{suggest(name, known)}"
+      )
   return [arm for arm in arms if not only or arm.name in only]
 
 
