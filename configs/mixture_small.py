@@ -6,9 +6,9 @@
 
 STORE is a token store (`moe-parity prepare`), or set --config.data.source to text. Bytes are
 tokens: at this size a vocabulary would cost more than the model. Seven activation rates at one N,
-C and unique data (strict reuse), dense at C with three seeds and at 2C with one, then two more
-seeds of the best rate and its neighbors: 17 runs. With `check` both sides are also tried at half
-and twice their learning rate: 4 more."""
+C and unique data (strict reuse), dense at C with three seeds and at 2C with one, two more seeds of
+the best rate and its neighbors, then four dense controls with three seeds: 29 runs. With `check`
+both sides are also tried at half and twice their learning rate: 4 more."""
 
 from moe_parity.config import parse_arg
 from moe_parity.defaults import base, dense_arm, moe_arm

@@ -103,7 +103,7 @@ def test_a_model_that_does_not_fit_says_so_and_exits_with_1(capsys):
       "use 'all_to_all' or 'all_gather'",
     ),
     (["--topology=v5e-64"], "cannot be cut for 64 devices"),
-    (["--topology=v5e-4", "--arm=moe_21"], "--arm=dense, --arm=moe_20"),
+    (["--topology=v5e-4", "--arm=moe_21"], "the plan's arms are dense, moe_20; did you mean"),
     (["--topology=v5e-4", "--search=-1"], "--search=-1 is below 0"),
     (["--topology=v5e-4", "--search", "--hlo=step.txt"], "--hlo=step.txt is one program"),
     (["--topology=h100", "--search", "--hlo=step.txt"], "--hlo=step.txt is one program"),

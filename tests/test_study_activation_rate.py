@@ -46,6 +46,26 @@ def test_seeds_go_to_dense_to_the_best_rate_and_to_its_neighbors(tmp_path):
   assert study.summarize()["sentences"][-1] == "11 MoE runs and 16 dense runs are done."
 
 
+def test_controls_to_come_are_announced_by_number_until_they_are_there(tmp_path):
+  made = config(more_seeds=(1, 2), small_multiples=(0.5, 0.25))
+
+  def notes(comparisons):
+    found = activation_rate.pending_notes(made, comparisons)
+    return [note for note in found if "control" in note]
+
+  (note,) = notes(plan_comparisons(made, Results(None)))
+  study, arms = run(tmp_path, made)
+  trained = [arm for arm in arms if arm.name.startswith(("dense_active", "dense_small"))]
+  assert note.startswith(f"then {len(trained)} runs more: dense controls") and len(trained) == 9
+  assert note.endswith("N_a of the best MoE arm and with 0.5, 0.25 times N")
+  assert notes(study.comparisons) == []
+  made = config(controls=False)
+  assert notes(plan_comparisons(made, Results(None))) == []
+  made = config(learning_rate_grid=(0.01, 0.02, 0.04), tuning_seeds=(7, 8), small_multiples=())
+  (note,) = notes(plan_comparisons(made, Results(None)))
+  assert note == "then 1 run more and 6 tries: dense controls with the N_a of the best MoE arm"
+
+
 def test_a_rate_made_best_by_more_seeds_gets_its_neighbors_too():
   bpc = {(rate, 0): value for rate, value in zip(RATES, (3.2, 3.1, 3.3, 3.4, 3.5), strict=True)}
 

@@ -68,12 +68,29 @@ def pending_notes(config: ConfigDict, comparisons: Sequence[Comparison]) -> list
       runs = 3 * len(study.more_seeds) * waiting
       notes.append(f"then {runs} runs more: {len(study.more_seeds)} seeds of the best activation"
                    " rate and its two neighbors")  # fmt: skip
+  if note := _controls_note(config, comparisons[0].plan):
+    notes.append(note)
   tried = len(study.learning_rates) + len(study.batches)
   if tried and not any(arm.role == "check" for arm in comparisons[0].plan.arms):
     notes.append(
       f"then {2 * tried} runs more: learning rates and batches of the best MoE and dense"
     )
   return notes
+
+
+def _controls_note(config: ConfigDict, plan: ComparisonPlan) -> str:
+  """The controls that wait for the best rate, in words; "" where none do."""
+  study = config.study
+  if not study.controls or any("dense_active" in (arm.name, arm.tunes) for arm in plan.arms):
+    return ""
+  multiples = ", ".join(f"{multiple:g}" for multiple in study.small_multiples)
+  count = 1 + len(study.small_multiples)
+  runs = count * (len(study.seeds) + len(study.more_seeds))
+  tries = count * len(study.learning_rate_grid) * len(study.tuning_seeds)
+  return (
+    f"then {runs} run{'s' * (runs > 1)} more{f' and {tries} tries' if tries else ''}: dense controls with the N_a"
+    f" of the best MoE arm{f' and with {multiples} times N' if multiples else ''}"
+  )
 
 
 def name_of(rate: int | float) -> str:
