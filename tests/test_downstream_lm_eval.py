@@ -3,6 +3,8 @@
 import json
 import math
 import pathlib
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -22,7 +24,8 @@ pytestmark = [
   pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
 
-from moe_parity.downstream.lm_eval_model import LmEvalModel  # noqa: E402 - needs lm-eval
+from moe_parity.downstream import lm_eval_model  # noqa: E402 - needs lm-eval
+from moe_parity.downstream.lm_eval_model import LmEvalModel  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ROWS = [
@@ -176,11 +179,69 @@ def test_written_answers_end_at_a_stop_and_are_judged(run, yaml, capsys):
   assert found["kind"] == "generate_until" and found["num_items"] == 3
 
 
+class Request:
+  """A request of lm-eval for text."""
+
+  def __init__(self, **options):
+    self.args = "Question: Which one flies?\nAnswer:", options
+
+
+@pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens"])
+def test_a_text_is_as_long_as_any_of_lm_evals_names_says(run, monkeypatch, name):
+  asked = []
+  monkeypatch.setattr(lm_eval_model, "continued", lambda *args: asked.extend(args[2]) or ([], ROWS))
+  model = LmEvalModel(Examinee(run, Settings(context=WINDOW)))
+  monkeypatch.setattr(model, "_count", lambda num_cut: None)
+  model.generate_until([Request(until=[]), Request(until=[], **{name: 3})])
+  assert asked == [256, 3]
+
+
+@pytest.mark.parametrize(
+  ("options", "words"),
+  [
+    ({"do_sample": True}, "asks for sampled text (temperature=1)"),
+    ({"temperature": 0.7}, "asks for sampled text (temperature=0.7)"),
+    ({"num_beams": 4}, "have num_beams=4, which greedy text"),
+    ({"repetition_penalty": 1.3}, "have repetition_penalty=1.3, which greedy text"),
+    ({"max_gen_toks": 0}, "have max_gen_toks=0, which is no number of tokens"),
+  ],
+)
+def test_options_that_greedy_text_cannot_follow_are_refused(options, words):
+  model = LmEvalModel.__new__(LmEvalModel)
+  model._tokenizer, model._template = byte_tokenizer(), None
+  with pytest.raises(UserError, match=re.escape(words)):
+    model.generate_until([Request(until=[], **options)])
+
+
+def test_options_that_change_no_greedy_text_are_taken(run):
+  model = LmEvalModel(Examinee(run, Settings(context=WINDOW)))
+  kwargs = {"do_sample": False, "temperature": 0.8, "top_p": 0.9, "num_beams": 1, "max_tokens": 2}
+  assert len(model.generate_until([Request(until="never", **kwargs)])) == 1
+
+
 def test_a_limit_takes_the_same_items_and_another_key(run, yaml, capsys):
   whole = result(run, yaml, "zoo_choices", capsys)
   part = result(run, yaml, "zoo_choices", capsys, "--limit=2")
   assert (part["num_items"], whole["num_items"]) == (2, 3)
   assert part["values"] != whole["values"]
+
+
+@pytest.mark.parametrize("num_shots", [None, 1])
+def test_a_task_stays_as_it_was_for_the_next_run(run, yaml, tmp_path, num_shots):
+  """lm-eval writes its number of examples into a task: the next run's result had another key, and
+  a study's first arm was compared with none of the others."""
+  text = "fewshot_split: test\n" + (yaml / "zoo_choices.yaml").read_text()
+  (tmp_path / "zoo_shots.yaml").write_text(text.replace("zoo_choices", "zoo_shots"))
+  (task,) = lm_eval_tasks.load("zoo_shots", (str(tmp_path),))
+  before, keys = lm_eval_tasks.identity(task), []
+  for name in ("one", "other"):
+    shutil.copytree(run, tmp_path / name)
+    examinee = Examinee(tmp_path / name, Settings(context=WINDOW))
+    found = lm_eval_tasks.examine(examinee, task, num_shots)
+    assert found["num_shots"] == (num_shots or 0)
+    keys.append(found["key"])
+  assert keys[0] == keys[1]
+  assert lm_eval_tasks.identity(task) == before
 
 
 def test_a_missing_folder_of_tasks_is_named(run, capsys):

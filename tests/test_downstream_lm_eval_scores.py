@@ -161,3 +161,58 @@ def test_a_score_without_interval_says_why(monkeypatch):
   monkeypatch.setattr(lm_eval_scores, "MOST_SECONDS", -1.0)
   found = scored(rows, {"fit": statistics.median}, {"fit": True})
   assert found.notes == ["zoo: fit has no interval: 0 of 200 draws took -1 s"]
+
+
+class Choosing(Task):
+  """A task of choices; where each has a context of its own, `doc_to_text` is the right one."""
+
+  OUTPUT_TYPE = "multiple_choice"
+
+  def __init__(self, multiple_input=0):
+    super().__init__({"acc": mean}, {"acc": True})
+    self.multiple_input = multiple_input
+
+  def doc_to_choice(self, doc):
+    return doc["choices"]
+
+  def doc_to_text(self, doc):
+    return doc["place"]
+
+
+def chosen(target, acc, task, nats=(2.0, 3.0, 5.0)):
+  """Scores of one item with three choices."""
+  doc = {"choices": ["2", "²", "1"], "place": 1}
+  sample = {
+    "filter": "none", "doc_id": 0, "metrics": ["acc"], "acc": acc, "doc": doc, "target": target,
+    "arguments": [("q", f" {choice}") for choice in doc["choices"]],
+    "filtered_resps": [(-n, False) for n in nats],
+  }  # fmt: skip
+  return lm_eval_scores.of_samples(task, "zoo", [sample], {"acc,none": acc}).scores
+
+
+@pytest.mark.parametrize(
+  ("target", "place", "task"),
+  [
+    (2, 2, Choosing()),
+    ("2", 0, Choosing()),  # the choice that is "2", not the one with this number
+    ("1", 2, Choosing()),
+    ("²", 1, Choosing()),  # a digit to Python, and no number
+    (" the rest", 1, Choosing(multiple_input=3)),  # one text, after each of three contexts
+  ],
+)
+def test_the_right_choice_is_the_one_that_lm_eval_takes(target, place, task):
+  found = chosen(target, 1.0, task)
+  wanted = (2.0, 3.0, 5.0)[place] / math.log(2) / len(f" {'2²1'[place]}".encode())
+  assert found["bits_per_byte"]["value"] == pytest.approx(wanted)
+  assert found["acc"]["chance"] == pytest.approx(1 / 3)
+
+
+def test_several_right_choices_are_guessed_more_often():
+  found = chosen([0, 2], 1.0, Choosing())
+  assert found["acc"]["chance"] == pytest.approx(2 / 3)
+  assert "bits_per_byte" not in found  # of which of them?
+
+
+def test_a_probability_of_right_choices_has_no_chance_level():
+  """A task may call the mass on its right choices accuracy, as TruthfulQA's mc2."""
+  assert chosen(0, 0.25, Choosing())["acc"]["chance"] is None

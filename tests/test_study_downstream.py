@@ -182,6 +182,15 @@ def test_what_is_no_share_of_right_answers_is_not_averaged(tmp_path, metric, val
   assert f"c: {metric} is not in averages: " in line and f"{min(values):g} to" in line
 
 
+def test_a_task_that_some_runs_lack_is_named(tmp_path):
+  found = study(tmp_path, 0.1)
+  del found[1].results["b"]
+  (state,) = downstream.compare(found)["states"].values()
+  assert {row["label"] for row in state["scores"] if row["kind"] == "task"} == {"a"}
+  (line,) = left_out_lines(state)
+  assert line.startswith("b is not compared: not every run has a result of it")
+
+
 def test_one_run_off_the_scale_takes_a_metric_off_for_all(tmp_path):
   found = study(tmp_path, 0.1)
   high = found[4].label

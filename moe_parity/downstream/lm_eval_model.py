@@ -16,6 +16,11 @@ from moe_parity.downstream.likelihood import Continuation
 from moe_parity.errors import UserError
 
 MAX_TOKENS = 256  # generated where a task does not say
+# Names that lm-eval has for that number, the first that is given counts.
+_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+# What else of generation_kwargs leaves greedy text as it is: by itself, or with one value.
+_OF_SAMPLING = {"do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p"}
+_NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "length_penalty": 1.0}
 
 
 class LmEvalModel(TemplateLM):
@@ -99,8 +104,8 @@ class LmEvalModel(TemplateLM):
       rows.append(np.array(_begun(self.tok_encode(context), self._tokenizer.bos_id), np.int32))
       until = options.get("until") or ()
       stops.append((until,) if isinstance(until, str) else tuple(until))
-      limits.append(int(options.get("max_gen_toks", MAX_TOKENS)))
       _check_greedy(options)
+      limits.append(_limit(options))
     texts, num_cut = continued(self._examinee, rows, limits, stops, "lm-eval", self._report)
     self._count(num_cut)
     return texts
@@ -110,9 +115,36 @@ def _begun(ids: list[int], bos_id: int) -> list[int]:
   return ids if ids and ids[0] == bos_id else [bos_id, *ids]
 
 
-def _check_greedy(options: dict) -> None:
-  if options.get("do_sample") and float(options.get("temperature", 1)) > 0:
+def _limit(options: dict) -> int:
+  """Tokens to generate at most."""
+  given = [(name, options[name]) for name in _LIMITS if options.get(name) is not None]
+  name, value = given[0] if given else ("", MAX_TOKENS)
+  if not isinstance(value, int) or value < 1:
     raise UserError(
-      f"a task asks for sampled text (temperature={options.get('temperature', 1)}), and scores here"
-      " are of greedy text; set do_sample: false in a copy of its YAML, given by --include-path"
+      f"a task's generation_kwargs have {name}={value!r}, which is no number of tokens of at least"
+      " 1; mend it in a copy of its YAML, given by --include-path"
     )
+  return value
+
+
+def _check_greedy(options: dict) -> None:
+  """
+  Raises:
+    UserError: options of a task that would change its text, which is greedy here.
+  """
+  samples, temperature = options.get("do_sample"), float(options.get("temperature") or 0)
+  # As lm-eval has it: without do_sample the temperature says whether text is sampled.
+  if samples and options.get("temperature") is None:
+    temperature = 1.0
+  if samples is not False and temperature > 0:
+    raise UserError(
+      f"a task asks for sampled text (temperature={temperature:g}), and scores here are of greedy"
+      " text; set do_sample: false in a copy of its YAML, given by --include-path"
+    )
+  known = {"until", *_LIMITS, *_OF_SAMPLING}
+  for name, value in options.items():
+    if name not in known and (value != _NEUTRAL[name] if name in _NEUTRAL else value is not None):
+      raise UserError(
+        f"a task's generation_kwargs have {name}={value!r}, which greedy text here does not know;"
+        " take it out in a copy of its YAML, given by --include-path"
+      )

@@ -92,7 +92,7 @@ def of_samples(
   chance = _chance(task, samples)
   scores = results.scores_of(
     Values(tuple(str(s["doc_id"]) for s in first), by_metric, weights),
-    {m: chance for m in by_metric if _is_chosen(m)},
+    {m: chance for m, value_N in by_metric.items() if _is_chosen(m, value_N)},
     lower,
   )
   for label, (value, interval) in at_once.items():
@@ -184,32 +184,47 @@ def _undeclared(task: Any, name: str, labels: Collection[str]) -> list[str]:
 
 
 def _gold_bits(task: Any, samples: Sequence[dict]) -> np.ndarray | None:
-  """Bits per byte of the right choice, or of the one text that is scored; None where there is none
-  or a task marks it otherwise than by its number."""
+  """Bits per byte of the right choice, or of the one text that is scored; None where not every item
+  has one right choice."""
   if task.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood"):
     return None
   found = []
   for sample in samples:
-    if task.OUTPUT_TYPE == "loglikelihood":
-      sample = sample | {"target": 0}
-    target = sample["target"]
-    target = int(target) if str(target).isdigit() else target
-    if not isinstance(target, int) or not 0 <= target < len(sample["arguments"]):
+    golds = [0] if task.OUTPUT_TYPE == "loglikelihood" else _golds(task, sample)
+    if len(golds) != 1:
       return None
-    nats, text = -sample["filtered_resps"][target][0], sample["arguments"][target][1]
-    found.append(nats / (len(text.encode()) * math.log(2)))
+    (nats, *_), (_, text, *_) = sample["filtered_resps"][golds[0]], sample["arguments"][golds[0]]
+    found.append(-nats / (len(text.encode()) * math.log(2)))
   return np.array(found)
 
 
-def _is_chosen(label: str) -> bool:
-  return of_label(label) in ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
+def _golds(task: Any, sample: dict) -> list[int]:
+  """Places of the right choices among an item's, as lm-eval's `process_results` reads them: a text
+  is the choice that equals it, also a text of digits."""
+  is_context = bool(getattr(task, "multiple_input", 0))  # the choice is of what stands before
+  gold = task.doc_to_text(sample["doc"]) if is_context else sample["target"]
+  if isinstance(gold, str):
+    choices = list(task.doc_to_choice(sample["doc"])) if hasattr(task, "doc_to_choice") else []
+    gold = choices.index(gold) if gold in choices else -1
+  places = gold if isinstance(gold, list) else [gold]
+  number = _num_choices(sample)
+  return sorted({int(i) for i in places if isinstance(i, int | np.integer) and 0 <= i < number})
+
+
+def _num_choices(sample: dict) -> int:
+  # With mutual information every choice is asked twice, once without its question.
+  return len(sample["arguments"]) // (2 if "acc_mutual_info" in sample["metrics"] else 1)
+
+
+def _is_chosen(label: str, value_N: np.ndarray) -> bool:
+  """Whether a metric says of every item if the choice was right. A task's own may be a probability,
+  as that of TruthfulQA with several right answers, and what guessing scores is not known then."""
+  named = of_label(label) in ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
+  return named and set(value_N.tolist()) <= {0.0, 1.0}
 
 
 def _chance(task: Any, samples: Sequence[dict]) -> float | None:
+  """What guessing scores: the mean over items of right choices / choices."""
   if task.OUTPUT_TYPE != "multiple_choice":
     return None
-  # With mutual information every choice is asked twice, once without its question.
-  asked = [2 if "acc_mutual_info" in sample["metrics"] else 1 for sample in samples]
-  return float(
-    np.mean([n / len(sample["arguments"]) for n, sample in zip(asked, samples, strict=True)])
-  )
+  return float(np.mean([max(len(_golds(task, s)), 1) / _num_choices(s) for s in samples]))

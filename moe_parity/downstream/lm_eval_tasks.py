@@ -21,7 +21,7 @@ from moe_parity.downstream.examinee import Examinee
 from moe_parity.downstream.results import ResultFile
 from moe_parity.errors import UserError
 
-SCORING = 2  # version of `lm_eval_scores`
+SCORING = 3  # version of `lm_eval_scores`
 PACKAGE = pathlib.Path(__file__).parents[1]
 INSTALL = 'pip install "moe_parity[eval]"'
 
@@ -115,7 +115,11 @@ def examine(
     return before
   start = time.perf_counter()
   model = LmEvalModel(examinee, report)
-  outcome = _evaluate(model, task, name, chosen, num_shots, examinee)
+  own_shots = task.get_config("num_fewshot")
+  try:
+    outcome = _evaluate(model, task, name, chosen, num_shots, examinee)
+  finally:  # lm-eval writes the number that it used into the task, which is another task then
+    task.set_config("num_fewshot", own_shots)
   samples, shots = outcome["samples"][name], outcome["n-shot"].get(name, num_shots)
   if num_shots is not None and shots != num_shots:
     report(f"{name} has {shots} examples in its prompts whatever num_fewshot={num_shots} asks for")

@@ -76,8 +76,14 @@ def scales_of(
 
 
 def left_out_lines(part: Mapping[str, Any]) -> list[str]:
-  """What to say of the metrics that a state's averages leave out."""
-  return [
+  """What to say of the tasks that a state does not compare, and of the metrics that its averages
+  leave out."""
+  lines = [
+    f"{task} is not compared: not every run has a result of it under the same settings; examine"
+    " all of the study in one command"
+    for task in part.get("not_in_every_run", ())
+  ]
+  return lines + [
     f"{row['task']}: {row['metric']} is not in averages: {row['reason']}"
     for row in part.get("left_out", ())
   ]
