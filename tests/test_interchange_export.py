@@ -341,6 +341,22 @@ def test_a_missing_shard_is_named(tmp_path):
     import_folder(exported.folder, tmp_path / "back")
 
 
+def test_two_heads_of_a_tied_model_are_refused(qwen, tmp_path):
+  """Which of them the model was trained with is not known."""
+  shutil.copytree(qwen, tmp_path / "hf")
+  damage(tmp_path / "hf", {"tie_word_embeddings": True})
+  with pytest.raises(UserError, match="tie_word_embeddings=True, and lm_head.weight is not mod"):
+    import_folder(tmp_path / "hf", tmp_path / "run")
+
+
+def test_files_of_two_exports_in_one_folder_are_refused(qwen, tmp_path):
+  shutil.copytree(qwen, tmp_path / "hf")
+  index = {"weight_map": dict.fromkeys(["model.norm.weight"], "model-00001-of-00002.safetensors")}
+  (tmp_path / "hf" / shards.INDEX).write_text(json.dumps(index))
+  with pytest.raises(UserError, match="holds model.safetensors and model.safetensors.index.json"):
+    shards.weight_map(tmp_path / "hf")
+
+
 @pytest.mark.parametrize("case, what", [("alibi_dense", "alibi"), ("scaled", "routed_scale='E/K'")])
 def test_a_class_that_cannot_hold_it_is_refused(tmp_path, case, what):
   architecture, options, _, has_bias = CASES[case]

@@ -96,6 +96,11 @@ QWEN = LLAMA | {
   "model_type": "qwen2_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 6,
 }  # fmt: skip
 OWN = QWEN | {"model_type": "moe_parity", "moe_layers": [1]}
+MIXTRAL = LLAMA | {
+  "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2,
+  "num_key_value_heads": 3,
+}  # fmt: skip
+YARN = {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}  # as users add it to a config.json
 
 
 @pytest.mark.parametrize(
@@ -113,6 +118,10 @@ OWN = QWEN | {"model_type": "moe_parity", "moe_layers": [1]}
     (LLAMA, {"rope_parameters": [1]}, "rope_parameters"),
     (LLAMA, {"layer_types": [{}]}, "layer_types"),
     (LLAMA, {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "by kind of layer="),
+    (LLAMA, YARN | {"rope_parameters": {"rope_type": "default"}}, "rope_type='yarn' and"),
+    (LLAMA, {"rope_scaling": {"factor": 4.0}}, "further keys for rotary positions=.'factor': 4.0"),
+    (LLAMA, {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5 and"),
+    (MIXTRAL, {"sliding_window": 32, "use_sliding_window": False}, "sliding_window=32 and"),
   ],
 )
 def test_a_value_of_another_kind_is_named_with_its_key(config, change, words):
@@ -159,6 +168,17 @@ def test_another_layout_is_read_as_the_class_that_the_user_names():
 def test_what_cannot_be_read_as_a_class_is_refused(config, as_class, ignored, words):
   with pytest.raises(UserError, match=words):
     read_config(config, as_class, ignored)
+
+
+MISTRAL = LLAMA | {"model_type": "mistral", "sliding_window": 32}
+
+
+def test_a_window_of_another_layout_is_not_ignored():
+  """Llama's class has none; Mistral's, read as Llama's, reads 32 of its 64 positions back."""
+  with pytest.raises(UserError, match="sliding_window=32 and this project's model only None"):
+    read_config(MISTRAL, "llama")
+  for change in ({"sliding_window": None}, {"sliding_window": 64}, {"use_sliding_window": False}):
+    assert read_config(MISTRAL | change, "llama").seq_len == 64  # attends to all positions
 
 
 def test_the_command_takes_class_and_keys(tmp_path, capsys):

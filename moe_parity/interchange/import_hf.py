@@ -149,6 +149,11 @@ def _fill(leaves: Leaves, expected: list[Tensor], folder, where, is_tied: bool) 
     _put(leaves, wanted[name], array, folder)
     if name == embedding and is_tied and TIED not in where:
       _put(leaves, wanted[TIED], array, folder)
+  if is_tied and not np.array_equal(leaves[wanted[TIED].path], leaves[expected[0].path].T):
+    raise UserError(
+      f"{folder}: config.json has tie_word_embeddings=True, and {TIED} is not {embedding}; set it"
+      f" to false, or take {TIED} out of the files, as the model was trained"
+    )
 
 
 def _put(leaves: Leaves, tensor: Tensor, array: np.ndarray, folder) -> None:

@@ -99,7 +99,8 @@ def _with_class(config: dict, as_class: str, ignored_keys: Sequence[str]) -> dic
       " leave it out"
     )
   if as_class and as_class != model_type:
-    return config_keys.renamed(config, as_class, ignored_keys)
+    # Its own class may read a window that the other has not, as Mistral's does and Llama's not.
+    return {"use_sliding_window": True} | config_keys.renamed(config, as_class, ignored_keys)
   if model_type not in MODEL_TYPES:
     raise UserError(
       f"model_type={model_type!r} cannot be imported: those that can are"
@@ -165,26 +166,38 @@ def _whole(config: dict, name: str, least: int = 1, default: int | None = None) 
 
 
 def _rope(config: dict) -> dict:
-  """Where transformers 5 writes what rotary positions are made with."""
-  return config.get("rope_parameters") or {}
+  """What rotary positions are made with; of two such keys transformers takes the older."""
+  return config.get("rope_scaling") or config.get("rope_parameters") or {}
+
+
+_OF_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+
+
+def _window(config: dict, model_type: str) -> int | None:
+  """How many positions a token attends to, where that is less than all."""
+  is_used = model_type == MIXTRAL or config.get("use_sliding_window", False)
+  window, positions = config.get("sliding_window"), config.get("max_position_embeddings")
+  reaches_all = isinstance(window, int) and isinstance(positions, int) and window >= positions
+  return window if is_used and not reaches_all else None
 
 
 def _check_fixed(config: dict, model_type: str) -> None:
   """Refuses what our model has only one value of."""
-  scaling = config.get("rope_scaling") or {}
-  old = scaling.get("rope_type") or scaling.get("type")
-  uses_window = config.get("use_sliding_window", model_type == MIXTRAL)
-  by_layer = sorted(key for key, value in _rope(config).items() if isinstance(value, dict))
+  rope = _rope(config)
+  by_layer = sorted(key for key, value in rope.items() if isinstance(value, dict))
+  further = {k: v for k, v in rope.items() if k not in (*_OF_ROPE, *by_layer) and v is not None}
+  part = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor", 1.0)
   found = {
     "rope_parameters by kind of layer": (by_layer, []),
     "hidden_act": (config.get("hidden_act", "silu"), "silu"),
-    "rope_type": (_rope(config).get("rope_type") or old or "default", "default"),
-    "partial_rotary_factor": (config.get("partial_rotary_factor", 1.0), 1.0),
+    "rope_type": (rope.get("rope_type") or rope.get("type") or "default", "default"),
+    "further keys for rotary positions": (further, {}),
+    "partial_rotary_factor": (part, 1.0),
     "attention_bias": (bool(config.get("attention_bias")), False),
     "mlp_bias": (bool(config.get("mlp_bias")), False),
     "use_bias": (bool(config.get("use_bias")), False),
     "layer_types": (sorted({*(config.get("layer_types") or ()), FULL}), [FULL]),
-    "sliding_window": (config.get("sliding_window") if uses_window else None, None),
+    "sliding_window": (_window(config, model_type), None),
     "quantization_config": (config.get("quantization_config"), None),
   }
   for name, (value, ours) in found.items():

@@ -84,6 +84,11 @@ def weight_map(folder: pathlib.Path) -> dict[str, str]:
   index = checked_json.read(folder / INDEX, {"weight_map": {str: str}}, "download it again")
   where = index["weight_map"]
   shards = sorted(set(where.values()))
+  if (folder / SINGLE).exists() and SINGLE not in shards:
+    raise UserError(
+      f"{folder} holds {SINGLE} and {INDEX}, which names other files; remove those that are not the"
+      " model's (transformers reads the first)"
+    )
   for shard in shards:
     if pathlib.PurePath(shard).name != shard or "\0" in shard:
       raise UserError(
