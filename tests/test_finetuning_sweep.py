@@ -6,6 +6,7 @@ import pytest
 
 from moe_parity.errors import UserError
 from moe_parity.finetuning import sweep
+from moe_parity.planning.finetuning_plan import candidate_name
 
 
 def row(learning_rate, epochs, loss=1.0):
@@ -57,3 +58,47 @@ def test_what_was_made_of_the_kept_run_stays(tmp_path):
 
 def test_a_grid_of_one_has_no_ends():
   assert sweep.edges(row(0.1, 2), [row(0.1, 2)]) == []
+
+
+@pytest.mark.parametrize(
+  "names",
+  [
+    ("notes.txt",),
+    ("notes.txt", "candidates/"),  # of none tried so far
+    ("notes.txt", "candidates/anna.pdf"),  # of another kind
+    ("candidates/lr0p1_e2/", "candidates/anna.pdf"),
+  ],
+)
+def test_a_folder_with_other_things_is_not_taken(tmp_path, names):
+  """The run that is kept replaces all that the folder holds."""
+  for name in names:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.mkdir() if name.endswith("/") else path.touch()
+  with pytest.raises(UserError, match="is not empty and holds (no fine-tuned|candidates/anna.pdf)"):
+    sweep.check_out(tmp_path)
+
+
+def test_a_sweep_that_was_interrupted_is_taken(tmp_path):
+  sweep.check_out(tmp_path / "new")
+  (tmp_path / "candidates").mkdir()
+  (tmp_path / "lease").touch()
+  sweep.check_out(tmp_path)
+  for rate in (0.1, 3, 1e-05, 1e20):
+    (tmp_path / "candidates" / candidate_name(rate, 2)).mkdir()
+  (tmp_path / "plan.json").touch()
+  sweep.check_out(tmp_path)
+  with pytest.raises(UserError, match="plan.json is a file"):
+    sweep.check_out(tmp_path / "plan.json")
+
+
+def test_candidates_of_another_run_are_refused(tmp_path, monkeypatch):
+  plan = {"finetuning": {"chats_sha256": "c", "base_sha256": "of moe"}}
+  (tmp_path / "candidates" / "lr0p1_e2").mkdir(parents=True)
+  (tmp_path / "candidates" / "lr0p1_e2" / "plan.json").touch()
+  monkeypatch.setattr(sweep.run_folder, "read_json", lambda path: plan)
+  sweep.check_candidates(tmp_path, plan["finetuning"])
+  with pytest.raises(
+    UserError, match="base_sha256=of moe, and now it would be of dense; use anoth"
+  ):
+    sweep.check_candidates(tmp_path, plan["finetuning"] | {"base_sha256": "of dense"})

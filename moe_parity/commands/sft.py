@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import pathlib
 
 from moe_parity.commands.common import (
   folder_here,
@@ -81,13 +80,13 @@ def run(args) -> int:
   on_disk(args.folder, "sft reads a run on this machine")
   from moe_parity import files
   from moe_parity.finetuning.base_run import open_base
-  from moe_parity.finetuning.sweep import SWEEP, candidates, edges
+  from moe_parity.finetuning.sweep import SWEEP, candidates, check_out, edges
 
   base = open_base(args.folder)
   config = _config(args, base)
   candidates(config.finetuning)
   out = folder_here(args.out or args.folder / "sft", "sft")
-  _check_out(out)
+  check_out(out)
   from moe_parity.finetuning.finetune import chat_rows
   from moe_parity.training.load_run import open_run_data
 
@@ -144,17 +143,6 @@ def _config(args, base):
   return config.lock()
 
 
-def _check_out(out: pathlib.Path) -> None:
-  """
-  Raises:
-    UserError: the folder holds something else than a fine-tuning run.
-  """
-  from moe_parity.finetuning.sweep import CANDIDATES
-
-  if out.exists() and any(out.iterdir()) and not (out / CANDIDATES).is_dir():
-    raise UserError(f"--out={out} is not empty and holds no fine-tuned run; give a new folder")
-
-
 def _sweep(args, config, base, store, rows, out, stop) -> tuple[list[dict], dict] | None:
   """(every candidate, the chosen one), which `out` then holds; None but in the first process."""
   from moe_parity import files
@@ -166,7 +154,7 @@ def _sweep(args, config, base, store, rows, out, stop) -> tuple[list[dict], dict
   from moe_parity.training.loop import NotFiniteError
 
   (out / sweep.CANDIDATES).mkdir(parents=True, exist_ok=True)
-  sweep.check_candidates(out, rows.counts)
+  sweep.check_candidates(out, rows.counts | {"base_sha256": base.sha256})
   tried = []
   with TrainingBars() as bars, leased_everywhere(out, bars.print, args.worker) as lease:
     if lease is not None:

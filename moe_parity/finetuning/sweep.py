@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 from moe_parity import files
 from moe_parity.errors import UserError
-from moe_parity.planning.finetuning_plan import candidate_name, check_candidate
+from moe_parity.planning.finetuning_plan import CANDIDATE_NAME, candidate_name, check_candidate
 from moe_parity.training import run_folder
 
 SWEEP = "finetuning.json"
@@ -45,17 +46,36 @@ def candidates(settings: ConfigDict) -> list[tuple[float | int, int]]:
   return pairs
 
 
-def check_candidates(out: pathlib.Path, counts: dict) -> None:
+def check_out(out: pathlib.Path) -> None:
   """
   Raises:
-    UserError: a candidate that is there already reads other chats: they could not be compared.
+    UserError: a file, or a folder that is not empty and of no sweep: `adopt` would remove what it
+      holds.
+  """
+  if out.exists() and not out.is_dir():
+    raise UserError(f"--out={out} is a file; give a new folder")
+  held = {path.name for path in out.iterdir()} if out.exists() else set()
+  tried = [path.name for path in (out / CANDIDATES).iterdir()] if CANDIDATES in held else []
+  strange = [name for name in tried if not re.fullmatch(CANDIDATE_NAME, name)]
+  if strange or (held - {CANDIDATES, "lease"} and not tried):
+    what = f"{CANDIDATES}/{strange[0]}" if strange else "no fine-tuned run"
+    raise UserError(f"--out={out} is not empty and holds {what}; give a new folder")
+
+
+def check_candidates(out: pathlib.Path, counts: dict) -> None:
+  """
+  Args:
+    counts: of the chats, and the hash of the checkpoint that all begin with.
+  Raises:
+    UserError: a candidate that is there already reads other chats, or was made from another run:
+      they could not be compared.
   """
   for path in sorted((out / CANDIDATES).glob(f"*/{run_folder.PLAN}")):
     stated = run_folder.read_json(path).get("finetuning", {})
     for name, value in counts.items():
       if stated.get(name) != value:
         raise UserError(
-          f"{path.parent} was trained with {name}={stated.get(name)}, the chats now have {value};"
+          f"{path.parent} was trained with {name}={stated.get(name)}, and now it would be {value};"
           " use another --out, or remove this one"
         )
 

@@ -86,6 +86,9 @@ def check_candidate(learning_rate: float | int, epochs: int) -> None:
   check_value("finetuning.learning_rates", (learning_rate,))
 
 
+CANDIDATE_NAME = r"lr[\de+p-]+_e\d+"
+
+
 def candidate_name(learning_rate: float | int, epochs: int) -> str:
   """lr0p1_e2 for a tenth of the pretraining peak and two passes."""
   return f"lr{learning_rate:g}_e{epochs}".replace(".", "p")
