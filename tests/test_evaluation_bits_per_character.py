@@ -237,3 +237,19 @@ def test_a_token_after_the_separator_is_of_the_next_document(tmp_path):
   assert counted[0] == whole[0] - 1  # nothing stands before the stream's first token
   assert counted[1 : len(counted) - 1] == whole[1 : len(counted) - 1]
   assert found["documents"][1]["num_bytes"] == split.documents.num_bytes[1]
+
+
+def test_the_end_of_a_character_alone_makes_no_domain(tmp_path):
+  """The second window begins inside of the last character of the first document."""
+  texts = ("a" * (S - 1) + "日", "ja"), ("b" * 5 * S, "en")
+  held_out = write_jsonl(tmp_path / "held_out.jsonl", [{"text": t, "domain": d} for t, d in texts])
+  source = write_jsonl(tmp_path / "text.jsonl", records(9))
+  store = prepare(source, store=str(tmp_path / "store"), held_out=f"source:{held_out}")
+  split, shape = store.validation, {"seq_len": S, "batch_sequences": B}
+  windows = split.num_windows(S)
+  seed = next(n for n in range(99) if bits_per_character._some_windows(windows, S, S, n)[0] == 1)
+  found = bits_per_character.evaluate(
+    uniform(256), split, mode="packed", max_tokens=S, seed=seed, **shape
+  )
+  assert found["num_tokens"] == found["num_bytes"] == found["num_chars"] + 2  # two of 日's bytes
+  assert list(found["by_domain"]) == ["en"] and found["macro_bpb"] == pytest.approx(8)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moe_parity.data.token_store import open_store
+from moe_parity.data.token_store import Documents, open_store
 from moe_parity.errors import UserError
 from moe_parity.evaluation import routing_counts
 from moe_parity.model.options import ModelOptions
@@ -129,6 +129,20 @@ def test_a_sample_takes_beginnings_up_to_max_tokens(tmp_path, max_tokens, cut):
   looked_at = [list(inputs[mask]) for batch in seen for inputs, mask in zip(*batch, strict=True)]
   text = [[split.tokenizer.bos_id, *split.document(int(i))][:n] for i, n in zip(rows, tokens)]  # noqa: B905
   assert sum(looked_at, []) == sum(text, [])
+
+
+def of_many_domains(number):
+  """As many documents of 30 tokens as domains."""
+  sizes, place = (np.full(number, 30),) * 4, np.arange(number)
+  return Documents(*sizes, place, 0 * place, 0 * place, tuple(map(str, place)), ("a",))
+
+
+@pytest.mark.parametrize(("max_tokens", "number"), [(16384, 1000), (90, 90)])
+def test_of_too_many_domains_some_are_counted(max_tokens, number):
+  """By subreddit or address there may be more than documents to count."""
+  rows, tokens = routing_counts.sample_documents(of_many_domains(2500), max_tokens, 3)
+  assert len(rows) == number and np.all(np.diff(rows) > 0) and (rows[0], rows[-1]) == (0, 2499)
+  assert np.all(tokens == max_tokens // number) and tokens.sum() <= max_tokens
 
 
 def test_a_dense_model_has_no_choices_to_count():

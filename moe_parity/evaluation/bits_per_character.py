@@ -65,6 +65,8 @@ def evaluate(
     (means over domains), "documents" (one entry each), "split_documents", "sampled" (whether
     documents or windows were left out)}; with a tokenizer that loses text also "text_lost", what of
     the whole split its ids do not give back: {"num_documents", "num_chars", "num_bytes", "share"}.
+    A domain of which packed windows hold only the end of a character has no bits per character: it
+    counts in the totals alone.
   Raises:
     UserError: an impossible combination of arguments, or nats that are not finite.
   """
@@ -80,7 +82,7 @@ def evaluate(
     rows = document_rows(split, chosen, seq_len, step)
     complete = len(chosen) == len(documents)
   nats, counted = _accumulate(score, rows, split, (batch_sequences, seq_len), mode == "packed")
-  if not counted[0].any():
+  if not counted[2].any():  # characters
     raise UserError(
       f"the {split.name} split has no row of seq_len={seq_len} to score; use mode=document"
     )
@@ -165,8 +167,9 @@ def summarize(
 
   total = totals(scored)
   by_domain = {
-    documents.domains[domain]: totals(scored[documents.domain[scored] == domain])
+    documents.domains[domain]: totals(members)
     for domain in np.unique(documents.domain[scored])
+    if num_chars[members := scored[documents.domain[scored] == domain]].any()
   }
   return {
     **total,

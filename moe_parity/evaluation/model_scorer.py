@@ -1,5 +1,6 @@
 """Wraps a model as the scoring function that `bits_per_character.evaluate` takes."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -23,12 +24,15 @@ def make_scorer(
 ) -> Callable[[nnx.State, nnx.State], Score]:
   """Compiles once; the result takes (params, buffers) of a model and gives a `Score` for them.
 
+  Nothing is dropped, also where training bounded the capacity of experts: the nats of a row depend
+  neither on the other rows of its batch nor on what pads them.
+
   Args:
     documents: the separators, for a model whose attention does not cross documents. Matters in mode
       'packed'; the other modes have one document a window anyway.
     mesh: of the weights; every process then scores every row and gets every result.
   """
-  graph, _, _ = abstract_model(architecture, options)
+  graph, _, _ = abstract_model(architecture, dataclasses.replace(options, capacity_factor=0.0))
 
   def nats(params, buffers, inputs_BS, targets_BS):
     with meshes.use_mesh(mesh):

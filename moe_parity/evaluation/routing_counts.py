@@ -5,6 +5,7 @@ One pass over at most `max_tokens` tokens, in windows of one document each, as i
 of many documents rather than a few whole ones.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -35,6 +36,8 @@ def make_routing_counter(
 ) -> Callable[..., Count]:
   """Compiles once; the result takes (params, buffers) of a model and gives a `Count` for them.
 
+  Nothing is dropped beyond a capacity, as where text is scored.
+
   Args:
     mesh: of the weights; every process then counts every row and gets every result.
   Raises:
@@ -42,7 +45,7 @@ def make_routing_counter(
   """
   if not architecture.is_moe:
     raise UserError("a dense model has no router; count the routing of an MoE run")
-  graph, _, _ = abstract_model(architecture, options)
+  graph, _, _ = abstract_model(architecture, dataclasses.replace(options, capacity_factor=0.0))
 
   def count(params, buffers, inputs_BS, mask_BS):
     with meshes.use_mesh(mesh):
@@ -119,8 +122,8 @@ def sample_documents(
 
   Every domain gets an even share of `max_tokens`, in documents drawn in a seeded order: the first
   `tokens_per_document` tokens of each, or more where there are too few documents. max_tokens=0
-  takes all text; of more than MAX_DOCUMENTS documents it takes some, evenly spread, so that the
-  file of counts stays small.
+  takes all text. Of more documents, or domains, than MAX_DOCUMENTS it takes some, evenly spread, so
+  that the file of counts stays small.
   """
   lengths = documents.num_text_tokens.astype(np.int64)
   if max_tokens == 0:
@@ -128,6 +131,9 @@ def sample_documents(
     rows = np.linspace(0, len(documents) - 1, many).round().astype(np.int64)
     return rows, lengths[rows]
   domains = np.unique(documents.domain)
+  most = min(MAX_DOCUMENTS, max_tokens)
+  if len(domains) > most:
+    domains = domains[np.linspace(0, len(domains) - 1, most).round().astype(np.int64)]
   share = max(max_tokens // len(domains), 1)
   rows, tokens = [], []
   for domain in domains:

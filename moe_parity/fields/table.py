@@ -205,7 +205,7 @@ FIELDS: tuple[Field, ...] = tuple(
      " platform's own number"),
     ("model.embedding_std", 0.02, Number(1e-6, 1e3), "standard deviation of the initial embedding"),
     ("model.capacity_factor", 0.0, Number(1e-3, 1e6, others=(0.0,)),
-     "0 drops nothing; else assignments beyond this times the mean load of an expert are dropped"),
+     "0 drops nothing; else training drops assignments beyond this times an expert's mean load"),
     ("model.balance_weight", 0.01, _LOSS_WEIGHT, "times a loss that is 1 at perfect balance"),
     ("model.z_weight", 0.0, _LOSS_WEIGHT, "times mean(logsumexp(router logits)^2)"),
     ("model.bias_update_rate", 0.0, Number(0.0, 1.0), "loss-free balancing step; 0 is off"),
