@@ -42,7 +42,9 @@ def optimum(report: dict) -> list[str]:
     f"{100 * r:.1f} % as {name}" for name, r in fitted["minimum_by_form"].items()
     if name != fitted["form"]
   ]  # fmt: skip
-  detail = f"The curve is {fitted['form']} ({listed(other)}); its interval holds {_covered(report)}."
+  detail = (
+    f"The curve is {fitted['form']} ({listed(other)}); its interval holds {_covered(report)}."
+  )
   lines = [line, detail]
   if fitted["misfit"]:
     lines.append(

@@ -87,10 +87,9 @@ def _controls_note(config: ConfigDict, plan: ComparisonPlan) -> str:
   count = 1 + len(study.small_multiples)
   runs = count * (len(study.seeds) + len(study.more_seeds))
   tries = count * len(study.learning_rate_grid) * len(study.tuning_seeds)
-  return (
-    f"then {runs} run{'s' * (runs > 1)} more{f' and {tries} tries' if tries else ''}: dense controls with the N_a"
-    f" of the best MoE arm{f' and with {multiples} times N' if multiples else ''}"
-  )
+  trained = f"{runs} run{'s' * (runs > 1)} more" + (f" and {tries} tries" if tries else "")
+  smaller = f" and with {multiples} times N" if multiples else ""
+  return f"then {trained}: dense controls with the N_a of the best MoE arm{smaller}"
 
 
 def name_of(rate: int | float) -> str:
