@@ -46,7 +46,7 @@ def test_seeds_go_to_dense_to_the_best_rate_and_to_its_neighbors(tmp_path):
   assert study.summarize()["sentences"][-1] == "11 MoE runs and 16 dense runs are done."
 
 
-def test_controls_to_come_are_announced_by_number_until_they_are_there(tmp_path):
+def test_controls_to_come_are_announced_by_number(tmp_path):
   made = config(more_seeds=(1, 2), small_multiples=(0.5, 0.25))
 
   def notes(comparisons):
