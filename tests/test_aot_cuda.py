@@ -3,12 +3,15 @@
 import ctypes
 import os
 import shutil
+import types
 
+import jax
 import pytest
 
-from moe_parity.aot import cuda
+from moe_parity.aot import compile_gpu, cuda
 from moe_parity.aot.gpu_topology import target_text
 from moe_parity.cli import main
+from moe_parity.errors import UserError
 from moe_parity.planning.gpu_cards import CARDS
 
 
@@ -17,6 +20,41 @@ def test_a_missing_compiler_says_how_to_get_it(monkeypatch, capsys):
   assert main(["compile", "--config=configs/single_gpu.py:tiny", "--arm=dense", "--topology=h100",
                "--config.model.dtype=bfloat16"]) == 2  # fmt: skip
   assert "moe_parity[gpu-aot]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("version, taken", [("0.11.2", False), ("0.12.0.1", True), ("1.0", True)])
+def test_a_compiler_that_asks_a_device_is_refused(monkeypatch, version, taken):
+  """That of jax 0.11.2 ends in a segmentation fault where cards are several."""
+  monkeypatch.setattr(cuda, "_is_installed", lambda module: True)
+  monkeypatch.setattr(cuda, "_version", lambda package: version)
+  if taken:
+    assert cuda.require() is None
+  else:
+    with pytest.raises(UserError, match=r"plugin is 0\.11\.2 here.* needs 0\.12 or newer"):
+      cuda.require()
+
+
+@pytest.mark.parametrize(
+  "error, words",
+  [
+    # As jax 0.12.0.1 with cuDNN 9.28.1 prints it.
+    (
+      "INTERNAL: detail::finalize(desc) failed with message: ptrDesc->finalize(), and code:"
+      " CUDNN_STATUS_SUBLIBRARY_LOADING_FAILED in external/xla+/xla/backends/gpu/target_config/"
+      "cudnn_device_props.cc(85): 'device_props->deserialize('",
+      r"nvidia-cudnn-cu13 is 9\.28\.1 here, .*moe_parity\[gpu-aot\]",
+    ),
+    ("INTERNAL: no engine (cuDNN)", "no attention kernel for this.*attention=blocks"),
+  ],
+)
+def test_a_cudnn_of_another_version_is_no_missing_kernel(monkeypatch, error, words):
+  def refuse(compiler_options):
+    raise jax.errors.JaxRuntimeError(error)
+
+  monkeypatch.setattr(compile_gpu, "compiler_options", dict)
+  monkeypatch.setattr(compile_gpu.metadata, "version", lambda package: "9.28.1")
+  with pytest.raises(UserError, match=words):
+    compile_gpu._compiled(types.SimpleNamespace(compile=refuse))
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from moe_parity.aot import cuda
 from moe_parity.cli import main
+from moe_parity.errors import UserError
 
 pytestmark = pytest.mark.compile
 TINY = ("--config=configs/single_gpu.py:tiny", "--config.model.dtype=bfloat16")
@@ -12,8 +14,10 @@ TINY = ("--config=configs/single_gpu.py:tiny", "--config.model.dtype=bfloat16")
 
 @pytest.fixture(autouse=True)
 def _compiler():
-  pytest.importorskip("jax_plugins.xla_cuda13", reason="needs moe_parity[gpu-aot]")
-  pytest.importorskip("nvidia.cudnn", reason="needs moe_parity[gpu-aot]")
+  try:
+    cuda.require()
+  except UserError as missing:
+    pytest.skip(str(missing))
 
 
 def compiled(capsys, *arguments) -> tuple[int, dict]:

@@ -120,9 +120,15 @@ def test_the_engine_is_an_environment_of_its_own(colab, tmp_path):
   assert install[-1] == f"{ROOT}[tpu]"
 
 
-def test_an_older_jax_in_the_kernel_does_not_compute(colab, monkeypatch):
+@pytest.mark.parametrize(
+  "old",
+  [
+    {"jax": "0.7.2", "flax": "0.11.2"},
+    {"jax": "0.11.2", "flax": "0.12.9"},  # flax.nnx does not import there
+  ],
+)
+def test_an_older_jax_or_flax_in_the_kernel_computes_nothing(colab, monkeypatch, old):
   assert colab.kernel_can_compute(ROOT)
-  old = {"jax": "0.7.2", "flax": "0.11.2"}
   real = colab.importlib.metadata.version
   monkeypatch.setattr(colab.importlib.metadata, "version", lambda n: old.get(n) or real(n))
   assert not colab.kernel_can_compute(ROOT)

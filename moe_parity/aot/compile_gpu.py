@@ -44,8 +44,9 @@ def compile_for_gpu(
   Args:
     text_file: where to write the compiled program's text.
   Raises:
-    UserError: the compiler is not installed; the mesh cannot train the arm; a card without units
-      for the dtype; a named attention that cannot run on it, or that cuDNN refuses.
+    UserError: the compiler is not installed, or of a version that cannot; the mesh cannot train the
+      arm; a card without units for the dtype; a named attention that cannot run on it, or that
+      cuDNN refuses.
   """
   peak = host.card.peak(config.model.dtype)
   plain = MeshSizes(sizes.data * sizes.expert, sizes.fsdp)  # in a dense arm `expert` carries batch
@@ -89,6 +90,12 @@ def _compiled(lowered: Any) -> Any:
   except jax.errors.JaxRuntimeError as error:
     if "cudnn" not in str(error).lower():
       raise
+    if "cudnn_device_props" in str(error):
+      raise UserError(
+        f"nvidia-cudnn-cu13 is {metadata.version('nvidia-cudnn-cu13')} here, which does not read"
+        f" the description of a card that jax {jax.__version__} writes; run"
+        " pip install 'moe_parity[gpu-aot]', which brings one that does"
+      ) from None
     words = " ".join(str(error).split("\n\n")[0].split())[:300]
     raise UserError(
       f"cuDNN has no attention kernel for this: {words}; use --config.model.attention=blocks"
@@ -97,7 +104,7 @@ def _compiled(lowered: Any) -> Any:
 
 def _header(config: ConfigDict, plan: ArmPlan, host: Host, sizes: MeshSizes) -> dict:
   micro = config.train.micro_batch_sequences or plan.batch_sequences
-  packages = ("jax", "jax-cuda13-plugin", "nvidia-cudnn-cu13")
+  packages = ("jax", cuda.PLUGIN_PACKAGE, "nvidia-cudnn-cu13")
   return {
     "figures": FIGURES,
     "config": config.name,

@@ -19,6 +19,10 @@ from moe_parity.errors import UserError
 from moe_parity.files import replacing
 
 PLUGIN = "jax_plugins.xla_cuda13"
+PLUGIN_PACKAGE = "jax-cuda13-plugin"
+# Of the plugin. 0.11.2 asks CUDA for a device where it builds a cuDNN graph, and crashes on the
+# collectives of several cards.
+FIRST_WITHOUT_DEVICES = (0, 12)
 DRIVER = "libcuda.so.1"
 NO_DEVICE, NOT_FOUND = 100, 500  # CUDA_ERROR_NO_DEVICE, CUDA_ERROR_NOT_FOUND
 _SOURCE = """\
@@ -42,7 +46,7 @@ _WRITTEN = ("cuDeviceGetCount", "cuGetProcAddress_v2", "cuGetProcAddress")
 def require() -> None:
   """
   Raises:
-    UserError: a package that compiling for a GPU needs is not installed.
+    UserError: a package that compiling for a GPU needs is not installed, or too old for it.
   """
   for module in (PLUGIN, "nvidia.cudnn"):
     if not _is_installed(module):
@@ -50,6 +54,14 @@ def require() -> None:
         "compiling for a GPU that is not here needs XLA's CUDA compiler and cuDNN, which are not"
         " installed (Linux on x86-64 only, 3 GB); run pip install 'moe_parity[gpu-aot]'"
       )
+  version = _version(PLUGIN_PACKAGE)
+  if tuple(map(int, re.findall(r"\d+", version)[:2])) < FIRST_WITHOUT_DEVICES:
+    first = ".".join(map(str, FIRST_WITHOUT_DEVICES))
+    raise UserError(
+      f"{PLUGIN_PACKAGE} is {version} here, and compiling for a GPU that is not here needs {first}"
+      " or newer (training does not); run pip install 'moe_parity[gpu-aot]', in an environment of"
+      " its own where this one trains"
+    )
 
 
 def _is_installed(module: str) -> bool:

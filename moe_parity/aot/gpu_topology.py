@@ -34,7 +34,7 @@ def gpu_mesh(host: Host, sizes: MeshSizes) -> Mesh:
   """A mesh of a host's cards.
 
   Raises:
-    UserError: the compiler is not installed.
+    UserError: the compiler is not installed, or too old.
   """
   cuda.require()
   cuda.driver_without_devices()
