@@ -58,6 +58,34 @@ def test_two_links_to_one_folder_are_no_cycle(tmp_path):
   assert names(tmp_path / "data", tmp_path / "data") == ["b.txt", "one/a.txt", "two/a.txt"]
 
 
+def test_a_link_to_a_folder_with_a_shorter_name_is_no_cycle(tmp_path):
+  touch(tmp_path / "books" / "a.txt", tmp_path / "books2" / "b.txt")
+  (tmp_path / "books2" / "more").symlink_to(tmp_path / "books")
+  wanted = ["books/a.txt", "books2/b.txt", "books2/more/a.txt"]
+  assert names(tmp_path / "**" / "*.txt", tmp_path) == wanted
+
+
+@pytest.mark.parametrize("pattern", ["", "/**", "/*", "/[as]*"])
+def test_a_pattern_leaves_out_stores_and_counts_what_is_hidden(tmp_path, pattern):
+  path = write_jsonl(tmp_path / "a.jsonl", records(20))
+  prepare(path, store=str(tmp_path / "top" / "sub" / "store"), held_out="hash:0.3")
+  touch(*(tmp_path / "top" / name for name in ("a.txt", "sub/b.txt", "sub/deep/c.txt")))
+  touch(*(tmp_path / "top" / name for name in ("sub/.y", "sub/deep/.z")))
+  found = list_files(f"{tmp_path}/top{pattern}")
+  assert [os.path.relpath(file, tmp_path / "top") for file in found.files] == [
+    "a.txt", "sub/b.txt", "sub/deep/c.txt",
+  ]  # fmt: skip
+  assert found.num_hidden == 2
+  assert found.stores == [str(tmp_path / "top" / "sub" / "store")]
+
+
+def test_a_store_that_a_pattern_matches_is_left_out(tmp_path):
+  path = write_jsonl(tmp_path / "a.jsonl", records(20))
+  prepare(path, store=str(tmp_path / "store"), held_out="hash:0.3")
+  found = list_files(f"{tmp_path}/*")
+  assert found.files == [path] and found.stores == [str(tmp_path / "store")]
+
+
 def test_folders_that_a_pattern_matches_give_their_files(tmp_path):
   touch(tmp_path / "a.txt", tmp_path / "sub" / "b.txt", tmp_path / "sub" / "more" / "c.txt")
   assert names(tmp_path / "*", tmp_path) == ["a.txt", "sub/b.txt", "sub/more/c.txt"]

@@ -66,6 +66,17 @@ def test_a_command_that_crashes_on_and_on_is_given_up(tmp_path):
   assert len(said) == 3 and "signal 6" in said[0]
 
 
+@pytest.mark.parametrize(("program", "log"), [("/no/such", "log"), (sys.executable, "file/log")])
+def test_a_worker_that_cannot_be_started_is_no_complete_study(tmp_path, program, log):
+  said = []
+  (tmp_path / "file").write_text("")
+  lost = Worker("w", [program, "-SEc", "0"], {}, tmp_path / log)
+  done = Worker("v", [sys.executable, "-SEc", "0"], {}, tmp_path / "v.log")
+  assert Supervisor([lost, done], SOON, said.append).run() == 2
+  assert any("w cannot be started: /" in line and "start again" in line for line in said)
+  assert (tmp_path / "v.log").exists()  # the others go on
+
+
 def start(tmp_path, code, *options):
   """The supervisor as a process of its own, and a worker that notes its life in a file."""
   worker = f"import os, signal, sys, time\nfile = {str(tmp_path / 'life')!r}\n{code}"
@@ -101,6 +112,29 @@ def test_a_signal_reaches_the_worker_once_and_none_starts_again(tmp_path, number
   process = start(tmp_path, SAVES)
   wait_until(lambda: has_said(tmp_path / "life", "started"), process)
   process.send_signal(number)
+  assert end(process)[0] == 75
+  assert (tmp_path / "life").read_text() == "started\nsaved\n"
+
+
+def test_a_closed_terminal_leaves_no_worker_behind(tmp_path):
+  process = start(tmp_path, SAVES)
+  wait_until(lambda: has_said(tmp_path / "life", "started"), process)
+  os.killpg(process.pid, signal.SIGHUP)
+  assert end(process)[0] == 75
+  assert (tmp_path / "life").read_text() == "started\nsaved\n"
+
+
+def test_a_supervisor_under_nohup_outlives_its_terminal(tmp_path):
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    process = start(tmp_path, SAVES)
+  finally:
+    signal.signal(signal.SIGHUP, before)
+  wait_until(lambda: has_said(tmp_path / "life", "started"), process)
+  os.killpg(process.pid, signal.SIGHUP)
+  with pytest.raises(subprocess.TimeoutExpired):
+    process.wait(1)
+  process.terminate()
   assert end(process)[0] == 75
   assert (tmp_path / "life").read_text() == "started\nsaved\n"
 

@@ -11,6 +11,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 from moe_parity.data import checked_json, storage
 from moe_parity.errors import UserError
@@ -68,14 +69,24 @@ def _list_local(path: str) -> Listing:
   elif is_pattern(path):
     root, *parts = ("/", *path.strip("/").split("/")) if path.startswith("/") else (
       "", *path.rstrip("/").split("/"))  # fmt: skip
+    seen: set[str] = set()
     for match in dict.fromkeys(_matches(root, parts)):
-      _add(match, listing, ())
+      # ** gives a folder before those in it: each is read, and what it leaves out counted, once.
+      if seen.isdisjoint(map(str, PurePath(match).parents)):
+        _add(match, listing, (), is_given=False)
+        seen.add(str(PurePath(match)))
     listing.files = sorted(set(listing.files))
   return listing
 
 
-def _add(path: str, found: Listing, ancestors: tuple[tuple[int, int], ...]) -> None:
-  """Appends the file, or every file below the folder."""
+def _add(
+  path: str, found: Listing, ancestors: tuple[tuple[int, int], ...], is_given: bool = True
+) -> None:
+  """Appends the file, or every file below the folder.
+
+  Args:
+    is_given: the folder was named as it is; one that a pattern matches may be a token store.
+  """
   try:
     path.encode("utf-8")
   except UnicodeEncodeError:
@@ -100,7 +111,7 @@ def _add(path: str, found: Listing, ancestors: tuple[tuple[int, int], ...]) -> N
   here = (state.st_dev, state.st_ino)
   if here in ancestors:
     raise UserError(f"{path} is a link back to a folder that holds it; remove the link")
-  if ancestors and storage.is_token_store(path):
+  if (ancestors or not is_given) and storage.is_token_store(path):
     found.stores.append(path)
     return
   for name in _names(path):
@@ -131,7 +142,7 @@ def _matches(base: str, parts: list[str]) -> Iterator[str]:
     for name in _names(base):
       path = os.path.join(base, name)
       if os.path.isdir(path) and not name.startswith("."):
-        if os.path.realpath(base).startswith(os.path.realpath(path)):
+        if _is_in(os.path.realpath(base), os.path.realpath(path)):
           raise UserError(f"{path} is a link back to a folder that holds it; remove the link")
         yield from _matches(path, parts)
   elif is_pattern(part):
@@ -144,6 +155,11 @@ def _matches(base: str, parts: list[str]) -> Iterator[str]:
     path = os.path.join(base, part)
     if os.path.lexists(path) and (not rest or os.path.isdir(path)):
       yield from _matches(path, rest)
+
+
+def _is_in(path: str, folder: str) -> bool:
+  """Whether a real path is this folder or lies below it; books2 does not lie in books."""
+  return os.path.commonpath([path, folder]) == folder
 
 
 def _list_remote(path: str) -> Listing:

@@ -6,6 +6,7 @@ file gives another. One process makes it, others wait; on a bucket it is made lo
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -76,18 +77,21 @@ def prepare(
   inputs = _inputs(sources, tokenizer, rule)
   label = f"{_label(sources)}-{_key(inputs)[:16]}"
   location = store or str(storage.cache_folder() / label)
-  folder = storage.cache_folder() / label if storage.is_remote(location) else Path(location)
+  is_remote = storage.is_remote(location)
+  # Where a link leads: the store is made next to that place and appears there by a rename.
+  folder = storage.cache_folder() / label if is_remote else Path(os.path.realpath(location))
   is_ours = [given.path for given in sources] == [BUILTIN] and not (store or rule.source)
   if not make and not (is_ours and TRAINED_HERE.fullmatch(tokenizer)) and not is_store(folder):
     raise _not_prepared(sources)
   with storage.locked(folder):
-    made = is_store(location) if storage.is_remote(location) else _is_occupied(folder)
+    made = is_store(location) if is_remote else _is_occupied(folder)
     if not made and not is_store(folder):
+      _check_replaceable(folder)
       build(
         folder, inputs, sources, tokenizer, rule, max_bad_records, workers, progress,
         allow_lossy_tokenizer,
       )  # fmt: skip
-    if not made and storage.is_remote(location):
+    if not made and is_remote:
       _publish(folder, location, progress)
     shutil.rmtree(work_folder(folder), ignore_errors=True)
     return check_lossless(_reopen(location, inputs), allow_lossy_tokenizer)
@@ -155,6 +159,20 @@ def _is_occupied(folder: Path) -> bool:
   if folder.exists() and not folder.is_dir():
     raise UserError(f"{folder} is a file; a store is a folder: choose another name")
   return folder.exists() and any(folder.iterdir())
+
+
+def _check_replaceable(folder: Path) -> None:
+  """
+  Raises:
+    UserError: the empty folder is one that no finished store can replace.
+  """
+  is_current = folder.is_dir() and os.path.samefile(folder, os.curdir)
+  if is_current or os.path.ismount(folder):
+    what = "the folder that this was started in" if is_current else "where a disk is mounted"
+    raise UserError(
+      f"{folder} is {what}, and a store appears by a rename; name a folder in it, such as"
+      f" {folder / 'store'}"
+    )
 
 
 def _publish(folder: Path, location: str, progress: Progress | None) -> None:

@@ -16,7 +16,14 @@ from typing import NamedTuple
 
 from moe_parity.errors import UserError
 from moe_parity.launch.commands import say
-from moe_parity.launch.exit_codes import FAILED, START_AGAIN, combined, meaning, signal_of
+from moe_parity.launch.exit_codes import (
+  FAILED,
+  MEND_INPUT,
+  START_AGAIN,
+  combined,
+  meaning,
+  signal_of,
+)
 
 
 class Policy(NamedTuple):
@@ -97,13 +104,14 @@ class Supervisor:
     """Runs until all have ended; the exit code of all as one.
 
     SIGTERM, SIGUSR1 and Ctrl-C go to every worker, which saves a checkpoint and ends; then none is
-    started again. Workers are in sessions of their own, so that a terminal's Ctrl-C reaches them
-    once: a worker that gets a second signal leaves at once.
+    started again. A terminal that is closed (SIGHUP) does the same with SIGTERM, unless the signal
+    was ignored from the start, as nohup has it. Workers are in sessions of their own, so that a
+    terminal's Ctrl-C reaches them once: a worker that gets a second signal leaves at once.
     """
-    before = {
-      number: signal.signal(number, self._pass_on)
-      for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    }
+    numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+      numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, self._pass_on) for number in numbers}
     try:
       threads = [threading.Thread(target=self._keep, args=(w,)) for w in self._workers]
       for thread in threads:
@@ -121,9 +129,19 @@ class Supervisor:
       self._stopping.set()
       for process in self._processes.values():
         if process.poll() is None:
-          process.send_signal(number)
+          process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
   def _keep(self, worker: Worker) -> None:
+    try:
+      self._keep_alive(worker)
+    except OSError as error:  # no such program, a log that cannot be written
+      self._report(
+        f"{worker.name} cannot be started: {error.filename or worker.argv[0]}:"
+        f" {error.strerror or error}; mend it and start again"
+      )
+      self._codes[worker.name] = MEND_INPUT
+
+  def _keep_alive(self, worker: Worker) -> None:
     quick = 0
     while True:
       started = time.monotonic()
