@@ -75,6 +75,10 @@ def lose_a_document(result):
   result["validation"]["documents"].pop()
 
 
+def lose_a_domain(result):
+  result["validation"]["by_domain"].popitem()
+
+
 def never_learned(result):
   result["train_cross_entropy"] = 9.0
 
@@ -99,6 +103,28 @@ EDITS = {
   "seed": (f"{MOE}/result.json", lambda r: r.update(seed=5), "result: seed"),
   "position": (f"{MOE}/config.json", lambda c: c["model"].update(position="none"), ": settings"),
   "decay": (f"{MOE}/config.json", lambda c: c["optimizer"].update(weight_decay=0.0), ": settings"),
+  "plan's data seed": (f"{MOE}/plan.json", lambda p: p.update(data_seed=5), "ledger: data seed"),
+  "recounted rate": (
+    f"{MOE}/plan.json",
+    lambda p: p.update(activation_rate=0.3),
+    "activation_rate",
+  ),
+  "warm-up": (
+    f"{MOE}/plan.json",
+    lambda p: p.update(warmup_steps=p["num_steps"] // 2),
+    "metrics: learning rates",
+  ),
+  "bytes": (
+    f"{MOE}/result.json",
+    lambda r: r["validation"].update(num_bytes=5),
+    "score: num_bytes",
+  ),
+  "macro": (
+    f"{MOE}/result.json",
+    lambda r: r["validation"].update(macro_bpc=1.0),
+    "score: macro_bpc",
+  ),
+  "domain": (f"{MOE}/result.json", lose_a_domain, "score: domains"),
   "data seed": (f"{MOE}/config.json", lambda c: c["data"].update(seed=5), "ledger: seed"),
 }
 
@@ -133,8 +159,9 @@ def test_an_edited_plan_of_the_study_fails_the_arm_it_changes(copy):
     next(arm for arm in plan["arms"] if arm["name"] == "moe_40")["num_tokens"] += 64
 
   change(copy / "plan.json", longer)
-  (row,) = failures(copy, anew=True)
+  row, derived = failures(copy, anew=True)
   assert row["name"] == "moe_40 (seed 0): plan" and "num_tokens" in row["measured"]
+  assert "moe_40 (seed 0: epochs: " in derived["measured"]  # by its tokens it has others
 
 
 def test_a_run_of_another_arm_in_its_place_fails(copy):

@@ -165,7 +165,9 @@ def test_the_page_shows_every_rate_and_its_score(tmp_path):
   assert 'class="verdict open"' in page  # six documents count as few, whoever leads
 
 
-@pytest.mark.parametrize("damage", ["fewer tries", "another rate", "fewer tokens"])
+@pytest.mark.parametrize(
+  "damage", ["fewer tries", "another rate", "fewer tokens", "rate of its own", "other warm-up"]
+)
 def test_unequal_effort_fails_the_certificate_and_is_named(tmp_path, damage):
   run(tmp_path, config(grid_extensions=0), truth({}))
   assert certify_study(tmp_path)["passed"]
@@ -177,6 +179,10 @@ def test_unequal_effort_fails_the_certificate_and_is_named(tmp_path, damage):
   elif damage == "another rate":
     result = tmp_path / "runs" / f"{tries[0]['name']}-s9" / "result.json"
     result.write_text(result.read_text().replace('"bpc": 2.', '"bpc": 1.'))
+  elif damage == "rate of its own":
+    tries[0]["peak_learning_rate"] = 0.003
+  elif damage == "other warm-up":
+    tries[0]["warmup_steps"] += 1
   else:
     tries[0]["num_tokens"] //= 2
   del plan["content_sha256"]  # a forger's plan: what contradicts it must fail
@@ -186,6 +192,8 @@ def test_unequal_effort_fails_the_certificate_and_is_named(tmp_path, damage):
     "fewer tries": "dense_small: tries of its learning rate",
     "another rate": "dense_small: learning rate of its best try",
     "fewer tokens": "dense_small: tokens of each try",
+    "rate of its own": "dense_small: learning rates tried",
+    "other warm-up": "dense_small: shape and steps of each try",
   }[damage]
   assert wanted in failed
 

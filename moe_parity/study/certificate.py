@@ -14,7 +14,7 @@ from moe_parity.data.ledger import Ledger
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_costs import RESOURCES, executed_flops
 from moe_parity.planning.arm_plan import NOT_COMPARED, budget_of, with_later_fields
-from moe_parity.study import effort, evidence, rescoring
+from moe_parity.study import effort, evidence, rescoring, run_lists
 from moe_parity.study.evidence import guarded, line
 from moe_parity.study.finetuning_checks import finetuning_checks, same_chats
 from moe_parity.study.reading import run_place
@@ -118,6 +118,10 @@ def _recounts(
   ]  # fmt: skip
   if unique > plan["num_unique_tokens"]:
     checks[-1] |= {"passed": False, "how": "more unique tokens than the budget allows"}
+  rate = counted["num_active_params"] / counted["num_params"]
+  kind = "moe" if plan["architecture"]["num_experts"] else "dense"
+  checks.append(check("activation_rate", plan["activation_rate"], rate, 1e-9, arrays))
+  checks.append(line("kind", plan["kind"], kind, plan["kind"] == kind, "experts in plan.json"))
   by_domain = ledger.by_domain()
   for domain, planned in plan.get("mixture", {}).items():
     checks += [
@@ -152,8 +156,9 @@ def recheck_run(folder: pathlib.Path) -> None:
   checks = [row for row in certified["checks"] if row["name"] != name]
   if changed:
     checks.append(line(name, "unchanged", "; ".join(changed), False, "sha256 of each file"))
-  if checks != certified["checks"]:
-    certified |= {"checks": checks, "passed": all(row["passed"] for row in checks)}
+  passed = all(row["passed"] for row in checks)
+  if checks != certified["checks"] or passed != certified["passed"]:
+    certified |= {"checks": checks, "passed": passed}
     files.write_json(path, certified, seal=True)
 
 
@@ -185,10 +190,8 @@ def rescore_study(
 def _places(folder: pathlib.Path) -> list[tuple[dict, str]]:
   """(plan, run folder relative to `folder`) of every arm of a study; a run may be in the folder
   of another comparison, and nowhere else."""
-  plan, places = run_folder.read_json(folder / run_folder.PLAN), {}
-  if (folder / "study.json").exists():
-    listed = run_folder.read_json(folder / "study.json").get("arms") or ()
-    places = {(arm["name"], arm["seed"]): arm["folder"] for arm in listed if "folder" in arm}
+  plan, listed = run_folder.read_json(folder / run_folder.PLAN), _info(folder).get("arms") or ()
+  places = {(arm["name"], arm["seed"]): arm["folder"] for arm in listed if "folder" in arm}
   arms = [
     (arm, places.get((arm["name"], arm["seed"]), f"runs/{arm['name']}-s{arm['seed']}"))
     for arm in plan.get("arms") or ()
@@ -198,6 +201,12 @@ def _places(folder: pathlib.Path) -> list[tuple[dict, str]]:
   return arms
 
 
+def _info(folder: pathlib.Path) -> dict:
+  """study.json, {} before it is there."""
+  path = folder / "study.json"
+  return run_folder.read_json(path) if path.exists() else {}
+
+
 def certify_study(folder: pathlib.Path) -> dict:
   """Compares the finished runs with the budget and with each other; writes certificate.json.
 
@@ -205,9 +214,14 @@ def certify_study(folder: pathlib.Path) -> dict:
   out of the comparison; that all arms had as many tries, and took the best, is checked;
   controls (dense of another N) are compared in C and unique tokens.
   """
-  budget = budget_of(run_folder.read_json(folder / run_folder.PLAN))
-  checks, runs, missing, found, data = [], [], [], {}, {}
-  for arm, place in _places(folder):
+  plan, info, places = (
+    run_folder.read_json(folder / run_folder.PLAN),
+    _info(folder),
+    _places(folder),
+  )
+  budget = budget_of(plan)
+  checks, runs, missing, found, data, of_place = [], [], [], {}, {}, {}
+  for arm, place in places:
     label = f"{arm['name']} (seed {arm['seed']})"
     if not (folder / place / CERTIFICATE).exists():
       missing.append(label)
@@ -217,23 +231,26 @@ def certify_study(folder: pathlib.Path) -> dict:
       checks.append(certificate)
       continue
     measured = certificate.get("measured")
-    if not (certificate["passed"] and measured):
-      failed = ", ".join(row["name"] for row in certificate["checks"] if not row["passed"])
-      failed = failed or "it holds no counts"
+    if failed := _failed(certificate):
       checks.append(line(f"{arm['name']}: its own certificate", "passed", failed, False,
                          f"{place.rpartition('/')[2]}/{CERTIFICATE}"))  # fmt: skip
     checks += guarded(label, lambda: _plan_checks(label, arm, folder / place))  # noqa: B023
     config = _read(label, folder / place / run_folder.CONFIG)
     if "model" in config:
-      found[label] = config
+      found[label] = of_place[place] = config
     if (folder / place / run_folder.DATA).exists():  # runs before November 2026 have none
       of_run = _read(label, folder / place / run_folder.DATA)
       if "fingerprint" in of_run:
         data[label] = of_run
     if arm.get("role") not in NOT_COMPARED and measured:
       runs.append((arm, measured, certificate))
-  checks += evidence.settings_checks(found)
-  checks += evidence.data_checks(data)
+  checks += guarded("the runs of the study", lambda: run_lists.run_list_checks(
+    folder, places, info, of_place))  # fmt: skip
+  checks += guarded("plan.json", lambda: run_lists.plan_checks(
+    folder, plan, budget, info, of_place))  # fmt: skip
+  checks += evidence.settings_checks(found, info.get("config") or {})
+  checks += evidence.data_checks(data, info)
+  checks += guarded("result.json of the runs", lambda: _scores_checks(folder, places))
   tolerances: dict[str, float] = {}
   checks += guarded("the budget in plan.json", lambda: _budget_checks(budget, runs, tolerances))
   checks += guarded("the ledgers of the runs", lambda: _data_checks(budget, runs))
@@ -251,6 +268,20 @@ def certify_study(folder: pathlib.Path) -> dict:
   return value
 
 
+def _failed(certificate: dict) -> str:
+  """What a run's certificate fails by, or where it contradicts itself; "" if it passed."""
+  rows, measured = certificate["checks"], certificate.get("measured") or {}
+  failed = [row["name"] for row in rows if not row["passed"]]
+  failed += [
+    f"{row['name']} is {row['measured']} in its checks and {measured[row['name']]} in its counts"
+    for row in rows
+    if row["name"] in measured and measured[row["name"]] != row["measured"]
+  ]
+  if not (failed or certificate["passed"]):
+    failed = ["not passed"]
+  return ", ".join(failed) or ("" if measured else "it holds no counts")
+
+
 def _read(label: str, path: pathlib.Path) -> dict:
   """The JSON file, or a failed line of a certificate where it is missing or damaged."""
   return guarded(label, lambda: [run_folder.read_json(path)])[0]
@@ -266,6 +297,20 @@ def _plan_checks(label: str, arm: dict, folder: pathlib.Path) -> list[dict]:
   words = "; ".join(changed[:3]) or "the same"
   how = f"plan.json of the study and of {folder.name}"
   return [line(f"{label}: plan", "the study's", words, not changed, how)]
+
+
+def _scores_checks(folder: pathlib.Path, places: Sequence[tuple[dict, str]]) -> list[dict]:
+  """Whether runs that are compared were scored alike, and tries of learning rates among them."""
+  checks = []
+  for of in ("the runs", "the tries"):
+    scored = [
+      (arm, run_folder.read_json(folder / place / run_folder.RESULT)["validation"])
+      for arm, place in places
+      if bool(arm.get("tunes")) == (of == "the tries")
+      and (folder / place / run_folder.RESULT).exists()
+    ]
+    checks += evidence.scored_alike_checks(scored, of) if scored else []
+  return checks
 
 
 def _effort_checks(folder: pathlib.Path) -> list[dict]:

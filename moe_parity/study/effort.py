@@ -10,6 +10,9 @@ from moe_parity.study.evidence import line
 from moe_parity.training import run_folder
 
 HOW = "plan.json; result.json of each try"
+# What a try has of the arm whose learning rate it decides.
+_OF_A_TRY = ("architecture", "num_unique_tokens", "batch_sequences", "num_steps", "warmup_steps",
+             "final_learning_rate")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +73,21 @@ def _by_rate(tries: Sequence[dict], scores: Mapping[tuple[str, int], float]) -> 
 
 
 def effort_checks(tuned: Sequence[TunedArm]) -> Iterable[dict]:
-  """Lines of the study's certificate: as many tries as others, all tokens, the best one taken."""
+  """Lines of the study's certificate: as many tries as others, of the same rates, all tokens, the
+  arm's own shape, the best one taken."""
   most = max((len(arm.tries) for arm in tuned), default=0)
+  every = sorted({rate for arm in tuned for rate in arm.scores})
   for arm in tuned:
     own = len(arm.tries)
     yield line(f"{arm.name}: tries of its learning rate", most, own, own == most, HOW)
     tokens, wanted = sorted({t["num_tokens"] for t in arm.tries}), arm.plans[0]["num_tokens"]
     yield line(f"{arm.name}: tokens of each try", wanted, tokens, tokens == [wanted], HOW)
+    rates = list(arm.scores)
+    yield line(f"{arm.name}: learning rates tried", every, rates, rates == every, HOW)
+    planned = {name: arm.plans[0][name] for name in _OF_A_TRY}
+    changed = [t["name"] for t in arm.tries if {name: t[name] for name in _OF_A_TRY} != planned]
+    words = ", ".join(changed[:3]) or "the arm's"
+    yield line(f"{arm.name}: shape and steps of each try", "the arm's", words, not changed, HOW)
     if arm.scores:
       best = tuning.best_rate(list(arm.scores), list(arm.scores.values()))
       rates = sorted({plan["peak_learning_rate"] for plan in arm.plans})

@@ -7,6 +7,7 @@ can rewrite the hashes too. Only a run trained again, or documents scored again 
 """
 
 import hashlib
+import json
 import math
 import pathlib
 import re
@@ -87,13 +88,24 @@ def score_checks(result: dict) -> Iterator[dict]:
     "cross_entropy": sums["nats"] / sums["num_tokens"],
     "num_documents": len(documents),
   }
-  for domain, entry in validation["by_domain"].items():
+  by_domain = validation["by_domain"]
+  named = sorted({row["domain"] for row in documents})
+  if by_domain:
+    yield line("score: domains", named, sorted(by_domain), named == sorted(by_domain),
+               "documents in result.json")  # fmt: skip
+  for domain, entry in by_domain.items():
     of_domain = [row for row in documents if row["domain"] == domain]
     nats = math.fsum(row["nats"] for row in of_domain)
-    chars = sum(row["num_chars"] for row in of_domain)
-    bpc = nats / math.log(2) / chars if chars else math.nan  # of no document: equal to nothing
-    yield _same_score(f"bpc of {domain}", bpc, entry["bpc"])
-  for name in ("bpc", "bpb", "cross_entropy", "nats", "num_tokens", "num_chars", "num_documents"):
+    for name, units in (("bpc", "num_chars"), ("bpb", "num_bytes")):
+      count = sum(row[units] for row in of_domain)
+      bits = nats / math.log(2) / count if count else math.nan  # of no document: equal to nothing
+      yield _same_score(f"{name} of {domain}", bits, entry[name])
+  for name in ("bpc", "bpb"):
+    mean = math.fsum(entry[name] for entry in by_domain.values()) / max(1, len(by_domain))
+    if by_domain:
+      yield _same_score(f"macro_{name}", mean, validation[f"macro_{name}"])
+  for name in ("bpc", "bpb", "cross_entropy", "nats", "num_tokens", "num_bytes", "num_chars",
+               "num_documents"):  # fmt: skip
     yield _same_score(name, expected[name], validation[name])
 
 
@@ -129,6 +141,9 @@ def ledger_checks(ledger: Ledger, plan: dict, config: dict) -> Iterator[dict]:
   if config["data"].get("draw_per_seed"):
     seed += plan["seed"]
   yield line("ledger: seed", seed, order["seed"], seed == order["seed"], "config.json")
+  if "data_seed" in plan:
+    same = plan["data_seed"] == order["seed"]
+    yield line("ledger: data seed", plan["data_seed"], order["seed"], same, "plan.json")
   rows = plan["num_steps"] * plan["batch_sequences"]
   yield line("ledger: rows", rows, ledger.row, rows == ledger.row, "plan.json")
 
@@ -145,7 +160,8 @@ def metrics_checks(plan: dict, folder: pathlib.Path, log_every: int) -> Iterator
   """Whether metrics.jsonl has every line that the run logged, once."""
   from moe_parity.training.metrics import read_metrics
 
-  steps = [entry["step"] for entry in read_metrics(folder) if entry["kind"] == "train"]
+  entries = [entry for entry in read_metrics(folder) if entry["kind"] == "train"]
+  steps = [entry["step"] for entry in entries]
   last = plan["num_steps"]
   due = {step for step in range(1, last + 1) if step == last or step % log_every == 0}
   missing = sorted(due - set(steps))
@@ -153,13 +169,35 @@ def metrics_checks(plan: dict, folder: pathlib.Path, log_every: int) -> Iterator
   yield line("metrics: logged steps", "all", words, not missing, METRICS)
   yield line("metrics: steps in order", True, steps == sorted(set(steps)),
              steps == sorted(set(steps)), METRICS)  # fmt: skip
+  logged = [entry for entry in entries if entry.get("learning_rate") is not None]
+  wrong = [
+    f"step {entry['step']}: {entry['learning_rate']:.6g}, by the plan {rate:.6g}"
+    for entry in logged
+    if not math.isclose(entry["learning_rate"], rate := _learning_rate(plan, entry["step"]),
+                        rel_tol=1e-3, abs_tol=1e-6 * plan["peak_learning_rate"])
+  ]  # fmt: skip
+  yield line("metrics: learning rates", "those of the plan", "; ".join(wrong[:2]) or
+             "those of the plan", not wrong, METRICS)  # fmt: skip
 
 
-def settings_checks(configs_by_arm: dict[str, dict]) -> Iterator[dict]:
-  """Whether all arms of a study were trained with the same settings, but for what an arm decides.
+def _learning_rate(plan: dict, step: int) -> float:
+  """Of step 1, 2, ...: a linear rise over the warm-up, then half a cosine."""
+  warmup = max(1, plan["warmup_steps"])
+  peak, final, taken = plan["peak_learning_rate"], plan["final_learning_rate"], step - 1
+  if taken < warmup:
+    first = peak / warmup
+    return peak + (first - peak) * (1 - min(taken, max(1, warmup - 1)) / max(1, warmup - 1))
+  falling = max(1, plan["num_steps"] - warmup)
+  cosine = 0.5 * (1 + math.cos(math.pi * min(taken - warmup, falling) / falling))
+  return (peak - final) * cosine + final
+
+
+def settings_checks(configs_by_arm: dict[str, dict], of_study: dict) -> Iterator[dict]:
+  """Whether all arms of a study were trained with the same settings, but for what an arm decides,
+  and whether study.json has those.
 
   Args:
-    configs_by_arm: label -> the run's config.json.
+    configs_by_arm: label -> the run's config.json. of_study: the config in study.json, or {}.
   """
   shared = {label: _shared_settings(config) for label, config in configs_by_arm.items()}
   first_label = next(iter(shared), "")
@@ -168,6 +206,10 @@ def settings_checks(configs_by_arm: dict[str, dict]) -> Iterator[dict]:
     words = "; ".join(changed[:3]) + (f" and {len(changed) - 3} more" if changed[3:] else "")
     yield line(f"{label}: settings", f"those of {first_label}", words or "the same", not changed,
                "config.json of each run")  # fmt: skip
+  if shared and run_folder.SETTINGS[0] in of_study:
+    changed = configs.differences(shared[first_label], _shared_settings(of_study))
+    yield line("settings in study.json", f"those of {first_label}", "; ".join(changed[:3])
+               or "the same", not changed, "study.json, config.json of each run")  # fmt: skip
 
 
 def _shared_settings(config: dict) -> dict:
@@ -189,16 +231,27 @@ def _shared_settings(config: dict) -> dict:
   }
 
 
-def data_checks(data_by_run: dict[str, dict]) -> Iterator[dict]:
+def data_checks(data_by_run: dict[str, dict], info: dict) -> Iterator[dict]:
   """Whether all runs of a study read one token store: its tokens, held-out ones too, its documents
-  and its tokenizer.
+  and its tokenizer; and whether study.json names that store.
 
   Args:
-    data_by_run: label -> the run's data.json.
+    data_by_run: label -> the run's data.json. info: study.json.
   """
   prints = {label: data["fingerprint"] for label, data in data_by_run.items()}
   if not prints:
     return
+  data = info.get("data") or {}
+  stated = {
+    "train_tokens": data.get("train_sha256"),
+    "validation_tokens": data.get("validation_sha256"),
+    "tokenizer": (data.get("tokenizer") or {}).get("fingerprint"),
+  }
+  label, found = next(iter(prints.items()))
+  changed = [name for name, value in stated.items() if value and value != found[name]]
+  words = f"other {', '.join(changed)} than {label}" if changed else "that of the runs"
+  yield line("token store in study.json", "that of the runs", words, not changed,
+             "study.json, data.json of each run")  # fmt: skip
   first_label, first = next(iter(prints.items()))
   number = len({tuple(sorted(found.items())) for found in prints.values()})
   how = "data.json of each run"
@@ -207,6 +260,38 @@ def data_checks(data_by_run: dict[str, dict]) -> Iterator[dict]:
       how += f"; {label} has other {', '.join(changed)} than {first_label}"
       break
   yield line("one token store", 1, number, number == 1, how)
+
+
+def scored_alike_checks(scored: Sequence[tuple[dict, dict]], of: str) -> Iterator[dict]:
+  """Whether runs were scored on the same documents, in one order and mode, and no run has the
+  scores of another seed of its arm.
+
+  Args:
+    scored: plan and `validation` of result.json of each run. of: what the runs are, in words.
+  """
+  labels = [f"{arm['name']} (seed {arm['seed']})" for arm, _ in scored]
+  keys = [_scored_on(validation) for _, validation in scored]
+  usual = max(keys, key=keys.count, default="")
+  others = [label for label, key in zip(labels, keys, strict=True) if key != usual]
+  more = f" and {len(others) - 3} more" if others[3:] else ""
+  words = f"other ones in {', '.join(others[:3])}{more}" if others else "the same"
+  yield line(f"validation documents of {of}", "the same", words, not others, "result.json")
+  first: dict[tuple, str] = {}
+  copies = []
+  for (arm, validation), label in zip(scored, labels, strict=True):
+    nats = tuple(row["nats"] for row in validation["documents"])
+    before = first.setdefault((arm["name"], nats), label)
+    copies += [f"{label} has those of {before}"] if nats and before != label else []
+  yield line(f"scores of {of}", "each seed its own", "; ".join(copies[:3]) or "each seed its own",
+             not copies, "result.json")  # fmt: skip
+
+
+def _scored_on(validation: dict) -> str:
+  """Hash of what a run was scored on, and how."""
+  names = ("domain", "source", "num_tokens", "num_bytes", "num_chars")
+  rows = [[row[name] for name in names] for row in validation["documents"]]
+  how = [validation[name] for name in ("mode", "seq_len", "stride")]
+  return hashlib.sha256(json.dumps([how, rows]).encode()).hexdigest()
 
 
 def versions_of(data_by_run: dict[str, dict]) -> dict[str, dict[str, int]]:
