@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moe_parity.errors import UserError
-from moe_parity.inference.sampling import Sampling, sample
+from moe_parity.inference.sampling import LEAST, Sampling, sample
 
 LOGITS = np.log(np.array([0.05, 0.4, 0.15, 0.3, 0.1], np.float32))
 
@@ -62,6 +62,7 @@ def test_a_draw_depends_on_key_row_and_position_only():
     (dict(temperature=-0.5), "temperature=-0.5 must be.*at least 0; use 0"),
     (dict(temperature=float("nan")), "temperature=nan must be"),
     (dict(temperature=float("inf")), "temperature=inf must be"),
+    (dict(temperature=1e-38), "temperature=1e-38 is below 1e-30, where logits overflow; use 0"),
     (dict(temperature=1.0, top_k=-1), "top_k=-1 is negative; use 0"),
     (dict(temperature=1.0, top_p=0.0), r"top_p=0.0 must lie in \(0, 1\]; use 1"),
     (dict(temperature=1.0, top_p=1.5), "top_p=1.5 must lie"),
@@ -72,3 +73,9 @@ def test_a_draw_depends_on_key_row_and_position_only():
 def test_a_sampling_that_makes_no_sense_is_refused(fields, message):
   with pytest.raises(UserError, match=message):
     Sampling(**fields)
+
+
+def test_the_least_temperature_still_takes_the_most_likely():
+  logits = jnp.array([[1.0, 90.0, 95.0, -9.0]])
+  found = sample(logits, jax.random.key(0), jnp.array([3]), Sampling(LEAST, top_p=0.9))
+  assert found.tolist() == [2]

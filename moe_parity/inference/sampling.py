@@ -9,6 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from moe_parity.errors import UserError
 
+LEAST = 1e-30  # of a temperature: logits over one near the least float32 overflow
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -31,6 +33,11 @@ class Sampling:
       raise UserError(
         f"temperature={self.temperature} must be a number of at least 0; use 0 for the most likely"
         " token, 1 for the model's own distribution"
+      )
+    if 0 < self.temperature < LEAST:
+      raise UserError(
+        f"temperature={self.temperature} is below {LEAST:g}, where logits overflow; use 0 for the"
+        " most likely token"
       )
     if self.top_k < 0:
       raise UserError(f"top_k={self.top_k} is negative; use 0 to draw from all tokens")
