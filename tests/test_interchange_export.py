@@ -376,9 +376,10 @@ def test_imported_models_generate_and_are_scored(qwen, tmp_path, capsys):
   said = json.loads(capsys.readouterr().out)[0]["tokens"]
   assert cli.main(["generate", str(qwen.parent / "run"), *command]) == 0
   assert said == json.loads(capsys.readouterr().out)[0]["tokens"]
-  assert cli.main(["evaluate", run, "--prepare-data", "--max-tokens=200", "--json"]) == 0
+  moved = str((tmp_path / "run").rename(tmp_path / "moved"))
+  assert cli.main(["evaluate", moved, "--prepare-data", "--max-tokens=200", "--json"]) == 0
   assert json.loads(capsys.readouterr().out)["bpc"] > 0
-  again = export_run(tmp_path / "run", tmp_path / "again")
+  again = export_run(tmp_path / "moved", tmp_path / "again")
   for name in (shards.SINGLE, "config.json", "tokenizer.json"):
     assert (again.folder / name).read_bytes() == (qwen / name).read_bytes()
   assert "its training is not known here" in (again.folder / "README.md").read_text()

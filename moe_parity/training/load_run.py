@@ -50,7 +50,10 @@ def open_run_data(
   Raises:
     UserError: what its config leads to today holds other data (names what differs), or is not here.
   """
-  store = open_data(config.data, make=prepare_data)
+  data = config.data
+  if (folder / run_folder.TOKENIZER).is_file():  # of an import, which may have moved since
+    data = ConfigDict({**data, "tokenizer": str(folder / run_folder.TOKENIZER)})
+  store = open_data(data, make=prepare_data)
   if (folder / run_folder.DATA).exists():  # runs before November 2026 have none
     stored = run_folder.read_json(folder / run_folder.DATA)["fingerprint"]
     fingerprint = store.fingerprint()
