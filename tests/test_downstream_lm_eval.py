@@ -5,6 +5,7 @@ import math
 import pathlib
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -256,6 +257,66 @@ def test_data_that_cannot_be_had_is_one_line(run, yaml, tmp_path, capsys):
   assert cli.main(command) == 2
   error = capsys.readouterr().err
   assert "--tasks=zoo_gone: lm-eval cannot load it" in error.splitlines()[-1]
+
+
+def test_what_decides_prompts_and_answers_is_in_the_key(tmp_path):
+  """Examples of another file, and a function that the task's own function calls."""
+  rows = "".join(json.dumps(row) + "\n" for row in ROWS)
+  code = "def known(row): return {0}\ndef target(row): return known(row)\n"
+  (tmp_path / "asked.jsonl").write_text(rows)
+  (tmp_path / "mine.yaml").write_text(f"""task: mine
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path}/asked.jsonl, train: {tmp_path}/shown.jsonl}}}}
+test_split: test
+fewshot_split: train
+output_type: multiple_choice
+doc_to_text: question
+doc_to_choice: choices
+doc_to_target: !function helper.target
+metric_list: [{{metric: acc}}]
+""")
+  found = []
+  for shown, gold in ((rows, 0), (rows[: len(rows) // 2].rpartition("\n")[0], 0), (rows, 1)):
+    (tmp_path / "shown.jsonl").write_text(shown)
+    (tmp_path / "helper.py").write_text(code.format(gold))
+    (task,) = lm_eval_tasks.load("mine", (str(tmp_path),))
+    found.append([lm_eval_tasks.identity(task, shots) for shots in (0, 2)])
+  (none, two), (none_shown, two_shown), (none_code, two_code) = found
+  assert none == none_shown  # without examples in the prompts they decide nothing
+  assert len({none, two, two_shown, none_code, two_code}) == 5
+
+
+@pytest.mark.parametrize(
+  ("text", "target", "wanted"),
+  [
+    ("Who flies?", 1, "Who flies? a bird"),
+    ("Who flies?", [1, 2], "Who flies? a bird a bee"),
+    ("Who flies?", "a bird", "Who flies? a bird"),
+    (2, "flies", "a bee flies"),  # a context of each choice, as Winogrande has them
+  ],
+)
+def test_what_is_looked_for_is_the_question_and_its_answer(text, target, wanted):
+  """And not the number of either."""
+  task = types.SimpleNamespace(OUTPUT_TYPE="multiple_choice", eval_docs=[{}, {}])
+  task.doc_to_text, task.doc_to_target = lambda doc: text, lambda doc: target
+  task.doc_to_choice = lambda doc: ["a stone", "a bird", "a bee"]
+  assert lm_eval_tasks.questions(task, ["1"]) == [wanted]
+
+
+def test_lm_evals_index_is_made_once_for_all_names(tmp_path, monkeypatch):
+  """Of its 15,000 files, which takes many seconds."""
+  made = []
+
+  class Index:
+    def __init__(self, include_path, include_defaults):
+      made.append(include_defaults)
+      self.all_tasks = ["mine", "hellaswag", "piqa"] if include_defaults else ["mine"]
+
+  monkeypatch.setattr("lm_eval.tasks.TaskManager", Index)
+  own = (str(tmp_path),)
+  for names in (["mine"], ["hellaswag"], ["piqa"], ["mine", "piqa"]):
+    assert set(names) <= set(lm_eval_tasks.manager(own, frozenset(names)).all_tasks)
+  assert made == [False, True]
 
 
 def test_a_task_file_that_lm_eval_skips_is_named(tmp_path):

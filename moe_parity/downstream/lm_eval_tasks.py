@@ -8,6 +8,7 @@ bits per byte of the right one (`lm_eval_scores`).
 import functools
 import hashlib
 import importlib.util
+import inspect
 import json
 import logging
 import pathlib
@@ -16,6 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from moe_parity import files
 from moe_parity.downstream import lm_eval_scores, registry
 from moe_parity.downstream.examinee import Examinee
 from moe_parity.downstream.results import ResultFile
@@ -26,7 +28,6 @@ PACKAGE = pathlib.Path(__file__).parents[1]
 INSTALL = 'pip install "moe_parity[eval]"'
 
 
-@functools.cache
 def manager(include_path: tuple[str, ...] = (), needed: frozenset[str] = frozenset()):
   """lm-eval's index of tasks: that of `include_path` where it has all that is needed, otherwise
   with lm-eval's own, whose 15,000 files take a while.
@@ -37,15 +38,19 @@ def manager(include_path: tuple[str, ...] = (), needed: frozenset[str] = frozens
   for folder in include_path:
     if not pathlib.Path(folder).is_dir():
       raise UserError(f"--include-path={folder} is no folder; give one with task YAML files")
-  try:
-    from lm_eval.tasks import TaskManager
-  except ImportError:
-    raise UserError(f"lm-eval is not installed; {INSTALL}") from None
+  if not is_installed():
+    raise UserError(f"lm-eval is not installed; {INSTALL}")
+  alone = _index(include_path, False)
+  return alone if needed <= set(alone.all_tasks) else _index(include_path, True)
+
+
+@functools.cache
+def _index(include_path: tuple[str, ...], include_defaults: bool):
+  """Made once for all names that are asked for."""
+  from lm_eval.tasks import TaskManager
+
   logging.getLogger("lm_eval").setLevel(logging.ERROR)
-  alone = TaskManager(include_path=list(include_path), include_defaults=False)
-  if needed <= set(alone.all_tasks):
-    return alone
-  return TaskManager(include_path=list(include_path) or None)
+  return TaskManager(include_path=list(include_path), include_defaults=include_defaults)
 
 
 def skipped_files(include_path: tuple[str, ...]) -> list[str]:
@@ -106,7 +111,7 @@ def examine(
 
   name, docs = _name(task), list(task.eval_docs)
   chosen = _limited(len(docs), examinee.settings.limit)
-  fingerprint = _fingerprint(task, docs)
+  fingerprint = _fingerprint(task, docs, num_shots)
   place = ResultFile(
     examinee.folder, name, {"lm_eval": fingerprint, "num_shots": num_shots, **examinee.key}
   )
@@ -148,10 +153,22 @@ def examine(
 
 
 def questions(task: Any, names: Sequence[str]) -> list[str]:
-  """The texts of items, to look for in training text."""
+  """The texts of items with their right answers, to look for in training text."""
   docs = list(task.eval_docs)
-  return [f"{task.doc_to_text(doc)} {task.doc_to_target(doc)}" for doc in map(docs.__getitem__,
-          map(int, names))]  # fmt: skip
+  return [_text_of(task, doc) for doc in map(docs.__getitem__, map(int, names))]
+
+
+def _text_of(task: Any, doc: dict) -> str:
+  is_chosen = task.OUTPUT_TYPE == "multiple_choice" and hasattr(task, "doc_to_choice")
+  choices = list(task.doc_to_choice(doc)) if is_chosen else []
+
+  def words(value: Any) -> str:  # a number is a choice's, of a question or of an answer
+    if isinstance(value, list | tuple):
+      return " ".join(map(words, value))
+    is_place = isinstance(value, int) and 0 <= value < len(choices)
+    return str(choices[value] if is_place else value)
+
+  return f"{words(task.doc_to_text(doc))} {words(task.doc_to_target(doc))}"
 
 
 def _evaluate(model, task, name, chosen, num_shots, examinee: Examinee) -> dict:
@@ -186,9 +203,13 @@ def _evaluate(model, task, name, chosen, num_shots, examinee: Examinee) -> dict:
     ) from error
 
 
-def identity(task: Any) -> str:
-  """The same for two tasks that ask the same."""
-  return f"{_name(task)} {_fingerprint(task, list(task.eval_docs))}"
+def identity(task: Any, num_shots: int | None = None) -> str:
+  """The same for two tasks that ask the same.
+
+  Args:
+    num_shots: solved examples in a prompt; None as the task has it.
+  """
+  return f"{_name(task)} {_fingerprint(task, list(task.eval_docs), num_shots)}"
 
 
 def _name(task: Any) -> str:
@@ -203,16 +224,30 @@ def _limited(number: int, limit: int) -> list[int] | None:
   return sorted(order[:limit])
 
 
-def _fingerprint(task: Any, docs: Sequence[dict]) -> str:
-  """sha256 of the task's configuration and items, and of the versions of lm-eval and SCORING."""
+def _fingerprint(task: Any, docs: Sequence[dict], num_shots: int | None) -> str:
+  """sha256 of the task's configuration, the code it names, its items, those that examples in
+  prompts are drawn from, and of the versions of lm-eval and SCORING."""
   from importlib.metadata import version
 
+  own = task.get_config("num_fewshot")
+  shots = (
+    own if num_shots is None or own == 0 else num_shots
+  )  # 0 in a task stays, as lm-eval has it
+  examples = list(task.fewshot_docs()) if shots else []
   digest = hashlib.sha256(f"{SCORING} {version('lm_eval')}".encode())
-  for value in (task.dump_config(), *docs):
+  for value in (task.config.to_dict(keep_callable=True), *docs, *examples):
     digest.update(json.dumps(value, sort_keys=True, default=_plain).encode())
   return digest.hexdigest()
 
 
 def _plain(value: object) -> str:
-  """Text of what JSON does not know; a function by its name, for its address changes."""
-  return getattr(value, "__name__", None) or str(value)
+  """Text of what JSON does not know; a function by its name and the file it is in, whose other
+  functions it may call."""
+  value = getattr(value, "func", value)  # of a partial one
+  name = getattr(value, "__name__", None)
+  if name is None:
+    return str(value)
+  try:
+    return name + files.sha256_of(inspect.getsourcefile(value))
+  except (TypeError, OSError):  # a builtin one, or code without a file
+    return name

@@ -138,7 +138,7 @@ def _asked(config: ConfigDict, exam: Exam, run: RunRecord) -> dict:
     "version": VERSION,
     "tasks": [
       *(f"{task.name} {task.fingerprint}" for task in exam.tasks),
-      *map(identity, exam.lm_eval),
+      *(identity(task, exam.num_fewshot) for task in exam.lm_eval),
     ],
     "num_fewshot": exam.num_fewshot,
     "counts_overlap": exam.counts_overlap,
