@@ -64,6 +64,7 @@ def test_controls_change_nothing_of_the_arms_they_stand_beside():
     (dict(kind="dense", params_multiple=0.5, compute_multiple=2), "spends the budget's C"),
     (dict(kind="dense", params_multiple=0.5, role="check"), "spends the budget's C"),
     (dict(kind="dense", params_multiple=-1), "params_multiple=-1 is below 1e-06"),
+    (DENSE | dict(params_multiple=0.5), "asks for 401,408 parameters and the given shape has 80"),
   ],
 )
 def test_a_control_that_cannot_be_is_refused(fields, words):
@@ -73,6 +74,13 @@ def test_a_control_that_cannot_be_is_refused(fields, words):
     except UserError as error:
       assert words in str(error)
       raise
+
+
+def test_a_control_may_have_its_shape_given():
+  given = dict(kind="dense", params_multiple=0.25, num_layers=2, d_model=96, d_head=32, d_ffn=220)
+  control = planned({"small": given})[1]["small"]
+  assert control.num_params == 2 * (4 * 96**2 + 3 * 96 * 220)
+  assert abs(control.num_params / (0.25 * 802_816) - 1) < 0.02
 
 
 def test_a_control_larger_than_dense_shrinks_no_arms_text():

@@ -115,7 +115,34 @@ def test_fields_that_are_given_are_kept(fields):
 def test_granularity_asks_for_a_width_of_expert():
   for granularity in (4, 8, 16):
     found = solve(Targets(num_params=2_150_000_000, activation_rate=0.2, granularity=granularity))
-    assert 2 * found.d_model / found.d_expert == pytest.approx(granularity, rel=0.36)
+    assert 2 * found.d_model / found.d_expert == pytest.approx(granularity, rel=0.1)
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"experts_per_token": 1, "granularity": 16.0},
+    {"num_experts": 64, "granularity": 8.0},
+    {"d_expert": 64, "granularity": 12.0},
+    {"num_experts": 40, "experts_per_token": 3, "activation_rate": 0.0, "granularity": 8.0},
+  ],
+)
+def test_granularity_holds_whatever_else_is_given(fields):
+  found = solve(Targets(**({"num_params": 200_000_000, "activation_rate": 0.2} | fields)))
+  assert 1 / 1.35 <= 2 * found.d_model / found.d_expert / fields["granularity"] <= 1.35
+  for name in set(fields) & {"experts_per_token", "num_experts", "d_expert"}:
+    assert getattr(found, name) == fields[name]
+
+
+def test_a_granularity_that_no_shape_has_is_refused():
+  fields = {"num_experts": 64, "granularity": 2.0}
+  with pytest.raises(UserError, match=r"granularity=2.0 stands in the way: without it num_layers="):
+    solve(Targets(num_params=2_000_000, activation_rate=0.2, **fields))
+
+
+def test_a_dense_layers_width_and_ratio_hold_together():
+  found = solve(Targets(num_params=2_000_000, activation_rate=0.2, d_ffn=512, ffn_ratio=3.2))
+  assert found.d_ffn == 512 and 1 / 1.35 <= found.ffn_ratio / 3.2 <= 1.35
 
 
 @pytest.mark.parametrize(

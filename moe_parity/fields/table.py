@@ -313,7 +313,7 @@ FIELDS: tuple[Field, ...] = tuple(
     ("arms.*.granularity", 0.0, _RATIO, "2 d_model / d_expert"),
     ("arms.*.shared_expert", True, Switch(), "d_shared = K d_expert"),
     ("arms.*.multiple_of", 0, Whole(0, 2**16),
-     "widths are multiples of this; 0 leaves the choice to the solver"),
+     "widths that are not given are multiples of this; 0 leaves the choice to the solver"),
     # Training.
     ("arms.*.compute_multiple", 1.0, _MULTIPLE,
      "times the budget's C; other than 1 is a reference, not an arm at parity"),

@@ -11,7 +11,7 @@ from moe_parity.fields.table import ARM_NAME
 from moe_parity.planning.accounting import cost_of
 from moe_parity.planning.architecture import Architecture, layer_pattern
 from moe_parity.planning.solver import solve
-from moe_parity.planning.targets import RATE_TOLERANCE, ShapeTargets, Targets
+from moe_parity.planning.targets import ShapeTargets, Targets
 
 CONTROL_TOLERANCE = 0.02  # of a control's N: a small model has few shapes
 CONTROL_SHAPE = ("num_layers", "d_model", "num_heads", "num_kv_heads", "d_head", "d_ffn")
@@ -159,19 +159,24 @@ class ArmSpec(ShapeTargets):
       UserError: naming the arm.
     """
     try:
-      return self._complete(vocab_size) or solve(
-        Targets(
-          num_params=round(budget.num_params * self.params_multiple),
-          convention=budget.convention,
-          vocab_size=vocab_size,
-          params_tolerance=max(
-            float(budget.params_tolerance), CONTROL_TOLERANCE if self.is_control else 0.0
-          ),
-          kind=self.kind,
-          layout=self._layout,
-          **{field.name: getattr(self, field.name) for field in dataclasses.fields(ShapeTargets)},
-        )
+      targets = Targets(
+        num_params=round(budget.num_params * self.params_multiple),
+        convention=budget.convention,
+        vocab_size=vocab_size,
+        params_tolerance=max(
+          float(budget.params_tolerance), CONTROL_TOLERANCE if self.is_control else 0.0
+        ),
+        kind=self.kind,
+        layout=self._layout,
+        **{field.name: getattr(self, field.name) for field in dataclasses.fields(ShapeTargets)},
       )
+      given = self._complete(vocab_size)
+      if given is None:
+        return solve(targets)
+      self.check_ratios(given)
+      if self.is_control:  # N of arms at parity is checked for all of them together, in the plan
+        self._check_control_size(given, targets)
+      return given
     except UserError as error:
       raise UserError(f"arm {self.name!r}: {error}") from None
 
@@ -201,7 +206,7 @@ class ArmSpec(ShapeTargets):
     shared = self.d_shared
     if self.kind == "moe" and self.shared_expert and not shared:
       shared = self.experts_per_token * self.d_expert
-    architecture = Architecture(
+    return Architecture(
       num_layers,
       self.d_model,
       num_heads,
@@ -215,17 +220,17 @@ class ArmSpec(ShapeTargets):
       shared,
       vocab_size,
     )
-    rate = cost_of(architecture, 1).activation_rate
-    if (
-      self.kind == "moe"
-      and self.activation_rate
-      and (abs(rate - self.activation_rate) > RATE_TOLERANCE)
-    ):
+
+  def _check_control_size(self, given: Architecture, targets: Targets) -> None:
+    """Refuses a control whose shape is given in full and has another N than its params_multiple."""
+    has = cost_of(given, 1, targets.convention).num_params
+    off = has / targets.num_params - 1
+    if abs(off) > targets.params_tolerance:
       raise UserError(
-        f"activation_rate={self.activation_rate:g} but the given shape has "
-        f"{rate:.4f}; set it to 0 or leave a field of the shape open"
+        f"params_multiple={self.params_multiple:g} asks for {targets.num_params:,} parameters and"
+        f" the given shape has {has:,} ({100 * off:+.2f} %, over {100 * targets.params_tolerance:g}"
+        " %); leave a field of the shape open, or change params_multiple"
       )
-    return architecture
 
 
 def read_budget(section: Any) -> Budget:

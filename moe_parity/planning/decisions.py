@@ -19,7 +19,7 @@ class Decisions:
 
   Attributes:
     vocab_size: 0 while it is not known; is_vocab_assumed where no token store said it.
-    attention_block: queries that attention computes at a time.
+    position: how attention knows positions. attention_block: queries it computes at a time.
     data_seed: of the text drawn and its order; draw_per_seed: whether an arm's seed is added to it.
     shares: of each domain, None without data.weights. max_epochs: times any data may be read.
   """
@@ -29,6 +29,7 @@ class Decisions:
   tokenizer: str
   vocab_size: int
   is_vocab_assumed: bool
+  position: str
   attention_block: int
   data_seed: int
   draw_per_seed: bool
@@ -55,6 +56,7 @@ def read_decisions(config: Any, vocab_size: int = 0) -> Decisions:
     tokenizer=tokenizer,
     vocab_size=vocab_size or _vocabulary(tokenizer),
     is_vocab_assumed=not vocab_size,
+    position=get(model, "position", "alibi"),
     attention_block=get(model, "attention_block", ATTENTION_BLOCK),
     data_seed=get(data, "seed", 0),
     draw_per_seed=get(data, "draw_per_seed", True),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from moe_parity.planning.accounting import counts_router_and_norms
 from moe_parity.planning.architecture import layer_pattern
-from moe_parity.planning.targets import RATIO_TOLERANCE, Targets
+from moe_parity.planning.targets import RATIO_TOLERANCE, Targets, ratio_distance
 
 # Preferences where nothing is given. The paper's 2B MoE has 88 and 22.5; below 2B the width shrinks
 # faster than the depth, so that small models keep several layers. Kaplan et al. (2001.08361): a
@@ -182,6 +182,8 @@ def _depth_width(
     d_ffn = 0
     if num_dense_layers:
       d_ffn = key.d_ffn or _nearest((key.ffn_ratio or FFN_RATIO) * d_model, key.multiple)
+      if key.d_ffn and key.ffn_ratio:
+        penalty += GIVEN_WEIGHT * ratio_distance(d_ffn / d_model, key.ffn_ratio)
     left = key.num_params - fixed - 3 * d_model * d_ffn * num_dense_layers
     ratio = left / (3 * d_model * num_moe_layers) / d_model
     target, preferred = key.total_ffn_ratio, TOTAL_FFN_RATIO
@@ -197,10 +199,10 @@ def _depth_width(
 def _distance(ratio: float, target: float, preferred: float, widest: int) -> float:
   """Weighted |ln(ratio / target)|, infinite beyond the tolerance of a given or `widest` of a
   preferred target."""
-  distance = abs(math.log(ratio / (target or preferred))) if ratio > 0 else math.inf
-  if distance > math.log(1 + RATIO_TOLERANCE if target else widest):
-    return math.inf
-  return distance * (GIVEN_WEIGHT if target else PREFERRED_WEIGHT)
+  if target:
+    return GIVEN_WEIGHT * ratio_distance(ratio, target)
+  distance = abs(math.log(ratio / preferred)) if ratio > 0 else math.inf
+  return PREFERRED_WEIGHT * distance if distance <= math.log(widest) else math.inf
 
 
 def _nearest(width: float, multiple: int) -> int:

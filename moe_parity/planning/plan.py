@@ -115,6 +115,11 @@ def _shaped(decisions: Decisions, spec: ArmSpec, moe: Mapping[str, Architecture]
       f"arm {spec.name!r}: active_of={spec.active_of!r} is no MoE arm of this config; use one of"
       f" {', '.join(moe) or 'none (there is none)'}"
     )
+  if decisions.position == "rope" and architecture.d_head % 2:
+    raise UserError(
+      f"arm {spec.name!r}: d_head={architecture.d_head} is odd and model.position='rope' rotates"
+      " pairs of channels; give an even d_head, or use position='alibi'"
+    )
   cost = cost_of(architecture, budget.seq_len, budget.convention, decisions.attention_block)
   return ArmDraft(spec, architecture, cost)
 

@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from moe_parity.planning.accounting import counts_router_and_norms
-from moe_parity.planning.depth_width import DepthWidth, depth_widths
-from moe_parity.planning.targets import RATE_TOLERANCE, RATIO_TOLERANCE, Targets
+from moe_parity.planning.depth_width import GIVEN_WEIGHT, DepthWidth, depth_widths
+from moe_parity.planning.targets import RATE_TOLERANCE, RATIO_TOLERANCE, Targets, ratio_distance
 
 # Where no granularity is given, d_expert keeps around d_model / 4 like the paper's fine experts
 # (0.18 to 0.25 of d_model), so that arms of different rates do not differ in granularity as well.
@@ -120,6 +120,11 @@ def candidates(
   reach = t.params_tolerance * t.num_params
   reach += ffn_unit * max(highest - dw.d_ffn, dw.d_ffn - lowest)
   for d_expert in _expert_widths(t, dw, window, total, active, shares, strict):
+    coarse = 0.0  # distance from the given granularity
+    if t.granularity:
+      coarse = GIVEN_WEIGHT * ratio_distance(2 * dw.d_model / d_expert, t.granularity)
+      if math.isinf(coarse):
+        continue
     for chosen in _chosen(t, d_expert, active, shares):
       d_shared = t.d_shared or shares * chosen * d_expert
       rest = t.num_params - dw.fixed_params - ffn_unit * dw.d_ffn - unit * d_shared
@@ -134,6 +139,7 @@ def candidates(
           n = params + ffn_unit * (d_ffn - dw.d_ffn)
           yield Candidate(
             _objective(t, dw, n, n - unused, d_ffn)
+            + coarse
             + _ROUND * (_ROUGHNESS[d_expert % 128] + max(_ROUGHNESS[experts % 128] - 4, 0)),
             dw,
             d_ffn,

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from moe_parity.errors import UserError
 from moe_parity.fields.check import check_values
-from moe_parity.planning.architecture import layer_pattern
+from moe_parity.planning.accounting import cost_of
+from moe_parity.planning.architecture import Architecture, layer_pattern
 
 RATE_TOLERANCE = 0.005  # largest |r_a - target| of a solved shape
 RATIO_TOLERANCE = 0.35  # a given ratio is met within this factor: depth is a whole number of layers
+
+
+def ratio_distance(ratio: float | int, target: float | int) -> float:
+  """|ln(ratio / target)|, infinite where that is more than RATIO_TOLERANCE allows."""
+  distance = abs(math.log(ratio / target)) if ratio > 0 else math.inf
+  return distance if distance <= math.log(1 + RATIO_TOLERANCE) + 1e-9 else math.inf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,8 +32,8 @@ class ShapeTargets:
       total_ffn_ratio ((d_shared + E d_expert) / d_model), granularity (2 d_model / d_expert): met
       as nearly as whole numbers allow, within a factor 1 + RATIO_TOLERANCE.
     shared_expert: whether d_shared = K d_expert; otherwise there is none unless d_shared is given.
-    multiple_of: widths of the model and its feed-forward parts are multiples of this; 0 is 8, what
-      all widths of the paper are multiples of.
+    multiple_of: widths of the model and its feed-forward parts that are not given are multiples of
+      this; 0 is 8, what all widths of the paper are multiples of.
   """
 
   activation_rate: float | int = 0.0
@@ -45,6 +53,32 @@ class ShapeTargets:
   granularity: float | int = 0.0
   shared_expert: bool = True
   multiple_of: int = 0
+
+  def check_ratios(self, shape: Architecture) -> None:
+    """Refuses a shape that was given in full and is not what the ratios ask for.
+
+    Raises:
+      UserError: a ratio outside RATIO_TOLERANCE, an activation rate outside RATE_TOLERANCE.
+    """
+    ratios = {"aspect_ratio": shape.aspect_ratio}
+    if shape.num_dense_layers:
+      ratios["ffn_ratio"] = shape.ffn_ratio
+    if shape.is_moe:
+      ratios["total_ffn_ratio"] = shape.total_ffn_ratio
+      ratios["granularity"] = 2 * shape.d_model / shape.d_expert
+    wrong = {
+      name: (getattr(self, name), ratio)
+      for name, ratio in ratios.items()
+      if getattr(self, name) and math.isinf(ratio_distance(ratio, getattr(self, name)))
+    }
+    rate = cost_of(shape, 1).activation_rate
+    if self.activation_rate and abs(rate - self.activation_rate) > RATE_TOLERANCE:
+      wrong["activation_rate"] = self.activation_rate, rate
+    for name, (target, has) in wrong.items():
+      raise UserError(
+        f"{name}={target:g} but the given shape has {has:.4f}; set it to 0 or leave a field of the"
+        " shape open"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

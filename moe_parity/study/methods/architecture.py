@@ -206,7 +206,7 @@ def _granularities(config: ConfigDict, place: dict) -> Iterator[tuple[str, dict]
     chosen = shape.experts_per_token * multiple
     yield f"K {chosen:g}", place | {
       "num_layers": shape.num_layers, "d_model": shape.d_model, "num_experts": 0,
-      "experts_per_token": chosen,
+      "experts_per_token": chosen, "granularity": 0.0,
       "d_expert": shape.experts_per_token * shape.d_expert / chosen,
       "d_shared": shape.d_shared,
     }  # fmt: skip
