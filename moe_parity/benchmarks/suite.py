@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from moe_parity.errors import UserError, suggest
 
+WITH_FILES = ("decode", "gpu")  # what these have to show goes into a folder
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -26,7 +27,7 @@ def run(only: Sequence[str] = (), results: pathlib.Path | None = None) -> dict[s
     results: folder for what a benchmark has to show beyond its rows: decode.json, decode.png,
       gpu.json.
   Raises:
-    UserError: no such benchmark.
+    UserError: no such benchmark, or a folder that cannot be made or that none writes into.
   """
   suite: dict[str, Callable[[], list[dict]]] = {
     "startup": startup,
@@ -43,6 +44,17 @@ def run(only: Sequence[str] = (), results: pathlib.Path | None = None) -> dict[s
     if name not in suite:
       hint = suggest(name, suite)
       raise UserError(f"--only={name}: the benchmarks are {', '.join(suite)}{hint}")
+  if results is not None and only and not set(only) & set(WITH_FILES):
+    raise UserError(
+      f"--results={results}: {', '.join(only)} writes no file; of the benchmarks"
+      f" {', '.join(WITH_FILES)} do"
+    )
+  if results is not None:
+    try:
+      results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      way_out = f"cannot be made ({error.strerror}); give a folder"
+      raise UserError(f"--results={results} {way_out}") from None
   chosen = only or [name for name in suite if name != "gpu"]  # eight minutes of a GPU's own
   return {name: measure() for name, measure in suite.items() if name in chosen}
 
@@ -54,8 +66,6 @@ def gpu(results: pathlib.Path | None) -> list[dict]:
   start_jax()
   from moe_parity.benchmarks import gpu as measure
 
-  if results is not None:
-    results.mkdir(parents=True, exist_ok=True)
   return measure.table(measure.run(None if results is None else results / "gpu.json"))
 
 
@@ -71,7 +81,6 @@ def decode(results: pathlib.Path | None) -> list[dict]:
 
   result = measure.run()
   if results is not None:
-    results.mkdir(parents=True, exist_ok=True)
     write_json(results / "decode.json", result)
     write_bytes(results / "decode.png", figure(result).png(DESK))
   return measure.table(result)

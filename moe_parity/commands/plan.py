@@ -32,9 +32,8 @@ def arguments(parser) -> None:
   parser.add_argument(
     "--share",
     type=float,
-    default=0.4,
     metavar="S",
-    help="share of peak FLOP/s that a step reaches (0.4)",
+    help="share of the peak FLOP/s of --topology that a step reaches (0.4)",
   )
   json_argument(parser)
 
@@ -50,6 +49,7 @@ def run(args) -> int:
     raise UserError(
       f"--topology={args.topology} with --json, which knows no device; leave one of them out"
     )
+  share = share_of(args)
   device = device_of(args.topology) if args.topology else None
   config = load_config(args)
   plan = planned(config)
@@ -66,7 +66,7 @@ def run(args) -> int:
       print()
       print_table(comparison.plan.mixture_rows())
     if args.topology:
-      print_hours(config, comparison.plan, args.topology, args.share)
+      print_hours(config, comparison.plan, args.topology, share)
     notes = [*comparison.plan.notes, *attention_notes(config, comparison.plan)]
     for note in notes if device else [*notes, *memory_notes(config, comparison.plan)]:
       print(f"note: {note}")
@@ -79,6 +79,20 @@ def run(args) -> int:
     names = ", ".join(missing)
     print(f"note: data.source: {names} not found; `study` refuses that before training")
   return 0
+
+
+def share_of(args) -> float:
+  """
+  Raises:
+    UserError: a share out of range, or of no device.
+  """
+  from moe_parity.planning.hours import DEFAULT_SHARE, check_share
+
+  if args.share is not None and not args.topology:
+    raise UserError(
+      f"--share={args.share:g} is of a device's peak and none is given; add --topology=h100"
+    )
+  return check_share(DEFAULT_SHARE if args.share is None else args.share)
 
 
 def missing_sources(source: str) -> list[str]:

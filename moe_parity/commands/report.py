@@ -1,10 +1,12 @@
 """`moe-parity report`."""
 
 import json
+import pathlib
 
 from moe_parity import files
 from moe_parity.commands.common import json_argument, on_disk, place
 from moe_parity.commands.output import print_verdict
+from moe_parity.errors import UserError
 
 HELP = "write a study's page, figures and tables again"
 ABOUT = """\
@@ -30,8 +32,27 @@ def arguments(parser) -> None:
   json_argument(parser)
 
 
+def check_runs_are_there(folder: pathlib.Path) -> None:
+  """
+  Raises:
+    UserError: the folder holds the analysis of finished runs and none of these runs, as those under
+      results/ do: analyzing it again would replace its numbers by nothing.
+  """
+  results = ("result.json", "runs/*/result.json", "parts/*/runs/*/result.json")
+  if not (folder / "analysis.json").is_file() or any(any(folder.glob(r)) for r in results):
+    return
+  rows = files.read_json(folder / "analysis.json").get("arms") or ()
+  if done := sum(row.get("status") == "done" for row in rows):
+    raise UserError(
+      f"{folder} holds the analysis of {done} runs and none of the runs, so report would replace"
+      " its numbers by nothing; give the folder where they were trained, or read this one with"
+      f" moe_parity.open_study({str(folder)!r})"
+    )
+
+
 def run(args) -> int:
   on_disk(args.folder, "report writes into a study folder on this machine")
+  check_runs_are_there(args.folder)
   from moe_parity.report.page import write_report
   from moe_parity.startup import start_jax
   from moe_parity.study.certificate import recheck_study

@@ -79,6 +79,8 @@ def run(args) -> int:
   from moe_parity.study.workers.shard import Shard
 
   args.shard = Shard.parse(args.shard)
+  if args.dry_run and args.list_runs:
+    raise UserError("--dry-run and --list-runs print two different lists; give one of them")
   config, _, store = planned(args)
   only = [name for name in args.only.split(",") if name]
   if args.list_runs:
@@ -139,8 +141,8 @@ def chosen_runs(args, study, only) -> list[str]:
     return []
   if study.staged:
     raise UserError(
-      f"--run={k}: results decide which runs a {study.config.study.method} study has; start workers"
-      " without --run"
+      f"--run={k}: results decide which runs this study has (study.method, learning rates that are"
+      " tried); start workers without --run"
     )
   if not 0 <= k < len(runs):
     raise UserError(f"--run={k}: the runs are 0 to {len(runs) - 1}; --list-runs prints them")

@@ -8,6 +8,8 @@ from moe_parity.planning.attention_choice import Device
 from moe_parity.planning.gpu_cards import is_card, parse_host
 from moe_parity.planning.tpu_slices import parse_slice
 
+DEFAULT_SHARE = 0.4  # of a device's peak that a step reaches, where none is stated
+
 
 def peak_flops(topology: str, dtype: str) -> float:
   """FLOP/s of all devices of a card, host or TPU slice in products of a dtype.
@@ -34,6 +36,16 @@ def device_of(topology: str) -> Device:
   return Device("tpu")
 
 
+def check_share(share: float) -> float:
+  """
+  Raises:
+    UserError: a share of the peak that is not above 0 and at most 1.
+  """
+  if not 0 < share <= 1:
+    raise UserError(f"--share={share:g} is not above 0 and at most 1; 0.4 is 40 % of the peak")
+  return share
+
+
 def hours_rows(plan: Any, topology: str, share: float, dtype: str) -> list[dict[str, Any]]:
   """One row an arm: runs (seeds), and hours of one and of all at `share` of the peak.
 
@@ -46,9 +58,7 @@ def hours_rows(plan: Any, topology: str, share: float, dtype: str) -> list[dict[
   Raises:
     UserError: a share out of range, and as `peak_flops`.
   """
-  if not 0 < share <= 1:
-    raise UserError(f"--share={share} is not above 0 and at most 1; 0.4 is 40 % of the peak")
-  rate = share * peak_flops(topology, dtype)
+  rate = check_share(share) * peak_flops(topology, dtype)
   arms = plan.to_dict()["arms"]
   executed = {cost.name: cost.executed_flops for cost in arm_costs(arms)}
   runs: dict[str, int] = {}

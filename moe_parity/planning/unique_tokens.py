@@ -43,6 +43,14 @@ def unique_tokens(budget: Budget, arms: Sequence[tuple[ArmSpec, int]]) -> list[i
   return [rule(budget, spec, tokens, shared) for spec, tokens in arms]
 
 
+REPEATS_MORE = {  # scheme -> what makes arms read less text more often
+  "unique": "reuse='strict'",
+  "loose": "reuse='strict'",
+  "strict": "fewer budget.unique_tokens",
+  "epochs": "more budget.epochs",
+}
+
+
 def check_corpus(
   budget: Budget, spec: ArmSpec, num_unique_tokens: int, available_tokens: int
 ) -> None:
@@ -50,8 +58,8 @@ def check_corpus(
   if num_unique_tokens > available_tokens:
     raise UserError(
       f"arm {spec.name!r} needs {num_unique_tokens:,} unique tokens with reuse={budget.reuse!r} "
-      f"and the corpus holds {available_tokens:,}; use more text, less compute, or a scheme that "
-      f"repeats more (strict, epochs)"
+      f"and the corpus holds {available_tokens:,}; use more text, less compute, or"
+      f" {REPEATS_MORE[budget.reuse]}"
     )
 
 

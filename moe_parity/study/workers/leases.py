@@ -76,6 +76,8 @@ class Leases:
   ):
     import tensorstore
 
+    if not stale_seconds > 0:
+      raise UserError(f"leases: stale_seconds={stale_seconds:g} is not above 0; 300 is usual")
     if not 0 < 2 * heartbeat_seconds < stale_seconds:
       raise UserError(
         f"leases: stale_seconds={stale_seconds:g} leaves no room for a heartbeat every"
