@@ -8,7 +8,7 @@ from moe_parity.launch.exit_codes import MEND_INPUT, WHOLE
 
 HELP = "check this machine and a location for studies, and say how to fix what is missing"
 ABOUT = """\
-Checks Python, JAX, devices, driver and disk, and with --workdir at whether that place can be
+Checks Python, JAX, devices, driver and disk, and with --workdir whether that place can be
 read, written and used for leases (compare-and-swap).
 
   moe-parity doctor
