@@ -244,6 +244,9 @@ def test_status_logs_image_and_queue_are_plain_commands(cluster, capsys):
     ((*TPU, "--workers=0"), STUDY, "at least 1"),
     ((*TPU, "--type=v6e-3"), STUDY, "no such slice"),
     ((*TPU, "--name=9"), STUDY, "cannot name a study"),
+    ((*TPU, "--hours=-1"), STUDY, "--hours=-1"),
+    ((*TPU, "--hours=inf"), STUDY, "--hours=inf"),
+    ((*TPU, "--max-restarts=-1"), STUDY, "--max-restarts=-1"),
   ],
 )
 def test_what_cannot_run_is_refused_before_kubectl(cluster, capsys, options, words, says):

@@ -74,6 +74,13 @@ def test_a_job_that_sbatch_refuses_is_an_error_with_its_words(programs, capsys):
     (("--hours=1",), (*STUDY, "--shard=1/2"), "--shard"),
     (("--hours=1",), (*STUDY, "--coordinator=auto"), "--coordinator"),
     (("--hours=1",), ("bench",), "--logs=FOLDER"),
+    (("--hours=nan",), STUDY, "--hours=nan"),
+    (("--hours=inf",), STUDY, "--hours=inf"),
+    (("--hours=1", "--warning=0"), STUDY, "1 to 65535 seconds"),
+    (("--hours=99", "--warning=70000"), STUDY, "1 to 65535 seconds"),
+    (("--hours=1", "--max-restarts=-1"), STUDY, "--max-restarts=-1"),
+    (("--hours=1", "--gpus=-1"), STUDY, "--gpus=-1"),
+    (("--hours=1", "--sbatch=--comment='a"), STUDY, "No closing quotation"),
     (("--hours=1",), ("demo",), "only study"),
   ],
 )

@@ -353,6 +353,9 @@ def test_ssh_counts_the_hosts_of_a_group_by_their_names(cloud, programs, capsys)
     (["--type=v6e-16"], (*STUDY, "--coordinator", "a:1"), "--coordinator"),
     (["--type=v6e-16"], ("plan", *STUDY[1:]), "only study can be launched so"),
     (["--type=v6e-16", "--slices=0"], STUDY, "above zero"),
+    (["--type=v6e-16", "--hours=nan"], STUDY, "--hours=nan"),
+    (["--type=v6e-16", "--wait-hours=inf"], STUDY, "--wait-hours=inf"),
+    (["--type=v6e-16", "--price=-1"], STUDY, "--price=-1"),
     (["--type=v6e-16", "--name=42"], STUDY, "cannot name a study"),
   ],
 )

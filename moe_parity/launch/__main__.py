@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   module = importlib.import_module(f"moe_parity.launch.{argv[0]}")
   try:
     args = parser_of(argv[0], module).parse_args(argv[1:])
+    check_numbers(args)
     return module.run(args)
   except UserError as error:
     say(f"error: {error}")
@@ -34,6 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   except BrokenPipeError:  # whoever read this (head, less) has enough; the rest goes nowhere
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+  """
+  Raises:
+    UserError: an option's number is negative, infinite or none, which no option takes.
+  """
+  for name, value in vars(args).items():
+    if isinstance(value, int | float) and not 0 <= value < math.inf:
+      raise UserError(f"--{name.replace('_', '-')}={value:g}: give a number of at least 0")
 
 
 def parser_of(name: str, module) -> argparse.ArgumentParser:

@@ -166,6 +166,8 @@ def image(args: argparse.Namespace, shell: Shell) -> int:
 
 def queue(args: argparse.Namespace, shell: Shell) -> int:
   """For an administrator, once: a Kueue queue over some slices."""
+  if args.slices < 1:
+    raise UserError("--slices must be at least 1")
   for made in manifests.queue(args.queue, args.namespace, slice_type(args.type), args.slices):
     text = json.dumps(made, indent=1)
     shell.run(command("kubectl", "apply", "--validate=strict", "--filename=-", stdin=text))

@@ -24,6 +24,9 @@ EXAMPLE = (
 )
 
 
+LONGEST_WARNING = 65535  # seconds that sbatch's --signal takes
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
   """`submit` and its options."""
   subs = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -57,6 +60,12 @@ def check(args: argparse.Namespace, words: list[str]) -> None:
   """Raises UserError where the options cannot make a job."""
   if args.workers < 1 or args.nodes < 1:
     raise UserError("--workers and --nodes must be at least 1")
+  try:
+    shlex.split(args.sbatch)
+  except ValueError as error:
+    raise UserError(f"--sbatch={args.sbatch!r}: {error}; quote it as a shell reads it") from None
+  if not 1 <= args.warning <= LONGEST_WARNING:
+    raise UserError(f"--warning={args.warning}: Slurm takes 1 to {LONGEST_WARNING} seconds")
   if args.hours * 3600 < 4 * args.warning:
     raise UserError(
       f"--hours={args.hours:g}: a life of {args.hours * 60:g} minutes, of which the last"
