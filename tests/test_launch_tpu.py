@@ -77,6 +77,20 @@ def test_without_yes_it_says_the_cost_and_asks_for_nothing(cloud, capsys):
   assert "--yes" in said and cloud.nothing_left and cloud.holds()["copied"] == []
 
 
+@pytest.mark.parametrize("state", ["ACTIVE", "SUSPENDED"])
+def test_a_name_that_another_study_has_is_refused(cloud, capsys, state):
+  cloud.change(moves=[[state]])
+  assert up("--yes") == 0
+  before = cloud.holds()["queued"]
+  other = (*STUDY[:2], "--workdir=gs://b/bob/My_Study")
+  assert up("--yes", words=other) == 2
+  said = capsys.readouterr().err
+  assert "my-study-1 is a slice of ada" in said and "give --name" in said
+  assert cloud.holds()["queued"].keys() == before.keys()
+  assert up("--yes", "--name=bobs", words=other) == 0
+  assert "bobs-3" in cloud.holds()["queued"]
+
+
 def test_a_dry_run_prints_every_command_and_runs_none(cloud, programs, capsys):
   assert up("--dry-run") == 0
   assert programs.calls("gcloud") == []

@@ -44,7 +44,7 @@ def plan(args: argparse.Namespace, words: Sequence[str], commit: str, now: int) 
     raise UserError("--slices, --hours and --wait-hours must be above zero")
   study = cloud_name(args.name or workdir.split("/")[-1])
   expires = int(now + 3600 * (args.hours + args.wait_hours))
-  labels = tpu_requests.labels_of(study, owner(), expires, commit)
+  labels = tpu_requests.labels_of(study, owner(), expires, commit, workdir)
   return [
     Request(
       name=f"{study}-{k}",

@@ -5,12 +5,14 @@ but no longer develops. `gce`: an instance group of Compute Engine with a worklo
 tpu7x). Either way a slice is one request: slices are independent worlds that share a study.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from moe_parity.launch.accelerators import SliceType
 from moe_parity.launch.commands import Command, command
 
+PLACE = "place"  # the label with the hash of a study's folder
 LABEL = "moe-parity"  # its value is the study's name: this is how we know what is ours
 
 
@@ -43,9 +45,12 @@ class Request(NamedTuple):
   image: str = ""
 
 
-def labels_of(study: str, owner: str, expires: int, commit: str) -> dict[str, str]:
-  """What tells a request of ours from others': study, owner, when it must be gone, commit."""
-  return {LABEL: study, "owner": owner, "expires": str(expires), "commit": commit[:12]}
+def labels_of(study: str, owner: str, expires: int, commit: str, workdir: str) -> dict[str, str]:
+  """What tells a request of ours from others': study, owner, when it must be gone, commit, and a
+  hash of the study's folder, for two folders may give one name."""
+  place = hashlib.sha256(workdir.encode()).hexdigest()[:16]
+  labels = {LABEL: study, "owner": owner, "expires": str(expires), "commit": commit[:12]}
+  return labels | {PLACE: place}
 
 
 def gcloud_dict(values: Mapping[str, str]) -> str:

@@ -51,8 +51,17 @@ class Slices:
     """Asks for the slices that are not there; those that are over make room first.
 
     Whatever goes wrong, also Ctrl-C, what this call asked for is deleted again.
+
+    Raises:
+      UserError: the name is that of a study in another folder, whose slices are there.
     """
     there = {held.name: held for held in self.of(requests[0].labels[tpu_requests.LABEL])}
+    place = requests[0].labels[tpu_requests.PLACE]
+    if others := [held for held in there.values() if held.place not in ("", place)]:
+      raise UserError(
+        f"{others[0].name} is a slice of {others[0].owner or 'someone'} for a study of the same"
+        " name in another --workdir; give --name"
+      )
     over = [r.name for r in requests if r.name in there and tpu_states.is_over(there[r.name])]
     self.remove(over)
     asked: list[str] = []

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from moe_parity.launch.tpu_requests import LABEL
+from moe_parity.launch.tpu_requests import LABEL, PLACE
 
 
 class Held(NamedTuple):
-  """One slice that is listed. `expires` is seconds since 1970, 0 where no label says it."""
+  """One slice that is listed. `expires` is seconds since 1970, 0 where no label says it; `place`
+  names the study's folder, "" where no label does."""
 
   name: str
   state: str
@@ -15,6 +16,7 @@ class Held(NamedTuple):
   owner: str
   expires: int
   api: str
+  place: str = ""
 
 
 # A state, what it means, and whether the request is over: over, it only uses up quota.
@@ -86,6 +88,7 @@ def _held(name: str, state: str, labels: Mapping[str, str], api: str) -> Held:
     labels.get("owner", ""),
     int(expires) if expires.isdigit() else 0,
     api,
+    labels.get(PLACE, ""),
   )
 
 
