@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from moe_parity.errors import UserError
-from moe_parity.model import layer_stack
+from moe_parity.model import cross_entropy, layer_stack
 from moe_parity.model.attention import alibi_slopes
 from moe_parity.model.layer_stack import split_layout
 from moe_parity.model.moe import balance_loss, route
@@ -143,6 +143,32 @@ def test_a_long_vocabulary_in_chunks_gives_the_same_loss():
     np.testing.assert_allclose(whole, chunked, rtol=1e-6)
     for a, b in zip(*map(jax.tree.leaves, (whole_gradient, chunked_gradient)), strict=True):
       np.testing.assert_allclose(a, b, atol=3e-6)
+
+
+@pytest.mark.parametrize("num_chunks", [1, 16, 512])
+def test_a_bfloat16_heads_gradient_is_as_exact_in_any_number_of_chunks(num_chunks):
+  """Against NumPy in float64: the rounding of bfloat16 operands and of the result, 2^-9 each. The
+  loss is a mean over a number of tokens whose inverse is no bfloat16."""
+  T, D, V = 9216, 12, 40
+  rng = np.random.default_rng(0)
+  target_T = rng.choice(V, T, p=1 / np.arange(1, V + 1) / (1 / np.arange(1, V + 1)).sum())
+  hidden, head = (
+    jnp.asarray(rng.normal(0.3, 0.5, shape), jnp.bfloat16) for shape in ((T, D), (D, V))
+  )
+
+  def mean_nll(hidden, head):
+    weight_T = jnp.ones(T, jnp.float32)
+    targets_T = jnp.asarray(target_T, jnp.int32)
+    return cross_entropy.weighted_nll(hidden, targets_T, weight_T, head, T * V // num_chunks) / T
+
+  got = jax.grad(mean_nll, argnums=(0, 1))(hidden, head)
+  hidden, head = (np.asarray(a, np.float32).astype(float) for a in (hidden, head))
+  odds_TV = np.exp(hidden @ head)
+  dlogit_TV = (odds_TV / odds_TV.sum(1, keepdims=True) - (target_T[:, None] == np.arange(V))) / T
+  for mine, true in zip(got, (dlogit_TV @ head.T, hidden.T @ dlogit_TV), strict=True):
+    mine = np.asarray(mine, np.float32).astype(float)
+    assert np.linalg.norm(mine - true) < 0.004 * np.linalg.norm(true)
+    assert abs((mine * true).sum() / (true * true).sum() - 1) < 0.001
 
 
 def test_bfloat16_stays_near_float32():
