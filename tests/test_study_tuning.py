@@ -165,6 +165,27 @@ def test_the_page_shows_every_rate_and_its_score(tmp_path):
   assert 'class="verdict open"' in page  # six documents count as few, whoever leads
 
 
+@pytest.mark.parametrize("damage", ["cut", "lost"])
+def test_a_try_that_is_not_whole_is_not_done(tmp_path, damage):
+  """A try cut short ended the page of all arms; one that was lost was said to have diverged."""
+  run(tmp_path, config(grid_extensions=0), truth({}))
+  assert compare.analyze(tmp_path)["not_done"] == []
+  path = tmp_path / "runs" / "dense_lr0p008-s9" / "result.json"
+  if damage == "cut":
+    path.write_bytes(path.read_bytes()[:99])
+  else:
+    path.unlink()
+    info = json.loads((tmp_path / "study.json").read_text())
+    for arm in info["arms"]:
+      if arm["name"] == "dense_lr0p008":
+        arm.update(status="failed", error="OSError: no space left")
+    write_json(tmp_path / "study.json", info, seal=True)
+  found = compare.analyze(tmp_path)
+  assert [row["name"] for row in found["not_done"]] == ["dense_lr0p008"]
+  assert not found["verdict"]["conclusive"]
+  assert certify_study(tmp_path)["passed"] == (damage == "lost")
+
+
 @pytest.mark.parametrize(
   "damage", ["fewer tries", "another rate", "fewer tokens", "rate of its own", "other warm-up"]
 )

@@ -9,6 +9,7 @@ Intervals: see `statistics` and `uncertainty`; the curve over activation rate: s
 
 import math
 import pathlib
+import re
 from collections.abc import Sequence
 
 from moe_parity import files
@@ -77,7 +78,8 @@ def analyze_with_curve(study_folder: str | pathlib.Path) -> tuple[dict, rate_cur
 
 def _tuned(study: reading.StudyRecord) -> list[effort.TunedArm]:
   """The study's arms with the tries of their learning rates; [] where it tunes none."""
-  scores = effort.scores_of_tries((run.plan, run.folder) for run in study.runs if run.plan)
+  tries = [run for run in study.runs if run.done and run.plan.get("tunes")]
+  scores = {(run.name, run.seed): float(run.result["validation"]["bpc"]) for run in tries}
   return effort.tuned_arms([arm for arm in study.plan.get("arms", []) if "role" in arm], scores)
 
 
@@ -128,9 +130,11 @@ def _documents_of_tries(runs: Sequence[reading.RunRecord]) -> int:
 
 
 def _diverged(run: reading.RunRecord, tuned: Sequence[effort.TunedArm]) -> bool:
-  """Whether a failed run is a try that diverged: its arm is planned once all tries are known."""
+  """Whether a failed run is a try that diverged, by its error; of an arm that is planned, which it
+  is once all its tries are known."""
   known = {arm.name for arm in tuned}
-  return run.status == "failed" and run.plan.get("tunes") in known
+  not_finite = re.search(r"the loss of step \d+ is -?(nan|inf)", run.error)
+  return run.status == "failed" and run.plan.get("tunes") in known and bool(not_finite)
 
 
 def _equal(budget: dict) -> dict[str, bool]:
