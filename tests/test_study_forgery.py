@@ -154,6 +154,15 @@ def test_a_file_changed_since_it_was_certified_is_named(copy, name):
   assert pathlib.Path(path).name.split(".")[0] in said["measured"]
 
 
+def test_a_score_edited_with_its_certificate_fails_the_study(copy):
+  """The hash in the certificate was that of the edited file, and nothing looked at the scores."""
+  change(copy / MOE / "result.json", lower_bpc)
+  edited = {"result.json": files.sha256_of(copy / MOE / "result.json")}
+  change(copy / MOE / "certificate.json", lambda c: c["files"].update(edited))
+  (row,) = failures(copy, anew=False)
+  assert row["name"] == "moe_40 (seed 0): score: bpc"
+
+
 def test_an_edited_plan_of_the_study_fails_the_arm_it_changes(copy):
   def longer(plan):
     next(arm for arm in plan["arms"] if arm["name"] == "moe_40")["num_tokens"] += 64
