@@ -146,7 +146,7 @@ def test_a_long_vocabulary_in_chunks_gives_the_same_loss():
 
 
 @pytest.mark.parametrize("num_chunks", [1, 16, 512])
-def test_a_bfloat16_heads_gradient_is_as_exact_in_any_number_of_chunks(num_chunks):
+def test_a_bfloat16_heads_gradient_is_as_exact_in_chunks(num_chunks):
   """Against NumPy in float64: the rounding of bfloat16 operands and of the result, 2^-9 each. The
   loss is a mean over a number of tokens whose inverse is no bfloat16."""
   T, D, V = 9216, 12, 40
