@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import moe_parity as mp
@@ -102,6 +103,37 @@ def test_a_prediction_is_what_the_command_prints(capsys):
     mp.predict(DEMO, **asked)
   with pytest.raises(UserError, match="activation_rate and tokens"):
     mp.predict(num_params=2e9)
+
+
+def test_a_field_takes_numpy_s_numbers():
+  fields = {"budget.dense_tokens": np.int64(40_000), "budget.params_tolerance": np.float32(0.25)}
+  planned = mp.plan(DEMO, **fields)
+  assert planned.to_dict() == mp.plan(DEMO, **{
+    "budget.dense_tokens": 40_000, "budget.params_tolerance": 0.25,
+  }).to_dict()  # fmt: skip
+
+
+def test_numbers_of_numpy_are_predicted_as_python_s():
+  plain = mp.predict(num_params=2_000_000_000, activation_rate=0.25, tokens=4e10, epochs=2)
+  rates = np.array([0.25], np.float32)
+  found = mp.predict(
+    num_params=np.int64(2_000_000_000), activation_rate=rates, tokens=4e10, epochs=np.int32(2)
+  )
+  assert found.answer["arms"] == plain.answer["arms"]
+
+
+@pytest.mark.parametrize(
+  ("changed", "says"),
+  [
+    ({"num_params": "2e9"}, "num_params='2e9' is no number"),
+    ({"tokens": ["4e10"]}, "tokens=.* is no number"),
+    ({"activation_rate": [None]}, "activation_rate=.None. is no number"),
+    ({"epochs": []}, "epochs or none"),
+  ],
+)
+def test_what_is_no_number_is_predicted_for_no_arm(changed, says):
+  with pytest.raises(UserError, match=says):
+    mp.predict(**({"num_params": 2e9, "activation_rate": 0.2, "tokens": 4e10} | changed))
 
 
 def test_a_prediction_of_a_config_compares_with_its_dense_arm():

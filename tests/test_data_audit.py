@@ -104,7 +104,36 @@ def test_a_store_of_another_stream_is_refused(tmp_path, store):
   assert compare_runs(tmp_path / "a", tmp_path / "b")["verdict"].startswith("the runs read diff")
 
 
+@pytest.mark.parametrize("part", ["sha256", "order"])
+def test_a_run_that_does_not_name_its_data_is_not_compared(tmp_path, store, part):
+  run(tmp_path / "a", store, 3), run(tmp_path / "b", store, 3)
+  ledger = Ledger.load(tmp_path / "b" / "ledger.npz")
+  del ledger.data[part]
+  ledger.save(tmp_path / "b" / "ledger.npz")
+  with pytest.raises(UserError, match=f"b/ledger.npz does not state its {part}"):
+    compare_runs(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("mixture", [[1], {"prose": {}}, {"prose": {"num_tokens": "x"}}])
+def test_a_plan_with_a_damaged_mixture_is_one_line(tmp_path, store, mixture):
+  run(tmp_path / "a", store, 3, plan={"mixture": mixture})
+  with pytest.raises(UserError, match="plan.json is damaged .mixture"):
+    audit_run(tmp_path / "a")
+
+
+def test_a_plan_may_leave_fields_null(tmp_path, store):
+  plan = {"mixture": None, "num_tokens": 3 * B * S, "batch_sequences": None}
+  assert audit_run(run(tmp_path / "a", store, 3, plan=plan))["passed"]
+
+
 def test_a_store_that_moved_is_found_by_argument(tmp_path, store):
+  run(tmp_path / "away", store, 3)
+  ledger = Ledger.load(tmp_path / "away" / "ledger.npz")
+  ledger.data["store"] = str(tmp_path / "gone")
+  ledger.save(tmp_path / "away" / "ledger.npz")
+  with pytest.raises(UserError, match="gone, which is not there; if it has moved, --store"):
+    audit_run(tmp_path / "away")
+  assert audit_run(tmp_path / "away", store=store.folder)["passed"]
   run(tmp_path / "a", store, 3)
   shutil.copytree(store.folder, tmp_path / "moved")
   assert audit_run(tmp_path / "a", store=tmp_path / "moved", verify=True)["passed"]

@@ -283,6 +283,10 @@ def test_ledgers_of_strangers_are_one_line(tmp_path, made, folder):
   def with_meta(value):
     return arrays | {"meta": np.frombuffer(json.dumps(value).encode(), np.uint8)}
 
+  def with_order(changes):
+    order = meta["data"]["order"] | changes
+    return with_meta(meta | {"data": meta["data"] | {"order": order}})
+
   hostile = [
     b"", good[:100], pickle.dumps(Bomb()), npz_of(arrays | {"counts": np.array([Bomb()], object)}),
     npz_of(arrays | {"row": np.array([1, 2])}), npz_of(arrays | {"digest": np.zeros(3)}),
@@ -290,6 +294,13 @@ def test_ledgers_of_strangers_are_one_line(tmp_path, made, folder):
     npz_of({key: arrays[key] for key in ("meta", "counts")}), npz_of(with_meta([])),
     npz_of(with_meta(meta | {"seq_len": -1})), npz_of(with_meta(meta | {"data": 3})),
     npz_of(with_meta({"seq_len": 8, "data": {}})),
+    *(npz_of(with_order({name: None})) for name in ("num_windows", "num_unique", "seed")),
+    npz_of(with_order({"num_windows": ledger.counts.size + 1})), npz_of(with_order({"seed": "x"})),
+    npz_of(with_order({"groups": ["prose"], "shares": [1], "unique_by_group": [1]})),
+    npz_of(
+      with_order({"groups": ["prose"], "shares": [], "unique_by_group": [1]})
+      | {"domain_ids": np.zeros(ledger.counts.size, int)}
+    ),
     npz_of(with_meta(meta | {"data": meta["data"] | {"split": "__class__"}})),
     npz_of(arrays | {"meta": np.frombuffer(b"[" * 100_000, np.uint8)}),
   ]  # fmt: skip

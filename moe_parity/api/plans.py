@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from moe_parity import config as configs
@@ -158,6 +159,8 @@ def changed(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   flat: dict[str, Any] = {}
   for name, value in fields.items():
+    if isinstance(value, np.generic):
+      value = value.item()
     if isinstance(value, Mapping):
       flat |= _flat(value, f"{prefix}{name}.")
     else:

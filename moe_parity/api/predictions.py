@@ -1,10 +1,12 @@
 """`mp.predict`: what an arm will score before it is trained. Loads no JAX."""
 
 import dataclasses
+import numbers
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from moe_parity.api.plans import Plan, plan
@@ -13,7 +15,7 @@ from moe_parity.errors import UserError
 from moe_parity.report import cards
 from moe_parity.study.surrogate import answer as surrogate
 
-Numbers = float | int | Sequence[float | int]
+Numbers = float | int | np.generic | np.ndarray | Sequence[Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,21 +83,37 @@ def predict(
   Raises:
     UserError: neither a config nor all numbers, or both; runs that cannot be compared.
   """
-  given = [_several(value) for value in (num_params, activation_rate, tokens)]
+  passes = _several("epochs", epochs)
+  given = [
+    _several(name, value)
+    for name, value in (
+      ("num_params", num_params), ("activation_rate", activation_rate), ("tokens", tokens)
+    )
+  ]  # fmt: skip
   if config is not None and any(given):
     raise UserError("a config and numbers are two ways to ask; give one")
-  if config is None and not all(given):
-    raise UserError("give a config, or num_params, activation_rate and tokens")
+  if config is None and not all([*given, passes]):
+    raise UserError("give a config, or num_params, activation_rate and tokens, and epochs or none")
   if config is None:
-    question = surrogate.of_numbers(*given, _several(epochs))
+    question = surrogate.of_numbers(*given, passes)
   else:
     planned = config if isinstance(config, Plan) else plan(config)
     question = surrogate.of_plans({c.name: c.plan for c in planned.comparisons})
   return Prediction(surrogate.answer(question, runs, check))
 
 
-def _several(value: Numbers) -> list[float]:
-  return [float(value)] if isinstance(value, int | float) else [float(part) for part in value]
+def _several(name: str, value: Numbers) -> list[float]:
+  """
+  Raises:
+    UserError: neither a number (NumPy's are) nor several.
+  """
+  try:
+    parts = [value] if isinstance(value, numbers.Real | str) else list(value)
+    if not any(isinstance(part, str) for part in parts):
+      return [float(part) for part in parts]
+  except (TypeError, ValueError):
+    pass
+  raise UserError(f"{name}={value!r} is no number; give one, or a list of them")
 
 
 def _row(arm: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ audit_run    unique and seen tokens per domain and source, the order against the
 compare_runs the same windows? in the same order, as far as both went?
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import numpy as np
 from moe_parity import files
 from moe_parity.data.ledger import Ledger, order_digest
 from moe_parity.data.mixture import Mixture, order_from
-from moe_parity.data.token_store import Split, open_store
+from moe_parity.data.token_store import Split, is_store, open_store
 from moe_parity.data.window_order import Order
 from moe_parity.errors import UserError
+from moe_parity.fields.table import DOMAIN_NAME
 from moe_parity.stored.read import check
 from moe_parity.stored.run_files import COUNT
 
@@ -42,9 +44,8 @@ def audit_run(run: str | Path, store: str | Path | None = None, verify: bool = F
       f"{run} was fine-tuned on chats, which are in no token store; its {run}/certificate.json"
       " recounts them, and `data audit` takes the run it was made from"
     )
+  _check_states(ledger, run, ("split", "sha256", "order"))
   opened = open_store(_store_of(ledger, run) if store is None else store, verify=verify)
-  if missing := {"split", "sha256", "order"} - set(ledger.data):
-    raise UserError(f"{run}/ledger.npz does not state its {min(missing)}; run the arm again")
   splits = {split.name: split for split in (opened.train, opened.validation)}
   if ledger.data["split"] not in splits:
     raise UserError(f"{run}/ledger.npz names the split {ledger.data['split']!r}; run the arm again")
@@ -81,6 +82,8 @@ def compare_runs(a: str | Path, b: str | Path) -> dict:
     False and the verdict says so.
   """
   first, second = Ledger.load(Path(a) / "ledger.npz"), Ledger.load(Path(b) / "ledger.npz")
+  for ledger, run in ((first, a), (second, b)):
+    _check_states(ledger, run, ("sha256", "order"))
   result = {"a": first.summary(), "b": second.summary()}
   same_stream = (first.data["sha256"], first.seq_len) == (second.data["sha256"], second.seq_len)
   result |= {"same_stream": same_stream, "same_windows": False, "same_order": False}
@@ -120,10 +123,21 @@ def _verdict(result: dict, faithful: list[bool]) -> str:
   return f"{windows}, {order}"
 
 
+def _check_states(ledger: Ledger, run: str | Path, names: Sequence[str]) -> None:
+  if missing := [name for name in names if ledger.data.get(name) is None]:
+    raise UserError(f"{run}/ledger.npz does not state its {missing[0]}; run the arm again")
+
+
 def _store_of(ledger: Ledger, run: Path) -> str:
   if "store" not in ledger.data:
     raise UserError(f"{run}/ledger.npz does not name its token store; give the store's folder")
-  return ledger.data["store"]
+  location = ledger.data["store"]
+  if not is_store(location):
+    raise UserError(
+      f"{run} read the token store {location}, which is not there; if it has moved, --store names"
+      " its place"
+    )
+  return location
 
 
 def _order(ledger: Ledger) -> Order | Mixture:
@@ -150,7 +164,9 @@ def order_checks(ledger: Ledger) -> list[dict]:
   ]  # fmt: skip
 
 
-_PLANNED = dict.fromkeys(("num_tokens?", "num_unique_tokens?", "batch_sequences?"), COUNT)
+_PLANNED = dict.fromkeys(("num_tokens?", "num_unique_tokens?", "batch_sequences?"), COUNT) | {
+  "mixture?": {DOMAIN_NAME: {"num_tokens": int, "num_unique_tokens": int}}
+}
 
 
 def _plan_checks(ledger: Ledger, run: Path) -> list[dict]:
@@ -162,7 +178,7 @@ def _plan_checks(ledger: Ledger, run: Path) -> list[dict]:
   check(plan, _PLANNED, run / "plan.json", way_out)
   checks = []
   if tokens := plan.get("num_tokens"):
-    step = plan.get("batch_sequences", 1) * ledger.seq_len
+    step = (plan.get("batch_sequences") or 1) * ledger.seq_len
     text = f"{tokens} to within a step of {step}"
     near = abs(ledger.num_tokens - tokens) <= step
     checks.append(_check("tokens seen", text, ledger.num_tokens, near))
@@ -172,7 +188,7 @@ def _plan_checks(ledger: Ledger, run: Path) -> list[dict]:
       _check("unique tokens seen", f"at most {unique}", ledger.num_unique_tokens, allowed)
     )
   by_domain = ledger.by_domain()
-  for domain, planned in plan.get("mixture", {}).items():
+  for domain, planned in (plan.get("mixture") or {}).items():
     for field in ("num_tokens", "num_unique_tokens"):
       value = by_domain[domain][field] if domain in by_domain else None
       checks.append(_check(f"{domain}: {field} of its windows", planned[field], value))

@@ -270,8 +270,8 @@ _META = {
   "data": {
     "split?": str, "sha256?": str, "store?": str,
     "order?": {
-      "num_windows?": int, "num_unique?": int, "groups?": [DOMAIN_NAME], "shares?": [int],
-      "unique_by_group?": [int],
+      "num_windows": int, "num_unique": int, "seed": int, "groups?": [DOMAIN_NAME],
+      "shares?": [int], "unique_by_group?": [int],
     },
   },
 }  # fmt: skip
@@ -289,9 +289,15 @@ def _problem(data: dict[str, np.ndarray], domain_ids: np.ndarray | None, named: 
   for name in set(COLUMNS) & set(data):
     if data[name].shape != counts.shape or data[name].dtype.kind not in "iu":
       return f"{name} does not give an integer for every window"
+  order = named.get("order") or {"num_windows": counts.size}
+  groups = order.get("groups")
+  if order["num_windows"] != counts.size:
+    return f"its order is over {order['num_windows']} windows, it counts {counts.size}"
+  lists = [len(order.get(name) or ()) for name in ("shares", "unique_by_group")]
+  if groups and (domain_ids is None or lists != [len(groups)] * 2):
+    return "its order does not give shares, unique windows and windows of every domain"
   if domain_ids is None:
     return ""
-  groups = named.get("order", {}).get("groups")
   if not groups or domain_ids.shape != counts.shape or domain_ids.dtype.kind not in "iu":
     return "domain_ids do not name a domain for every window"
   if domain_ids.size and not 0 <= domain_ids.min() <= domain_ids.max() < len(groups):
