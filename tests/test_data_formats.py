@@ -14,7 +14,7 @@ from moe_parity.data.corpus import Source
 from moe_parity.data.formats import FORMATS, file_label, format_of
 from moe_parity.data.readers import BadRecords
 from moe_parity.errors import UserError
-from tests.helpers.small_store import read_source, records
+from tests.helpers.small_store import read_source, records, write_jsonl
 
 PACKERS = {
   "": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress,
@@ -156,6 +156,15 @@ def test_lost_rows_and_bytes_are_counted(tmp_path):
   (tmp_path / "z.txt").write_bytes(b"\xff" * 777)
   with pytest.raises(UserError, match="holds no document"):
     read(tmp_path / "z.txt", limit=1)
+
+
+def test_all_bytes_of_a_long_bad_record_are_counted(tmp_path):
+  text = '{\n"tex": "' + "x" * 600_000 + '"\n}'
+  (tmp_path / "f").mkdir()
+  (tmp_path / "f" / "a.json").write_text(text)
+  write_jsonl(tmp_path / "f" / "b.jsonl", [{"text": "a"}])
+  found, bad = read(tmp_path / "f", limit=1)
+  assert (len(found), bad.count, bad.num_bytes) == (1, 1, len(text))
 
 
 @pytest.mark.parametrize("path, label", [

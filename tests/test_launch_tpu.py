@@ -212,6 +212,34 @@ def test_watch_gives_up_a_request_that_is_refused_every_time(cloud, capsys):
   assert "refused 3 times in a row" in capsys.readouterr().err and cloud.nothing_left
 
 
+def test_watch_outlasts_looks_that_are_not_answered(cloud, capsys, monkeypatch):
+  cloud.change(moves=[["ACTIVE"]])
+  sleeps = []
+
+  def sleep(seconds):
+    sleeps.append(seconds)
+    if len(sleeps) == 1:  # the network goes
+      cloud.change(fail={"queued-resources list": "Unable to reach the server"})
+    elif len(sleeps) == 3:  # and comes back, after the slices have ended
+      cloud.change(fail={}, queued={})
+
+  monkeypatch.setattr(time, "sleep", sleep)
+  assert up("--yes", "--watch") == 0
+  said = capsys.readouterr().err
+  assert said.count("not answered (ERROR: (gcloud) Unable to reach the server)") == 2
+  assert "no slice is left" in said
+
+
+def test_watch_ends_when_no_look_is_answered_any_more(cloud, capsys, monkeypatch):
+  cloud.change(moves=[["ACTIVE"]])
+  gone = {"queued-resources list": "Unable to reach the server"}
+  monkeypatch.setattr(time, "sleep", lambda seconds: cloud.change(fail=gone))
+  monkeypatch.setattr(tpu_slices, "MOST_UNANSWERED", 3)
+  assert up("--yes", "--watch") == 1
+  assert capsys.readouterr().err.count("not answered") == 2
+  assert len(cloud.holds()["queued"]) == 3
+
+
 def test_watch_deletes_what_is_past_the_expiry(cloud, capsys, monkeypatch):
   clock = iter([1.8e9] + [1.8e9 + 3.1 * 3600] * 9)
   monkeypatch.setattr(time, "time", lambda: next(clock))

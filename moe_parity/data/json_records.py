@@ -40,7 +40,9 @@ def read_json(path: str, fields: Fields, bad: BadRecords) -> Iterator[Document]:
   if start.startswith(b"["):
     yield from _array(pieces, path, fields, bad)
   elif start.split(b"\n", 1)[0].strip() == b"{":
-    if found := document(_whole(pieces, path, bad), path, 1, fields, bad, len(first)):
+    sizes: list[int] = []
+    record = _whole(_counted(pieces, sizes), path, bad)
+    if found := document(record, path, 1, fields, bad, sum(sizes)):
       yield found
   else:
     yield from parse_json_lines(lines(pieces), path, fields, bad)
@@ -94,6 +96,13 @@ def _num_bytes(record: object) -> int:
   with contextlib.suppress(RecursionError):
     return len(json.dumps(record))
   return 0
+
+
+def _counted(pieces: Iterator[bytes], sizes: list[int]) -> Iterator[bytes]:
+  """The same pieces; the bytes of each are appended to `sizes`."""
+  for piece in pieces:
+    sizes.append(len(piece))
+    yield piece
 
 
 def _whole(pieces: Iterator[bytes], path: str, bad: BadRecords) -> Any:

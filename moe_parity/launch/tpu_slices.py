@@ -14,6 +14,7 @@ from moe_parity.launch.tpu_states import Held
 PAUSE = 10.0  # seconds between two looks at what is being deleted
 PATIENCE = 900.0  # seconds after which a deletion counts as refused
 WATCH_PAUSE = 60.0
+MOST_UNANSWERED = 30  # looks of a watch in a row
 MOST_REFUSALS = 3  # requests in a row that failed without ever running
 
 
@@ -128,6 +129,20 @@ class Slices:
     chosen = hosts if host == "all" else [hosts[int(host)]]
     return [tpu_requests.ssh(machine, *where, host, line) for machine in chosen]
 
+  def _looked_at(self, study: str) -> list[Held]:
+    """`of` for a watch of many hours: a look that gcloud does not answer is repeated.
+
+    Raises:
+      CommandError: too many in a row were not answered; the slices run on.
+    """
+    for left in range(MOST_UNANSWERED - 1, 0, -1):
+      try:
+        return self.of(study)
+      except CommandError as error:
+        say(f"not answered ({error.result.why}); looks again, at most {left} times")
+        time.sleep(WATCH_PAUSE)
+    return self.of(study)
+
   def watch(self, requests: Sequence[Request]) -> int:
     """Asks again for slices that were taken away, until every slice has ended by itself.
 
@@ -140,7 +155,7 @@ class Slices:
     study = requests[0].labels[tpu_requests.LABEL]
     expires = int(requests[0].labels["expires"])
     refusals = {request.name: 0 for request in requests}
-    while held := self.of(study):
+    while held := self._looked_at(study):
       for one in held:
         refusals[one.name] = {"ACTIVE": 0, "FAILED": refusals.get(one.name, 0) + 1}.get(
           one.state, refusals.get(one.name, 0)
