@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from moe_parity.model.options import ModelOptions
+from moe_parity.model.transformer import abstract_model
 from moe_parity.training.optimizer import (
   OptimizerOptions,
   is_decayed,
@@ -13,7 +14,7 @@ from moe_parity.training.optimizer import (
   make_optimizer,
 )
 from moe_parity.training.state import init_state
-from moe_parity.training.step import StepOptions, make_train_step
+from moe_parity.training.step import StepOptions, make_train_step, move_biases
 from tests.helpers import small_model
 
 OPTIMIZER = OptimizerOptions(0.01, 1e-5, num_steps=40, warmup_steps=4)
@@ -62,6 +63,24 @@ def test_a_selection_bias_rises_for_an_underused_expert(whole_batch):
   moved = sum(0.01 * np.sign(1 / 7 - scalars["load_LE"]) for scalars in history)
   (biases,) = jax.tree.leaves(state.buffers)
   np.testing.assert_allclose(biases, moved, atol=1e-7)
+
+
+def test_a_balanced_experts_bias_stays_in_any_micro_batches():
+  """Counts of 5, 8 and 11 of 56 assignments in three micro-batches are the mean load, 1/7, but not
+  to the last bit once their shares are averaged in float32."""
+  architecture = small_model.moe()
+  state, _ = run(StepOptions(), 1)
+  graph = abstract_model(architecture, MODEL)[0]
+  balanced = np.float32(0)
+  for count in (5, 8, 11):
+    balanced += np.float32(count) / np.float32(56) / np.float32(3)
+  assert balanced != np.float32(1 / 7)
+  load_E = np.full(7, balanced, np.float32)
+  load_E[2:4] = 7 / 56, 9 / 56
+  moved = move_biases(graph, state, jnp.asarray(np.stack([load_E, load_E[::-1]])), 0.01)
+  (biases,) = jax.tree.leaves(moved)
+  expected = np.array([0, 0, 0.01, -0.01, 0, 0, 0])
+  np.testing.assert_allclose(biases, [expected, expected[::-1]], atol=1e-9)
 
 
 def test_interleaved_biases_follow_their_own_layers_load():

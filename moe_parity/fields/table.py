@@ -196,7 +196,9 @@ FIELDS: tuple[Field, ...] = tuple(
     ("model.routed_scale", "", _SCALE,
      'times the sum of the routed experts: a number, E/K, or learned; "" is 1'),
     ("model.remat", "none", Choice(REMAT), "what the backward pass recomputes"),
-    ("model.dtype", "float32", Choice(DTYPES), "arithmetic of matrix products"),
+    ("model.dtype", "float32", Choice(DTYPES),
+     "arithmetic of matrix products; float32 ones are rounded as XLA does by default: not on a CPU,"
+     " to TF32 on GPUs that have it, to bfloat16 on TPUs, the router's nowhere"),
     ("model.attention", "", Choice(("", *ATTENTIONS)), 'implementation; "": the platform\'s own'),
     ("model.attention_block", 512, Whole(1, 2**24),
      "queries at a time; a block skips the keys after its end"),
@@ -205,7 +207,8 @@ FIELDS: tuple[Field, ...] = tuple(
      " platform's own number"),
     ("model.embedding_std", 0.02, Number(1e-6, 1e3), "standard deviation of the initial embedding"),
     ("model.capacity_factor", 0.0, Number(1e-3, 1e6, others=(0.0,)),
-     "0 drops nothing; else training drops assignments beyond this times an expert's mean load"),
+     "0 drops nothing; else training drops assignments beyond this times an expert's mean load, of"
+     " each device's part of a micro-batch: results then depend on mesh and micro-batch"),
     ("model.balance_weight", 0.01, _LOSS_WEIGHT, "times a loss that is 1 at perfect balance"),
     ("model.z_weight", 0.0, _LOSS_WEIGHT, "times mean(logsumexp(router logits)^2)"),
     ("model.bias_update_rate", 0.0, Number(0.0, 1.0), "loss-free balancing step; 0 is off"),

@@ -25,6 +25,8 @@ class ModelOptions:
     remat: what the backward pass recomputes. "none" keeps every activation; "dots" keeps the
       results of matrix products; "layer" keeps only what enters a layer.
     dtype: arithmetic of the matrix products. Router, softmax, norms and loss are float32 always.
+      Products of float32 arrays, the router's apart, have XLA's default precision: a GPU may round
+      their operands to TF32, and a TPU rounds them to bfloat16.
     attention: "blocks" (plain products of query blocks), "cudnn" (NVIDIA GPUs), "flash" or
       "splash" (TPUs); "" takes the platform's fused one where it can serve, else blocks
       (`planning/attention_choice.py`). A named one that cannot run is refused.
@@ -35,8 +37,8 @@ class ModelOptions:
     token_dispatch: how tokens reach experts on other devices: "all_to_all", "ragged_all_to_all",
       "ragged_all_to_all_dedup", "all_gather", or "" for the platform's own
       (`planning/expert_parallel.py`). All give the same numbers.
-    capacity_factor: rows a pair of devices may exchange, times the mean; what is beyond is dropped
-      and counted. 0 drops nothing.
+    capacity_factor: assignments an expert takes of one device's tokens (of a micro-batch), times
+      the mean; what is beyond is dropped and counted. 0 drops nothing.
     num_batch_splits: parts a device's sequences are split into, so that one part's dispatch and
       combine overlap with the computation of another (two-batch overlap); 0 is the platform's own
       number (`model/layer_stack.py`).

@@ -3,7 +3,9 @@
 The batch may be split into micro-batches (`accumulation`); the result is the same step, because the
 only quantity that is not a mean over sequences, the load f of the balance loss E sum f P, is taken
 over the whole batch in a forward pass of its own before any gradient is computed. That pass is made
-only where there are experts, a balance loss and more than one micro-batch.
+only where there are experts, a balance loss and more than one micro-batch. A capacity is the
+exception: an expert has it in each micro-batch of each device, so which assignments are dropped
+depends on how the batch is split.
 """
 
 import dataclasses
@@ -30,6 +32,10 @@ from moe_parity.training.optimizer import (
   rates_of,
 )
 from moe_parity.training.state import TrainState, abstract_state, shardings
+
+# Distance from the mean load, as a share of it, at which an expert counts as balanced: loads are
+# averages in float32 over micro-batches and devices, and rounding is no reason to move a bias.
+BALANCED = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +240,7 @@ def move_biases(graph, state: TrainState, load_LE, rate: float) -> nnx.State:
     rows = load_LE[start : start + repeats * len(moe)].reshape(repeats, len(moe), num_experts)
     start += repeats * len(moe)
     for index, layer in enumerate(moe):
-      missing = 1.0 / num_experts - rows[:, index]
-      layer.selection_bias[...] = layer.selection_bias[...] + rate * jnp.sign(missing)
+      missing = 1.0 - num_experts * rows[:, index]  # as a share of the mean load
+      direction = jnp.where(jnp.abs(missing) < BALANCED, 0.0, jnp.sign(missing))
+      layer.selection_bias[...] = layer.selection_bias[...] + rate * direction
   return nnx.split(model, nnx.Param, SelectionBias)[2]
