@@ -233,6 +233,19 @@ def test_status_logs_image_and_queue_are_plain_commands(cluster, capsys):
   assert group["flavors"][0]["resources"] == [{"name": "google.com/tpu", "nominalQuota": 64}]
 
 
+def test_a_dollar_sign_reaches_the_worker_as_it_was_typed():
+  """Kubernetes (third_party/forked/golang/expansion): $$ is $, $(NAME) a variable, $x itself."""
+  typed = "--config.data.source=$$a$(HOME)$x"
+  words = ["study", "--workdir=gs://b/a", typed]
+  (jobset,) = manifests.jobsets(work(command=words), slice_type("v6e-16"), 1)
+  (replicated,) = jobset["spec"]["replicatedJobs"]
+  job = manifests.gpu_job(work(command=words), "nvidia-l4", 1, 2)
+  for pod in (replicated["template"]["spec"]["template"]["spec"], job["spec"]["template"]["spec"]):
+    args = pod["containers"][0]["args"]
+    assert re.sub(r"\$\$", "$", args[2]) == typed and "$(" not in args[2].replace("$$", "")
+  assert "--worker=s-$(JOB_COMPLETION_INDEX)" in args
+
+
 @pytest.mark.parametrize(
   ("options", "words", "says"),
   [

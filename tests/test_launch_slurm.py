@@ -44,6 +44,17 @@ def test_workers_are_an_array_that_is_warned_and_requeued(programs, capsys):
   assert "scancel 4711" in capsys.readouterr().err
 
 
+def test_a_percent_sign_in_a_folder_is_no_symbol_of_slurm(programs):
+  words = ("study", "--config=configs/demo.py", "--workdir=runs/50%j")
+  assert (
+    submit("--hours=1", words=words) == 0 and submit("--hours=1", "--workers=2", words=words) == 0
+  )
+  one, several = programs.calls("sbatch")
+  assert "--output=runs/50%%j/logs/%j.log" in one
+  assert "--output=runs/50%%j/logs/%A_%a.log" in several
+  assert pathlib.Path("runs/50%j/logs").is_dir() and "--workdir=runs/50%j" in one
+
+
 def test_one_worker_is_no_array_and_a_cpu_study_no_gpu_job(programs):
   assert submit("--hours=0.5") == 0
   (call,) = programs.calls("sbatch")

@@ -49,7 +49,7 @@ def _jobset(work: Work, slice_type: SliceType, k: int, workers: int) -> dict:
   name, hosts = f"{work.study}-{k}", slice_type.num_hosts
   more = ["--coordinator=auto"] if hosts > 1 else []
   more += [f"--shard={k}/{workers}", f"--worker={name}"]
-  pod = _pod(work, [*work.command, *more], {"google.com/tpu": slice_type.chips_per_host})
+  pod = _pod(work, [*_literal(work.command), *more], {"google.com/tpu": slice_type.chips_per_host})
   pod["nodeSelector"] |= {
     "cloud.google.com/gke-tpu-accelerator": slice_type.chip.gke_accelerator,
     "cloud.google.com/gke-tpu-topology": slice_type.topology,
@@ -117,7 +117,7 @@ def failure_rules() -> list[dict]:
 def gpu_job(work: Work, accelerator: str, gpus: int, workers: int) -> dict:
   """One indexed Job: `workers` pods with `gpus` GPUs each, each its own worker."""
   more = ["--worker=" + work.study + "-$(JOB_COMPLETION_INDEX)"]  # Kubernetes fills it in
-  command = [*work.command, *more]
+  command = [*_literal(work.command), *more]
   pod = _pod(work, command, {"nvidia.com/gpu": gpus})
   pod["nodeSelector"]["cloud.google.com/gke-accelerator"] = accelerator
   return {
@@ -141,6 +141,11 @@ def gpu_job(work: Work, accelerator: str, gpus: int, workers: int) -> dict:
       "template": {"metadata": {"labels": {STUDY_LABEL: work.study}}, "spec": pod},
     },
   }
+
+
+def _literal(words: Sequence[str]) -> list[str]:
+  """Words that Kubernetes leaves as they are: it fills in $(NAME) and takes $$ for $."""
+  return [word.replace("$", "$$") for word in words]
 
 
 def queue(name: str, namespace: str, slice_type: SliceType, slices: int) -> list[dict]:

@@ -92,7 +92,8 @@ def sbatch(args: argparse.Namespace, words: list[str], logs: pathlib.Path) -> Co
     "time": str(max(round(args.hours * 60), 1)),
     "signal": f"TERM@{args.warning}",
     "open-mode": "append",
-    "output": str(logs / ("%A_%a.log" if several else "%j.log")),
+    # A % in a folder's name would be a symbol of Slurm's.
+    "output": f"{str(logs).replace('%', '%%')}/{'%A_%a' if several else '%j'}.log",
     "nodes": str(args.nodes),
     "ntasks-per-node": "1",
     "gpus-per-node": str(args.gpus or ""),
