@@ -76,6 +76,17 @@ def test_a_control_that_cannot_be_is_refused(fields, words):
       raise
 
 
+def test_a_controls_own_size_may_be_outside_its_law():
+  """StepLaw was fitted from 6e7 parameters: the dense arm has more, its quarter fewer."""
+  budget = dict(num_params=100_000_000, dense_tokens=2_500_000_000, seq_len=1024)
+  arms = {"dense": dict(kind="dense"), "small": dict(kind="dense", params_multiple=0.25)}
+  notes = [
+    [n for n in make_plan({"budget": budget, "arms": chosen}).notes if "extrapolate" in n]
+    for chosen in ({"dense": arms["dense"]}, arms)
+  ]
+  assert notes[0] == [] and "is below 6e+07" in notes[1][0]
+
+
 def test_a_control_may_have_its_shape_given():
   given = dict(kind="dense", params_multiple=0.25, num_layers=2, d_model=96, d_head=32, d_ffn=220)
   control = planned({"small": given})[1]["small"]

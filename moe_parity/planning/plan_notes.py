@@ -93,11 +93,18 @@ def _uneven_reuse(arms: Sequence[ArmPlan]) -> list[str]:
 
 def _extrapolation(budget: Budget, specs: Sequence[ArmSpec], arms: Sequence[ArmPlan]) -> list[str]:
   """Whether StepLaw set a rate or a batch outside the range it was fitted on."""
-  by_law = {s.name for s in specs if not (s.batch_sequences and s.peak_learning_rate)}
-  outside = {
-    line
-    for arm in arms
-    if arm.name in by_law
-    for line in STEP_LAW.extrapolates(num_params=budget.num_params, num_tokens=arm.num_tokens)
-  }
+  by_law = {s.name: s for s in specs if not (s.batch_sequences and s.peak_learning_rate)}
+
+  def outside_of(are_controls: bool) -> set[str]:
+    return {
+      line
+      for arm in arms
+      if arm.name in by_law and by_law[arm.name].is_control == are_controls
+      for line in STEP_LAW.extrapolates(
+        num_params=arm.num_params if are_controls else budget.num_params,
+        num_tokens=arm.num_tokens,
+      )
+    }
+
+  outside = outside_of(False) or outside_of(True)
   return [f"learning rates and batches extrapolate: {min(outside)}"] if outside else []
