@@ -98,35 +98,51 @@ def test_a_damaged_newest_checkpoint_is_passed_over(run, store):
 def test_a_loss_that_is_no_number_stops_with_its_step(store, tmp_path):
   loaded, plan = arm("dense", "--config.train.save_every=5")
   plan = dataclasses.replace(plan, peak_learning_rate=1e30)  # which no config may ask for
-  message = r"'dense': the loss of step [2-4] is (nan|inf); there is no checkpoint yet in .*points"
+  what = r"'dense': the (loss|gradient norm) of step [2-4] is (nan|inf)"
+  message = f"{what}; there is no checkpoint yet in .*points"
   with pytest.raises(NotFiniteError, match=message):
     train_arm(loaded, plan, store, tmp_path / "run")
   assert not (tmp_path / "run" / "result.json").exists()
   assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") >= 1
 
 
-def test_a_loss_that_is_no_number_keeps_the_checkpoint_before_it(store, tmp_path, monkeypatch):
-  class FailsAt7(TrainStep):
-    def __init__(self, step):
-      self.step, self.calls = step, 0
+class FailsAt(TrainStep):
+  """A step whose call number `at` gives other scalars."""
 
-    def compile(self, *arguments):
-      self.step = self.step.compile(*arguments)
-      return self
+  def __init__(self, step, at, scalars):
+    self.step, self.at, self.scalars, self.calls = step, at, scalars, 0
 
-    def __call__(self, *arguments):
-      state, scalars = self.step(*arguments)
-      self.calls += 1
-      return state, scalars | ({"loss": np.nan} if self.calls == 7 else {})
+  def compile(self, *arguments):
+    self.step = self.step.compile(*arguments)
+    return self
 
+  def __call__(self, *arguments):
+    state, scalars = self.step(*arguments)
+    self.calls += 1
+    return state, scalars | (self.scalars if self.calls == self.at else {})
+
+
+@pytest.mark.parametrize(
+  "is_last, scalars, words",
+  [
+    (False, {"loss": np.nan}, "the loss of step 7 is nan; the checkpoint of step 6 remains in"),
+    # The loss is of the weights before the update: saved, they would stop every further start.
+    (True, {"gradient_norm": np.inf}, "the gradient norm of step {last} is inf; the checkpoint of"),
+  ],
+)
+def test_what_is_no_number_keeps_the_checkpoint_before_it(
+  store, tmp_path, monkeypatch, is_last, scalars, words
+):
   loaded, plan = arm("dense", "--config.train.save_every=3")
+  at = plan.num_steps if is_last else 7
+  make = lambda *a: FailsAt(make_train_step(*a), at, scalars)  # noqa: E731
   with monkeypatch.context() as patch:
-    patch.setattr(setup, "make_train_step", lambda *a: FailsAt7(make_train_step(*a)))
-    with pytest.raises(NotFiniteError, match="step 7 is nan; the checkpoint of step 6 remains in"):
+    patch.setattr(setup, "make_train_step", make)
+    with pytest.raises(NotFiniteError, match=words.format(last=at)):
       train_arm(loaded, plan, store, tmp_path / "run")
   lines = []
   train_arm(loaded, plan, store, tmp_path / "run", lambda progress: lines.append(progress.step))
-  assert lines[0] == 7
+  assert 1 < lines[0] <= at and (is_last or lines[0] == 7)
 
 
 def test_micro_batches_must_divide_the_batch():

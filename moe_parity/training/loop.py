@@ -73,7 +73,7 @@ def train_arm(
   Raises:
     UserError: the folder holds another run; the data cannot feed the plan; a device has too little
       memory (`OutOfMemoryError`).
-    NotFiniteError: the loss became NaN or infinite.
+    NotFiniteError: the loss or the gradient became NaN or infinite.
     Stopped: `control` asked for it; a checkpoint of the last step taken is on disk.
   """
   config = config_of_arm(config, plan)
@@ -138,12 +138,14 @@ def log_step(run: ArmRun, step: int, scalars: dict, report: Callable[[Progress],
   The first step after a resume is reported, so that a user sees the run go, and logged if due.
 
   Raises:
-    NotFiniteError: the step's loss is NaN or infinite.
+    NotFiniteError: the step's loss or gradient is NaN or infinite. Where the gradient alone is, as
+      in a last step, the weights are no numbers either, and no checkpoint of them may stay.
   """
   scalars = jax.device_get(scalars)
   run.power.update()
-  if not np.isfinite(scalars["loss"]):
-    raise _not_finite(run, step, float(scalars["loss"]))
+  for name, words in (("loss", "loss"), ("gradient_norm", "gradient norm")):
+    if not np.isfinite(scalars[name]):
+      raise _not_finite(run, step, f"the {words} of step {step} is {float(scalars[name])}")
   is_logged = step == 1 or is_due(step, run.config.train.log_every, run.plan.num_steps)
   if is_logged or step == run.first_step + 1:
     line = train_line(step, scalars, run.timer)
@@ -155,7 +157,7 @@ def log_step(run: ArmRun, step: int, scalars: dict, report: Callable[[Progress],
       report(Progress(step, run.plan.num_steps, line))
 
 
-def _not_finite(run: ArmRun, step: int, loss: float) -> NotFiniteError:
+def _not_finite(run: ArmRun, step: int, what: str) -> NotFiniteError:
   run.checkpoints.wait()
   last_checkpoint = next(iter(run.checkpoints.steps()), None)
   remains = (
@@ -164,7 +166,7 @@ def _not_finite(run: ArmRun, step: int, loss: float) -> NotFiniteError:
     else "there is no checkpoint yet in"
   )
   return NotFiniteError(
-    f"arm {run.plan.name!r}: the loss of step {step} is {loss}; {remains}"
+    f"arm {run.plan.name!r}: {what}; {remains}"
     f" {run.checkpoints.folder}; lower --config.arms.{run.plan.name}.learning_rate_multiplier"
   )
 

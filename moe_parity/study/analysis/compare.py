@@ -133,7 +133,7 @@ def _diverged(run: reading.RunRecord, tuned: Sequence[effort.TunedArm]) -> bool:
   """Whether a failed run is a try that diverged, by its error; of an arm that is planned, which it
   is once all its tries are known."""
   known = {arm.name for arm in tuned}
-  not_finite = re.search(r"the loss of step \d+ is -?(nan|inf)", run.error)
+  not_finite = re.search(r"the (loss|gradient norm) of step \d+ is -?(nan|inf)", run.error)
   return run.status == "failed" and run.plan.get("tunes") in known and bool(not_finite)
 
 
