@@ -116,8 +116,17 @@ def test_a_signal_reaches_the_worker_once_and_none_starts_again(tmp_path, number
   assert (tmp_path / "life").read_text() == "started\nsaved\n"
 
 
+def start_with_hangup(handler, *words):
+  """A supervisor that finds SIGHUP handled so, whatever started the tests."""
+  before = signal.signal(signal.SIGHUP, handler)
+  try:
+    return start(*words)
+  finally:
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_a_closed_terminal_leaves_no_worker_behind(tmp_path):
-  process = start(tmp_path, SAVES)
+  process = start_with_hangup(signal.SIG_DFL, tmp_path, SAVES)
   wait_until(lambda: has_said(tmp_path / "life", "started"), process)
   os.killpg(process.pid, signal.SIGHUP)
   assert end(process)[0] == 75
@@ -125,11 +134,7 @@ def test_a_closed_terminal_leaves_no_worker_behind(tmp_path):
 
 
 def test_a_supervisor_under_nohup_outlives_its_terminal(tmp_path):
-  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-  try:
-    process = start(tmp_path, SAVES)
-  finally:
-    signal.signal(signal.SIGHUP, before)
+  process = start_with_hangup(signal.SIG_IGN, tmp_path, SAVES)
   wait_until(lambda: has_said(tmp_path / "life", "started"), process)
   os.killpg(process.pid, signal.SIGHUP)
   with pytest.raises(subprocess.TimeoutExpired):
