@@ -17,11 +17,6 @@ from moe_parity.planning.plan import make_plan
 
 BUDGET = dict(num_params=802_816, dense_tokens=1_500_000, seq_len=256, reuse="strict")
 DENSE = dict(kind="dense", num_layers=4, d_model=128, d_head=32, d_ffn=352)
-# Every field of the shape, so that the solver has nothing to decide.
-GIVEN = dict(
-  kind="moe", layout="full", num_layers=4, d_model=64, num_heads=4, num_experts=40,
-  experts_per_token=2, d_expert=60,
-)  # fmt: skip
 TOY_RATES = (0.1, 0.2, 0.3, 0.45, 0.6)
 
 
@@ -209,9 +204,9 @@ def test_a_too_small_corpus_is_refused_with_the_neediest_arm():
   arms = toy_arms()
   plan = make_plan(config(arms), available_tokens=1_500_160)
   assert plan.budget["num_unique_tokens"] <= 1_500_160
-  with pytest.raises(UserError, match="'dense' needs 1,49.* holds 1,000,000; use more text"):
+  with pytest.raises(UserError, match="'dense' needs 1,49.* 1,000,000;.* fewer budget.uniq"):
     make_plan(config(arms), available_tokens=1_000_000)
-  with pytest.raises(UserError, match="'moe_10' needs .* reuse='unique'"):
+  with pytest.raises(UserError, match="'moe_10' needs .* reuse='unique'.* or reuse='strict'"):
     make_plan(config(arms, {"reuse": "unique"}), available_tokens=1_500_160)
 
 
@@ -328,21 +323,6 @@ def test_given_batch_steps_and_rate_are_respected():
       },
       "activation_rate=0.2 but the given shape has",
     ),
-    (
-      {"arms": {"a": DENSE | {"activation_rate": 0.5}}},
-      "arm 'a': activation_rate=0.5 in a dense arm",
-    ),
-    ({"arms": {"a": DENSE | {"granularity": 4.0}}}, "granularity=4.0 in a dense arm"),
-    (
-      {"arms": {"a": DENSE | {"ffn_ratio": 4.0}}},
-      "ffn_ratio=4 but the given shape has 2.7500; set it to 0 or leave a field",
-    ),
-    ({"arms": {"a": GIVEN | {"aspect_ratio": 40.0}}}, "aspect_ratio=40 but the given shape has 16"),
-    ({"arms": {"a": GIVEN | {"granularity": 8.0}}}, "granularity=8 but the given shape has 2.1333"),
-    (
-      {"arms": {"a": GIVEN | {"total_ffn_ratio": 3.0}}},
-      "total_ffn_ratio=3 but the given shape has",
-    ),
     ({"arms": toy_arms((0.01,), d_model=128)}, "arm 'moe_1': no moe shape has 802,816 parameters"),
   ],
 )
@@ -352,23 +332,6 @@ def test_what_cannot_be_meant_is_refused_in_one_line(change, words):
   with pytest.raises(UserError, match=words) as error:
     make_plan(config(arms, budget))
   assert "\n" not in str(error.value)
-
-
-def test_ratios_near_the_given_shape_are_no_contradiction():
-  """(64, 4) is 16 wide for its depth, its experts 2.13 fine and 39.4 d_model wide together."""
-  ratios = dict(aspect_ratio=20.0, granularity=2.5, total_ffn_ratio=32.0)
-  budget = dict(num_params=2_000_896, dense_tokens=0, train_flops=1e12, unique_tokens=128_000)
-  free, asked = (
-    make_plan(config({"a": GIVEN | fields}, budget)).arms[0] for fields in ({}, ratios)
-  )
-  assert free == asked and free.architecture.d_expert == 60
-
-
-def test_an_odd_head_has_no_pairs_to_rotate():
-  arms, budget = {"a": DENSE | dict(num_heads=20, d_head=5)}, {"num_params": 745_472}
-  make_plan(config(arms, budget, model={"position": "alibi"}))
-  with pytest.raises(UserError, match="arm 'a': d_head=5 is odd and model.position='rope'"):
-    make_plan(config(arms, budget, model={"position": "rope"}))
 
 
 @settings(max_examples=40)

@@ -75,11 +75,8 @@ def prepare(
     return check_lossless(_open_finished(finished, tokenizer), allow_lossy_tokenizer)
   rule = HeldOut.parse(held_out, sources)
   inputs = _inputs(sources, tokenizer, rule)
-  label = f"{_label(sources)}-{_key(inputs)[:16]}"
-  location = store or str(storage.cache_folder() / label)
+  location, folder = _place(store, f"{_label(sources)}-{_key(inputs)[:16]}")
   is_remote = storage.is_remote(location)
-  # Where a link leads: the store is made next to that place and appears there by a rename.
-  folder = storage.cache_folder() / label if is_remote else Path(os.path.realpath(location))
   is_ours = [given.path for given in sources] == [BUILTIN] and not (store or rule.source)
   if not make and not (is_ours and TRAINED_HERE.fullmatch(tokenizer)) and not is_store(folder):
     raise _not_prepared(sources)
@@ -159,6 +156,14 @@ def _is_occupied(folder: Path) -> bool:
   if folder.exists() and not folder.is_dir():
     raise UserError(f"{folder} is a file; a store is a folder: choose another name")
   return folder.exists() and any(folder.iterdir())
+
+
+def _place(store: str, label: str) -> tuple[str, Path]:
+  """(where the store is, the folder of this machine in which it is made)."""
+  cached = storage.cache_folder() / label
+  location = store or str(cached)
+  # Where a link leads: the store is made next to that place and appears there by a rename.
+  return location, cached if storage.is_remote(location) else Path(os.path.realpath(location))
 
 
 def _check_replaceable(folder: Path) -> None:

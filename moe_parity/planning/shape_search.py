@@ -95,17 +95,8 @@ def candidates(
   """
   if targets.kind == "dense":
     params = dw.fixed_params + 3 * dw.d_model * dw.d_ffn * dw.num_layers
-    yield Candidate(
-      _objective(targets, dw, params, params, dw.d_ffn),
-      dw,
-      dw.d_ffn,
-      0,
-      0,
-      0,
-      0,
-      params,
-      params,
-    )
+    objective = _objective(targets, dw, params, params, dw.d_ffn)
+    yield Candidate(objective, dw, dw.d_ffn, 0, 0, 0, 0, params, params)
     return
   t = targets
   shares = 1 if t.shared_expert and not t.d_shared else 0
