@@ -15,9 +15,20 @@ from tests.helpers.kubernetes_fields import problems
 STUDY = ("study", "--config=configs/paper_2b.py", "--workdir=gs://b/My_Study")
 TPU = ("--type=v6e-16", "--workers=3", "--queue=research", "--image=i:1")
 GPU = ("--accelerator=nvidia-h100-80gb", "--gpus=2", "--workers=5", "--image=i:1")
+ALL_TYPES = ("pods", "jobs.batch", "jobsets.jobset.x-k8s.io", "localqueues.kueue.x-k8s.io")
 KUBECTL = """
-objects_file, refused = {file!r}, {refused!r}
+objects_file, refused, types = {file!r}, {refused!r}, {types!r}
 objects = json.load(open(objects_file)) if os.path.exists(objects_file) else {{}}
+if sys.argv[1] == "api-resources":
+  print("\\n".join(types))
+  if not types:
+    sys.exit(
+      'E1129 20:17:50.7 1 memcache.go:265] "Unhandled Error" err="connection refused"\\n'
+      "The connection to the server localhost:8080 was refused - did you specify the right host?"
+    )
+elif sys.argv[1] in ("get", "delete") and "jobsets" in sys.argv[2]:
+  if "jobsets.jobset.x-k8s.io" not in types:
+    sys.exit('error: the server doesn\\'t have a resource type "jobsets"')
 if sys.argv[1] in ("create", "apply"):
   made = json.load(sys.stdin)
   name = made["kind"].lower() + "/" + made["metadata"]["name"]
@@ -38,8 +49,9 @@ class Cluster:
     self.file, self.programs = folder / "objects.json", Programs(folder)
     self.refuse("")
 
-  def refuse(self, name):
-    self.programs.add("kubectl", KUBECTL.format(file=str(self.file), refused=name))
+  def refuse(self, name, types=ALL_TYPES):
+    text = KUBECTL.format(file=str(self.file), refused=name, types=list(types))
+    self.programs.add("kubectl", text)
 
   def objects(self):
     return json.loads(self.file.read_text()) if self.file.exists() else {}
@@ -188,6 +200,7 @@ def test_an_object_that_is_refused_leaves_none_behind(cluster, capsys):
   assert submit(*TPU) == 1
   said = capsys.readouterr().err
   assert 'unknown field "spec.x"' in said and "deleting jobset/my-study-1" in said
+  assert said.count("\n") == 3  # and not the manifest
   assert cluster.objects() == {}
 
 
@@ -205,6 +218,45 @@ def test_delete_removes_one_study(cluster):
   assert list(cluster.objects()) == ["job/other"]
   assert main(["gke", "delete", "--name=other"]) == 0
   assert cluster.objects() == {}
+
+
+def test_a_study_is_found_by_the_name_that_submit_was_given(cluster):
+  submit(*GPU, "--name=Ada's GPUs")
+  assert main(["gke", "delete", "--name=Ada's GPUs"]) == 0 and cluster.objects() == {}
+
+
+def test_without_jobset_jobs_of_gpus_are_deleted(cluster, capsys):
+  submit(*GPU)
+  cluster.refuse("", types=("pods", "jobs.batch"))
+  assert main(["gke", "status", "--name=my-study"]) == 0
+  assert main(["gke", "delete", "--name=my-study"]) == 0
+  said = capsys.readouterr().err
+  assert said.count("this cluster has no jobsets.jobset.x-k8s.io, so there are no slices") == 2
+  assert "error" not in said and cluster.objects() == {}
+
+
+@pytest.mark.parametrize(
+  ("words", "says"),
+  [
+    (["submit", *TPU, "--", *STUDY], "no jobsets.jobset.x-k8s.io; an administrator installs"),
+    (["submit", *GPU, "--queue=q", "--", *STUDY], "no localqueues.kueue.x-k8s.io"),
+    (["queue", "--queue=q", "--type=v6e-16", "--slices=4"], "no localqueues.kueue.x-k8s.io"),
+  ],
+)
+def test_what_a_cluster_lacks_is_one_line(cluster, capsys, words, says):
+  cluster.refuse("", types=("pods", "jobs.batch"))
+  assert main(["gke", *words]) == 2
+  said = capsys.readouterr().err
+  assert says in said and said.count("\n") == 1 and cluster.objects() == {}
+
+
+@pytest.mark.parametrize("action", ["delete", "status", "logs"])
+def test_no_cluster_is_one_line_with_the_way_to_one(cluster, capsys, action):
+  cluster.refuse("", types=())
+  assert main(["gke", action, "--name=a"]) == 2
+  said = capsys.readouterr().err
+  assert "(The connection to the server localhost:8080 was refused" in said
+  assert "get-credentials CLUSTER" in said and said.count("\n") == 1
 
 
 def test_a_dry_run_prints_what_kubectl_would_read(cluster, capsys):

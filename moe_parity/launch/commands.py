@@ -54,17 +54,21 @@ class Result(NamedTuple):
 
   @property
   def why(self) -> str:
-    """The line of its complaint that says most: the last one with "error" in it, else the last."""
+    """The line of its complaint that says most: the last one with "error" in it, else the last;
+    not those that kubectl writes for its own developers (E1129 20:17:50.4 ...)."""
     lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
+    lines = [line for line in lines if not re.match(r"[IWEF]\d{4} \d\d:", line)]
     errors = [line for line in lines if "error" in line.lower()]
     return (errors or lines or [f"exit code {self.code}"])[-1]
 
 
 class CommandError(Exception):
-  """A command that had to succeed did not. Carries the command and its result."""
+  """A command that had to succeed did not. Carries the command and its result; the message has the
+  line without what it reads, which may be a manifest of a hundred lines."""
 
   def __init__(self, failed: Command, result: Result):
-    super().__init__(f"{failed.argv[0]} failed: {result.why}\n  {failed.shown()}")
+    line = failed._replace(stdin="").shown()
+    super().__init__(f"{failed.argv[0]} failed: {result.why}\n  {line}")
     self.command, self.result = failed, result
 
 

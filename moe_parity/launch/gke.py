@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 
 from moe_parity.errors import UserError
 from moe_parity.launch import manifests
@@ -25,6 +26,14 @@ EXAMPLE = (
   "bash launch/gke.sh submit --type=v6e-16 --workers=4 --queue=research --image=IMAGE"
   " -- study --config=configs/paper_2b.py --workdir=gs://B/a"
 )
+
+LONGEST_NAME = 36  # JobSet adds suffixes
+PODS = "pods"
+JOBSETS, QUEUES = "jobsets.jobset.x-k8s.io", "localqueues.kueue.x-k8s.io"
+INSTALL = {
+  JOBSETS: "an administrator installs JobSet (jobset.sigs.k8s.io); GPUs (--accelerator) need none",
+  QUEUES: "an administrator installs Kueue (kueue.sigs.k8s.io); submit without --queue needs none",
+}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +94,7 @@ def objects(args: argparse.Namespace, words: list[str]) -> list[dict]:
     if has_option(words, option):
       raise UserError(f"--{option}: every worker gets its own; leave it out")
   work = Work(
-    study=cloud_name(args.name or workdir.split("/")[-1], most=36),  # JobSet adds suffixes
+    study=cloud_name(args.name or workdir.split("/")[-1], most=LONGEST_NAME),
     command=words,
     **{
       field: getattr(args, field)
@@ -105,6 +114,35 @@ def objects(args: argparse.Namespace, words: list[str]) -> list[dict]:
   return [manifests.gpu_job(work, args.accelerator, args.gpus, args.workers)]
 
 
+def known_types(shell: Shell) -> set[str]:
+  """The types of objects that the cluster has, as `kubectl api-resources` names them.
+
+  Raises:
+    UserError: no cluster answers.
+  """
+  answer = shell.ask(command("kubectl", "api-resources", "--output=name"))
+  # Where one of a cluster's services is down, kubectl fails after it has listed the others.
+  if not answer.out.strip():
+    raise UserError(
+      f"no cluster answers kubectl ({answer.why}); 'gcloud container clusters get-credentials"
+      " CLUSTER' chooses one"
+    )
+  return set(answer.out.split())
+
+
+def check_types(shell: Shell, needed: Sequence[str]) -> None:
+  """
+  Raises:
+    UserError: the cluster lacks a type of object, or no cluster answers.
+  """
+  if shell.dry_run or not needed:
+    return
+  known = known_types(shell)
+  for name in needed:
+    if name not in known:
+      raise UserError(f"this cluster has no {name}; {INSTALL[name]}")
+
+
 def create(manifest: dict) -> Command:
   """The command that makes an object; a misspelt field is refused by the server."""
   text = json.dumps(manifest, indent=1)
@@ -115,6 +153,7 @@ def submit(args: argparse.Namespace, shell: Shell) -> int:
   """Makes the objects; if one is refused, or on Ctrl-C, those made before it are deleted."""
   words = moe_parity_command(args.rest, only=("study",))
   wanted, made = objects(args, words), []
+  check_types(shell, [*([JOBSETS] if args.type else []), *([QUEUES] if args.queue else [])])
   try:
     for manifest in wanted:
       shell.run(create(manifest))
@@ -131,17 +170,28 @@ def submit(args: argparse.Namespace, shell: Shell) -> int:
 
 
 def _selected(args: argparse.Namespace) -> tuple[str, ...]:
-  return f"--namespace={args.namespace}", f"--selector={STUDY_LABEL}={args.name}"
+  study = cloud_name(args.name, most=LONGEST_NAME)  # as `submit` made it of the folder's name
+  return f"--namespace={args.namespace}", f"--selector={STUDY_LABEL}={study}"
+
+
+def _kinds(shell: Shell) -> str:
+  """What a study's objects may be on this cluster. One without JobSet can have Jobs of GPUs."""
+  if shell.dry_run or JOBSETS in known_types(shell):
+    return "jobsets,jobs"
+  say(f"this cluster has no {JOBSETS}, so there are no slices; only Jobs of GPUs are looked at")
+  return "jobs"
 
 
 def status(args: argparse.Namespace, shell: Shell) -> int:
   """The study's objects and pods, as kubectl shows them."""
-  shell.run(command("kubectl", "get", "jobsets,jobs,pods", *_selected(args)), stream=True)
+  line = command("kubectl", "get", f"{_kinds(shell)},pods", *_selected(args))
+  shell.run(line, stream=True)
   return 0
 
 
 def logs(args: argparse.Namespace, shell: Shell) -> int:
   """The ends of the workers' logs."""
+  check_types(shell, [PODS])
   line = command(
     "kubectl", "logs", *_selected(args), "--tail=40", "--prefix", "--max-log-requests=64"
   )
@@ -151,7 +201,7 @@ def logs(args: argparse.Namespace, shell: Shell) -> int:
 
 def delete(args: argparse.Namespace, shell: Shell) -> int:
   """Deletes the study's objects; their pods save a checkpoint first."""
-  shell.run(command("kubectl", "delete", "jobsets,jobs", *_selected(args)), stream=True)
+  shell.run(command("kubectl", "delete", _kinds(shell), *_selected(args)), stream=True)
   return 0
 
 
@@ -168,6 +218,7 @@ def queue(args: argparse.Namespace, shell: Shell) -> int:
   """For an administrator, once: a Kueue queue over some slices."""
   if args.slices < 1:
     raise UserError("--slices must be at least 1")
+  check_types(shell, [QUEUES])
   for made in manifests.queue(args.queue, args.namespace, slice_type(args.type), args.slices):
     text = json.dumps(made, indent=1)
     shell.run(command("kubectl", "apply", "--validate=strict", "--filename=-", stdin=text))
