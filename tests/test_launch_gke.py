@@ -35,6 +35,10 @@ if sys.argv[1] in ("create", "apply"):
   if name == refused:
     sys.exit('Error from server (BadRequest): strict decoding error: unknown field "spec.x"')
   objects[name] = made
+elif sys.argv[1] == "get" and "--output=json" in sys.argv:
+  selector = [word.split("=", 2)[2] for word in sys.argv if word.startswith("--selector=")]
+  labelled = [m for m in objects.values() if m["metadata"]["labels"]["moe-parity"] in selector]
+  print(json.dumps(dict(kind="List", items=labelled)))
 elif sys.argv[1] == "delete":
   selector = [word.split("=", 2)[2] for word in sys.argv if word.startswith("--selector=")]
   for name, made in list(objects.items()):
@@ -61,6 +65,7 @@ class Cluster:
 def cluster(tmp_path, monkeypatch):
   cluster = Cluster(tmp_path)
   monkeypatch.setenv("PATH", cluster.programs.path)
+  monkeypatch.setenv("LOGNAME", "ada")
   return cluster
 
 
@@ -77,7 +82,7 @@ def work(**changes):
     "command": STUDY,
     "spot": True,
   }
-  given |= {"hours": 3, "max_restarts": 20, "service_account": "writer"}
+  given |= {"owner": "ada", "hours": 3, "max_restarts": 20, "service_account": "writer"}
   return manifests.Work(**(given | changes))
 
 
@@ -217,6 +222,17 @@ def test_delete_removes_one_study(cluster):
   assert main(["gke", "delete", "--name=my-study"]) == 0
   assert list(cluster.objects()) == ["job/other"]
   assert main(["gke", "delete", "--name=other"]) == 0
+  assert cluster.objects() == {}
+
+
+def test_what_a_colleague_submitted_is_not_deleted(cluster, capsys, monkeypatch):
+  submit(*TPU)
+  monkeypatch.setenv("LOGNAME", "Bob.B")
+  assert main(["gke", "delete", "--name=My_Study"]) == 2
+  said = capsys.readouterr().err.splitlines()[-1]
+  assert "--name=My_Study: ada asked for it, not bob-b; nothing was done" in said
+  assert "'delete --everyone'" in said and len(cluster.objects()) == 3
+  assert main(["gke", "delete", "--name=My_Study", "--everyone"]) == 0
   assert cluster.objects() == {}
 
 

@@ -256,6 +256,49 @@ def test_down_deletes_the_study_and_nothing_else(cloud):
   assert cloud.nothing_left and states(cloud) == {}
 
 
+@pytest.mark.parametrize("action", ["down", "stop"])
+def test_slices_of_a_colleague_are_left_alone(cloud, programs, capsys, monkeypatch, action):
+  monkeypatch.setenv("LOGNAME", "Bob.B")
+  assert up("--yes") == 0
+  monkeypatch.setenv("LOGNAME", "ada")
+  before = len(programs.calls())
+  assert main(["tpu", action, "--name=My_Study", *WHERE]) == 2
+  said = capsys.readouterr().err.splitlines()[-1]
+  assert said == (
+    "error: --name=My_Study: bob-b asked for it, not ada; nothing was done."
+    f" '{action} --everyone' does it to all of that name"
+  )
+  assert not [c for c in programs.calls()[before:] if "delete" in c or "ssh" in c]
+  assert main(["tpu", action, "--name=My_Study", "--everyone", *WHERE]) == 0
+  assert cloud.nothing_left == (action == "down")
+
+
+def test_slices_without_an_owner_are_not_taken_for_mine(cloud, capsys):
+  up("--yes", options=("--type=v6e-16", "--slices=1"))
+  queued = cloud.holds()["queued"]
+  del queued["my-study-1"]["labels"]["owner"]
+  cloud.change(queued=queued)
+  assert down() == 2
+  assert "someone without a label asked for it" in capsys.readouterr().err
+  assert states(cloud) == {"my-study-1": "ACTIVE"}
+
+
+def test_down_says_where_it_found_nothing(cloud, capsys):
+  assert up("--yes", options=GCE) == 0
+  assert down() == 0
+  assert "no slices of --api=tpu in us-east5-b; 'status' lists" in capsys.readouterr().err
+  assert not cloud.nothing_left
+
+
+def test_a_user_without_a_name_is_one_line(cloud, capsys, monkeypatch):
+  def unknown():
+    raise OSError("No username set in the environment")
+
+  monkeypatch.setattr("getpass.getuser", unknown)
+  assert up() == 2
+  assert "set LOGNAME=YOU" in capsys.readouterr().err
+
+
 def test_down_that_is_refused_names_what_is_still_there(cloud, capsys):
   assert up("--yes") == 0
   cloud.change(fail={"delete my-study-2": "PERMISSION_DENIED: tpu.nodes.delete"})

@@ -1,6 +1,7 @@
 """A command as data, and what runs it or, for --dry-run, prints it."""
 
 import argparse
+import getpass
 import os
 import pathlib
 import re
@@ -168,6 +169,37 @@ def cloud_name(text: str, most: int = 40) -> str:
       f"{text!r} cannot name a study; give --name: a letter, then at most {most - 1} of a-z 0-9 -"
     )
   return name
+
+
+def owner() -> str:
+  """The person who launches, as a label of Google Cloud or Kubernetes may have it.
+
+  Raises:
+    UserError: this machine does not know the user.
+  """
+  try:
+    name = getpass.getuser()
+  except (OSError, KeyError):
+    raise UserError(
+      "this machine has no name for the user, by which others see whose chips these are; set"
+      " LOGNAME=YOU"
+    ) from None
+  return re.sub(r"[^a-z0-9_-]", "-", name.lower())[:60].strip("-_") or "unknown"
+
+
+def check_owner(owners: Sequence[str], study: str, action: str) -> None:
+  """
+  Args:
+    owners: of what `action` would change, "" where no label says it.
+  Raises:
+    UserError: some of it is another person's.
+  """
+  others = sorted({name or "someone without a label" for name in owners} - {owner()})
+  if others:
+    raise UserError(
+      f"--name={study}: {', '.join(others)} asked for it, not {owner()}; nothing was done."
+      f" '{action} --everyone' does it to all of that name"
+    )
 
 
 def option_of(words: Sequence[str], name: str) -> str:

@@ -12,14 +12,16 @@ from moe_parity.launch.commands import (
   Command,
   Shell,
   action_parsers,
+  check_owner,
   cloud_name,
   command,
   has_option,
   moe_parity_command,
   option_of,
+  owner,
   say,
 )
-from moe_parity.launch.manifests import STUDY_LABEL, Work
+from moe_parity.launch.manifests import OWNER_LABEL, STUDY_LABEL, Work
 
 HELP = "a study on Google Kubernetes Engine"
 EXAMPLE = (
@@ -68,6 +70,11 @@ def _name_option(sub: argparse.ArgumentParser) -> None:
   sub.add_argument("--name", required=True, help="of the study")
 
 
+def _delete_options(sub: argparse.ArgumentParser) -> None:
+  _name_option(sub)
+  sub.add_argument("--everyone", action="store_true", help="also what colleagues submitted")
+
+
 def _image_options(sub: argparse.ArgumentParser) -> None:
   sub.add_argument("--image", required=True, help="its full name, registry and tag included")
   sub.add_argument("--extra", default="tpu", choices=("tpu", "gpu", "gpu-cuda12"))
@@ -96,6 +103,7 @@ def objects(args: argparse.Namespace, words: list[str]) -> list[dict]:
   work = Work(
     study=cloud_name(args.name or workdir.split("/")[-1], most=LONGEST_NAME),
     command=words,
+    owner=owner(),
     **{
       field: getattr(args, field)
       for field in (
@@ -200,8 +208,17 @@ def logs(args: argparse.Namespace, shell: Shell) -> int:
 
 
 def delete(args: argparse.Namespace, shell: Shell) -> int:
-  """Deletes the study's objects; their pods save a checkpoint first."""
-  shell.run(command("kubectl", "delete", _kinds(shell), *_selected(args)), stream=True)
+  """Deletes the study's objects; their pods save a checkpoint first.
+
+  Raises:
+    UserError: some are another person's, and --everyone is not given.
+  """
+  kinds, selected = _kinds(shell), _selected(args)
+  if not args.everyone and not shell.dry_run:
+    held = json.loads(shell.run(command("kubectl", "get", kinds, *selected, "--output=json")).out)
+    labels = [item["metadata"].get("labels", {}) for item in held["items"]]
+    check_owner([each.get(OWNER_LABEL, "") for each in labels], args.name, args.action)
+  shell.run(command("kubectl", "delete", kinds, *selected), stream=True)
   return 0
 
 
@@ -229,7 +246,7 @@ ACTIONS = {
   "submit": ("makes the objects of a study", _submit_options, submit),
   "status": ("a study's objects and pods", _name_option, status),
   "logs": ("the ends of the workers' logs", _name_option, logs),
-  "delete": ("deletes a study's objects", _name_option, delete),
+  "delete": ("deletes a study's objects", _delete_options, delete),
   "image": ("builds and pushes the image of this checkout", _image_options, image),
   "queue": ("for an administrator, once: a Kueue queue over TPU slices", _queue_options, queue),
 }

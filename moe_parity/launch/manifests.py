@@ -14,7 +14,7 @@ from typing import NamedTuple
 from moe_parity.launch.accelerators import SliceType
 from moe_parity.launch.exit_codes import FAILED, MEND_INPUT, START_AGAIN
 
-STUDY_LABEL = "moe-parity"
+STUDY_LABEL, OWNER_LABEL = "moe-parity", "moe-parity-owner"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 TAKEN_AWAY = [{"type": "DisruptionTarget", "status": "True"}]  # eviction, preemption, node drained
 
@@ -27,6 +27,7 @@ class Work(NamedTuple):
     command: arguments of moe-parity, which begin with study.
     hours: after which an object is stopped by Kubernetes, 0 for never.
     max_restarts: after crashes; those that a worker asks for are not counted.
+    owner: the person who submits.
   """
 
   study: str
@@ -37,6 +38,7 @@ class Work(NamedTuple):
   spot: bool
   hours: int | float
   max_restarts: int
+  owner: str
   service_account: str = ""
 
 
@@ -183,7 +185,8 @@ def queue(name: str, namespace: str, slice_type: SliceType, slices: int) -> list
 
 
 def _metadata(work: Work, name: str) -> dict:
-  labels = {STUDY_LABEL: work.study} | ({QUEUE_LABEL: work.queue} if work.queue else {})
+  labels = {STUDY_LABEL: work.study, OWNER_LABEL: work.owner}
+  labels |= {QUEUE_LABEL: work.queue} if work.queue else {}
   return {"name": name, "namespace": work.namespace, "labels": labels}
 
 

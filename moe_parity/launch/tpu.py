@@ -10,14 +10,17 @@ from moe_parity.launch.commands import (
   ROOT,
   Shell,
   action_parsers,
+  check_owner,
   cloud_name,
   command,
   moe_parity_command,
   need,
   option_of,
+  owner,
   say,
 )
 from moe_parity.launch.tpu_slices import Slices
+from moe_parity.launch.tpu_states import Held
 
 HELP = "TPU slices: asks for them, runs a study on them, gives them back"
 EXAMPLE = (
@@ -84,6 +87,11 @@ def _logs_options(sub: argparse.ArgumentParser) -> None:
   sub.add_argument("--workdir", required=True, help="of the study, gs://bucket/name")
   sub.add_argument("--slice", default="*", metavar="K", help="one slice (all)")
   sub.add_argument("--host", default="0", metavar="I", help="a host of it, or * (0)")
+
+
+def _all_options(sub: argparse.ArgumentParser) -> None:
+  _study_option(sub)
+  sub.add_argument("--everyone", action="store_true", help="also slices that colleagues asked for")
 
 
 def _ssh_options(sub: argparse.ArgumentParser) -> None:
@@ -186,15 +194,32 @@ def logs(args: argparse.Namespace) -> int:
 def ssh(args: argparse.Namespace) -> int:
   """Opens a shell on a host, or runs a command there."""
   slices = Slices(Shell(dry_run=args.dry_run), args.api, args.project, args.zone)
-  for line in slices.ssh(f"{args.name}-{args.slice}", args.host, args.command):
+  for line in slices.ssh(f"{cloud_name(args.name)}-{args.slice}", args.host, args.command):
     slices.shell.run(line, stream=True)
   return 0
+
+
+def _held(args: argparse.Namespace, slices: Slices) -> list[Held]:
+  """The slices of the study that is named.
+
+  Raises:
+    UserError: some are another person's, and --everyone is not given.
+  """
+  held = slices.of(cloud_name(args.name))
+  if not args.everyone:
+    check_owner([one.owner for one in held], args.name, args.action)
+  if not held:
+    say(
+      f"{args.name} has no slices of --api={args.api} in {args.zone}; 'status' lists those of"
+      " both APIs"
+    )
+  return held
 
 
 def stop(args: argparse.Namespace) -> int:
   """Stops the workers of a study: they save a checkpoint. The chips stay, and are paid for."""
   slices = Slices(Shell(dry_run=args.dry_run), args.api, args.project, args.zone)
-  for held in slices.of(args.name):
+  for held in _held(args, slices):
     for line in slices.ssh(held.name, "all", "sudo systemctl stop moe-parity"):
       slices.shell.run(line, stream=True)
   return 0
@@ -203,15 +228,16 @@ def stop(args: argparse.Namespace) -> int:
 def down(args: argparse.Namespace) -> int:
   """Deletes every slice of a study, and waits until none is listed."""
   slices = Slices(Shell(dry_run=args.dry_run), args.api, args.project, args.zone)
-  held = slices.of(args.name)
+  held = _held(args, slices)
   slices.remove([one.name for one in held])
-  say(f"{len(held)} slices of {args.name} are gone" if held else f"{args.name} has no slices")
+  if held and not args.dry_run:
+    say(f"{len(held)} slices of {args.name} are gone")
   return 0
 
 
 def sweep(args: argparse.Namespace) -> int:
   """Removes what is past its expiry, suspended or failed."""
-  shell, now, me = Shell(dry_run=args.dry_run), time.time(), tpu_plan.owner()
+  shell, now, me = Shell(dry_run=args.dry_run), time.time(), owner()
   for api in ("tpu", "gce"):
     slices = Slices(shell, api, args.project, args.zone)
     mine = [one for one in slices.held() if args.everyone or one.owner == me]
@@ -234,7 +260,7 @@ ACTIONS = {
   "status": ("our slices in the zone", _no_options, status),
   "logs": ("the ends of the hosts' logs", _logs_options, logs),
   "ssh": ("a shell on a host", _ssh_options, ssh),
-  "stop": ("stops the workers; the chips stay, and are paid for", _study_option, stop),
-  "down": ("deletes a study's slices", _study_option, down),
+  "stop": ("stops the workers; the chips stay, and are paid for", _all_options, stop),
+  "down": ("deletes a study's slices", _all_options, down),
   "sweep": ("removes slices that are expired, suspended or failed", _sweep_options, sweep),
 }

@@ -1,7 +1,6 @@
 """What `tpu.sh up` would do: one request a slice, what the hosts read, what it may cost. Pure."""
 
 import argparse
-import getpass
 import os
 import re
 import shlex
@@ -11,7 +10,15 @@ from collections.abc import Sequence
 from moe_parity.errors import UserError
 from moe_parity.launch import tpu_requests
 from moe_parity.launch.accelerators import slice_type
-from moe_parity.launch.commands import ROOT, Command, cloud_name, command, has_option, option_of
+from moe_parity.launch.commands import (
+  ROOT,
+  Command,
+  cloud_name,
+  command,
+  has_option,
+  option_of,
+  owner,
+)
 from moe_parity.launch.tpu_requests import Request
 
 
@@ -60,11 +67,6 @@ def plan(args: argparse.Namespace, words: Sequence[str], commit: str, now: int) 
     )
     for k in range(1, args.slices + 1)
   ]  # fmt: skip
-
-
-def owner() -> str:
-  """Who launches, as a label may have it."""
-  return re.sub(r"[^a-z0-9_-]", "-", getpass.getuser().lower())[:60]
 
 
 def metadata(
