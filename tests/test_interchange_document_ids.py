@@ -13,9 +13,24 @@ KNOWN = ("<unk>", "<s>", "</s>")
 UNKNOWN = ("[U]", "[B]", "[E]")  # no usual names
 
 
-def found(folder, specials, **contents):
+BEGINS = {  # a text with the token of id 1, as Llama's does
+  "type": "Sequence",
+  "processors": [
+    {
+      "type": "TemplateProcessing",
+      "single": [{"SpecialToken": {"id": "B", "type_id": 0}},
+                 {"Sequence": {"id": "A", "type_id": 0}}],
+      "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+      "special_tokens": {"B": {"id": "B", "ids": [1], "tokens": ["B"]}},
+    }
+  ],
+}  # fmt: skip
+
+
+def found(folder, specials, processor=BEGINS, **contents):
   """(begins, ends, notes) of a folder with these files."""
-  contents["tokenizer"] = sentencepiece_like.description(specials=specials)
+  description = sentencepiece_like.description(specials=specials)
+  contents["tokenizer"] = description | {"post_processor": processor}
   for name, value in contents.items():
     (folder / f"{name}.json").write_text(json.dumps(value))
   made, notes = open_tokenizer(folder)
@@ -26,7 +41,6 @@ def found(folder, specials, **contents):
   ("contents", "ids"),
   [
     ({"config": {"bos_token_id": 1, "eos_token_id": 2}}, (1, 2)),
-    ({"config": {"bos_token_id": None, "eos_token_id": [2, 0]}}, (2, 2)),
     ({"config": {}, "generation_config": {"bos_token_id": 1, "eos_token_id": [2]}}, (1, 2)),
     ({"tokenizer_config": {"bos_token": "[B]", "eos_token": {"content": "[E]"}}}, (1, 2)),
     ({"special_tokens_map": {"eos_token": "[E]"}, "config": {"bos_token_id": 1}}, (1, 2)),
@@ -104,11 +118,43 @@ def test_tokens_and_ids_that_are_not_used_are_said(tmp_path):
               "config": {"bos_token_id": 7}}  # fmt: skip
   bos, eos, notes = found(tmp_path, UNKNOWN, **contents)
   assert (bos, eos) == (2, 2)
-  assert notes == [
+  assert notes[:2] == [
     "tokenizer_config.json has bos_token='[X]', which tokenizer.json does not: not used",
     "config.json has bos_token_id=7, which is '<0x04>' in tokenizer.json, no special token: not"
     " used",
   ]
+  assert len(notes) == 3 and "Here '[E]' (2) stands before" in notes[2]
+
+
+NAMED = {"bos_token": "[B]", "eos_token": "[E]"}
+QWEN2 = {"bos_token": None, "eos_token": "[E]", "tokenizer_class": "Qwen2Tokenizer"}
+NO_PROCESSOR = "no post_processor in tokenizer.json adds a token"
+BEGUN = "transformers puts none before a text. Here {} stands before every text"
+
+
+@pytest.mark.parametrize(
+  ("contents", "why", "begin"),
+  [
+    ({"config": {"eos_token_id": [2, 0]}}, "no file names a token that begins", "'[E]' (2)"),
+    ({"tokenizer_config": QWEN2, "config": {"bos_token_id": 0}}, NO_PROCESSOR, "'[U]' (0)"),
+    ({"tokenizer_config": NAMED}, NO_PROCESSOR, "'[B]' (1)"),
+    (
+      {"tokenizer_config": NAMED | {"add_bos_token": False}},
+      "tokenizer_config.json has add_bos_token=false",
+      "'[B]' (1)",
+    ),
+  ],
+)
+def test_a_text_that_begins_with_nothing_in_transformers_is_said(tmp_path, contents, why, begin):
+  processor = None if why == NO_PROCESSOR else BEGINS
+  bos, _, (note,) = found(tmp_path, UNKNOWN, processor, **contents)
+  assert note.startswith(why) and BEGUN.format(begin) in note and f"({bos})" in begin
+
+
+@pytest.mark.parametrize("processor", [None, {"type": "ByteLevel"}])
+def test_add_bos_token_needs_no_post_processor(tmp_path, processor):
+  config = NAMED | {"add_bos_token": True}
+  assert found(tmp_path, UNKNOWN, processor, tokenizer_config=config) == (1, 2, [])
 
 
 def test_a_file_with_ids_that_it_lacks_is_refused(tmp_path):

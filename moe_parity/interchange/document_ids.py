@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from moe_parity.data import tokenizer as tokenizers
 from moe_parity.data.tokenizer import ALSO_END, DOCUMENT_IDS, Tokenizer
 from moe_parity.errors import UserError
-from moe_parity.interchange.export import TOKENIZER_CONFIG, read_json
+from moe_parity.interchange.export import TOKENIZER_CONFIG, adds_tokens, read_json
 from moe_parity.training import run_folder
 
 _NAMED = (TOKENIZER_CONFIG, "special_tokens_map.json")
@@ -51,6 +51,7 @@ def open_tokenizer(folder: pathlib.Path) -> TokenizerWithNotes:
       f"{folder}: neither the tokenizer's files nor config.json's eos_token_id name a special token"
       f' that ends a document; give {TOKENIZER_CONFIG} one: {{"eos_token": "..."}}'
     )
+  notes += _not_put_by_transformers(folder, chosen, contents, description)
   stated = {kind: chosen["eos"] if i is None else i for kind, i in chosen.items()}
   by_name = {kind: named["eos"] if named[kind] is None else named[kind] for kind in KINDS}
   if stated != by_name:
@@ -118,6 +119,34 @@ def _with_numbers(
       continue
     first = value
   return first, notes
+
+
+def _not_put_by_transformers(
+  folder: pathlib.Path,
+  chosen: dict[str, int | None],
+  contents: dict[int, str],
+  description: dict,
+) -> list[str]:
+  """A note where a text begins with a token here and with none in transformers.
+
+  Something has to stand before a text, or its first token has no likelihood; lm-eval, too, takes
+  the end of a document for models without a begin.
+  """
+  config = read_json(folder, TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
+  begin = chosen["bos"]
+  if begin is None:
+    begin = chosen["eos"]
+    why = "no file names a token that begins a document"
+  elif config.get("add_bos_token") is False:
+    why = f"{TOKENIZER_CONFIG} has add_bos_token=false"
+  elif not adds_tokens(description.get("post_processor")) and not config.get("add_bos_token"):
+    why = f"no post_processor in {run_folder.TOKENIZER} adds a token"
+  else:
+    return []
+  return [
+    f"{why}: transformers puts none before a text. Here {contents[begin]!r} ({begin}) stands before"
+    " every text that is scored or continued, and an export's tokenizer puts it there"
+  ]
 
 
 def _also_end(

@@ -119,7 +119,7 @@ def write_tokenizer(
   special = {kind: names.get(getattr(tokenizer, f"{kind}_id")) for kind in ("bos", "eos", "pad")}
   bos = special["bos"]
   own = description.get("post_processor")  # may leave the ids as they are, as GPT-2's does
-  if bos is not None and not _adds_tokens(own):
+  if bos is not None and not adds_tokens(own):
     one = [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     description["post_processor"] = {
       "type": "TemplateProcessing",
@@ -144,12 +144,12 @@ def write_tokenizer(
   files.write_json(folder / TOKENIZER_CONFIG, config)
 
 
-def _adds_tokens(post_processor: dict | None) -> bool:
+def adds_tokens(post_processor: dict | None) -> bool:
   """Whether a post-processor of a tokenizer.json adds tokens to a text."""
   if post_processor is None or post_processor.get("type") == "ByteLevel":
     return False
   if post_processor.get("type") == "Sequence":
-    return any(map(_adds_tokens, post_processor.get("processors") or []))
+    return any(map(adds_tokens, post_processor.get("processors") or []))
   return True
 
 
