@@ -236,6 +236,23 @@ def test_a_study_is_compared_and_its_items_looked_for(study, package, capsys):
   assert found["contamination"]["moe_20 (seed 0)"]["zoo_rc_0shot"]["num_items"] == 4
 
 
+def test_chats_of_a_study_are_for_its_fine_tuned_runs(study, package, tmp_path, capsys):
+  options = ["--tasks=gsm8k_gold_bpb_5shot", "--context=128", "--no-contamination", "--chat"]
+  assert examined(study, package, *options) == 2
+  said = capsys.readouterr().err
+  assert f"--chat: none of the 2 runs of {study} was fine-tuned on chats" in said
+  assert f"moe-parity sft {study} --data=CHATS" in said and said.count("\n") == 1
+  shutil.copytree(study, tmp_path / "study", ignore=shutil.ignore_patterns("downstream*"))
+  tuned = tmp_path / "study/runs/moe_20-s0"
+  template = template_for(Examinee(tuned, Settings()).tokenizer)
+  template.save(tuned)
+  assert examined(tmp_path / "study", package, *options, "--json") == 0
+  shown = capsys.readouterr()
+  assert "not fine-tuned on chats, so asked in plain text: dense (seed 0)\n" in shown.err
+  asked = {row["run"]: row["key"]["chat"] for row in json.loads(shown.out)["results"]}
+  assert asked == {"dense (seed 0)": "", "moe_20 (seed 0)": template.jinja()}
+
+
 def test_the_report_shows_benchmarks_beside_the_paper(study, package, capsys):
   assert examined(study, package, "--tasks=zoo_rc_0shot", "--no-contamination") == 0
   found = report.read(study)

@@ -48,7 +48,9 @@ def arguments(parser) -> None:
     help="examples in the prompts of lm-eval tasks; default: each task's own",
   )
   parser.add_argument(
-    "--chat", action="store_true", help="ask in the chat template a run was fine-tuned with"
+    "--chat",
+    action="store_true",
+    help="ask in the chat template a run was fine-tuned with; in a study the fine-tuned runs alone",
   )
   parser.add_argument(
     "--no-contamination", action="store_true", help="do not look for items in the training text"
@@ -91,6 +93,7 @@ def _examine(args) -> int:
   runs = runs or _imported(args.folder)
   if not runs:
     raise UserError(f"{args.folder} holds no finished run; train one first")
+  in_chats = _in_chats(args, runs)
   from moe_parity.startup import start_jax
 
   start_jax()
@@ -103,8 +106,10 @@ def _examine(args) -> int:
       print(line, file=sys.stderr, flush=True)
     said.add(line)
 
+  if plain := [label for label, folder in runs if args.chat and folder not in in_chats]:
+    say(f"--chat: not fine-tuned on chats, so asked in plain text: {', '.join(plain)}")
   for label, folder in runs:
-    examinee = Examinee(folder, _settings(args), sizes)
+    examinee = Examinee(folder, _settings(args, chat=folder in in_chats), sizes)
     results = examine_run(examinee, exam, say, seen_chats)
     found += [{"run": label, **result, "path": str(result["path"])} for result in results]
     counted[label] = contamination.of_run(results)
@@ -126,7 +131,27 @@ def _imported(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
   return [(str(plan.get("name", folder.name)), folder)] if plan.get("kind") == "imported" else []
 
 
-def _settings(args):
+def _in_chats(args, runs: list[tuple[str, pathlib.Path]]) -> set[pathlib.Path]:
+  """The runs that are asked in their chat template: of a study those that were fine-tuned, and a
+  single run always, which `Examinee` refuses where it was not.
+
+  Raises:
+    UserError: chats are asked for, and no run of the study was fine-tuned on any.
+  """
+  from moe_parity.data import chat_template
+
+  if not args.chat or len(runs) == 1:
+    return {folder for _, folder in runs if args.chat}
+  tuned = {folder for _, folder in runs if (folder / chat_template.FILE).is_file()}
+  if not tuned:
+    raise UserError(
+      f"--chat: none of the {len(runs)} runs of {args.folder} was fine-tuned on chats; leave it"
+      f" out, or fine-tune them first: moe-parity sft {args.folder} --data=CHATS"
+    )
+  return tuned
+
+
+def _settings(args, *, chat: bool):
   from moe_parity.downstream.examinee import Settings
 
   return Settings(
@@ -134,7 +159,7 @@ def _settings(args):
     dtype=args.dtype,
     context=args.context,
     limit=args.limit,
-    chat=args.chat,
+    chat=chat,
     run_code=args.run_code,
     tokenizer=args.tokenizer,
   )
