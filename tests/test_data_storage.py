@@ -1,4 +1,5 @@
 import json
+import logging
 
 import pytest
 
@@ -113,13 +114,17 @@ def test_a_folder_of_save_to_disk_is_read_from_a_bucket(bucket, tmp_path):
   assert store.folder.parent == tmp_path / "cache"
 
 
-def test_what_a_bucket_refuses_is_one_line(bucket, monkeypatch):
+def test_what_a_bucket_refuses_is_one_line(bucket, monkeypatch, caplog):
   def refuse(*_, **__):
-    raise PermissionError("anonymous caller\nhas no access")
+    error = PermissionError("anonymous caller\nhas no access")
+    for name in ("gcsfs", "gcsfs.credentials", "google.auth._default"):  # as these libraries do
+      logging.getLogger(name).error("out of retries", exc_info=error)
+    raise error
 
   monkeypatch.setattr(type(bucket), "isfile", refuse)
   with pytest.raises(UserError, match="gs://mine/x.* cannot be reached .anonymous caller has no"):
     prepare("gs://mine/x")
+  assert caplog.records == []
 
 
 def test_a_bucket_path_that_is_not_there_is_named(bucket):

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import hashlib
 import importlib
+import logging
 import os
 import shutil
 import tempfile
@@ -19,6 +20,8 @@ from moe_parity.errors import UserError
 
 TOKEN_STORE = "moe_parity token store"  # the format a store's manifest states
 MANIFEST = "manifest.json"
+# Libraries that log a traceback of what they raise as well.
+_TRACEBACKS = ("gcsfs", "google.auth", "s3fs", "adlfs")
 MAX_NAME_BYTES = 255  # of one part of a path, on the file systems in use
 
 
@@ -43,6 +46,8 @@ def filesystem(path: str) -> tuple[Any, str]:
     UserError: the scheme is unknown, or its library (gcsfs for gs://) is not installed.
   """
   fsspec = import_optional("fsspec", "fsspec", path)
+  for name in _TRACEBACKS:
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   try:
     return fsspec.core.url_to_fs(path)
   except (ImportError, ValueError) as error:
