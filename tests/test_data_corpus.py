@@ -5,6 +5,7 @@ import lzma
 import pytest
 
 from moe_parity.data import corpus, storage
+from moe_parity.data.scan import HeldOut, scan
 from moe_parity.errors import UserError
 from tests.helpers.small_store import read_source, write_jsonl
 
@@ -127,3 +128,50 @@ def test_an_empty_corpus_is_refused(tmp_path):
 def test_a_missing_package_is_named():
   with pytest.raises(UserError, match="pip install made-up-package"):
     storage.import_optional("made_up_module", "made-up-package", "reading made-up files")
+
+
+def domains_of(rule, *texts):
+  """Domains of sources that are given as on the command line."""
+  sources = [source for text in texts for source in corpus.parse_sources(text)]
+  return scan(sources, HeldOut.parse(rule, sources)).domains
+
+
+@pytest.mark.parametrize(
+  ("one", "other"),
+  [
+    ("a/x.txt", "b/x.txt"),
+    ("a/x", "b/x"),
+    ("a/x.txt", "a/x.md"),
+    ("a/*.txt", "b/*.txt"),
+    ("a/x-1-of-2.txt", "b/x-2-of-2.txt"),
+  ],
+)
+def test_two_sources_of_one_name_are_no_domain_in_silence(tmp_path, monkeypatch, one, other):
+  monkeypatch.chdir(tmp_path)
+  for name in (one, other):
+    file = tmp_path / name.replace("*", "x")
+    file = file if file.suffix else file / "file.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"text of {name}")
+  words = (
+    "and .* would both be the domain 'x', by their names; say .*: NAME=PATH OTHER=PATH, or x=P"
+  )
+  with pytest.raises(UserError, match=words):
+    domains_of("hash:0.5", one, other)
+  assert domains_of(f"source:{one}", f"y={other}") == ("y", "x")
+  assert domains_of(f"source:{one}", f"x={other}") == ("x",)
+
+
+def test_shards_and_records_that_say_their_domain_may_share_a_name(tmp_path):
+  for n in range(8):
+    write_jsonl(tmp_path / f"c4.en.{n:05}-of-00008.jsonl", [{"text": f"shard {n}"}])
+    (tmp_path / str(n)).mkdir()
+    write_jsonl(tmp_path / f"{n}/train.jsonl", [{"text": f"of {n}", "domain": f"d{n % 2}"}])
+  shards = map(str, sorted(tmp_path.glob("c4*")))
+  assert domains_of("hash:0.5", *shards) == ("c4.en",)
+  named = map(str, sorted(tmp_path.glob("*/train.jsonl")))
+  assert domains_of("hash:0.5", *named) == ("d0", "d1")
+  # What is held out may be called as what is trained on.
+  write_jsonl(tmp_path / "7/c4.en.jsonl", [{"text": "held out"}])
+  held_out = f"source:{tmp_path}/7/c4.en.jsonl"
+  assert domains_of(held_out, f"{tmp_path}/c4.en.00000-of-00008.jsonl") == ("c4.en",)

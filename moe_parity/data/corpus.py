@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from moe_parity.data import columnar, content_hash, json_records, plain_text, storage
-from moe_parity.data.formats import FORMATS, file_label, format_of
+from moe_parity.data.formats import FORMATS, file_label, format_of, shared_name
 from moe_parity.data.listing import Listing, is_pattern, list_files
 from moe_parity.data.readers import BadRecords, Document, Fields
 from moe_parity.errors import UserError
@@ -62,8 +62,9 @@ class Source:
     # A pattern has no name of its own, so that each of its files gives its own.
     default = "" if is_pattern(self.path) and not os.path.lexists(self.path) else _name(self.path)
     return Fields(
-      self.text_key, self.domain_key, self.source_key, self.domain, default, self.format
-    )
+      self.text_key, self.domain_key, self.source_key, self.domain, default, self.format,
+      shared_name(self.path),
+    )  # fmt: skip
 
   def to_dict(self) -> dict:
     return asdict(self)

@@ -66,6 +66,16 @@ def file_label(path: str) -> str:
   return _SHARD.sub("", name) or name
 
 
+def shared_name(path: str) -> str:
+  """The path of a source, the same for all shards of one file in one folder."""
+  folder, name = os.path.split(path if "://" in path else os.path.normpath(path))
+  base, archive = os.path.splitext(name)
+  if archive.lower() not in COMPRESSIONS:
+    base, archive = name, ""
+  base, ending = os.path.splitext(base)
+  return os.path.join(folder, f"{_SHARD.sub('', base)}{ending}{archive}")
+
+
 def _uncompressed(name: str) -> tuple[str, str]:
   base, ending = os.path.splitext(name)
   kind = COMPRESSIONS.get(ending.lower(), "")

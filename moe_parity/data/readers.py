@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from moe_parity.data.formats import file_label
 from moe_parity.errors import UserError
+from moe_parity.escapes import escape
 from moe_parity.fields.kinds import show
 from moe_parity.fields.table import DOMAIN_NAME
 
@@ -35,7 +36,8 @@ class BadRecords:
     limit: bad records tolerated over all files; 0 stops at the first.
 
   `num_bytes` adds up what was lost as it is stored, where the format says it. `keys` are the given
-  keys that at least one record had.
+  keys that at least one record had. `named_after` is the source that first named a domain by its
+  own name.
   """
 
   limit: int = 0
@@ -43,6 +45,7 @@ class BadRecords:
   num_bytes: int = 0
   messages: list[str] = field(default_factory=list)
   keys: set[str] = field(default_factory=set)
+  named_after: dict[str, str] = field(default_factory=dict)
 
   def report(self, file: str, record: int, reason: str, num_bytes: int = 0) -> None:
     """Record numbers start at 1. Raises UserError when `limit` is passed."""
@@ -73,7 +76,8 @@ class Fields:
   A key with dots, `meta.lang`, is looked up as it is written and then level by level. `domain`,
   where it is given, is that of every record; otherwise a record names its own, and
   `default_domain`, or the file's name, is for those that do not. `format` is that of every file, ''
-  for what the file's name says.
+  for what the file's name says. `origin` is the source, which names its domain by its own name:
+  two sources of one name are refused; '' is not looked at.
   """
 
   text_key: str = "text"
@@ -82,10 +86,11 @@ class Fields:
   domain: str = ""
   default_domain: str = ""
   format: str = ""
+  origin: str = ""
 
   def of_plain_text(self) -> "Fields":
     """The same for a record that is {"text": ...} because the file has no fields."""
-    return Fields(domain=self.domain, default_domain=self.default_domain)
+    return Fields(domain=self.domain, default_domain=self.default_domain, origin=self.origin)
 
 
 def value_of(record: dict, key: str) -> Any:
@@ -120,7 +125,7 @@ def document(
     num_bytes: what is lost with the record, or a function that counts it.
   """
   try:
-    return _document(record, file, fields, bad.keys)
+    return _document(record, file, fields, bad)
   except _Unusable as problem:
     lost = num_bytes if isinstance(num_bytes, int) else num_bytes()
     bad.report(file, number, str(problem), lost)
@@ -131,7 +136,7 @@ class _Unusable(Exception):
   """Why a record is no document."""
 
 
-def _document(record: object, file: str, fields: Fields, keys: set[str]) -> Document:
+def _document(record: object, file: str, fields: Fields, bad: BadRecords) -> Document:
   if not isinstance(record, dict):
     raise _Unusable(f"an object with a text field is needed, got {type(record).__name__}")
   text = value_of(record, fields.text_key)
@@ -140,12 +145,12 @@ def _document(record: object, file: str, fields: Fields, keys: set[str]) -> Docu
   if not isinstance(text, str):
     problem = "is missing" if text is None else f"is a {type(text).__name__}"
     raise _Unusable(f"field {fields.text_key!r} {problem}; it must be a string")
-  keys.add(fields.text_key)
+  bad.keys.add(fields.text_key)
   if not text.strip():
     raise _Unusable("the text is empty")
   _check_unicode(text, "the text")
-  domain = _name(record, fields.domain_key, keys)
-  source = _name(record, fields.source_key, keys)
+  domain = _name(record, fields.domain_key, bad.keys)
+  source = _name(record, fields.source_key, bad.keys)
   label = file_label(file)
   if problem := DOMAIN_NAME.problem(domain) if domain else "":
     raise _Unusable(f"field {fields.domain_key!r} is {show(domain)}, which {problem}")
@@ -155,7 +160,21 @@ def _document(record: object, file: str, fields: Fields, keys: set[str]) -> Docu
       raise UserError(
         f"{show(file)} would name a domain {show(domain)}, which {problem}; give it one: name=PATH"
       )
+    _check_name_is_free(domain, fields.origin, bad)
   return Document(text, fields.domain or domain, source or label)
+
+
+def _check_name_is_free(domain: str, origin: str, bad: BadRecords) -> None:
+  """
+  Raises:
+    UserError: another source has named this domain by its own name.
+  """
+  first = bad.named_after.setdefault(domain, origin)
+  if origin and first != origin:
+    raise UserError(
+      f"{first} and {origin} would both be the domain {show(domain)}, by their names; say which"
+      f" they are: NAME=PATH OTHER=PATH, or {escape(domain)}=PATH for both, which joins them"
+    )
 
 
 def _name(record: dict, key: str, keys: set[str]) -> str:

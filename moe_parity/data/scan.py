@@ -139,6 +139,8 @@ def read(
 ) -> Iterator[tuple[int, int | None, Document]]:
   """Every document with the number of its source and the split forced on it, in a fixed order."""
   for number, source, part, forced in streams(sources, held_out):
+    if number == len(sources):  # what is held out may have the names of what is trained on
+      bad.named_after.clear()
     for document in corpus.documents(source, bad, part):
       yield number, forced, document
 
