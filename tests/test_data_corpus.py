@@ -175,3 +175,11 @@ def test_shards_and_records_that_say_their_domain_may_share_a_name(tmp_path):
   write_jsonl(tmp_path / "7/c4.en.jsonl", [{"text": "held out"}])
   held_out = f"source:{tmp_path}/7/c4.en.jsonl"
   assert domains_of(held_out, f"{tmp_path}/c4.en.00000-of-00008.jsonl") == ("c4.en",)
+
+
+@pytest.mark.parametrize("given", ["csv:books", "prose=csv:books", "TXT:books/*"])
+def test_a_format_that_is_not_read_is_said_with_those_that_are(given):
+  (source,) = corpus.parse_sources(given)
+  words = r"is no format that is read: a source is \[domain=\]\[format:\]path, .* one of text:, js"
+  with pytest.raises(UserError, match=words):
+    read_source(source.path)

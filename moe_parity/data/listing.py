@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from moe_parity.data import checked_json, storage
+from moe_parity.data.formats import FORMATS
 from moe_parity.errors import UserError
 
+_STATED = re.compile(r"(\w+):(?!//)")  # a format before the path, or what is taken for one
 _OURS = re.compile(r"[.].*[.](lock|work|part)")  # next to a store while it is made
 
 
@@ -58,6 +60,13 @@ def _nothing(path: str, found: Listing) -> str:
     hidden = f" but {found.num_hidden} with a dot in front" if found.num_hidden else ""
     stores = f" but token stores ({', '.join(found.stores)})" if found.stores else ""
     return f"{path} is a folder without files{hidden}{stores}; a corpus needs at least one document"
+  if (stated := _STATED.match(path)) and stated[1] not in FORMATS:
+    kinds = ", ".join(f"{kind}:" for kind in FORMATS)
+    return (
+      f"{path} does not exist, and {stated[1]}: is no format that is read: a source is"
+      f" [domain=][format:]path, with the format one of {kinds} (jsonl: is json:), or none, where"
+      f" the files' endings say it; convert other files to .jsonl or .parquet"
+    )
   what = "matches no file" if is_pattern(path) else "does not exist"
   return f"{path} {what}; give a file, a folder or a pattern, or 'builtin'"
 
