@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 from moe_parity import markdown
 from moe_parity.fields.choices import NORM_EPSILON, ROPE_BASE
@@ -10,6 +11,12 @@ from moe_parity.interchange.tensors import ERNIE, OWN, QWEN2_MOE
 from moe_parity.training import run_folder
 
 CERTIFICATE, IMPORTED = "certificate.json", "imported"
+
+# The folders of an absolute path or of an address, up to the name at its end: in a value of a
+# config, where commas, equals signs and colons divide, and in a sentence, where blanks do.
+_ROOT = r"(?:\w+://|~|(?<![\w.~)])/)"
+_FOLDERS_IN_VALUE = re.compile(_ROOT + r"[^,=:]*/(?=[^,=:/])")
+_FOLDERS_IN_TEXT = re.compile(_ROOT + r"[^\s,;=:()'\"]*/(?=[^\s/])")
 
 _WORDS = {
   "dense": "a dense decoder",
@@ -126,7 +133,7 @@ def _certificate(folder: pathlib.Path) -> str:
   verdict = "passed" if value.get("passed") else "**failed**"
   text = f"{heading}N, C and D recounted from the run's checkpoint and ledger: {verdict}."
   rows = [
-    (c["name"], str(c["planned"]), str(c["measured"]), "yes" if c["passed"] else "**no**")
+    (c["name"], _bare(c["planned"]), _bare(c["measured"]), "yes" if c["passed"] else "**no**")
     for c in value.get("checks", [])
     if {"name", "planned", "measured", "passed"} <= set(c)
   ]
@@ -183,8 +190,9 @@ def _reproduce(plan: dict, config: dict) -> str:
   tuned = bool(plan.get("finetuning"))
   names = ("budget", "data", "model", "optimizer", *["finetuning"] * tuned)
   wanted = {name: dict(config[name]) for name in names if name in config}
-  for name in ("source", "store"):  # paths of one machine; the text is known by its content
+  for name in ("source", "store"):  # of one machine; the text is known by its content
     wanted["data"].pop(name, None)
+  wanted = _without_folders(wanted)
   then = ""
   if tuned:
     wanted["finetuning"].pop("data", None)
@@ -194,11 +202,26 @@ def _reproduce(plan: dict, config: dict) -> str:
   return f"""## Reproduce
 
 `moe-parity train --config=FILE.py --arm={plan["name"]} --workdir=RUN` with a config of these
-sections, then{then} `moe-parity export RUN --to=hf --out=FOLDER --check`.
+sections, in which a file elsewhere is named without its folder, then{then}
+`moe-parity export RUN --to=hf --out=FOLDER --check`.
 
 ```json
 {json.dumps(wanted, indent=2)}
 ```"""
+
+
+def _without_folders(value):
+  """A config's values; of a file elsewhere (a tokenizer, held-out text) only its name is left."""
+  if isinstance(value, dict):
+    return {name: _without_folders(part) for name, part in value.items()}
+  if isinstance(value, list | tuple):
+    return [_without_folders(part) for part in value]
+  return _FOLDERS_IN_VALUE.sub("", value) if isinstance(value, str) else value
+
+
+def _bare(value) -> str:
+  """A certificate's value, which may be an error that names files of this machine."""
+  return _FOLDERS_IN_TEXT.sub("", str(value))
 
 
 def _data(folder: pathlib.Path) -> str:
