@@ -1,5 +1,6 @@
 """Workers that no engine watches: started again on 75 and after crashes, and on nothing else."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -131,6 +132,31 @@ def test_a_closed_terminal_leaves_no_worker_behind(tmp_path):
   os.killpg(process.pid, signal.SIGHUP)
   assert end(process)[0] == 75
   assert (tmp_path / "life").read_text() == "started\nsaved\n"
+
+
+@pytest.mark.skipif(
+  sys.platform != "linux", reason="Linux alone tells a process of its parent's end"
+)
+def test_a_killed_supervisor_leaves_no_worker_behind(tmp_path):
+  process = start(tmp_path, "open(file + '.pid', 'w').write(str(os.getpid()))\n" + SAVES)
+  wait_until(lambda: has_said(tmp_path / "life", "started"), process)
+  worker = int((tmp_path / "life.pid").read_text())
+  process.kill()
+  process.wait()
+  try:
+    wait_until(lambda: has_said(tmp_path / "life", "saved"))
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(worker, signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_worker_ignores_no_more_signals_than_from_a_shell(tmp_path):
+  """What is ignored is inherited, and Python, which starts the worker, ignores SIGPIPE."""
+  worker = Worker("w", ["grep", "SigIgn", "/proc/self/status"], {}, tmp_path / "log")
+  assert Supervisor([worker], SOON).run() == 0
+  direct = subprocess.run(worker.argv, capture_output=True, text=True).stdout
+  assert (tmp_path / "log").read_text() == direct != ""
 
 
 def test_a_supervisor_under_nohup_outlives_its_terminal(tmp_path):

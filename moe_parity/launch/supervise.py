@@ -4,11 +4,14 @@ For hosts that no engine watches: a machine with GPUs (gpu.sh), the hosts of a T
 """
 
 import argparse
+import errno
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -85,6 +88,37 @@ class Worker(NamedTuple):
   log: pathlib.Path | None = None
 
 
+# Linux sends a process the signal it asked for when the thread that started it ends, also when
+# that was killed; the wish outlasts exec. Asked for in a program of its own, as code between fork
+# and exec may hang where there are threads.
+_ASK_AND_EXEC = """
+import os, signal, sys
+try:
+  import ctypes
+  ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+except (ImportError, OSError, AttributeError):
+  pass  # then it outlives a supervisor that is killed, as on other systems
+if os.getppid() != int(sys.argv[1]):
+  sys.exit(75)
+for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, which would be inherited
+  signal.signal(number, signal.SIG_DFL)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def not_outliving(argv: Sequence[str]) -> list[str]:
+  """A command that is sent SIGTERM, and so saves a checkpoint, when this process is killed.
+
+  Raises:
+    FileNotFoundError: there is no such program.
+  """
+  if sys.platform != "linux":
+    return list(argv)
+  if shutil.which(argv[0]) is None:
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])
+  return [sys.executable, "-SEc", _ASK_AND_EXEC, str(os.getpid()), *argv]
+
+
 class Supervisor:
   """Keeps some workers running until each has ended for good."""
 
@@ -106,7 +140,8 @@ class Supervisor:
     SIGTERM, SIGUSR1 and Ctrl-C go to every worker, which saves a checkpoint and ends; then none is
     started again. A terminal that is closed (SIGHUP) does the same with SIGTERM, unless the signal
     was ignored from the start, as nohup has it. Workers are in sessions of their own, so that a
-    terminal's Ctrl-C reaches them once: a worker that gets a second signal leaves at once.
+    terminal's Ctrl-C reaches them once: a worker that gets a second signal leaves at once. Where
+    this process is killed, Linux sends every worker SIGTERM.
     """
     numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -168,7 +203,7 @@ class Supervisor:
         if self._stopping.is_set():
           return None
         process = self._processes[worker.name] = subprocess.Popen(
-          worker.argv,
+          not_outliving(worker.argv),
           env={**os.environ, **worker.env},
           stdin=subprocess.DEVNULL,
           stdout=out,
