@@ -146,7 +146,7 @@ def _in_chats(args, runs: list[tuple[str, pathlib.Path]]) -> set[pathlib.Path]:
   if not tuned:
     raise UserError(
       f"--chat: none of the {len(runs)} runs of {args.folder} was fine-tuned on chats; leave it"
-      f" out, or fine-tune them first: moe-parity sft {args.folder} --data=CHATS"
+      " out, or fine-tune them first: the `study` command again with --config.finetuning.data=CHATS"
     )
   return tuned
 
