@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 
@@ -234,6 +235,22 @@ def test_all_that_ends_a_text_is_exported_again(qwen, tmp_path):
   assert json.loads((again / "generation_config.json").read_text())["eos_token_id"] == ends
 
 
+@pytest.mark.parametrize(
+  ("folder", "data", "words"),
+  [
+    ("nowhere/llama", "builtin", "nowhere/llama is no folder; .* hf download NAME --local-dir=HF"),
+    ("run", "builtin", "run is a run folder; evaluate, generate and export take it as it is"),
+    ("hf", "nowhere.txt", "--data=nowhere.txt: nowhere.txt does not exist; give text to score"),
+    ("hf", "a=u/*.txt,b=nowhere", "nowhere does not exist"),
+  ],
+)
+def test_what_no_import_can_use(qwen, tmp_path, monkeypatch, capsys, folder, data, words):
+  monkeypatch.chdir(qwen.parent)
+  assert cli.main(["import", folder, f"--out={tmp_path}/run", f"--data={data}"]) == 2
+  said = capsys.readouterr().err
+  assert re.search(words, said) and said.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("out", ["", "."])
 def test_a_folder_without_a_name_of_its_own_is_refused(qwen, out, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
@@ -370,7 +387,7 @@ def test_a_class_that_cannot_hold_it_is_refused(tmp_path, case, what):
 def test_imported_models_generate_and_are_scored(qwen, tmp_path, capsys):
   run = str(tmp_path / "run")
   assert cli.main(["import", str(qwen), f"--out={run}"]) == 0
-  capsys.readouterr()
+  assert f"next: moe-parity evaluate {run} --prepare-data   or" in capsys.readouterr().out
   command = ["--prompt=The ", "--max-tokens=6", "--json"]
   assert cli.main(["generate", run, *command]) == 0
   said = json.loads(capsys.readouterr().out)[0]["tokens"]

@@ -55,5 +55,9 @@ def run(args) -> int:
     print(f"{number} tensors of heads that predict further tokens were left out, such as {first}")
   for line in imported.notes:
     print(line)
-  print(f"next: moe-parity evaluate {args.out}   or   moe-parity generate {args.out} --prompt=TEXT")
+  # The text of --data was hardly ever tokenized by this model's tokenizer before.
+  print(
+    f"next: moe-parity evaluate {args.out} --prepare-data   or   moe-parity generate {args.out}"
+    " --prompt=TEXT"
+  )
   return 0

@@ -10,6 +10,7 @@ import numpy as np
 
 from moe_parity import config as configs
 from moe_parity import files
+from moe_parity.data import corpus
 from moe_parity.data.chat_template import ChatTemplate, from_jinja
 from moe_parity.data.tokenizer import OURS, Tokenizer
 from moe_parity.defaults import base
@@ -68,7 +69,15 @@ def import_folder(
       shape or is not finite; a missing shard; more ids of the tokenizer than of the model.
   """
   if not folder.is_dir():
-    raise UserError(f"{folder} is no folder; give one with config.json and safetensors files")
+    raise UserError(
+      f"{folder} is no folder; give one with config.json and safetensors files. A model of the hub"
+      " is downloaded first: hf download NAME --local-dir=HF_DIR"
+    )
+  if (folder / run_folder.PLAN).is_file():
+    raise UserError(f"{folder} is a run folder; evaluate, generate and export take it as it is")
+  absent = [each.path for each in corpus.parse_sources(source) if not corpus.is_there(each.path)]
+  if absent:
+    raise UserError(f"--data={source}: {absent[0]} does not exist; give text to score, or builtin")
   if out.name in ("", ".."):
     raise UserError(f"--out={out} has no name of its own; give a new folder by its name")
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
