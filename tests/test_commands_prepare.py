@@ -50,6 +50,36 @@ def test_a_store_that_is_there_is_opened_and_has_no_stages(tmp_path, mixture, ca
   assert json.loads(capsys.readouterr().out)["stages"] == []
 
 
+@pytest.mark.parametrize("option", ["--store=other", "--held-out=hash:0.1"])
+def test_options_that_a_finished_store_leaves_unused_are_refused(tmp_path, mixture, capsys, option):
+  arguments = ["--source", *mixture, f"--store={tmp_path}/s", "--held-out=hash:0.25"]
+  assert cli.main(["prepare", *arguments]) == 0
+  assert cli.main(["prepare", "--source", f"{tmp_path}/s", "--tokenizer=store"]) == 0
+  capsys.readouterr()
+  assert cli.main(["prepare", "--source", f"{tmp_path}/s", "--tokenizer=store", option]) == 2
+  said = capsys.readouterr().err
+  assert f"{option}: {tmp_path}/s is a finished token store" in said and said.count("\n") == 1
+
+
+def test_a_tilde_that_the_shell_left_is_the_home_folder(tmp_path, mixture, monkeypatch, capsys):
+  monkeypatch.setenv("HOME", str(tmp_path / "home"))
+  monkeypatch.chdir(tmp_path)
+  arguments = ["--source", *mixture, "--store=~/s", "--held-out=hash:0.25"]
+  assert cli.main(["prepare", *arguments]) == 0
+  assert (tmp_path / "home/s/manifest.json").is_file() and not (tmp_path / "~").exists()
+
+
+def test_an_empty_split_and_a_missing_field_say_what_there_is(tmp_path, capsys):
+  path = write_jsonl(tmp_path / "a.jsonl", [{"body": "a text", "url": "u"}])
+  assert cli.main(["prepare", "--source", path, f"--store={tmp_path}/s"]) == 2
+  words = "field 'text' is missing; the record has 'body', 'url': name its text by text_key"
+  assert words in capsys.readouterr().err
+  arguments = ["--source", path, "--text-key=body", f"--store={tmp_path}/s"]
+  assert cli.main(["prepare", *arguments]) == 2
+  said = capsys.readouterr().err
+  assert "the validation split is empty (of 1 documents, held out by hash:0.01); hold out" in said
+
+
 def test_a_config_names_all_that_prepare_takes(tmp_path):
   path = tmp_path / "a.jsonl"
   lines = [{"body": f"{i} text", "kind": "xy"[i % 2], "work": f"w{i}"} for i in range(30)]
@@ -128,6 +158,17 @@ def test_documents_without_a_domain_get_their_sources_name(tmp_path):
     store = open_data(config)
     table = store.train.documents
     assert {table.domains[i] for i in table.domain} == domains
+
+
+def test_a_key_that_no_evaluation_text_has_is_refused(tmp_path, mixture, capsys):
+  arguments = ["--source", *mixture, f"--store={tmp_path}/s", "--held-out=hash:0.25"]
+  assert cli.main(["prepare", *arguments]) == 0
+  (tmp_path / "questions.txt").write_text("what is it")
+  capsys.readouterr()
+  asked = ["data", "contamination", f"{tmp_path}/s", "--against", f"{tmp_path}/questions.txt"]
+  assert cli.main([*asked, "--text-key=body"]) == 2
+  assert "text_key='body': no record of the corpus has it" in capsys.readouterr().err
+  assert cli.main(asked) == 0
 
 
 def test_training_text_is_searched_for_any_evaluation_text(tmp_path, capsys):

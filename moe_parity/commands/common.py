@@ -64,7 +64,12 @@ def mesh_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def place(text: str) -> str | pathlib.Path:
-  """A folder of this machine's, or the URL of one elsewhere as it was written."""
+  """A folder of this machine's, or the URL of one elsewhere as it was written.
+
+  Shells leave the ~ of --workdir=~/runs as it is, and a folder of that name would be made.
+  """
+  if text == "~" or text.startswith("~/"):
+    return pathlib.Path(os.path.expanduser(text))
   return text if "://" in text else pathlib.Path(text)
 
 

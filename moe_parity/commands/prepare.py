@@ -2,9 +2,10 @@
 
 import json
 
-from moe_parity.commands.common import json_argument
+from moe_parity.commands.common import json_argument, place
 from moe_parity.commands.data.show import print_store
 from moe_parity.commands.output import print_table
+from moe_parity.errors import UserError
 
 HELP = "turn text into a token store with a manifest"
 ABOUT = """\
@@ -41,7 +42,9 @@ def arguments(parser) -> None:
   parser.add_argument(
     "--tokenizer", default="bytes", help="bytes (default) | bpe:<vocab> | a tokenizer.json"
   )
-  parser.add_argument("--store", default="", help="folder to make; default: one in the cache")
+  parser.add_argument(
+    "--store", default=None, type=place, help="folder to make; default: one in the cache"
+  )
   parser.add_argument(
     "--held-out",
     default="",
@@ -64,6 +67,22 @@ def arguments(parser) -> None:
   json_argument(parser)
 
 
+def _check_is_used(args, path: str) -> None:
+  """
+  Raises:
+    UserError: the source is a finished store, and an option says how to make one.
+  """
+  from moe_parity.data.token_store import is_store
+
+  given = {"--store": args.store, "--held-out": args.held_out}
+  name = next((name for name, value in given.items() if value), "")
+  if name and is_store(path):
+    raise UserError(
+      f"{name}={given[name]}: {path} is a finished token store, which is opened as it is; leave"
+      f" {name} out, or give the text that it was made from"
+    )
+
+
 def run(args) -> int:
   from moe_parity.console import Stages, bytes_bar
   from moe_parity.data.corpus import parse_sources
@@ -71,12 +90,13 @@ def run(args) -> int:
 
   keys = {f"{name}_key": getattr(args, f"{name}_key") for name in ("text", "domain", "source")}
   sources = [source for text in args.source for source in parse_sources(text, **keys)]
+  _check_is_used(args, sources[0].path)
   with bytes_bar() as show:
     stages = Stages(show)
     store = prepare(
       sources,
       args.tokenizer,
-      args.store,
+      str(args.store or ""),
       held_out=args.held_out,
       max_bad_records=args.max_bad_records,
       workers=args.workers,

@@ -143,7 +143,9 @@ def _document(record: object, file: str, fields: Fields, bad: BadRecords) -> Doc
   if isinstance(text, bytes):
     text = _decoded(text, fields.text_key)
   if not isinstance(text, str):
-    problem = "is missing" if text is None else f"is a {type(text).__name__}"
+    if text is None and fields.text_key not in record:
+      raise _Unusable(f"field {fields.text_key!r} is missing{_found(record)}")
+    problem = "is null" if text is None else f"is a {type(text).__name__}"
     raise _Unusable(f"field {fields.text_key!r} {problem}; it must be a string")
   bad.keys.add(fields.text_key)
   if not text.strip():
@@ -162,6 +164,15 @@ def _document(record: object, file: str, fields: Fields, bad: BadRecords) -> Doc
       )
     _check_name_is_free(domain, fields.origin, bad)
   return Document(text, fields.domain or domain, source or label)
+
+
+def _found(record: dict) -> str:
+  """Which fields a record has, where one of them may be the text."""
+  names = [show(key) for key in record]
+  if not names:
+    return "; the record has no field"
+  more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+  return f"; the record has {', '.join(names[:6])}{more}: name its text by text_key"
 
 
 def _check_name_is_free(domain: str, origin: str, bad: BadRecords) -> None:

@@ -67,6 +67,15 @@ class HeldOut:
     parse_sources(value)
     return cls(source=value)
 
+  @property
+  def rule(self) -> str:
+    """As `parse` reads it, or what the default is."""
+    if self.works:
+      return f"works:{','.join(map(escape, self.works))}"
+    if self.fraction:
+      return f"hash:{self.fraction:g}"
+    return f"source:{self.source}" if self.source else "the corpus's own split"
+
   def sources(self, others: Sequence[Source]) -> list[Source]:
     """The sources of rule 'source:', read by the keys of the corpus; [] for other rules."""
     if not self.source:
@@ -190,7 +199,7 @@ def scan(
   for wanted, name in ((TRAIN, "train"), (VALIDATION, "validation")):
     if not np.any(split == wanted):
       raise UserError(
-        f"the {name} split is empty ({len(sizes)} documents, held out by {held_out}); "
+        f"the {name} split is empty (of {len(sizes)} documents, held out by {held_out.rule}); "
         f"hold out another share (hash:0.1), other works, or give more documents"
       )
   return Scan(

@@ -51,7 +51,10 @@ def filesystem(path: str) -> tuple[Any, str]:
   try:
     return fsspec.core.url_to_fs(path)
   except (ImportError, ValueError) as error:
-    raise UserError(f"{path} cannot be opened: {error}") from None
+    raise UserError(
+      f"{path} cannot be opened: {error}; give a path of this machine, or a scheme that fsspec"
+      " knows and whose library is installed (gs:// needs gcsfs)"
+    ) from None
 
 
 @contextlib.contextmanager

@@ -70,9 +70,13 @@ def _in_words(found: dict, lost: dict) -> str:
 
 def _given(args):
   """Documents of the evaluation text that the command names."""
-  from moe_parity.data.corpus import documents, parse_sources
+  from moe_parity.data.corpus import check_keys, documents, parse_sources
   from moe_parity.data.readers import BadRecords
 
-  for text in args.against:
-    for source in parse_sources(text, text_key=args.text_key):
-      yield from documents(source, BadRecords(), "validation")
+  sources = [s for text in args.against for s in parse_sources(text, text_key=args.text_key)]
+  keys: set[str] = set()
+  for source in sources:
+    bad = BadRecords()
+    yield from documents(source, bad, "validation")
+    keys |= bad.keys
+  check_keys(sources, keys)
