@@ -187,7 +187,8 @@ def test_a_reference_spends_its_multiple_and_is_not_at_parity():
   "reuse, moe_epochs, dense_epochs", [("unique", 1, 1), ("loose", 2, 1), ("epochs", 3.5, 3.5)]
 )
 def test_schemes_that_fix_the_epochs_say_that_data_differ(reuse, moe_epochs, dense_epochs):
-  plan = make_plan(config(toy_arms(), {"reuse": reuse, "epochs": 3.5}))
+  epochs = {"epochs": 3.5} if reuse == "epochs" else {}
+  plan = make_plan(config(toy_arms(), {"reuse": reuse} | epochs))
   for arm in plan.arms:
     wanted = dense_epochs if arm.kind == "dense" else moe_epochs
     assert wanted * 0.999 < arm.epochs <= wanted
@@ -290,6 +291,9 @@ def test_given_batch_steps_and_rate_are_respected():
     ({"budget": {"flops_tolerance": 5.0}}, "budget.flops_tolerance=5.0 is above 0.5"),
     ({"budget": {"train_flops": 1e10}}, "contradicts budget.dense_tokens=1,500,000"),
     ({"budget": {"reuse": "loose", "unique_tokens": 5000}}, "which fixes the epochs instead"),
+    ({"budget": {"epochs": 4}}, "budget.epochs=4 with reuse='strict', which decides the epochs"),
+    ({"budget": {"reuse": "loose", "epochs": 0.5}}, "budget.epochs=0.5 is below 1"),
+    ({"budget": {"reuse": "loose", "epochs": 2.0}}, "leave it at 1, or use reuse='epochs'"),
     ({"budget": {"unique_tokens": 100}}, "below one window"),
     ({"budget": {"unique_tokens": 2_000_000}}, "cannot see the 1,999,872 unique ones"),
     ({"budget": {"reuse": "unique", "unique_tokens": 2_000_000}}, "over budget.unique_tokens="),

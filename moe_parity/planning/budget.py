@@ -58,6 +58,11 @@ class Budget:
         f"budget.unique_tokens={self.unique_tokens} with reuse={self.reuse!r}, which "
         f"fixes the epochs instead; set it to 0 or use reuse='strict'"
       )
+    if self.epochs != 1 and self.reuse != "epochs":
+      raise UserError(
+        f"budget.epochs={self.epochs:g} with reuse={self.reuse!r}, which decides the epochs itself;"
+        " leave it at 1, or use reuse='epochs'"
+      )
     if 0 < self.unique_tokens < self.seq_len:
       raise UserError(
         f"budget.unique_tokens={self.unique_tokens} is below one window of "
