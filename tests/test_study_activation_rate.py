@@ -1,6 +1,7 @@
 """The second step on made-up training with a known truth: which arms, where the optimum is said."""
 
 import dataclasses
+import inspect
 import json
 import math
 import pathlib
@@ -10,9 +11,16 @@ import pytest
 
 from moe_parity import config as configs
 from moe_parity.errors import UserError
+from moe_parity.fields.table import rows_of
 from moe_parity.planning.plan import make_plan
 from moe_parity.study.comparisons import Results, plan_comparisons, with_arms
-from moe_parity.study.methods import activation_rate, activation_rate_summary
+from moe_parity.study.methods import (
+  activation_rate,
+  activation_rate_summary,
+  architecture,
+  data_reuse,
+)
+from moe_parity.study.methods.method import FIELDS_OF_ALL
 from moe_parity.study.reading import RunRecord
 from moe_parity.study.workers.runner import run_study
 from tests.helpers import fake_training
@@ -218,6 +226,35 @@ def test_neighbors_stay_inside_the_sweep(values, expected):
 def test_an_impossible_sweep_is_refused_before_training(study, words):
   with pytest.raises(UserError, match=words):
     plan_comparisons(config(**study), Results(None))
+
+
+@pytest.mark.parametrize(
+  "study, words",
+  [
+    (
+      {"method": "arms", "seeds": (0, 1), "activation_rates": ()},
+      r"study.seeds=\(0, 1\) has no effect with study.method='arms'; leave it at \(0,\), and give"
+      r" each arm its own, as arms.NAME.seeds, or use method='activation_rate' or 'architecture'",
+    ),
+    ({"method": "arms"}, r"study.activation_rates=.* leave it at \(\), or use method='activation"),
+    ({"layouts": ("full",)}, r"study.layouts=\('full',\) has no effect .* method='architecture'$"),
+    ({"epochs": (4.0,)}, r"study.epochs=\(4.0,\) has no effect .* use method='data_reuse'$"),
+    ({"method": "data_reuse", "more_seeds": (1,)}, r"study.more_seeds=\(1,\) has no effect"),
+    ({"method": "data_reuse", "fixed_data": True}, "study.fixed_data=True has no .* at False, or"),
+  ],
+)
+def test_a_field_that_the_method_does_not_read_is_refused(study, words):
+  with pytest.raises(UserError, match=words):
+    plan_comparisons(config(**study), Results(None))
+
+
+def test_every_field_of_a_study_is_read_by_a_method_or_by_all():
+  modules = activation_rate, architecture, data_reuse
+  read = {*FIELDS_OF_ALL}.union(*(module.FIELDS for module in modules))
+  assert read == set(rows_of("study"))
+  for module in modules:
+    source = inspect.getsource(module) + inspect.getsource(activation_rate.sweep_arms)
+    assert all(f"study.{name}" in source for name in module.FIELDS)
 
 
 def test_arms_that_are_no_templates_are_refused():

@@ -26,7 +26,7 @@ from moe_parity.planning.arm_plan import ArmPlan, ComparisonPlan
 from moe_parity.planning.config_rules import check_config
 from moe_parity.planning.plan import make_plan
 from moe_parity.study import tuning
-from moe_parity.study.methods.method import method_of
+from moe_parity.study.methods.method import check_study_fields, method_of
 from moe_parity.study.reading import COMPARISONS_FOLDER
 from moe_parity.study.workers.leases import FAILED, Leases
 from moe_parity.training import run_folder
@@ -137,6 +137,7 @@ def plan_comparisons(
     vocab_size=vocab_size,
   )
   grid = tuning.read_grid(config)
+  check_study_fields(config)
   first = derive(config, Results(None)) if grid.rates else {}
   for name, own_config in derive(config, results).items():
     try:

@@ -27,6 +27,8 @@ from moe_parity.planning.budget import CONTROL_SHAPE
 from moe_parity.planning.plan import make_plan
 from moe_parity.study.comparisons import Comparison, Results, template, with_arms
 
+FIELDS = ("seeds", "more_seeds", "activation_rates", "compute_multiples", "controls",
+          "small_multiples", "fixed_data", "sizes", "learning_rates", "batches")  # fmt: skip
 FIXED_DATA = "fixed_data"
 
 

@@ -35,6 +35,8 @@ from moe_parity.planning.routed_scale import constant_scale
 from moe_parity.study.comparisons import Comparison, Results, identity, template, with_arms
 from moe_parity.study.methods.selection import Selection, select
 
+FIELDS = ("seeds", "layouts", "gates", "granularities", "aspect_ratios", "total_ffn_ratios",
+          "routed_scales", "dense_aspect_ratios", "dense_ffn_ratios")  # fmt: skip
 SIDES = {
   "moe": ("layout", "gates", "granularity", "shape", "scale"),
   "dense": ("dense_aspect", "dense_ffn"),

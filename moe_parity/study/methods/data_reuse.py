@@ -24,6 +24,8 @@ from moe_parity.planning.plan import make_plan
 from moe_parity.study.comparisons import Comparison, Results, with_arms
 from moe_parity.study.methods.activation_rate import sweep_arms
 
+FIELDS = ("seeds", "activation_rates", "compute_multiples", "epochs", "reuse_schemes")
+
 
 def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
   """All comparisons; they depend on no result.
