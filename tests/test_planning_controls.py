@@ -61,6 +61,8 @@ def test_controls_change_nothing_of_the_arms_they_stand_beside():
     (dict(kind="dense", active_of="dense"), "no MoE arm of this config"),
     (dict(kind="dense", active_of="moe_20", params_multiple=0.5), "both decide N"),
     (dict(kind="dense", active_of="moe_20", d_ffn=64), "d_ffn: the MoE arm decides the shape"),
+    (dict(kind="dense", active_of="moe_20", ffn_ratio=3.0), "with ffn_ratio: the MoE arm decides"),
+    (dict(kind="dense", active_of="moe_20", num_experts=4), "with num_experts: the MoE arm"),
     (dict(kind="dense", params_multiple=0.5, compute_multiple=2), "spends the budget's C"),
     (dict(kind="dense", params_multiple=0.5, role="check"), "spends the budget's C"),
     (dict(kind="dense", params_multiple=-1), "params_multiple=-1 is below 1e-06"),

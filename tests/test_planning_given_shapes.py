@@ -28,12 +28,29 @@ GIVEN = dict(
     (GIVEN | {"aspect_ratio": 40.0}, "aspect_ratio=40 but the given shape has 16"),
     (GIVEN | {"granularity": 8.0}, "granularity=8 but the given shape has 2.1333"),
     (
+      GIVEN | {"d_ffn": 512},
+      "arm 'a': d_ffn=512 with layout='full', which has no dense layer to use it; set it to 0",
+    ),
+    (GIVEN | {"ffn_ratio": 3.0}, "ffn_ratio=3.0 with layout='full', which has no dense layer"),
+    (
+      dict(kind="moe", layout="full", activation_rate=0.2, d_ffn=512),
+      "d_ffn=512 with layout='full', which has no dense layer",
+    ),
+    (
+      dict(kind="moe", layout="MMM", activation_rate=0.2, ffn_ratio=3.0),
+      "ffn_ratio=3.0 with layout='MMM', which has no dense layer",
+    ),
+    (
+      dict(kind="moe", layout="0dense", activation_rate=0.2, ffn_ratio=3.0),
+      "ffn_ratio=3.0 with layout='0dense', which has no dense layer",
+    ),
+    (
       GIVEN | {"total_ffn_ratio": 3.0},
       "total_ffn_ratio=3 but the given shape has",
     ),
   ],
 )
-def test_a_ratio_that_the_given_shape_has_not_is_refused(arm, words):
+def test_what_the_given_shape_has_not_is_refused(arm, words):
   with pytest.raises(UserError, match=words) as error:
     make_plan(config({"a": arm}))
   assert "\n" not in str(error.value)

@@ -109,6 +109,15 @@ def test_a_tie_keeps_the_option_in_place_and_is_stated(tmp_path):
   assert any("Not distinguishable from it: 1dense, full+SE, full." in s for s in value["sentences"])
 
 
+def test_a_width_of_dense_layers_is_left_out_where_a_layout_has_none():
+  made = config()
+  with made.unlocked():
+    made.arms.moe.ffn_ratio = 3.0
+  (comparison,) = plan_comparisons(made, Results(None))
+  arms = {arm.architecture.layout: arm.architecture for arm in comparison.plan.arms}
+  assert arms["full"].d_ffn == 0 and 1 / 1.35 < arms["1dense"].ffn_ratio / 3 < 1.35
+
+
 def test_a_diverged_option_loses_and_the_search_goes_on(tmp_path):
   from moe_parity.training.loop import NotFiniteError
 

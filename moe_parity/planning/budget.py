@@ -14,7 +14,7 @@ from moe_parity.planning.solver import solve
 from moe_parity.planning.targets import ShapeTargets, Targets
 
 CONTROL_TOLERANCE = 0.02  # of a control's N: a small model has few shapes
-CONTROL_SHAPE = ("num_layers", "d_model", "num_heads", "num_kv_heads", "d_head", "d_ffn")
+_OPEN = ("shared_expert", "multiple_of")  # of a shape's targets, those that decide nothing alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,11 @@ class ArmSpec(ShapeTargets):
         f"{what} with compute_multiple={self.compute_multiple} and role={self.role!r}: a control"
         " spends the budget's C and has that role by itself; leave both out"
       )
-    shape = [name for name in CONTROL_SHAPE if getattr(self, name)]
+    shape = [
+      field.name
+      for field in dataclasses.fields(ShapeTargets)
+      if field.name not in _OPEN and getattr(self, field.name)
+    ]
     if self.active_of and shape:
       raise UserError(
         f"{what} with {', '.join(shape)}: the MoE arm decides the shape; leave it out"

@@ -13,6 +13,9 @@ from moe_parity.planning.architecture import Architecture, layer_pattern
 RATE_TOLERANCE = 0.005  # largest |r_a - target| of a solved shape
 RATIO_TOLERANCE = 0.35  # a given ratio is met within this factor: depth is a whole number of layers
 
+OF_DENSE_LAYERS = ("d_ffn", "ffn_ratio")  # what only a model with dense layers has
+_ANY_DEPTH = 200  # to read a layout with while the depth is open
+
 
 def ratio_distance(ratio: float | int, target: float | int) -> float:
   """|ln(ratio / target)|, infinite where that is more than RATIO_TOLERANCE allows."""
@@ -143,11 +146,15 @@ class Targets(ShapeTargets):
   def _check_moe(self) -> None:
     if self.layout == "dense":
       raise UserError("layout='dense' in an MoE arm; use full, interleave, 1dense or kind='dense'")
-    if self.depth:
-      if not any(layer_pattern(self.layout, self.depth)):
-        raise UserError(f"layout={self.layout!r} has no MoE layer; use full or kind='dense'")
-    else:
-      layer_pattern(self.layout, 200)  # an unknown name is refused before any search
+    pattern = layer_pattern(self.layout, self.depth or _ANY_DEPTH)
+    if not any(pattern):
+      raise UserError(f"layout={self.layout!r} has no MoE layer; use full or kind='dense'")
+    for name in OF_DENSE_LAYERS if all(pattern) else ():
+      if getattr(self, name):
+        raise UserError(
+          f"{name}={getattr(self, name)} with layout={self.layout!r}, which has no dense layer to"
+          " use it; set it to 0, or use a layout with dense layers, such as 1dense"
+        )
     if self.activation_rate >= 1:
       raise UserError(
         f"activation_rate={self.activation_rate} is not a share below 1; write 0.2 for 20 %"

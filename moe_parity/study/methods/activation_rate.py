@@ -23,13 +23,15 @@ from ml_collections import ConfigDict
 from moe_parity.defaults import dense_arm, moe_arm
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ComparisonPlan
-from moe_parity.planning.budget import CONTROL_SHAPE
 from moe_parity.planning.plan import make_plan
 from moe_parity.study.comparisons import Comparison, Results, template, with_arms
 
 FIELDS = ("seeds", "more_seeds", "activation_rates", "compute_multiples", "controls",
           "small_multiples", "fixed_data", "sizes", "learning_rates", "batches")  # fmt: skip
 FIXED_DATA = "fixed_data"
+# What a dense template may say of its shape, which a control of an MoE arm's shape has from there.
+_SHAPE = ("num_layers", "d_model", "num_heads", "num_kv_heads", "d_head", "d_ffn")
+_RATIOS = ("aspect_ratio", "ffn_ratio", "activation_rate")
 
 
 def derive(config: ConfigDict, results: Results) -> dict[str, ConfigDict]:
@@ -131,7 +133,7 @@ def controls(config: ConfigDict, best: str, seeds: Sequence[int]) -> dict[str, C
   if not study.controls:
     return {}
   dense = template(config, "dense")
-  own = dict.fromkeys(CONTROL_SHAPE, 0) | {"aspect_ratio": 0.0, "ffn_ratio": 0.0}
+  own = dict.fromkeys(_SHAPE, 0) | dict.fromkeys(_RATIOS, 0.0)
   arms = {"dense_active": _made(dense_arm, dense | own, active_of=best, seeds=seeds)}
   for multiple in study.small_multiples:
     name = f"dense_small_{multiple:g}".replace(".", "p")

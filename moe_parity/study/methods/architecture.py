@@ -32,6 +32,7 @@ from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.plan import make_plan
 from moe_parity.planning.routed_scale import constant_scale
+from moe_parity.planning.targets import OF_DENSE_LAYERS
 from moe_parity.study.comparisons import Comparison, Results, identity, template, with_arms
 from moe_parity.study.methods.selection import Selection, select
 
@@ -194,6 +195,8 @@ def _layouts(config: ConfigDict, place: dict) -> Iterator[tuple[str, dict]]:
   for text in config.study.layouts:
     layout, _, shared = text.partition("+")
     changed = place | {"layout": layout, "shared_expert": bool(shared), "d_shared": 0}
+    if layout == "full":
+      changed |= dict.fromkeys(OF_DENSE_LAYERS, 0)
     yield _layout_label(changed), changed
 
 
