@@ -56,6 +56,38 @@ def test_what_decides_the_numbers_is_another_run(run, path, value):
   assert (folder / "config.json").read_bytes() == before
 
 
+def test_a_run_with_a_capacity_stays_on_as_many_devices(tmp_path):
+  config = changed(configs.to_json(base()), "model.capacity_factor", 1.25)
+  wide, split = (changed(config, f"mesh.{axis}", 2) for axis in ("data", "expert"))
+  plan = fake_study.arm_plan("moe_20", "moe", "arm", 0, 0.2, 30)
+  dense = fake_study.arm_plan("dense", "dense", "arm", 0, 1.0, 30)
+  run_folder.claim(tmp_path / "a", config, plan, DATA)
+  before = (tmp_path / "a" / "config.json").read_bytes()
+  words = (
+    "began with 1 device and mesh data=2 x fsdp=1 x expert=1 has 2 here: with"
+    " model.capacity_factor=1.25 .* set mesh.data, mesh.fsdp and mesh.expert to 1 in all"
+  )
+  with pytest.raises(UserError, match=words):
+    run_folder.claim(tmp_path / "a", wide, plan, DATA, num_devices=2)
+  assert (tmp_path / "a" / "config.json").read_bytes() == before
+  run_folder.claim(tmp_path / "b", wide, plan, DATA, num_devices=2)
+  run_folder.claim(tmp_path / "b", split, plan, DATA, num_devices=2)  # cut as it was
+  rest = changed(config, "mesh.data", -1)
+  run_folder.claim(tmp_path / "b", rest, plan, DATA, num_devices=2)
+  with pytest.raises(UserError, match="began with 2 devices .* has 4 here"):
+    run_folder.claim(tmp_path / "b", rest, plan, DATA, num_devices=4)
+  (tmp_path / "b" / "result.json").write_text("{}")
+  run_folder.claim(tmp_path / "b", config, plan, DATA)  # it is finished
+  run_folder.claim(tmp_path / "dense", config, dense, DATA)
+  run_folder.claim(tmp_path / "dense", wide, dense, DATA, num_devices=2)
+  noted = run_folder.read_json(tmp_path / "a" / "data.json")
+  del noted["num_devices"]  # as an earlier version wrote it
+  files.write_json(tmp_path / "a" / "data.json", noted, seal=True)
+  with pytest.raises(UserError, match="began with 1 device"):
+    run_folder.claim(tmp_path / "a", wide, plan, DATA, num_devices=2)
+  run_folder.claim(tmp_path / "a", config, plan, DATA)
+
+
 @pytest.mark.parametrize("name", DATA)
 def test_changed_data_are_another_run_and_named(run, name):
   folder, config, plan = run

@@ -102,6 +102,7 @@ _HASHES = ("tokenizer", "train_tokens", "train_documents", "validation_tokens")
 DATA = {
   "fingerprint": {name: str for name in (*_HASHES, "validation_documents")},
   "versions": [{str: str}],
+  "num_devices?": COUNT,  # where they decide the run's numbers
 }
 CHECK = {
   "name": str, "planned": object, "measured": object, "difference_pct?": float,

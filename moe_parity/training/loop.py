@@ -84,10 +84,10 @@ def train_arm(
   control = control or RunControl()
   control.check_owner()
   identity = configs.to_json(config), plan.to_dict(), store.fingerprint()
-  run_folder.claim(folder, *identity, write=multihost.is_primary())
+  num_devices = 1 if mesh is None else mesh.size
+  run_folder.claim(folder, *identity, num_devices=num_devices, write=multihost.is_primary())
   if (result := run_folder.read_result(folder)) is not None:
     return result
-  num_devices = 1 if mesh is None else mesh.size
   with explained(config, plan, num_devices), contextlib.ExitStack() as exit_stack:
     run, state = set_up(
       config, plan, store, stage, folder, options, mesh, warn, control, exit_stack

@@ -9,6 +9,7 @@ from moe_parity.data.fingerprint import check_same_data
 from moe_parity.defaults import base
 from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import with_later_fields
+from moe_parity.planning.mesh_sizes import read_mesh
 from moe_parity.stored import read as stored
 from moe_parity.training.versions import versions
 
@@ -46,30 +47,44 @@ def read_result(folder: pathlib.Path) -> dict | None:
 
 
 def claim(
-  folder: pathlib.Path, config: dict, plan: dict, fingerprint: dict[str, str], *, write: bool = True
+  folder: pathlib.Path,
+  config: dict,
+  plan: dict,
+  fingerprint: dict[str, str],
+  *,
+  num_devices: int = 1,
+  write: bool = True,
 ) -> None:
   """Makes the folder this run's, or checks that it already is.
 
   Compared is what decides the run's numbers: its plan, the data (by content, not by path), the
   settings of data, model and optimizer. How often it logs, saves or draws, on which mesh it trains
-  and how it is scored at the end may change; an unfinished run takes such changes over.
+  and how it is scored at the end may change; an unfinished run takes such changes over. Only where
+  experts have a capacity, which is one of each device's tokens, the number of devices may not.
 
   Args:
     fingerprint: of the token store (`TokenStore.fingerprint`).
+    num_devices: of the mesh it trains on.
     write: false in all but the first of several processes, which then only compare.
   Raises:
-    UserError: the folder holds a run with other settings, plan or data; lists what differs.
+    UserError: the folder holds a run with other settings, plan or data, or on other devices; lists
+      what differs.
   """
   folder.mkdir(parents=True, exist_ok=True)
   is_new = not (folder / PLAN).exists()
   if not is_new:
     _check_same_run(folder, config, plan, fingerprint)
-  if not write or (folder / RESULT).exists():
+  if (folder / RESULT).exists():
+    return
+  has_capacity = bool(plan["architecture"]["num_experts"] and _capacity(config))
+  if has_capacity and not is_new:
+    _check_same_devices(folder, config, num_devices)
+  if not write:
     return
   files.write_json(folder / CONFIG, config, seal=True)
   if is_new:
     files.write_json(folder / PLAN, plan, seal=True)
-  _note_data(folder, fingerprint)
+  _note_data(folder, fingerprint, num_devices if has_capacity else 0)
 
 
 def _check_same_run(folder: pathlib.Path, config: dict, plan: dict, fingerprint: dict) -> None:
@@ -90,12 +105,43 @@ def _check_same_run(folder: pathlib.Path, config: dict, plan: dict, fingerprint:
     check_same_data(stored, fingerprint, str(folder), config["data"]["source"])
 
 
-def _note_data(folder: pathlib.Path, fingerprint: dict[str, str]) -> None:
-  """data.json: the fingerprint, and every set of versions the run was trained with, in order."""
+def _check_same_devices(folder: pathlib.Path, config: dict, num_devices: int) -> None:
+  """
+  Raises:
+    UserError: an unfinished run of bounded capacity began on another number of devices.
+  """
+  noted = read_json(folder / DATA) if (folder / DATA).exists() else {}
+  before = noted.get("num_devices", 0)
+  if not before and (folder / CONFIG).exists():  # of an earlier version
+    sizes = read_mesh(read_json(folder / CONFIG)["mesh"])
+    before = sizes.num_devices if sizes.is_resolved else 0
+  if before and before != num_devices:
+    raise UserError(
+      f"{folder} holds a run that began with {before} device{'s' * (before > 1)} and mesh"
+      f" {read_mesh(config['mesh'])} has {num_devices} here: with model.capacity_factor="
+      f"{_capacity(config):g} an expert drops what is beyond its share of one device's tokens, so"
+      f" the run would be another; set mesh.data, mesh.fsdp and mesh.expert to {before} in all, or"
+      " use another --workdir"
+    )
+
+
+def _capacity(config: dict) -> int | float:
+  """model.capacity_factor, 0 in configs from before it was there."""
+  return config["model"].get("capacity_factor", 0.0)
+
+
+def _note_data(folder: pathlib.Path, fingerprint: dict[str, str], num_devices: int) -> None:
+  """data.json: the fingerprint, and every set of versions the run was trained with, in order.
+
+  Args:
+    num_devices: that decide the run's numbers; 0: it is the same on any.
+  """
   history = read_json(folder / DATA)["versions"] if (folder / DATA).exists() else []
   if versions() not in history:
     history = [*history, versions()]
-  files.write_json(folder / DATA, {"fingerprint": fingerprint, "versions": history}, seal=True)
+  devices = {"num_devices": num_devices} if num_devices else {}
+  noted = {"fingerprint": fingerprint, "versions": history} | devices
+  files.write_json(folder / DATA, noted, seal=True)
 
 
 def settings(config: dict) -> dict:
