@@ -1,5 +1,6 @@
 """Tuned learning rates on made-up training: who tries what, what is taken, what is said of it."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -13,6 +14,7 @@ from moe_parity.report.page import write_report
 from moe_parity.study.analysis import compare
 from moe_parity.study.certificate import certify_study
 from moe_parity.study.comparisons import Results, plan_comparisons
+from moe_parity.study.reading import read_study
 from moe_parity.study.tuning import best_rate
 from moe_parity.study.workers.runner import run_study
 from moe_parity.training.loop import NotFiniteError
@@ -140,10 +142,35 @@ def test_a_try_that_diverged_counts_and_is_not_taken(tmp_path):
   diverging = {("moe_20", 0.004), ("moe_20", 0.008)}
   study = run(tmp_path, config(grid_extensions=0), truth({}, diverging))
   assert rates(study)["moe_20"] == 0.002
+  info = json.loads((tmp_path / "study.json").read_text())
+  kinds = {arm["name"]: arm["failure"] for arm in info["arms"] if arm["status"] == "failed"}
+  assert kinds == dict.fromkeys(("moe_20_lr0p004", "moe_20_lr0p008"), NotFiniteError.__name__)
+  assert {arm["failure"] for arm in info["arms"] if arm["status"] == "done"} == {""}
+  for arm in info["arms"]:
+    arm["error"] = arm["error"] and "in other words"
+  write_json(tmp_path / "study.json", info, seal=True)
   found = compare.analyze(tmp_path)
   assert found["not_done"] == [] and certify_study(tmp_path)["passed"]
   (row,) = (row for row in found["tuning"]["arms"] if row["name"] == "moe_20")
   assert [t["bpc"] for t in row["tries"]][1:] == [None, None] and row["num_tries"] == 3
+
+
+@pytest.mark.parametrize(
+  "failure, error, diverged",
+  [
+    ("NotFiniteError", "its loss became infinite", True),  # whatever the words are
+    ("OSError", "a note: the loss of step 3 is nan", False),
+    ("", "arm 'a': the gradient norm of step 30 is -inf; lower it", True),  # an earlier version
+    ("", "no space left", False),
+  ],
+)
+def test_a_run_diverged_by_its_kind_of_failure(tmp_path, failure, error, diverged):
+  entry = {"name": "a", "seed": 0, "status": "failed", "error": error}
+  entry |= {"failure": failure} if failure else {}
+  write_json(tmp_path / "study.json", {"name": "s", "config": {}, "arms": [entry]}, seal=True)
+  (record,) = read_study(tmp_path).runs
+  assert record.diverged == diverged
+  assert not dataclasses.replace(record, status="pending").diverged
 
 
 def test_tries_take_no_part_in_what_is_compared(tmp_path):

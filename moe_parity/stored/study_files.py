@@ -16,6 +16,7 @@ from moe_parity.stored.run_files import (
 
 STATUSES = ("done", "running", "pending", "failed", "missing")
 STATUS = Choice(STATUSES)
+NOT_FINITE = "NotFiniteError"  # `failure` of a run that diverged: the name of its error's class
 _HELD = {"held_fixed?": Choice(HELD_FIXED), "shared?": Choice(HELD_FIXED)}  # shared: formerly
 PLAN = {
   "name?": str, "notes?": [str], "arms": [ARM_PLAN],
@@ -33,7 +34,8 @@ STUDY = {
     "tokenizer?": {"name?": str, "fingerprint?": str, "vocab_size?": int, "bos_id?": object,
                    "eos_id?": object, "pad_id?": object},
   },
-  "arms": [{"name": ARM_NAME, "seed": SEED, "folder?": str, "status": STATUS, "error?": str}],
+  "arms": [{"name": ARM_NAME, "seed": SEED, "folder?": str, "status": STATUS, "error?": str,
+            "failure?": str}],
 }  # fmt: skip
 
 # finetuning.json of a study, and of one fine-tuned run (`moe-parity sft`).

@@ -25,6 +25,7 @@ from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ArmPlan, ComparisonPlan
 from moe_parity.planning.config_rules import check_config
 from moe_parity.planning.plan import make_plan
+from moe_parity.stored.study_files import NOT_FINITE
 from moe_parity.study import tuning
 from moe_parity.study.methods.method import check_study_fields, method_of
 from moe_parity.study.reading import COMPARISONS_FOLDER
@@ -98,7 +99,7 @@ class Results:
       return value if math.isfinite(value) else math.inf
     if self._leases is not None:
       record = self._leases.get(run)
-      if record.get("state") == FAILED and record.get("kind") == "NotFiniteError":
+      if record.get("state") == FAILED and record.get("kind") == NOT_FINITE:
         return math.inf
     return None
 

@@ -46,13 +46,15 @@ class Task(NamedTuple):
 
 @dataclasses.dataclass
 class Arm:
-  """One run as study.json lists it: status is pending, running, done or failed."""
+  """One run as study.json lists it: status is pending, running, done or failed; failure is the
+  kind of a failed run's error, as its lease has it."""
 
   name: str
   seed: int
   folder: str
   status: str = "pending"
   error: str = ""
+  failure: str = ""
 
 
 def tasks_of(comparisons: Sequence[Comparison], only: Sequence[str] = ()) -> list[Task]:
@@ -191,14 +193,18 @@ class StudyFolder:
 
   def status(self, run: str) -> tuple[str, str]:
     """(status, error) of a run by what its folder and its lease say."""
+    return self._state(run)[:2]
+
+  def _state(self, run: str) -> tuple[str, str, str]:
+    """`status`, and the kind of a failed run's error."""
     if (self.folder / run / run_folder.RESULT).exists():
-      return "done", ""
+      return "done", "", ""
     record = self.leases.get(run)
     if record.get("state") == RUNNING and not self.leases.why_stale(run, record):
-      return "running", ""
+      return "running", "", ""
     if record.get("state") == FAILED:
-      return "failed", record.get("error", "")
-    return "pending", ""
+      return "failed", record.get("error", ""), record.get("kind", "")
+    return "pending", "", ""
 
   def finished(self, run: str) -> bool:
     """Whether a run has its result, read anew."""
@@ -245,7 +251,7 @@ class StudyFolder:
     Returns:
       every run of the study once.
     """
-    states = {task.run: self.status(task.run) for task in tasks_of(self.comparisons)}
+    states = {task.run: self._state(task.run) for task in tasks_of(self.comparisons)}
     for comparison in self.comparisons:
       arms = [
         Arm(arm.name, arm.seed, run_seen_from(comparison, run), *states[run])

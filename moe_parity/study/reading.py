@@ -6,6 +6,7 @@ and what is damaged is named in `StudyRecord.problems` instead of being passed o
 
 import dataclasses
 import pathlib
+import re
 
 import numpy as np
 
@@ -16,19 +17,25 @@ from moe_parity.planning.arm_plan import budget_of
 from moe_parity.stored import read as stored
 from moe_parity.stored.run_files import METRICS_LINE
 from moe_parity.stored.shape import mismatch
-from moe_parity.stored.study_files import STATUSES
+from moe_parity.stored.study_files import NOT_FINITE, STATUSES
 
 # Where a study keeps its further comparisons, each a study folder; the name on disk is one that all
 # folders written so far have, so that they load and resume.
 COMPARISONS_FOLDER = "parts"
 FINETUNING_PREFIX = "sft_"  # of the comparisons that hold fine-tuned runs
 STEPS = ("architecture", "activation_rate", "data_reuse")  # of the paper
+# Of the error of a run that diverged, in a study.json without `failure`.
+_FORMER_WORDS = re.compile(r"the (loss|gradient norm) of step \d+ is -?(nan|inf)")
 _AGAIN = "run the study again to write it"
 
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-  """One arm with one seed. `status` is one of STATUSES; "done" means that result.json is there."""
+  """One arm with one seed. `status` is one of STATUSES; "done" means that result.json is there.
+
+  Attributes:
+    failure: kind of a failed run's error, as its lease has it; "" in studies of earlier versions.
+  """
 
   name: str
   seed: int
@@ -38,6 +45,7 @@ class RunRecord:
   plan: dict
   result: dict
   certificate: dict
+  failure: str = ""
 
   @property
   def label(self) -> str:
@@ -46,6 +54,13 @@ class RunRecord:
   @property
   def done(self) -> bool:
     return self.status == "done"
+
+  @property
+  def diverged(self) -> bool:
+    """Whether it failed because its loss or gradient was not finite."""
+    if self.failure or self.status != "failed":
+      return self.status == "failed" and self.failure == NOT_FINITE
+    return bool(_FORMER_WORDS.search(self.error))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,6 +280,7 @@ def _read_run(
     plan=plan,
     result=result,
     certificate=_read_json(folder / "certificate.json", problems),
+    failure=str(entry.get("failure") or ""),
   )
 
 

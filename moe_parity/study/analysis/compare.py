@@ -9,7 +9,6 @@ Intervals: see `statistics` and `uncertainty`; the curve over activation rate: s
 
 import math
 import pathlib
-import re
 from collections.abc import Sequence
 
 from moe_parity import files
@@ -130,11 +129,9 @@ def _documents_of_tries(runs: Sequence[reading.RunRecord]) -> int:
 
 
 def _diverged(run: reading.RunRecord, tuned: Sequence[effort.TunedArm]) -> bool:
-  """Whether a failed run is a try that diverged, by its error; of an arm that is planned, which it
-  is once all its tries are known."""
-  known = {arm.name for arm in tuned}
-  not_finite = re.search(r"the (loss|gradient norm) of step \d+ is -?(nan|inf)", run.error)
-  return run.status == "failed" and run.plan.get("tunes") in known and bool(not_finite)
+  """Whether a run is a try that diverged; of an arm that is planned, which it is once all its tries
+  are known."""
+  return run.diverged and run.plan.get("tunes") in {arm.name for arm in tuned}
 
 
 def _equal(budget: dict) -> dict[str, bool]:
