@@ -15,14 +15,17 @@ from moe_parity import cli, files
 from moe_parity.data.ledger import Ledger
 from moe_parity.errors import UserError
 from moe_parity.study import certificate, rescoring
+from moe_parity.study.workers import runner
 from moe_parity.training import load_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = f"--config={ROOT}/configs/demo.py:tiny"
 SMALL = [
   "--config.budget.dense_tokens=5120", "--config.evaluation.max_tokens=2000",
-  "--config.evaluation.ablations=()", "--only=dense,moe_40",
+  "--config.evaluation.ablations=('routed_removed',)", "--config.train.eval_every=20",
+  "--only=dense,moe_40",
 ]  # fmt: skip
+REAL = runner.RunActions()
 DENSE, MOE = "runs/dense-s0", "runs/moe_40-s0"
 
 
@@ -79,6 +82,18 @@ def lose_a_domain(result):
   result["validation"]["by_domain"].popitem()
 
 
+def lower_an_ablation(result):
+  result["ablations"]["routed_removed"]["bpc"] -= 0.1
+
+
+def lower_an_ablated_document(result):
+  result["ablations"]["routed_removed"]["nats"][0] *= 0.5
+
+
+def lose_an_ablated_document(result):
+  result["ablations"]["routed_removed"]["nats"].pop()
+
+
 def never_learned(result):
   result["train_cross_entropy"] = 9.0
 
@@ -89,6 +104,23 @@ EDITS = {
   "a document": (f"{MOE}/result.json", lower_a_document, "score: nats"),
   "untrained": (f"{MOE}/result.json", never_learned, "training loss"),
   "lost document": (f"{MOE}/result.json", lose_a_document, "score: num_documents"),
+  "ablation": (f"{MOE}/result.json", lower_an_ablation, "score: routed_removed bpc"),
+  "ablated document": (
+    f"{MOE}/result.json",
+    lower_an_ablated_document,
+    "score: routed_removed cross_entropy",
+  ),
+  "lost ablated document": (
+    f"{MOE}/result.json",
+    lose_an_ablated_document,
+    "routed_removed: documents",
+  ),
+  "lost ablation": (f"{MOE}/result.json", lambda r: r["ablations"].clear(), "ablations"),
+  "training loss": (
+    f"{MOE}/result.json",
+    lambda r: r.update(train_cross_entropy=r["train_cross_entropy"] - 0.01),
+    "metrics: training loss",
+  ),
   "N": (f"{MOE}/plan.json", lambda p: p.update(num_params=90_000), "num_params"),
   "tokens": (f"{MOE}/plan.json", lambda p: p.update(num_tokens=5_000), "num_tokens"),
   "K": (
@@ -161,6 +193,107 @@ def test_a_score_edited_with_its_certificate_fails_the_study(copy):
   change(copy / MOE / "certificate.json", lambda c: c["files"].update(edited))
   (row,) = failures(copy, anew=False)
   assert row["name"] == "moe_40 (seed 0): score: bpc"
+
+
+def change_lines(path, kind, edit):
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  for line in lines:
+    if line["kind"] == kind:
+      edit(line)
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+METRICS_EDITS = {
+  "score": ("validation", lambda x: x.update(bpc=x["bpc"] - 0.1), "metrics: validation scores"),
+  "nats": ("validation", lambda x: x.update(nats=x["nats"] * 0.9), "metrics: validation scores"),
+  "tokens": ("validation", lambda x: x.update(num_tokens=7), "metrics: tokens"),
+  "trained tokens": ("train", lambda x: x.update(num_tokens=7), "metrics: tokens"),
+  "loss": ("train", lambda x: x.update(cross_entropy=1.0), "metrics: training loss"),
+}
+
+
+@pytest.mark.parametrize("name", METRICS_EDITS)
+def test_an_edit_of_the_metrics_contradicts_another_number(copy, name):
+  kind, edit, failed = METRICS_EDITS[name]
+  change_lines(copy / MOE / "metrics.jsonl", kind, edit)
+  assert [row["name"] for row in failures(copy, anew=True)] == [
+    "moe_40: its own certificate", failed
+  ]  # fmt: skip
+
+
+def certified_with(run, edits):
+  """The certificate as one who edited the files would leave it, with their hashes."""
+  hashes = {name: files.sha256_of(run / name) for name in edits}
+  change(run / "certificate.json", lambda c: c["files"].update(hashes))
+
+
+def test_ablations_and_metrics_edited_with_their_certificate_fail_it(copy):
+  run = copy / MOE
+  change(run / "result.json", lower_an_ablation)
+  change_lines(run / "metrics.jsonl", *METRICS_EDITS["score"][:2])
+  certified_with(run, ("result.json", "metrics.jsonl"))
+  of_edits = {"score: routed_removed bpc", "metrics: validation scores"}
+  for lacks in (False, True):  # a certificate of an earlier version has no such lines
+    if lacks:
+      change(run / "certificate.json", lambda c: c.update(passed=True, checks=[
+        row for row in c["checks"] if row["name"] not in of_edits]))  # fmt: skip
+    assert {row["name"] for row in failures(copy, anew=False)} == {
+      "moe_40: its own certificate", *of_edits
+    }  # fmt: skip
+
+
+def test_a_result_with_a_newer_date_than_its_certificate_is_not_certified_anew(copy):
+  """An edit has a newer date too: the same `study` or `train` again made it the run's own."""
+  change(copy / MOE / "result.json", lower_an_ablation)
+  for again in (certificate.certify_or_recheck, lambda run: runner.certify_or_recheck(run, REAL)):
+    again(copy / MOE)
+    written = json.loads((copy / MOE / "certificate.json").read_text())
+    failed = {row["name"] for row in written["checks"] if not row["passed"]}
+    assert failed == {"files since they were certified", "score: routed_removed bpc"}
+  certificate.forget_unfinished(copy / MOE)
+  assert (copy / MOE / "certificate.json").exists()
+  (copy / MOE / "result.json").unlink()  # to be scored again from its checkpoint
+  certificate.forget_unfinished(copy / MOE)
+  assert not (copy / MOE / "certificate.json").exists()
+
+
+def test_a_run_of_an_earlier_version_says_what_it_has_no_sums_of(copy):
+  run = copy / MOE
+  change(run / "result.json", lambda r: r["ablations"]["routed_removed"].pop("nats"))
+
+  def without_sums(line):
+    for name in [name for name in line if name == "nats" or name.startswith("scored_")]:
+      del line[name]
+
+  change_lines(run / "metrics.jsonl", "validation", without_sums)
+  assert failures(copy, anew=True) == []
+  rows = {row["name"]: row for row in json.loads((run / "certificate.json").read_text())["checks"]}
+  assert "of an earlier version" in rows["score: routed_removed bpc"]["how"]
+  words = rows["metrics: validation scores"]["measured"]
+  assert "lines are of an earlier version, without sums: not checked" in words
+  lines = rescored(copy)[MOE]
+  assert [line["measured"] for line in lines if line["name"] == f"{rescoring.NAME}: ablations"] == [
+    "not rescored: a run of an earlier version, with their totals alone"
+  ]
+  change(run / "result.json", lower_an_ablation)
+  assert "score: routed_removed bpc" in {row["name"] for row in failures(copy, anew=True)}
+
+
+def test_ablated_nats_edited_so_that_all_sums_agree_fail_the_rescoring(copy):
+  def lower(result):
+    score = result["ablations"]["routed_removed"]
+    score["nats"] = [0.9 * nats for nats in score["nats"]]
+    score |= {name: 0.9 * score[name] for name in ("bpc", "bpb", "cross_entropy")}
+
+  change(copy / MOE / "result.json", lower)
+  assert failures(copy, anew=True) == []
+  lines = rescored(copy, "new")
+  assert all(row["passed"] for row in lines[DENSE])
+  failed = [row for row in lines[MOE] if not row["passed"]]
+  name = f"{rescoring.NAME}: routed_removed"
+  assert [row["name"] for row in failed] == [name, f"{name}: their sum"]
+  assert failed[0]["planned"].startswith(("2 of", "3 of", "4 of"))
+  assert "off by 11 %" in failed[0]["measured"]
 
 
 def test_an_edited_plan_of_the_study_fails_the_arm_it_changes(copy):
@@ -292,7 +425,7 @@ def test_a_study_rescores_documents_from_its_checkpoints(study):
   for run in (DENSE, MOE):
     rows = json.loads((study / run / "certificate.json").read_text())["checks"]
     lines = [row for row in rows if row["name"].startswith(rescoring.NAME)]
-    assert len(lines) == 2 and all(row["passed"] for row in lines)
+    assert len(lines) == (4 if run == MOE else 2) and all(row["passed"] for row in lines)
     assert abs(lines[1]["difference_pct"]) < 1e-3
   found = json.loads((study / "analysis.json").read_text())["certificate"]["rescored"]
   assert found["runs"] == 2 and found["documents"] >= 8 and found["not_rescored"] == {}
@@ -305,7 +438,7 @@ def test_nats_edited_so_that_all_sums_agree_fail_the_rescoring(copy):
   assert all(row["passed"] for row in rows)
   lines = rescored(copy, "new")
   assert all(row["passed"] for row in lines[DENSE])
-  assert [row["passed"] for row in lines[MOE]] == [False, False]
+  assert [row["passed"] for row in lines[MOE]] == [False, False, True, True]
   assert "off by 11 %" in lines[MOE][0]["measured"]
   whole = json.loads((copy / "certificate.json").read_text())
   failed = next(row for row in whole["checks"] if not row["passed"])

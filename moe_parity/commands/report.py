@@ -18,8 +18,8 @@ Writes analysis.json and report/index.html, one self-contained file.
 
 Of each run that is compared a few documents are scored again from its checkpoint, once for every
 content of its files: at most 16 documents, 32,768 tokens and 4e12 FLOPs, seconds for a small model
-and a minute of a CPU core for a large one. --rescore=all does it anew, --rescore=none leaves it
-out.
+and a minute of a CPU core for a large one; four of them also with what its ablations take away.
+--rescore=all does it anew, --rescore=none leaves it out.
 """
 
 

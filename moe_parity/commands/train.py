@@ -85,6 +85,7 @@ def select_run(arms, name: str, seed: int | None):
 
 def _train(args, config, arm, store, stop) -> dict:
   from moe_parity.console import TrainingBars
+  from moe_parity.study.certificate import forget_unfinished
   from moe_parity.study.workers.run_lease import leased_everywhere
   from moe_parity.training.control import RunControl
   from moe_parity.training.loop import train_arm
@@ -92,6 +93,7 @@ def _train(args, config, arm, store, stop) -> dict:
   with TrainingBars() as bars, leased_everywhere(args.workdir, bars.print, args.worker) as lease:
     if lease is not None:
       stop.release = lambda: lease.release("stopped")
+      forget_unfinished(args.workdir)
     if note := idle_devices(config):
       bars.print(note)
     on_log = lambda p: bars.update(arm.name, p)  # noqa: E731

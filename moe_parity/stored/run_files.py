@@ -70,7 +70,8 @@ RESULT = {
   },
   "power?": {"watts?": float, "how": str}, "attention?": str, "train_cross_entropy?": float,
   "validation": VALIDATION,
-  "ablations?": {str: _BITS | {"cross_entropy": float}}, "layers?": {str: [float]},
+  "ablations?": {str: _BITS | {"cross_entropy": float, "nats?": [float]}},
+  "layers?": {str: [float]},
   "finetuning?": {"validation": CHAT_SCORE, "before": CHAT_SCORE},
 }  # fmt: skip
 
@@ -90,11 +91,12 @@ _LOGGED = _LoggedNumber()
 _BY_LAYER = ("max_vio", "router_entropy", "dead_experts", "drop_share", "gate_sum")
 _OF_STEP = (
   "loss", "balance_loss", "z_loss", "gradient_norm", "learning_rate", "tokens_per_second",
-  "flops_per_second", "peak_share", "bpc", "bpb",
+  "flops_per_second", "peak_share", "bpc", "bpb", "nats",
 )  # fmt: skip
 METRICS_LINE = {
   "kind": Choice(("train", "validation")), "step": COUNT, "num_tokens?": int,
   "cross_entropy?": _LOGGED, "seconds?": Number(0.0, 1e300),
+  "scored_tokens?": COUNT, "scored_bytes?": COUNT, "scored_chars?": COUNT,
   **{f"{name}?": _LOGGED for name in _OF_STEP}, **{f"{name}?": [_LOGGED] for name in _BY_LAYER},
 }  # fmt: skip
 

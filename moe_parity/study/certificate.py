@@ -17,10 +17,12 @@ from moe_parity.planning.arm_plan import NOT_COMPARED, budget_of, with_later_fie
 from moe_parity.study import effort, evidence, rescoring, run_lists
 from moe_parity.study.evidence import guarded, line
 from moe_parity.study.finetuning_checks import finetuning_checks, same_chats
+from moe_parity.study.metrics_checks import metrics_checks
 from moe_parity.study.reading import run_place
 from moe_parity.training import run_folder
 
 CERTIFICATE = "certificate.json"
+_CHANGED, _AGAIN = "files since they were certified", "logs read again"
 # Fields of a run's plan that say how it stands to the budget and the other arms of a comparison.
 _RELATIVE = ("compute_ratio", "residual_params_pct", "residual_flops_pct", "residual_unique_pct")
 
@@ -73,12 +75,16 @@ def _run_checks(folder: pathlib.Path, value: dict) -> list[dict]:
   checks += guarded("ledger.npz", lambda: evidence.ledger_checks(ledger, plan, config))
   if plan.get("finetuning"):
     checks += guarded("chats", lambda: finetuning_checks(folder, plan, result, ledger))
-  log_every = config["train"]["log_every"]
-  checks += guarded(
-    "metrics.jsonl", lambda: evidence.metrics_checks(plan, folder, log_every or plan["num_steps"])
-  )
+  checks += _logs_checks(folder, plan, result, config)
   value["files"] = evidence.file_hashes(folder, plan["num_steps"])
   return checks
+
+
+def _logs_checks(folder: pathlib.Path, plan: dict, result: dict, config: dict) -> list[dict]:
+  """Whether ablations and metrics.jsonl agree with themselves and with the run's other files."""
+  checks = guarded("ablations", lambda: evidence.ablation_checks(plan, result, config))
+  log_every = config["train"]["log_every"] or plan["num_steps"]
+  return checks + guarded("metrics.jsonl", lambda: metrics_checks(plan, result, folder, log_every))
 
 
 def _recounts(
@@ -132,17 +138,25 @@ def _recounts(
   return checks
 
 
+def forget_unfinished(folder: pathlib.Path) -> None:
+  """Call before a run is trained: removes the certificate of one whose result.json was removed, for
+  it is of another result. A later result is never taken for a new one by its date: an edit has a
+  later one too."""
+  if not (folder / run_folder.RESULT).exists():
+    (folder / CERTIFICATE).unlink(missing_ok=True)
+
+
 def certify_or_recheck(folder: pathlib.Path) -> dict:
-  """Certifies a run that was not since it finished, else `recheck_run`; its certificate."""
-  written, result = folder / CERTIFICATE, folder / run_folder.RESULT
-  if not written.exists() or written.stat().st_mtime_ns < result.stat().st_mtime_ns:
+  """Certifies a finished run that was not yet, else `recheck_run`; its certificate."""
+  if not (folder / CERTIFICATE).exists():
     return certify_run(folder)
   recheck_run(folder)
-  return run_folder.read_json(written)
+  return run_folder.read_json(folder / CERTIFICATE)
 
 
 def recheck_run(folder: pathlib.Path) -> None:
-  """Holds a certified run's files against their hashes; a change fails its certificate.
+  """Holds a certified run's files against their hashes, and its logs against each other anew, for
+  certificates of earlier versions lack lines of that; what is wrong fails its certificate.
 
   A run whose certificate holds no hashes (of an earlier version) is certified anew.
   """
@@ -152,14 +166,25 @@ def recheck_run(folder: pathlib.Path) -> None:
     certify_run(folder)
     return
   changed = evidence.changed_files(folder, certified["files"])
-  name = "files since they were certified"
-  checks = [row for row in certified["checks"] if row["name"] != name]
+  anew = {row["name"]: row for row in guarded(_AGAIN, lambda: _logs_again(folder))}
+  earlier = [row for row in certified["checks"] if row["name"] not in (_CHANGED, _AGAIN)]
+  checks = [anew.pop(row["name"], row) for row in earlier]
+  checks += anew.values()
   if changed:
-    checks.append(line(name, "unchanged", "; ".join(changed), False, "sha256 of each file"))
+    checks.append(line(_CHANGED, "unchanged", "; ".join(changed), False, "sha256 of each file"))
   passed = all(row["passed"] for row in checks)
   if checks != certified["checks"] or passed != certified["passed"]:
     certified |= {"checks": checks, "passed": passed}
     files.write_json(path, certified, seal=True)
+
+
+def _logs_again(folder: pathlib.Path) -> list[dict]:
+  """`_logs_checks` of a run's files as they are now."""
+  plan, result, config = (
+    run_folder.read_json(folder / name)
+    for name in (run_folder.PLAN, run_folder.RESULT, run_folder.CONFIG)
+  )
+  return _logs_checks(folder, plan, result, configs.from_stored(config))
 
 
 def recheck_study(

@@ -22,11 +22,12 @@ from moe_parity.data.audit import order_checks
 from moe_parity.data.ledger import Ledger
 from moe_parity.files import sha256_of, tree_sha256
 from moe_parity.training import checkpoint_hashes, run_folder
+from moe_parity.training.metrics import METRICS
 
-METRICS, LEDGER, ROUTING = "metrics.jsonl", "ledger.npz", "routing.npz"
+LEDGER, ROUTING = "ledger.npz", "routing.npz"
 FILES = (run_folder.CONFIG, run_folder.PLAN, run_folder.RESULT, run_folder.DATA, METRICS, LEDGER,
          ROUTING, chat_template.FILE)  # fmt: skip
-_SUM_TOLERANCE = 1e-9  # relative: sums of float64 over documents
+SUM_TOLERANCE = 1e-9  # relative: sums of float64 over documents
 # What reading a damaged file can raise; anything else is a fault of ours and must show.
 DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, EOFError,
           ArithmeticError)  # fmt: skip
@@ -109,9 +110,37 @@ def score_checks(result: dict) -> Iterator[dict]:
     yield _same_score(name, expected[name], validation[name])
 
 
-def _same_score(name: str, expected: int | float, stated: int | float) -> dict:
-  same = math.isclose(expected, stated, rel_tol=_SUM_TOLERANCE)
-  return line(f"score: {name}", expected, stated, same, "sum of the documents in result.json")
+def _same_score(
+  name: str,
+  expected: int | float,
+  stated: int | float,
+  how: str = "sum of the documents in result.json",
+) -> dict:
+  same = math.isclose(expected, stated, rel_tol=SUM_TOLERANCE)
+  return line(f"score: {name}", expected, stated, same, how)
+
+
+def ablation_checks(plan: dict, result: dict, config: dict) -> Iterator[dict]:
+  """The scores that a trained model has with parts taken away: whether they are those that the
+  config asks for, and the sums of their documents."""
+  found, validation = result.get("ablations") or {}, result["validation"]
+  asked = (config["evaluation"].get("ablations") or ()) if plan["kind"] == "moe" else ()
+  chosen = plan["architecture"]["experts_per_token"]
+  planned = sorted(n for n in asked if not (plan.get("tunes") or (n == "top_1" and chosen == 1)))
+  yield line("ablations", planned, sorted(found), planned == sorted(found), "config.json")
+  tokens = validation["num_tokens"]
+  for name, score in found.items():
+    how, nats = "sum of the nats of its documents in result.json", score.get("nats")
+    if nats is None:
+      how = "its cross-entropy: a run of an earlier version, without the nats of its documents"
+      total = score["cross_entropy"] * tokens
+    else:
+      number, total = len(validation["documents"]), math.fsum(nats)
+      yield line(f"{name}: documents", number, len(nats), number == len(nats), "result.json")
+      yield _same_score(f"{name} cross_entropy", total / tokens, score["cross_entropy"], how)
+    bits = total / math.log(2)
+    yield _same_score(f"{name} bpc", bits / validation["num_chars"], score["bpc"], how)
+    yield _same_score(f"{name} bpb", bits / validation["num_bytes"], score["bpb"], how)
 
 
 def checkpoint_checks(folder: pathlib.Path, plan: dict) -> Iterator[dict]:
@@ -154,42 +183,6 @@ def learning_checks(plan: dict, result: dict) -> Iterator[dict]:
   loss = result.get("train_cross_entropy")  # null where its lines are lost
   passed = loss is not None and math.isfinite(loss) and loss < uniform
   yield line("training loss", f"below ln V = {uniform:.4f}", loss, passed, "result.json")
-
-
-def metrics_checks(plan: dict, folder: pathlib.Path, log_every: int) -> Iterator[dict]:
-  """Whether metrics.jsonl has every line that the run logged, once."""
-  from moe_parity.training.metrics import read_metrics
-
-  entries = [entry for entry in read_metrics(folder) if entry["kind"] == "train"]
-  steps = [entry["step"] for entry in entries]
-  last = plan["num_steps"]
-  due = {step for step in range(1, last + 1) if step == last or step % log_every == 0}
-  missing = sorted(due - set(steps))
-  words = f"{len(missing)} missing, the first is step {missing[0]}" if missing else "all"
-  yield line("metrics: logged steps", "all", words, not missing, METRICS)
-  yield line("metrics: steps in order", True, steps == sorted(set(steps)),
-             steps == sorted(set(steps)), METRICS)  # fmt: skip
-  logged = [entry for entry in entries if entry.get("learning_rate") is not None]
-  wrong = [
-    f"step {entry['step']}: {entry['learning_rate']:.6g}, by the plan {rate:.6g}"
-    for entry in logged
-    if not math.isclose(entry["learning_rate"], rate := _learning_rate(plan, entry["step"]),
-                        rel_tol=1e-3, abs_tol=1e-6 * plan["peak_learning_rate"])
-  ]  # fmt: skip
-  yield line("metrics: learning rates", "those of the plan", "; ".join(wrong[:2]) or
-             "those of the plan", not wrong, METRICS)  # fmt: skip
-
-
-def _learning_rate(plan: dict, step: int) -> float:
-  """Of step 1, 2, ...: a linear rise over the warm-up, then half a cosine."""
-  warmup = max(1, plan["warmup_steps"])
-  peak, final, taken = plan["peak_learning_rate"], plan["final_learning_rate"], step - 1
-  if taken < warmup:
-    first = peak / warmup
-    return peak + (first - peak) * (1 - min(taken, max(1, warmup - 1)) / max(1, warmup - 1))
-  falling = max(1, plan["num_steps"] - warmup)
-  cosine = 0.5 * (1 + math.cos(math.pi * min(taken - warmup, falling) / falling))
-  return (peak - final) * cosine + final
 
 
 def settings_checks(configs_by_arm: dict[str, dict], of_study: dict) -> Iterator[dict]:

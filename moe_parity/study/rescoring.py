@@ -4,7 +4,8 @@ All other checks of a certificate compare files with each other, so files that w
 pass them. This one computes: the model in the checkpoint must give the nats that result.json
 states. What it costs is bounded: of a run MAX_DOCUMENTS, together MAX_TOKENS and MAX_FLOPS of
 forward passes (a minute of a CPU core), on one device; where no document is that short, the
-shortest, up to STRETCH times that. A run is scored again once for every content of its result and
+shortest, up to STRETCH times that. ABLATED_DOCUMENTS of them are scored also with what the run's
+ablations take away. A run is scored again once for every content of its result and
 checkpoint. Which documents is drawn by the hash of result.json, so that an edit draws anew.
 
 Where it cannot be done (no JAX, no text, several processes, weights over MAX_WEIGHT_BYTES) the line
@@ -15,7 +16,7 @@ import hashlib
 import importlib.util
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from moe_parity.training import run_folder
 
 NAME, CERTIFICATE = "documents rescored", "certificate.json"
 MAX_DOCUMENTS, MAX_TOKENS, MAX_FLOPS, STRETCH = 16, 32_768, 4e12, 8
+ABLATED_DOCUMENTS = 4
 MAX_WEIGHT_BYTES = 4 << 30
 NEW, ALL, NONE = "new", "all", "none"  # which runs `rescore_runs` scores again
 # Largest relative distance of a document's nats, and of the sum of the sample, from result.json: in
@@ -102,6 +104,7 @@ def _rescore(folder: pathlib.Path, start: Callable[[], None]) -> list[dict]:
   start()
   import jax
 
+  from moe_parity.evaluation.bits_per_character import nats_of_documents
   from moe_parity.training.load_run import open_run_data, read_config
 
   if jax.process_count() > 1:
@@ -121,12 +124,28 @@ def _rescore(folder: pathlib.Path, start: Callable[[], None]) -> list[dict]:
   sample = _sample(folder, [row["num_tokens"] for row in stated], most)
   if not sample:
     return [_skipped(f"every document is longer than {STRETCH * most:,} tokens")]
-  nats = _nats(folder, plan, config, split, rows[sample], validation)
-  if isinstance(nats, str):
-    return [_skipped(nats)]
+  if problem := _too_large(plan):
+    return [_skipped(problem)]
   here, trained = jax.default_backend(), result.get("machine", {}).get("platform")
-  alike = here == trained and config.model.dtype == "float32"
-  return _lines(sample, [stated[i]["nats"] for i in sample], nats, ALIKE if alike else OTHER)
+  most_off = ALIKE if here == trained and config.model.dtype == "float32" else OTHER
+  lines = []
+  for name, score, nats in _scorers(folder, plan, config, split.tokenizer, result):
+    chosen = sample if name == NAME else sample[:: -(-len(sample) // ABLATED_DOCUMENTS)]
+    stride = validation["stride"] or plan["seq_len"]
+    shape_BS = config.evaluation.batch_sequences, plan["seq_len"]
+    found = nats_of_documents(score, split, rows[chosen], stride, shape_BS)
+    lines += _lines(name, chosen, [nats[i] for i in chosen], found, most_off)
+  if any("nats" not in score for score in (result.get("ablations") or {}).values()):
+    lines.append(
+      line(
+        f"{NAME}: ablations",
+        "as stated",
+        f"{_NOT}a run of an earlier version, with their totals alone",
+        True,
+        "result.json",
+      )
+    )
+  return lines
 
 
 def _other_documents(documents, rows: np.ndarray, stated: Sequence[dict]) -> str:
@@ -161,44 +180,62 @@ def _sample(folder: pathlib.Path, lengths: Sequence[int], most: int) -> list[int
   return sorted(taken)
 
 
-def _nats(folder, plan: dict, config, split, rows: np.ndarray, validation: dict):
-  """Nats of each document, float64; or why they were not computed."""
-  from moe_parity.evaluation.bits_per_character import nats_of_documents
-  from moe_parity.evaluation.model_scorer import make_scorer
-  from moe_parity.model.documents import document_separators
+def _too_large(plan: dict) -> str:
+  """Why the model is not loaded here; "" where it is."""
   from moe_parity.planning.accounting import cost_of
   from moe_parity.planning.architecture import Architecture
-  from moe_parity.training.load_run import load_run
 
   shape = Architecture.from_dict(plan["architecture"])
   size = 4 * cost_of(shape, plan["seq_len"], "exact").num_params
-  if size > MAX_WEIGHT_BYTES:
-    return f"{size:,} bytes of weights, more than {MAX_WEIGHT_BYTES:,}; `evaluate` takes a mesh"
+  if size <= MAX_WEIGHT_BYTES:
+    return ""
+  return f"{size:,} bytes of weights, more than {MAX_WEIGHT_BYTES:,}; `evaluate` takes a mesh"
+
+
+def _scorers(folder: pathlib.Path, plan: dict, config, tokenizer, result: dict) -> Iterator[tuple]:
+  """(name of its lines, the trained model as `Score`, nats of each document as result.json has
+  them), then the same for every ablation of which it has them."""
+  from moe_parity.evaluation.ablations import ablated_scores
+  from moe_parity.evaluation.model_scorer import make_scorer
+  from moe_parity.model.documents import document_separators
+  from moe_parity.training.load_run import load_run
+
   run = load_run(folder, step=plan["num_steps"])
-  separators = document_separators(split.tokenizer, config.data.cross_documents)
+  separators = document_separators(tokenizer, config.data.cross_documents)
   score = make_scorer(run.architecture, run.options, separators)(run.params, run.buffers)
-  stride = validation["stride"] or plan["seq_len"]
-  shape_BS = config.evaluation.batch_sequences, plan["seq_len"]
-  return nats_of_documents(score, split, rows, stride, shape_BS)
+  yield NAME, score, [row["nats"] for row in result["validation"]["documents"]]
+  ablations = {n: s["nats"] for n, s in (result.get("ablations") or {}).items() if "nats" in s}
+  model = run.architecture, run.options, separators, None, run.params, run.buffers
+  for name, score in ablated_scores(tuple(ablations), *model):
+    yield f"{NAME}: {name}", score, ablations[name]
 
 
 def _lines(
-  sample: Sequence[int], stated: Sequence[float], found: np.ndarray, most: tuple[float, float]
+  name: str,
+  sample: Sequence[int],
+  stated: Sequence[float],
+  found: np.ndarray,
+  most: tuple[float, float],
 ) -> list[dict]:
+  """Two lines of the certificate.
+
+  Args:
+    sample: positions of documents. stated, found: their nats. most: as `ALIKE`.
+  """
   how = "the model of the last checkpoint, document by document; nats"
   off = np.abs(found / np.array(stated) - 1)
   worst = int(off.argmax())
   total, was = math.fsum(found), math.fsum(stated)
   return [
     line(
-      NAME,
+      name,
       f"{len(sample)} of them within {100 * most[0]:g} %",
       f"document {sample[worst]} off by {100 * off[worst]:.2g} %",
       bool(off[worst] <= most[0]),
       how,
     ),
     {
-      **line(f"{NAME}: their sum", was, total, abs(total / was - 1) <= most[1], how),
+      **line(f"{name}: their sum", was, total, abs(total / was - 1) <= most[1], how),
       "difference_pct": 100 * (total / was - 1),
       "tolerance_pct": 100 * most[1],
     },

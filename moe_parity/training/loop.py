@@ -25,7 +25,7 @@ from moe_parity.training.build import config_of_arm, make_run_mesh, model_option
 from moe_parity.training.control import RunControl
 from moe_parity.training.machine import machine
 from moe_parity.training.metrics import (
-  read_metrics,
+  final_cross_entropy,
   steady_step_seconds,
   train_line,
   validation_line,
@@ -228,7 +228,8 @@ def finish(run: ArmRun, state: TrainState) -> dict | None:
 def take_apart(run: ArmRun, state: TrainState) -> dict:
   """`ablations` and `layers` of an MoE arm's result.json: see `evaluation/ablations.py`.
 
-  Ablated models are scored on the documents of the validation, so that scores compare one by one.
+  Ablated models are scored on the documents of the validation, whose order their nats have, so that
+  scores compare one by one.
   """
   evaluation, plan, model = run.config.evaluation, run.plan, model_options(run.config)
   trained = run.mesh, state.params, state.buffers
@@ -238,6 +239,7 @@ def take_apart(run: ArmRun, state: TrainState) -> dict:
   for name, score in ablated_scores(names, plan.architecture, model, documents, *trained):
     value = run.score(score, evaluation.mode, evaluation.max_tokens)
     scores[name] = {field: value[field] for field in ("bpc", "bpb", "cross_entropy")}
+    scores[name]["nats"] = [document["nats"] for document in value["documents"]]
   rows = run.store.validation, plan.seq_len, evaluation.batch_sequences
   return {
     "ablations": scores,
@@ -248,14 +250,3 @@ def take_apart(run: ArmRun, state: TrainState) -> dict:
 def is_due(step: int, every: int, last: int) -> bool:
   """Whether something done every `every` steps (0: only after the last) is done after `step`."""
   return step == last or (every > 0 and step % every == 0)
-
-
-def final_cross_entropy(folder: pathlib.Path, num_steps: int) -> float | None:
-  """Mean logged training cross-entropy of the last 5 % of the steps, in nats a token; None where
-  their lines are lost."""
-  tail = [
-    line["cross_entropy"]
-    for line in read_metrics(folder)
-    if line["kind"] == "train" and line["step"] > 0.95 * num_steps and "cross_entropy" in line
-  ]
-  return float(np.mean(tail)) if tail else None

@@ -17,6 +17,7 @@ from moe_parity.training.timer import TrainingTimer
 
 METRICS = "metrics.jsonl"
 KINDS = ("train", "validation")
+SCORED_UNITS = ("tokens", "bytes", "chars")
 
 
 def read_metrics(folder: pathlib.Path) -> list[dict]:
@@ -105,11 +106,24 @@ def train_line(step: int, scalars: dict, timer: TrainingTimer) -> dict:
 
 
 def validation_line(step: int, timer: TrainingTimer, validation: dict) -> dict:
-  """One "validation" line of metrics.jsonl."""
+  """One "validation" line of metrics.jsonl: scores, and the sums that they are quotients of, nats
+  over tokens, bytes and characters of the text that was scored."""
   return {
     "kind": "validation",
     "step": step,
     "num_tokens": step * timer.tokens_per_step,
     "seconds": timer.seconds,
-    **{name: validation[name] for name in ("cross_entropy", "bpc", "bpb")},
+    **{name: validation[name] for name in ("cross_entropy", "bpc", "bpb", "nats")},
+    **{f"scored_{unit}": validation[f"num_{unit}"] for unit in SCORED_UNITS},
   }
+
+
+def final_cross_entropy(folder: pathlib.Path, num_steps: int) -> float | None:
+  """Mean logged training cross-entropy of the last 5 % of the steps, in nats a token; None where
+  their lines are lost."""
+  tail = [
+    line["cross_entropy"]
+    for line in read_metrics(folder)
+    if line["kind"] == "train" and line["step"] > 0.95 * num_steps and "cross_entropy" in line
+  ]
+  return float(np.mean(tail)) if tail else None

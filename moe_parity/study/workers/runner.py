@@ -108,6 +108,7 @@ class _Worker:
     bucket = self.study.bucket_checkpoints(task.run, lease.check, self.log)
     control = RunControl(lease.check, self.stop, bucket)
     run = task.comparison.config, task.arm, self.study.store, folder
+    certificate.forget_unfinished(folder)
     try:
       self.actions.train(*run, on_log, self.log, control)
     except Stopped:
@@ -202,9 +203,8 @@ def run_study(
 
 
 def certify_or_recheck(folder: pathlib.Path, actions: RunActions) -> None:
-  """Recounts a run; one that was recounted since it finished is held against its hashes."""
-  written, result = folder / certificate.CERTIFICATE, folder / run_folder.RESULT
-  if not written.exists() or written.stat().st_mtime_ns < result.stat().st_mtime_ns:
-    actions.certify(folder)
-  else:
+  """Recounts a finished run; one that was recounted before is held against its hashes."""
+  if (folder / certificate.CERTIFICATE).exists():
     actions.recheck(folder)
+  else:
+    actions.certify(folder)
