@@ -162,7 +162,7 @@ def test_two_sources_of_one_name_are_no_domain_in_silence(tmp_path, monkeypatch,
   assert domains_of(f"source:{one}", f"x={other}") == ("x",)
 
 
-def test_shards_and_records_that_say_their_domain_may_share_a_name(tmp_path):
+def test_shards_and_records_with_a_domain_may_share_a_name(tmp_path):
   for n in range(8):
     write_jsonl(tmp_path / f"c4.en.{n:05}-of-00008.jsonl", [{"text": f"shard {n}"}])
     (tmp_path / str(n)).mkdir()
