@@ -12,6 +12,8 @@ import types
 import pytest
 
 from moe_parity import cli
+from moe_parity.commands import train
+from moe_parity.commands.train import select_run
 from tests.helpers import scripts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -168,11 +170,44 @@ def test_a_command_that_fails_is_shown_and_not_passed_over(colab, monkeypatch, t
     colab.watch(process, lambda: "", 0.1)
 
 
+def form_of(number, title, **values):
+  """What a notebook's form sets as it stands: no TINY run reads these values."""
+  (form,) = [text for text in code_of(NOTEBOOKS[number - 1]) if f"#@title {title}" in text]
+  values |= {"ROOT": ROOT}
+  exec(form, values)
+  return values
+
+
+def test_the_pair_is_one_run_an_arm_at_full_size_too(capsys, tmp_path, monkeypatch):
+  """Its text says that one seed proves nothing: the demo has two, and tunes each of its arms."""
+  monkeypatch.chdir(tmp_path)
+  command = form_of(2, "What to train")["COMMAND"]
+  assert cli.main([*command, "--list-runs"]) == 0
+  listed = [line.split() for line in capsys.readouterr().out.splitlines()]
+  trained = [words for words in listed if set(words) & {"dense", "moe_20"}]
+  assert len(trained) == 2
+  assert not any("_lr" in word for words in listed for word in words)
+
+
+def test_the_run_to_look_into_is_one_of_the_plan(tmp_path, monkeypatch):
+  """The demo's arms have two seeds each, of which `train` takes one."""
+  asked = []
+  engine = types.SimpleNamespace(run=lambda *words: asked.append(words))
+  opened = types.SimpleNamespace(open_run=lambda folder: folder)
+  form_of(3, "Which run", engine=engine, mp=opened)
+  monkeypatch.chdir(tmp_path)
+  ((command, *words),) = asked
+  chosen = []
+  stop = lambda arms, name, seed: chosen.append(select_run(arms, name, seed)) or sys.exit(0)  # noqa: E731
+  monkeypatch.setattr(train, "select_run", stop)
+  with pytest.raises(SystemExit, match="0"):
+    cli.main([command, *words])
+  assert [(arm.name, arm.seed) for arm in chosen] == [("moe_20", 0)]
+
+
 def test_the_step_of_the_pod_is_priced_as_it_stands(capsys):
   """The form's own values, which no TINY run reads."""
-  (form,) = [text for text in code_of(NOTEBOOKS[5]) if "#@title Which step" in text]
-  values = {"ROOT": ROOT}
-  exec(form, values)
+  values = form_of(6, "Which step")
   assert cli.main(["compile", *values["OF"], "--search=0", "--json"]) == 0
   priced = json.loads(capsys.readouterr().out)
   reported = json.loads((ROOT / "results/compile_7b_v5p-128.json").read_text())
