@@ -49,9 +49,11 @@ def lead() -> list[str]:
     found += f", not {' and '.join(level)}"
   return [
     *_cells_table(cells()), "",
-    f"- **At equal N, executed FLOPs and unique data, every arm tuned, {found}.**"
+    "- **At equal N, executed FLOPs and unique data, every arm at its own best learning rate,"
+    f" {found}.**"
     f" {_explained(leading)} {_either(seeds)} seeds of weights and text, {_either(documents)}"
-    f" documents. Doubts: small sizes and little text.{_marked(cells())}"
+    f" documents. Doubts: small sizes, little text, {_routers(cells())}.{_searched_again()}"
+    f"{_marked(cells())}"
     " [The study at depth](docs/results/depth.md)",
     _optima(),
   ]  # fmt: skip
@@ -65,6 +67,37 @@ def _marked(names: list[str]) -> str:
     " Intervals of what is marked † leave out what a seed does to dense arms alone: they are too"
     " narrow."
   )
+
+
+def _routers(names: list[str]) -> str:
+  """How many parameters MoE arms of some cells have over dense with what N leaves out."""
+  shares = [share for name in names for share in _beyond_n(name).values()]
+  return (
+    f"routers that N leaves out (with them and the norms MoE arms have {min(shares):.3f} to"
+    f" {max(shares):.3f} times the non-vocabulary parameters of dense)"
+  )
+
+
+def _beyond_n(cell: str) -> dict[str, float]:
+  """Parameters of each MoE arm over those of dense, with router and norms, without vocabulary."""
+  arms = {arm["name"]: arm for arm in read(cell, "plan.json")["arms"] if arm["role"] == "arm"}
+  own = {name: _without_vocabulary(arm) for name, arm in arms.items()}
+  return {name: own[name] / own["dense"] for name, arm in arms.items() if arm["kind"] == "moe"}
+
+
+def _without_vocabulary(arm: dict) -> int:
+  """All parameters of an arm but embedding and head."""
+  shape = arm["architecture"]
+  return arm["exact_num_params"] - 2 * shape["vocab_size"] * shape["d_model"]
+
+
+def _searched_again() -> str:
+  """Says where MoE's shape was searched again because it had not beaten dense."""
+  sizes = sorted({size(cell) for cell in cells("depth_narrow") if not _num_better(cell)})
+  if not sizes:
+    return ""
+  where = " and ".join(f"{each / 1e6:.1f}M" for each in sizes)
+  return f" At {where} MoE's shape was searched again after a first one had not beaten dense."
 
 
 def _num_better(cell: str) -> int:
@@ -176,8 +209,8 @@ def _cells_table(names: list[str]) -> list[str]:
       _with_interval(best),
       _with_interval(controls["dense_active"]["moe_to_control"]), _lowest(cell),
     ])  # fmt: skip
-  columns = ["N", "bytes a parameter", "BPC of dense", "MoE arms better", "the best, its r_a",
-             "minus dense (simultaneous 95 %)", "minus dense_active",
+  columns = ["N", "bytes of text a parameter", "BPC of dense", "MoE arms better",
+             "the best, its r_a", "minus dense (simultaneous 95 %)", "minus dense_active",
              "curve lowest at r_a (95 %)"]  # fmt: skip
   return markdown(columns, rows)[1:]
 
@@ -242,9 +275,18 @@ def _cell(cell: str) -> list[str]:
   return [
     title, "",
     f"{seeds} runs are compared, after {_tries(analysis)}. Validation holds"
-    f" {documents['num_documents']} documents, which count as {documents['df'] + 1:.0f}.",
+    f" {documents['num_documents']} documents, which count as {documents['df'] + 1:.0f}."
+    f" {_router_sentence(cell)}",
     "", *arms_table(cell), "", headline(analysis), "", _said(analysis), "", _rates(analysis), "",
   ]  # fmt: skip
+
+
+def _router_sentence(cell: str) -> str:
+  shares = _beyond_n(cell).values()
+  return (
+    "With router and norms, which N leaves out, MoE arms have"
+    f" {min(shares):.3f} to {max(shares):.3f} times the non-vocabulary parameters of dense."
+  )
 
 
 def _said(analysis: dict) -> str:

@@ -99,14 +99,21 @@ def _older() -> str:
   """What limits the last two findings, and all of them."""
   old = ("architecture_small", "data_reuse_small")
   texts = {read(study, "analysis.json")["documents"]["num_documents"] for study in old}
-  smaller = StepLaw.fitted_on["num_params"][0] / read(SWEEP, "plan.json")["budget"]["num_params"]
+  sizes = [read(*path.relative_to(RESULTS).parts)["budget"]["num_params"] for path in _plans()]
+  smaller = StepLaw.fitted_on["num_params"][0] / max(sizes)
   return (
     f"- **Limits.** In the last two, the {' or '.join(map(str, texts))} validation documents count"
     f" as {effective_documents(*old)}, seeds differ in initial weights only, and intervals"
-    " leave out what a seed does to dense arms alone: they are too narrow. All models are"
+    " leave out what a seed does to dense arms alone: they are too narrow. All models here are"
     f" at least {smaller:.0f} times smaller than the smallest that the law for batches and learning"
     " rates was fitted on. [All results, and what speaks against them](docs/results/index.md)"
   )
+
+
+def _plans() -> list[pathlib.Path]:
+  """plan.json of every study that the findings rest on."""
+  studies = ("depth/*", "whole_small", "architecture_small", "data_reuse_small")
+  return [path for study in studies for path in RESULTS.glob(f"{study}/plan.json")]
 
 
 def validation_documents() -> str:
@@ -152,9 +159,6 @@ def durations() -> str:
   return "\n".join([" ".join(sorted(machines)), *markdown(names, rows)])
 
 
-SWEEP = "depth/n200_b5"  # the study whose arms are all tuned and that has controls
-
-
 def _shapes() -> str:
   step, gains, ties = read("architecture_small", "architecture.json"), {}, []
   for stage in step["stages"]:
@@ -166,9 +170,10 @@ def _shapes() -> str:
   return (
     "- **Shape matters as much as sparsity.** Searching depth and width lowers dense by"
     f" {gains['dense']:.4f} BPC and MoE by {gains['moe']:.4f}; {', '.join(ties[:-1])} and"
-    f" {ties[-1]} are not distinguishable at three seeds. The MoE found minus the dense found:"
-    f" {between['difference']:+.4f} ({interval(between['interval'])}), both chosen on the text they"
-    f" are scored on, {arms['moe']} arms against {arms['dense']}. [Step 1](docs/results/step1.md)"
+    f" {ties[-1]} are not distinguishable at three seeds. The selected MoE minus the selected"
+    f" dense arm: {between['difference']:+.4f} ({interval(between['interval'])}), both chosen on"
+    f" the text they are scored on, {arms['moe']} arms against {arms['dense']}."
+    " [Step 1](docs/results/step1.md)"
   )
 
 

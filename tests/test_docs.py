@@ -14,6 +14,7 @@ from moe_parity.commands import compile as compile_
 from moe_parity.commands import plan, study, train
 from moe_parity.commands.common import load_config
 from moe_parity.planning.gpu_cards import is_card
+from moe_parity.planning.scaling_laws import StepLaw
 from moe_parity.planning.tpu_slices import parse_slice
 from tests.helpers import scripts
 
@@ -42,6 +43,29 @@ def test_every_number_block_is_what_the_files_say(quote):
   assert set(shown) == set(quote.BLOCKS)
   for path in quote.pages():
     assert quote.quoted(path.read_text()) == path.read_text(), f"run docs/quote.py: {path}"
+
+
+def test_the_limits_are_those_of_the_largest_model_of_the_findings():
+  found = README.partition("<!-- findings -->")[2].partition("<!-- /findings -->")[0]
+  sizes = [int(n.replace(",", "")) for n in re.findall(r"^\| ([\d,]+)", found, flags=re.M)]
+  factor = int(re.search(r"at least (\d+) times smaller", found)[1])
+  assert factor == round(StepLaw.fitted_on["num_params"][0] / max(sizes))
+
+
+def test_what_n_leaves_out_is_counted_from_the_shapes(quote):
+  """Router E d and two norms a layer and one at the end, by hand, of the cell with the most."""
+
+  def beyond(arm):
+    a = arm["architecture"]
+    routers = a["num_experts"] * (arm["kind"] == "moe") * a["d_model"]  # one layer, an MoE one
+    return arm["num_params"] + routers + (2 * a["num_layers"] + 1) * a["d_model"]
+
+  plan = json.loads((ROOT / "results/depth/n100_b2/plan.json").read_text())
+  arms = {arm["name"]: arm for arm in plan["arms"]}
+  assert all(arms[name]["architecture"]["num_layers"] == 1 for name in ("dense", "moe_15"))
+  counted = quote.quote_depth._beyond_n("depth/n100_b2")["moe_15"]
+  assert counted == beyond(arms["moe_15"]) / beyond(arms["dense"])
+  assert f"to {counted:.3f} times the non-vocabulary parameters of dense" in README
 
 
 def test_a_number_typed_into_a_block_is_noticed(quote):

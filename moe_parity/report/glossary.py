@@ -17,13 +17,14 @@ class Symbol(NamedTuple):
 
 
 TABLE = (
-  Symbol("N", ("num_params",), "parameters of a model, without the vocabulary's", True),
   Symbol(
-    "N_a",
-    ("num_active_params",),
-    "parameters that one token uses (active), without the vocabulary's",
+    "N",
+    ("num_params",),
+    "parameters of attention, feed-forward layers and experts; the vocabulary's are left out, and "
+    "the router's and the norms' unless the budget's convention counts them",
     True,
   ),
+  Symbol("N_a", ("num_active_params",), "those of N that one token uses (active)", True),
   Symbol(
     "r_a",
     ("activation_rate",),
