@@ -84,6 +84,9 @@ def test_the_figure_shows_every_arm_and_chip(result):
   for width in (6.6, 3.75):
     left, right = drawing.draw(width).axes
     (measured,) = left.get_legend_handles_labels()[1]
-    assert measured.endswith("%, measured")
+    assert measured.startswith("r_a = ") and measured.endswith("%, measured")
+    assert (
+      "$" not in right.get_title(loc="left") + right.get_title()
+    )  # it would stand there as such
     assert len(right.get_legend_handles_labels()[1]) == 4
   assert drawing.png(3.75)[:4] == b"\x89PNG"

@@ -46,7 +46,7 @@ def _measured(axis: Any, result: dict[str, Any]) -> None:
   for name, (color, marker) in zip(names, figure_style.series(len(names)), strict=True):
     rows = [row for row in result["decode"] if row["arm"] == name]
     batches, rate = [row["batch"] for row in rows], result["arms"][name]["activation_rate"]
-    label = f"$r_a$ = {100 * rate:.0f} %, measured"
+    label = f"r_a = {100 * rate:.0f} %, measured"
     axis.plot(batches, [row["speed_up"] for row in rows], marker, ls="-", color=color, label=label)
     axis.plot(batches, [row["roofline_speed_up"] for row in rows], ls="--", color=color)
   axis.set_title("Measured here; dashed: roofline")
@@ -68,4 +68,4 @@ def _computed(axis: Any, rows: list[dict[str, Any]]) -> None:
     for fits, face in ((True, color), (False, "white")):
       at = [(row["batch"], row["speed_up"]) for row in own if row["fits"] == fits]
       axis.plot(*zip(*at, strict=True) if at else ([], []), "o", color=color, mfc=face, ms=4)
-  axis.set_title("Computed: paper's 7B, $r_a$ = 20 %")
+  axis.set_title("Computed: paper's 7B, r_a = 20 %")
