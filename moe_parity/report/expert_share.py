@@ -152,10 +152,10 @@ def controls(report: dict) -> Table:
       Column("name", "control", number=False),
       Column("num_params", "N", lambda x: f"{x:,}"),
       Column("dense_difference", "minus dense", signed),
-      Column("dense_simultaneous", "95 % interval", show_interval),
+      Column("dense_simultaneous", "simultaneous 95 % interval", show_interval),
       Column("best", "best MoE arm", number=False),
       Column("moe_difference", "MoE minus control", signed),
-      Column("moe_interval", "95 % interval of it", show_interval),
+      Column("moe_interval", "pointwise 95 % interval of it", show_interval),
       Column("moe_verdict", "verdict", number=False),
     ),
     rows,
@@ -163,23 +163,27 @@ def controls(report: dict) -> Table:
 
 
 def ablations(report: dict) -> Table:
-  """What each ablation of the best MoE arm costs, and what is left of its lead."""
+  """What each ablation of the best MoE arm costs, and what is left of its lead: no more than
+  nothing, and nothing is said of it where the arm does not lead."""
   controls = report["controls"] or {"ablations": {}, "best": "", "lead": 0.0}
-  rows = [
-    {"best": controls["best"], "name": _WORDS.get(name, name), "lead": controls["lead"], **row}
-    | {"share_left": row["lead_left"] / controls["lead"] if controls["lead"] > 0 else None}
-    for name, row in controls["ablations"].items()
-  ]
+  lead, rows = controls["lead"], []
+  for name, row in controls["ablations"].items():
+    left = max(row["lead_left"], 0.0) if lead > 0 else None
+    rows.append({
+      "best": controls["best"], "name": _WORDS.get(name, name), "cost": row["cost"],
+      "minus_dense": -lead, "minus_dense_without": -row["lead_left"],
+      "share_left": None if left is None else left / lead,
+    })  # fmt: skip
   return Table(
     "ablations",
     "The best MoE arm with parts of it taken away, BPC",
     (
       Column("best", "arm", number=False),
       Column("name", "ablation", number=False),
-      Column("cost", "costs it", signed),
-      Column("lead", "lead over dense", signed),
-      Column("lead_left", "what remains of the lead", signed),
-      Column("share_left", "of it, %", percent),
+      Column("minus_dense", "minus dense", signed),
+      Column("cost", "ablation costs", signed),
+      Column("minus_dense_without", "minus dense, ablated", signed),
+      Column("share_left", "share of the lead that remains, %", percent),
     ),
     rows,
   )

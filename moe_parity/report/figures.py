@@ -48,14 +48,15 @@ def activation_rate(report: dict) -> figure_style.Drawing | None:
     if report["noise"]["df"]
     else "choice of validation documents only, for there is one seed"
   )
-  scatter = ", which also allows for the arms' scatter about it"
-  if not report["curve"] or not report["curve"]["scatter_df"]:
-    scatter = ""
+  band, curve = "", report["curve"]
+  if curve and curve["difference_band"]:
+    band = ", and so does the band for the whole fitted curve"
+    band += ", which also allows for the arms' scatter about it" if curve["scatter_df"] else ""
   below = ""
   if report["comparisons"]:
     below = (
       " Below: MoE minus dense, below zero MoE is better; intervals hold for all arms at once with"
-      f" 95 % confidence ({covers}), and so does the band for the whole fitted curve{scatter}."
+      f" 95 % confidence ({covers}){band}."
     )
   return figure_style.Drawing(
     "activation_rate",
@@ -193,8 +194,8 @@ def loss_curves(study: reading.StudyRecord) -> figure_style.Drawing | None:
     "Cross-entropy on training batches, a running mean of 2 % of the run or, in short runs, five "
     "logged steps. MoE arms from dark (small r_a) "
     "to light, or a color each where they share r_a; dense black, further dense arms gray; "
-    "references dashed. At equal C all arms end at the same FLOPs and, the smaller r_a, at the "
-    "more tokens. Horizontal axes are logarithmic; the steep start is cut off.",
+    "references dashed. At equal C all arms end at the same FLOPs, and at more tokens the smaller "
+    "r_a is. Horizontal axes are logarithmic; the steep start is cut off.",
     draw,
   )
 

@@ -35,7 +35,7 @@ def finetuned(tuned: dict) -> Table:
   columns = (
     Column("name", "arm", number=False),
     Column("seed", "seed"),
-    Column("activation_rate", "r_a", percent),
+    Column("activation_rate", "r_a %", percent),
     Column("chosen", "kept", number=False),
     Column("edges", "at an end of the grid", "; ".join, number=False, wrap=True),
     Column("chats_before", "chats before", bits),

@@ -23,7 +23,7 @@ LINE_GAP = 15  # pixels between names of horizontal lines
 
 def first_figure(study: reading.StudyRecord, report: dict) -> str:
   """The figure as HTML, for desk and phone; "" where no MoE arm is done."""
-  groups = [g for g in report["groups"] if g["kind"] == "moe" and g["role"] == "arm"]
+  groups = _moe_arms(report)
   if not groups:
     return ""
   plot = "".join(
@@ -35,11 +35,17 @@ def first_figure(study: reading.StudyRecord, report: dict) -> str:
   )
 
 
+def _moe_arms(report: dict) -> list[dict]:
+  return [g for g in report["groups"] if g["kind"] == "moe" and g["role"] == "arm"]
+
+
 def _caption(report: dict) -> str:
   """What the marks are."""
   sentences = ["Blue points are MoE arms, means over their seeds (small dots)."]
   if report["noise"].get("max_seeds", 1) < 2:
     sentences = ["Hollow points are MoE arms with one seed, which proves nothing."]
+  elif any(g["num_seeds"] < 2 for g in _moe_arms(report)):
+    sentences.append("A hollow point has one seed, which proves nothing.")
   if any(row["simultaneous"] for row in report["comparisons"]):
     covers = "" if report["noise"]["df"] else ", by the choice of text only"
     sentences.append(

@@ -144,7 +144,7 @@ def compute_ratio(study: reading.StudyRecord) -> figure_style.Drawing | None:
     every = rates + [rate for sweep in sweeps for rate in sweep.rates]
     ends = [min(every), max(every)]
     axis.plot(
-      ends, ends, color=figure_style.MUTED, linewidth=1, label="r_a alone, no attention scores"
+      ends, ends, color=figure_style.MUTED, linewidth=1, label="r_a alone: parameters, nothing else"
     )
     figure_style.rate_axis(axis, every, round_ticks=True)
     figure_style.percent_ticks(axis)
@@ -155,8 +155,9 @@ def compute_ratio(study: reading.StudyRecord) -> figure_style.Drawing | None:
   return figure_style.Drawing(
     "compute_ratio",
     "What a token costs",
-    "Training FLOPs a token over those of the dense arm (R_c), both axes logarithmic. An arm above "
-    "the line pays for attention scores beyond its share of parameters; at fixed C an arm sees "
+    "Training FLOPs a token over those of the dense arm (R_c), both axes logarithmic, each study's "
+    "by its own convention. An arm above the line pays for what does not shrink with r_a: "
+    "attention scores and, where C counts them, router and output head. At fixed C an arm sees "
     "1 / R_c times the tokens of dense.",
     draw,
   )

@@ -206,14 +206,32 @@ def controls(report: dict, drawings: Drawings, tables: Tables) -> Section:
     "apart, and so does what remains when the routed experts are taken out of the trained model."
   )
   body = paragraphs([ask])
-  body += table(tables["controls"], "a dense control that is done (study.controls asks for them)")
-  body += table(tables["ablations"], "ablations of the best MoE arm")
+  body += table(tables["controls"], _no_controls(report))
+  body += table(tables["ablations"], _no_ablations(report))
   if any(group["kind"] == "moe" for group in report["groups"]):
     body += figure(drawings.get("gate_sums"), "sums of gates, which these runs did not log")
     body += figure(drawings.get("layer_norms"), "norms by layer, which these runs did not measure")
   if tables["layers"].rows:
     body += details(tables["layers"].title, table(tables["layers"]), on_paper=False)
   return Section("Controls and ablations", body)
+
+
+def _no_controls(report: dict) -> str:
+  """What is missing where no control is compared."""
+  if not any(group["role"] == "control" for group in report["groups"]):
+    return "a dense control that is done (study.controls asks for them)"
+  return f"{_no_pair(report)}, which the controls that are done are compared with"
+
+
+def _no_ablations(report: dict) -> str:
+  if report["controls"]:
+    return "ablations of the best MoE arm (evaluation.ablations asks for them)"
+  return f"{_no_pair(report)}: ablations are of the lead of the best MoE arm over dense"
+
+
+def _no_pair(report: dict) -> str:
+  """Which side of the comparison is not done."""
+  return "an MoE arm that is done" if report["baseline"] else "a dense arm that is done"
 
 
 def routing(drawings: Drawings, tables: Tables, report: dict) -> Section:
@@ -245,6 +263,13 @@ def versus_paper(drawings: Drawings, tables: Tables) -> Section:
   )
 
 
+_CURVE = (
+  "The curve has three coefficients, either in log r_a and its square or in 1 / r_a and log r_a, "
+  "whichever fits better, chosen anew in every draw. Its interval holds the arms' scatter about it "
+  "where seeds are not repeated, and where they are if documents and seeds explain less than that."
+)
+
+
 def method(report: dict) -> Section:
   title = "How the intervals are made"
   documents = report["documents"]
@@ -270,12 +295,11 @@ def method(report: dict) -> Section:
     f"{documents['df'] + 1:.0f} documents of one length; the longest holds "
     f"{100 * documents['largest_share']:.0f} % of the text.",
     training,
-    "Degrees of freedom of a difference are its own (Welch, Satterthwaite). Intervals marked all "
-    "together hold for the whole set of arms with 95 % probability; verdicts go by them. A "
-    "difference counts as better or worse only if its interval leaves out zero.",
-    "The curve has three coefficients, either in log r_a and its square or in 1 / r_a and log r_a, "
-    "whichever fits better, chosen anew in every draw. Where seeds are not repeated its interval "
-    "holds the arms' scatter about it.",
+    "Degrees of freedom of a difference are its own (Welch, Satterthwaite). Simultaneous intervals "
+    "hold for the whole set of arms with 95 % probability, and verdicts go by them; a pointwise "
+    "interval holds for its own row. A difference counts as better or worse only if its "
+    "simultaneous interval leaves out zero.",
+    *([_CURVE] if report["curve"] else []),
     "How often these intervals hold the truth is measured by moe-parity bench --only=coverage.",
   ]
   return Section(title, paragraphs(lines))

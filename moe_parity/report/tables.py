@@ -76,12 +76,12 @@ def _energy(row: dict) -> str | None:
 
 
 def domains(report: dict) -> Table:
-  """BPC of every run in every domain."""
+  """BPC of every run in every domain; tries of learning rates are left out, as in `arms`."""
   names = list(dict.fromkeys(d for row in report["arms"] for d in row["by_domain"]))
   rows = [
     row | {f"bpc_{d}": v["bpc"] for d, v in row["by_domain"].items()}
     for row in report["arms"]
-    if row["by_domain"]
+    if row["by_domain"] and row["role"] != "tuning"
   ]
   columns = (Column("name", "arm", number=False), Column("seed", "seed"))
   columns += (Column("activation_rate", "r_a %", percent),)
@@ -101,8 +101,8 @@ def comparisons(report: dict) -> Table:
       Column("baseline", "against", number=False),
       Column("num_seeds", "seeds"),
       Column("difference", "difference", signed),
-      Column("interval", "alone", interval),
-      Column("simultaneous", "all together", interval),
+      Column("interval", "pointwise", interval),
+      Column("simultaneous", "simultaneous", interval),
       Column("verdict", "verdict", number=False),
     ),
     report["comparisons"] + report["references"],
