@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from moe_parity import cli
-from moe_parity.benchmarks import coverage
+from moe_parity.benchmarks import coverage, suite
+from moe_parity.errors import UserError
 from moe_parity.study.analysis import seed_noise
 
 
@@ -79,6 +80,17 @@ def test_errors_have_the_standard_deviation_they_state(noise):
     ends = noise.fold**2, noise.fold**-2
     wide = wide * math.sqrt((ends[0] - ends[1]) / (4 * math.log(noise.fold)))
   np.testing.assert_allclose(spread, wide, rtol=0.15 if noise.tails else 0.05)
+
+
+def test_every_benchmark_says_above_its_table_what_the_columns_are(capsys, monkeypatch):
+  monkeypatch.setattr(coverage, "run", lambda: [{"what": "x", "measured": 0.95}])
+  assert cli.main(["bench", "--only=coverage"]) == 0
+  printed = capsys.readouterr().out.split()
+  assert printed[:3] == ["coverage:", "measured:", "how"] and printed[-2:] == ["x", "0.95"]
+  with pytest.raises(UserError, match="the benchmarks are") as refused:
+    suite.run(["nothing"])
+  named = str(refused.value).partition("the benchmarks are ")[2]
+  assert {name.strip() for name in named.split(",")} == set(suite.COLUMNS)
 
 
 def test_bench_writes_the_table_as_json(capsys, monkeypatch):

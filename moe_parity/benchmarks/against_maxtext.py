@@ -188,6 +188,8 @@ def main() -> None:
   if args.worker:
     side, work, folder = args.worker
     return maxtext(work, folder) if side == "maxtext" else ours(work)
+  if not args.maxtext:
+    parser.error("--maxtext=PYTHON is missing: the interpreter of an environment with MaxText")
   result = compare(args.maxtext, args.rounds)
   args.out.write_text(json.dumps(result, indent=2) + "\n")
   print(json.dumps(result, indent=2))

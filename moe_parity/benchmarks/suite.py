@@ -16,6 +16,23 @@ from collections.abc import Callable, Sequence
 
 from moe_parity.errors import UserError, suggest
 
+COLUMNS = {  # of each benchmark: what its rows say, and which way is better
+  "startup": "seconds from a command to its answer, over repeats",
+  "step": "wall and CPU time of full train steps; gflop_per_s counts the paper's M and the output"
+  " head, share_of_peak is that over what matrix products reached in this run",
+  "layer": "ratio: time of a dense FFN of equal activated FLOPs over that of the MoE layer, so 1 is"
+  " no overhead for routing and less is slower; shape: E experts of width I, K chosen, d_model D;"
+  " max_vio: largest load over the mean, less 1",
+  "exchange": "ratio: time on all simulated devices over time on one, so 1 is no cost for moving"
+  " tokens and more is slower; skew: of the experts' popularity, 0 is even",
+  "compile": "ratio: seconds for 24 layers over seconds for 6; 1 is no cost for depth",
+  "loader": "tokens out of the loader, in a second of wall time and of CPU time",
+  "coverage": "measured: how often an interval that claims `nominal` holds the truth, or what is"
+  " named in BPC; in_range: whether that is called good",
+  "decode": "speed_up: the dense arm's time over this arm's at equal N, more is faster;"
+  " roofline_speed_up: what bandwidth and peak of this run allow; of a prefill none is computed",
+  "gpu": "figures of each part; `error` or `skipped` where one could not be had",
+}
 WITH_FILES = ("decode", "gpu")  # what these have to show goes into a folder
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -94,7 +111,7 @@ def startup() -> list[dict]:
 
 
 def common_work() -> dict:
-  """name -> Architecture of the work that MaxText was timed on (see README)."""
+  """name -> Architecture of the work that MaxText was timed on (docs/benchmarks.md)."""
   from moe_parity.planning.architecture import Architecture
 
   shape = dict(num_layers=4, d_model=256, num_heads=4, d_head=64, vocab_size=1024)

@@ -8,15 +8,17 @@ from moe_parity.commands.output import print_table
 
 HELP = "count parameters and FLOPs of any table of shapes, row by row"
 ABOUT = """\
-Counts parameters and FLOPs of every architecture in a CSV file under one convention, and flags
-printed values that disagree.
+Counts parameters and FLOPs of every architecture in a CSV file under one convention, and says by
+how much printed values disagree.
 
   moe-parity account shapes.csv --convention=paper
   moe-parity account shapes.csv --convention=executed --vocab-size=65536
 
 Columns: n_layers, d_model, n_heads or d_head, seq_len; d_ffn where a layer is dense; for an MoE E,
-K, De, and Dse with a shared expert. Tokens: iters and batch_seqs, or D_tokens. A printed N_params,
-Na_params, M_flops_per_token or C_flops is compared. Examples: moe_parity/paper/table*.csv.
+K, De, and Dse with a shared expert. Tokens: iters and batch_seqs, or D_tokens. A value that the
+file prints itself (N_params, Na_params, ra_pct, M_flops_per_token, D_tokens, C_flops, D_over_N, lr,
+batch_seqs) is compared: "off %" is ours over it, minus 1. Of lr and batch_seqs ours are StepLaw's.
+Examples: moe_parity/paper/table*.csv.
 Prints a table (--json for machines); writes nothing.
 """
 

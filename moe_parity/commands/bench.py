@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import textwrap
 
 from moe_parity.commands.common import json_argument
 from moe_parity.commands.output import print_table
@@ -18,7 +19,7 @@ a dense FFN of equal FLOPs. exchange: dispatchers of tokens. compile: time to co
 loader: windows a second. coverage: how often intervals hold the truth, in made-up studies. decode:
 generation at equal memory. gpu: eight minutes of one GPU.
 
-Prints tables, or JSON with --json.
+Prints tables, each below a line on its columns, or JSON with --json.
 """
 
 
@@ -46,6 +47,6 @@ def run(args) -> int:
     print(json.dumps(rows, indent=2))
   else:
     for name, table in rows.items():
-      print(f"\n{name}")
+      print("\n" + textwrap.fill(f"{name}: {suite.COLUMNS[name]}", 100))
       print_table(table)
   return 0

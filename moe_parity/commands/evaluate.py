@@ -18,14 +18,16 @@ Prints the scores (--json for machines); --routing writes specialization.npz int
 
 
 def arguments(parser) -> None:
-  parser.add_argument("folder", type=place, metavar="RUN")
+  parser.add_argument(
+    "folder", type=place, metavar="RUN", help="a run's folder; with --routing a study's too"
+  )
   parser.add_argument("--mode", default="document", help="document | strided | packed")
   parser.add_argument("--stride", type=int, default=0, help="tokens, for --mode=strided")
   parser.add_argument("--max-tokens", type=int, default=0, help="0: all held-out text")
   parser.add_argument(
     "--routing",
     action="store_true",
-    help="instead of scoring, count which experts each domain goes to; STUDY does all its runs",
+    help="instead of scoring, count which experts each domain goes to; of a study, for all runs",
   )
   parser.add_argument(
     "--prepare-data",
