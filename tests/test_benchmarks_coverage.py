@@ -82,7 +82,7 @@ def test_errors_have_the_standard_deviation_they_state(noise):
   np.testing.assert_allclose(spread, wide, rtol=0.15 if noise.tails else 0.05)
 
 
-def test_every_benchmark_says_above_its_table_what_the_columns_are(capsys, monkeypatch):
+def test_every_benchmark_says_what_its_columns_are(capsys, monkeypatch):
   monkeypatch.setattr(coverage, "run", lambda: [{"what": "x", "measured": 0.95}])
   assert cli.main(["bench", "--only=coverage"]) == 0
   printed = capsys.readouterr().out.split()

@@ -45,7 +45,7 @@ def test_every_number_block_is_what_the_files_say(quote):
     assert quote.quoted(path.read_text()) == path.read_text(), f"run docs/quote.py: {path}"
 
 
-def test_the_limits_are_those_of_the_largest_model_of_the_findings():
+def test_the_limits_are_those_of_the_largest_model():
   found = README.partition("<!-- findings -->")[2].partition("<!-- /findings -->")[0]
   sizes = [int(n.replace(",", "")) for n in re.findall(r"^\| ([\d,]+)", found, flags=re.M)]
   factor = int(re.search(r"at least (\d+) times smaller", found)[1])

@@ -38,7 +38,7 @@ def test_one_moe_arm_has_no_curve_and_no_word_on_one(report):
   assert "coefficients" not in sections.method(report).body
 
 
-def test_with_a_curve_the_page_says_when_its_band_holds_the_scatter(tmp_path):
+def test_with_a_curve_the_page_says_what_its_band_holds(tmp_path):
   report = analyzed(tmp_path, rates=(0.1, 0.2, 0.3, 0.4))
   assert "band for the whole fitted curve" in figures.activation_rate(report).caption
   assert "three coefficients" in sections.method(report).body
