@@ -22,6 +22,10 @@ while [ $# -gt 0 ]; do
     --help | -h) usage "${BASH_SOURCE[0]}" ;;
     --dry-run) dry=1 ;;
     --setup) setup=1 ;;
+    -*)
+      echo "error: $1 is no option of local.sh; options of moe-parity stand behind its command" >&2
+      exit 2
+      ;;
     *) break ;;
   esac
   shift

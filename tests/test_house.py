@@ -131,7 +131,8 @@ def test_test_names_have_at_most_60_characters():
 OWN_JSON = {"config", "files", "data/bpe_training", "data/prepare", "training/run_folder",
             "study/examination", "study/workers/multi_process", "interchange/check",
             "interchange/export", "benchmarks/torch_reference", "benchmarks/suite",
-            "benchmarks/against_maxtext", "launch/gke", "launch/tpu_slices", "launch/tpu_look"}  # fmt: skip
+            "benchmarks/against_maxtext", "launch/gke", "launch/tpu_slices",
+            "launch/tpu_look"}  # fmt: skip
 
 
 def test_json_of_others_is_read_in_one_place():

@@ -196,3 +196,12 @@ def test_a_launcher_is_that_of_its_checkout_wherever_it_is_run(tmp_path):
     text=True,
   )
   assert done.returncode == 0 and "launch/slurm.sh submit" in done.stdout, done.stderr
+
+
+def test_an_option_of_no_one_is_refused_before_any_set_up(checkout, programs):
+  add(programs, "uv")
+  done = local(checkout, programs, "--frob", "demo")
+  assert done.returncode == 2 and programs.calls() == [] and not (checkout / ".venv").exists()
+  assert done.stderr == (
+    "error: --frob is no option of local.sh; options of moe-parity stand behind its command\n"
+  )

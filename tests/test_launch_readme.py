@@ -59,3 +59,19 @@ def test_the_page_says_that_no_launcher_ran_on_a_cloud():
 def test_files_that_the_page_names_exist():
   for name in re.findall(r"`(\w+\.(?:sh|yaml))`", README):
     assert (ROOT / "launch" / name).exists(), name
+
+
+@pytest.mark.parametrize(
+  ("words", "says"),
+  [
+    (["gke"], "the following arguments are required: ACTION; see launch/gke.sh --help"),
+    (["gke", "delete"], "arguments are required: --name; see launch/gke.sh delete --help"),
+    (["tpu", "dwn"], "invalid choice: 'dwn' (choose from "),
+    (["slurm", "submit", "--hours=x"], "argument --hours: invalid float value: 'x'; see"),
+    (["supervise", "--frob"], "see python -m moe_parity.launch supervise --help"),
+  ],
+)
+def test_a_wrong_option_is_one_line(capsys, words, says):
+  assert main(words) == 2
+  said = capsys.readouterr().err
+  assert said.startswith("error: ") and says in said and said.count("\n") == 1

@@ -372,6 +372,13 @@ def test_status_of_an_empty_zone_and_of_a_disabled_api(cloud, capsys):
   assert main(["tpu", "status", *WHERE]) == 1
 
 
+def test_without_an_account_the_way_out_is_named(cloud, capsys):
+  said = "You do not currently have an active account selected.\nPlease run:\n  $ gcloud auth login"
+  cloud.change(fail={"queued-resources list": said})
+  assert down() == 1
+  assert "an active account selected.; run 'gcloud auth login'\n" in capsys.readouterr().err
+
+
 def test_logs_ssh_and_stop_are_one_command_each(cloud, programs):
   up("--yes", options=("--type=v6e-16", "--slices=2"))
   before = len(programs.calls())

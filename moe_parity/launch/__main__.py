@@ -48,10 +48,22 @@ def check_numbers(args: argparse.Namespace) -> None:
       raise UserError(f"--{name.replace('_', '-')}={value:g}: give a number of at least 0")
 
 
+class OneLine(argparse.ArgumentParser):
+  """argparse, but an error is one line and not the usage in front of it."""
+
+  def error(self, message: str):
+    """
+    Raises:
+      UserError: always.
+    """
+    raise UserError(f"{message}; see {self.prog} --help")
+
+
 def parser_of(name: str, module) -> argparse.ArgumentParser:
   """The parser of a launcher: --help with its example, --dry-run, and its own options."""
-  parser = argparse.ArgumentParser(
-    f"launch/{name}.sh",
+  is_script = name != "supervise"
+  parser = OneLine(
+    f"launch/{name}.sh" if is_script else f"python -m moe_parity.launch {name}",
     description=f"{module.HELP}\n\nexample:\n  {module.EXAMPLE}",
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,

@@ -63,13 +63,22 @@ class Result(NamedTuple):
     return (errors or lines or [f"exit code {self.code}"])[-1]
 
 
+# What gcloud says on several lines where nobody is logged in, and the way out.
+LOGIN = {
+  "active account selected": "run 'gcloud auth login'",
+  "problem refreshing your current auth tokens": "run 'gcloud auth login' again",
+}
+
+
 class CommandError(Exception):
   """A command that had to succeed did not. Carries the command and its result; the message has the
   line without what it reads, which may be a manifest of a hundred lines."""
 
   def __init__(self, failed: Command, result: Result):
     line = failed._replace(stdin="").shown()
-    super().__init__(f"{failed.argv[0]} failed: {result.why}\n  {line}")
+    ways = [way for words, way in LOGIN.items() if words in result.err]
+    way_out = f"; {ways[0]}" if ways else ""
+    super().__init__(f"{failed.argv[0]} failed: {result.why}{way_out}\n  {line}")
     self.command, self.result = failed, result
 
 
