@@ -10,11 +10,12 @@ import types
 
 import pytest
 
-from moe_parity.commands.study import chosen_runs, exit_code
+from moe_parity.commands.study import chosen_runs
 from moe_parity.defaults import moe_arm
 from moe_parity.errors import UserError
-from moe_parity.study.folder import tasks_of
+from moe_parity.study.folder import Arm, tasks_of
 from moe_parity.study.workers import runner
+from moe_parity.study.workers.leaving import exit_code
 from moe_parity.study.workers.runner import run_study
 from moe_parity.study.workers.shard import Shard
 from tests.helpers import fake_training
@@ -362,9 +363,11 @@ def test_the_number_of_a_run_is_checked(tmp_path):
   ],
 )
 def test_the_exit_code_says_what_an_engine_does_next(states, passed, code):
-  arms = [types.SimpleNamespace(status=state) for state in states]
+  arms = [Arm("a", n, f"runs/a-s{n}", state) for n, state in enumerate(states)]
   assert exit_code(arms, passed) == code
   assert exit_code(arms, passed, to_come=True) == (code or 75)
+  # Nobody does what they wait for, so an engine must not start it again for ever.
+  assert exit_code(arms, passed, to_come=True, is_alone=True) == (1 if code == 1 else 2)
 
 
 def test_a_folder_with_another_plan_or_other_files_is_refused(tmp_path):

@@ -7,7 +7,6 @@ import pathlib
 
 import pytest
 
-from moe_parity.commands.study import asked_for
 from moe_parity.errors import UserError
 from moe_parity.files import write_json
 from moe_parity.report.page import write_report
@@ -16,6 +15,7 @@ from moe_parity.study.certificate import certify_study
 from moe_parity.study.comparisons import Results, plan_comparisons
 from moe_parity.study.reading import read_study
 from moe_parity.study.tuning import best_rate
+from moe_parity.study.workers import leaving
 from moe_parity.study.workers.runner import run_study
 from moe_parity.training.loop import NotFiniteError
 from tests.helpers import fake_training
@@ -75,29 +75,58 @@ def test_every_arm_and_control_trains_at_its_own_best_rate(tmp_path):
   assert {len(of) for of in tokens.values()} == {1}
 
 
+def tries_of(name):
+  return [(f"{name}_lr0p00{n}", 9) for n in (2, 4, 8)]
+
+
+def trained(name):
+  return tries_of(name) + [(name, 0), (name, 1)]
+
+
 def test_an_arm_named_alone_is_tried_then_trained(tmp_path):
-  made, bpc = config(grid_extensions=0), truth({})
-  run(tmp_path, made, bpc, only=["dense"])
-  assert fake_training.ran(tmp_path) == [(f"dense_lr0p00{n}", 9) for n in (2, 4, 8)]
-  study = fake_training.open_study(tmp_path, made)
-  study.derive()
-  asked, to_come = asked_for(study, study.write(), ["dense", "moe_20_lr0p002"], [])
-  assert {arm.name: arm.status for arm in asked} == {
-    **{f"dense_lr0p00{n}": "done" for n in (2, 4, 8)}, "moe_20_lr0p002": "pending",
-  } and to_come == ["dense"]  # fmt: skip
+  """It waited for the tries of all others, and nobody was there to do them."""
+  made, bpc = config(grid_extensions=0), truth({"dense": 0.002, "moe_20": 0.008})
+  study = run(tmp_path, made, bpc, only=["dense"])
+  assert fake_training.ran(tmp_path) == trained("dense")
+  assert rates(study) == {"dense": 0.002}
+  asked, to_come = leaving.asked_for(study, study.write(), ["dense"], [])
+  assert [arm.status for arm in asked] == ["done"] * 5 and to_come == []
+  study = run(tmp_path, made, bpc, only=["dense_active"])  # it has the shape of moe_20's tries
+  assert fake_training.ran(tmp_path)[5:] == trained("dense_active")
+  others = ["moe_20", "moe_40", "dense_small"]
+  study = run(tmp_path, made, bpc, only=others)
+  assert set(fake_training.ran(tmp_path)[10:]) == {row for name in others for row in trained(name)}
+  assert rates(study)["moe_20"] == 0.008 and certify_study(tmp_path)["passed"]
+  with pytest.raises(UserError, match="--only=dens: the plan's arms are dense, dense_active, "):
+    run(tmp_path, made, bpc, only=["dens"])
+
+
+def test_an_arm_whose_grid_may_grow_says_whose_tries_it_waits_for(tmp_path, monkeypatch):
+  monkeypatch.setattr(leaving, "POLL_SECONDS", 0)
+  made, bpc = config(grid_extensions=1), truth({})
+  study = run(tmp_path, made, bpc, only=["dense"])
+  assert fake_training.ran(tmp_path) == tries_of("dense")
+  asked, to_come = leaving.asked_for(study, study.write(), ["dense"], [])
+  assert [arm.status for arm in asked] == ["done"] * 3 and to_come == ["dense"]
+  others = "dense_active,dense_small,moe_20,moe_40"
+  words, is_alone = leaving.awaiting(study, to_come)
+  assert is_alone and leaving.awaiting(study, []) == ("", False)
+  assert f"12 tries of {others.replace(',', ', ')} are left, which no worker is at" in words
+  assert f"--only=dense,{others}, or with --config.study.grid_extensions=0" in words
+  lease = study.leases.acquire("runs/moe_20_lr0p002-s9")  # as another worker would
+  words, is_alone = leaving.awaiting(study, to_come)
+  assert not is_alone and "are left to other workers; run the same command again" in words
+  lease.release("stopped")
   begun = compare.analyze(tmp_path)["certificate"]
   assert begun["passed"] is None and begun["missing"][0] == "the study"  # nothing is unequal yet
   check = {"name": "one token stream", "planned": 1, "measured": 2, "difference_pct": None}
   value = {"passed": False, "checks": [check | {"passed": False}]}
   write_json(tmp_path / "certificate.json", value, seal=True)
   assert compare.analyze(tmp_path)["certificate"]["failures"][0].startswith("the study: one token ")
-  run(tmp_path, made, bpc, only=["moe_20", "moe_40", "dense_small", "dense_active"])
-  others = {name for name, _ in fake_training.ran(tmp_path) if "_lr" not in name}
-  assert others == {"moe_20", "moe_40", "dense_small", "dense_active"}
-  run(tmp_path, made, bpc, only=["dense"])
-  assert fake_training.ran(tmp_path)[-2:] == [("dense", 0), ("dense", 1)]
-  with pytest.raises(UserError, match="--only=dens: the plan's arms are dense, dense_active, "):
-    run(tmp_path, made, bpc, only=["dens"])
+  run(tmp_path, config(grid_extensions=0), bpc, only=["dense"])  # as the words advise
+  assert fake_training.ran(tmp_path) == trained("dense")
+  run(tmp_path, made, bpc, only=["dense", *others.split(",")])  # and their other advice
+  assert len(fake_training.ran(tmp_path)) == 25
 
 
 def test_a_best_at_an_end_grows_the_grid_for_all_arms(tmp_path):

@@ -22,7 +22,6 @@ from moe_parity.commands.output import (
   print_verdict,
 )
 from moe_parity.errors import UserError
-from moe_parity.launch.exit_codes import FAILED, START_AGAIN, WHOLE
 
 HELP = "train all arms, certify equal resources, compare"
 ABOUT = """\
@@ -187,6 +186,7 @@ def run_and_judge(args, config, store, only) -> int:
   from moe_parity.report.page import write_report
   from moe_parity.sharding import multihost
   from moe_parity.startup import start_jax
+  from moe_parity.study.workers import leaving
   from moe_parity.study.workers.agreement import check_agreement
   from moe_parity.study.workers.multi_process import run_follower, stop_followers
   from moe_parity.study.workers.stop_signals import StopSignals
@@ -231,24 +231,11 @@ def run_and_judge(args, config, store, only) -> int:
       print_examined(examined)
   if running := [arm.name for arm in arms if arm.status == "running"]:
     print(f"with other workers still: {', '.join(running)}; the report grows when they are done")
-  asked, to_come = asked_for(study, arms, only, runs)
-  if to_come and not args.json:
-    print(f"not planned yet: {', '.join(to_come)}; every arm has to try its learning rates first")
-  return exit_code(asked, passed, bool(to_come))
-
-
-def asked_for(study, arms, only, runs) -> tuple[list, list[str]]:
-  """(those of the study's arms that this worker was to train, names in `only` that are not planned
-  yet, for they wait for tries of learning rates).
-
-  Args:
-    only, runs: as for `run_study`.
-  """
-  from moe_parity.study.folder import tasks_of
-
-  tasks = tasks_of(study.comparisons, only)
-  folders, planned = runs or {task.run for task in tasks}, {task.arm.name for task in tasks}
-  return [arm for arm in arms if arm.folder in folders], [n for n in only if n not in planned]
+  asked, to_come = leaving.asked_for(study, arms, only, runs)
+  words, is_alone = leaving.awaiting(study, to_come)
+  if words:
+    print(words, file=sys.stderr if args.json else sys.stdout)
+  return leaving.exit_code(asked, passed, bool(to_come), is_alone)
 
 
 def rescore(args, study) -> None:
@@ -291,20 +278,6 @@ def _examined(study, exam) -> dict | None:
   if exam is None:
     return None
   return examine_study(study, exam, lambda line: print(line, file=sys.stderr, flush=True))
-
-
-def exit_code(arms, passed, to_come=False) -> int:
-  """What a worker reports to its engine; see `launch.exit_codes`.
-
-  Args:
-    arms: those asked for, with their status.
-    passed: the study's certificate; None while it is not whole.
-    to_come: whether arms were asked for that are not planned yet.
-  """
-  statuses = [arm.status for arm in arms]
-  if "failed" in statuses or passed is False:
-    return FAILED
-  return START_AGAIN if to_come or "pending" in statuses else WHOLE
 
 
 def _run(args, study, only, runs, stop) -> list:

@@ -5,9 +5,10 @@ With `study.learning_rate_grid`, a method's arms are not trained as they stand. 
 at every rate of the grid, with all its tokens, on `study.tuning_seeds`, which no compared run has:
 runs of role "tuning", named `<arm>_lr<rate>`. Then it is trained with its seeds at the rate of
 lowest BPC. Where one of the arms known from the start is best at an end of the grid, the grid grows
-at that end for all of them, up to `study.grid_extensions` times. Arms that results add later
-(controls of the best MoE arm) try the grid that the first arms ended with, so all have equally
-many tries. An arm that is still best at an end is named by the verdict.
+at that end for all of them, up to `study.grid_extensions` times; so while it may grow, an arm waits
+for the tries of all those arms, and then for its own alone. Arms that results add later (controls
+of the best MoE arm) try the grid that the first arms ended with, so all have equally many tries. An
+arm that is still best at an end is named by the verdict.
 """
 
 import dataclasses
@@ -99,21 +100,23 @@ def tuned_arms(
   for extension in range(grid.extensions + 1):
     scores = scores_of(_tries(grid, arms, tuned))
     best = {name: best_rate(grid.rates, _row(grid, name, scores)) for name in tuned}
-    if any(best[name] is None for name in names) or extension == grid.extensions:
-      break
+    if extension == grid.extensions:
+      break  # it grows no more
+    if any(best[name] is None for name in names):
+      return _tries(grid, arms, tuned)
     low, high = (any(best[name] == grid.rates[end] for name in names) for end in (0, -1))
     if not (low or high):
       break
     grid = grid.grown(low, high)
-  if any(best[name] is None for name in names):
-    return _tries(grid, arms, tuned)
   tries = _tries(grid, arms, tuned)
   for name, arm in arms.items():
     if name not in tuned:
       tries[name] = arm
     elif best[name] is not None:
-      rate = {"peak_learning_rate": best[name], "learning_rate_multiplier": 1.0}
-      tries[name] = ConfigDict(arm.to_dict() | rate)
+      fields = arm.to_dict() | {"peak_learning_rate": best[name], "learning_rate_multiplier": 1.0}
+      if best.get(fields["active_of"], 0.0) is None:  # that arm is not planned yet, its tries are
+        fields["active_of"] = name_of_try(fields["active_of"], grid.rates[0])
+      tries[name] = ConfigDict(fields)
   return tries
 
 
