@@ -109,7 +109,7 @@ def test_a_tie_keeps_the_option_in_place_and_is_stated(tmp_path):
   assert any("Not distinguishable from it: 1dense, full+SE, full." in s for s in value["sentences"])
 
 
-def test_a_width_of_dense_layers_is_left_out_where_a_layout_has_none():
+def test_a_full_layout_leaves_widths_of_dense_layers_out():
   made = config()
   with made.unlocked():
     made.arms.moe.ffn_ratio = 3.0

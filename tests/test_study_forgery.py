@@ -227,7 +227,7 @@ def certified_with(run, edits):
   change(run / "certificate.json", lambda c: c["files"].update(hashes))
 
 
-def test_ablations_and_metrics_edited_with_their_certificate_fail_it(copy):
+def test_logs_edited_with_their_certificate_fail_it(copy):
   run = copy / MOE
   change(run / "result.json", lower_an_ablation)
   change_lines(run / "metrics.jsonl", *METRICS_EDITS["score"][:2])
@@ -242,7 +242,7 @@ def test_ablations_and_metrics_edited_with_their_certificate_fail_it(copy):
     }  # fmt: skip
 
 
-def test_a_result_with_a_newer_date_than_its_certificate_is_not_certified_anew(copy):
+def test_a_newer_date_of_a_result_certifies_nothing_anew(copy):
   """An edit has a newer date too: the same `study` or `train` again made it the run's own."""
   change(copy / MOE / "result.json", lower_an_ablation)
   for again in (certificate.certify_or_recheck, lambda run: runner.certify_or_recheck(run, REAL)):
@@ -257,7 +257,7 @@ def test_a_result_with_a_newer_date_than_its_certificate_is_not_certified_anew(c
   assert not (copy / MOE / "certificate.json").exists()
 
 
-def test_a_run_of_an_earlier_version_says_what_it_has_no_sums_of(copy):
+def test_a_run_of_an_earlier_version_says_it_has_no_sums(copy):
   run = copy / MOE
   change(run / "result.json", lambda r: r["ablations"]["routed_removed"].pop("nats"))
 
@@ -279,7 +279,7 @@ def test_a_run_of_an_earlier_version_says_what_it_has_no_sums_of(copy):
   assert "score: routed_removed bpc" in {row["name"] for row in failures(copy, anew=True)}
 
 
-def test_ablated_nats_edited_so_that_all_sums_agree_fail_the_rescoring(copy):
+def test_ablated_nats_whose_sums_agree_fail_the_rescoring(copy):
   def lower(result):
     score = result["ablations"]["routed_removed"]
     score["nats"] = [0.9 * nats for nats in score["nats"]]

@@ -101,7 +101,7 @@ def test_an_arm_named_alone_is_tried_then_trained(tmp_path):
     run(tmp_path, made, bpc, only=["dens"])
 
 
-def test_an_arm_whose_grid_may_grow_says_whose_tries_it_waits_for(tmp_path, monkeypatch):
+def test_an_arm_whose_grid_may_grow_says_what_it_waits_for(tmp_path, monkeypatch):
   monkeypatch.setattr(leaving, "POLL_SECONDS", 0)
   made, bpc = config(grid_extensions=1), truth({})
   study = run(tmp_path, made, bpc, only=["dense"])
