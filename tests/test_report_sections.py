@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from moe_parity.report import expert_share, figures, first_figure, sections, tables
+from moe_parity.report import expert_share, figures, first_figure, sections, sweeps, tables
 from moe_parity.study.analysis import compare
 from tests.helpers import fake_study
 
@@ -80,3 +80,15 @@ def test_tries_of_learning_rates_are_in_no_table_of_scores(report):
   tried = report | {"arms": [row, row | {"name": "dense_lr1", "role": "tuning"}]}
   for made in (tables.arms(tried), tables.domains(tried)):
     assert [row["name"] for row in made.rows] == [row["name"]]
+
+
+def test_a_side_that_gains_nothing_is_at_its_own_best():
+  sides = [
+    {"kind": "moe", "best": "moe_20", "gain": 0.0, "gain_interval": None},
+    {"kind": "dense", "best": "dense_lr2", "gain": 0.0245, "gain_interval": [0.01, 0.04]},
+  ]
+  assert sweeps.tuning_words({"tuning": {"sides": sides}}) == [
+    "moe: its own setting is the best of those tried.",
+    "dense: the best setting is dense_lr2, 0.0245 BPC better than its own (95 % interval +0.0100 to"
+    " +0.0400).",
+  ]

@@ -43,7 +43,7 @@ def test_the_page_has_sentences_tables_and_figures_of_every_step(folder):
       assert sentence in words
   assert "left out: E 7, no <shape> at this budget" in words
   assert "runner-up is not distinguishable (not complete)" in words
-  assert "moe: the best setting is moe_26_lr2, +0.0030 BPC better than the law's" in words
+  assert "moe: the best setting is moe_26_lr2, 0.0030 BPC better than its own" in words
   names = {path.name for path in (folder / "report").iterdir()}
   figures = ("shape_scatter", "sweeps", "fixed_data", "transfer", "reuse_by_scheme", "reuse_decay")
   tables = ("architecture_layout", "architecture_shape", "backbones", "activation_rate", "tuning")

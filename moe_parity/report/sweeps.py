@@ -213,7 +213,7 @@ def table(step: dict) -> Table:
 
 
 def tuning(step: dict) -> Table:
-  """The check of learning rate and batch around the law, for both sides."""
+  """The check of learning rate and batch around the arms' own, for both sides."""
   sides = (step.get("tuning") or {}).get("sides", [])
   rows = [
     {**arm, "kind": side["kind"], "best": "best" if arm["name"] == side["best"] else ""}
@@ -222,7 +222,7 @@ def tuning(step: dict) -> Table:
   ]
   return Table(
     "tuning",
-    "Learning rate and batch around the law",
+    "Learning rates and batches around the arms' own",
     (
       Column("kind", "side", number=False),
       Column("name", "arm", number=False),
@@ -246,15 +246,18 @@ def tuning_words(step: dict) -> list[str]:
   for side in check["sides"]:
     if side.get("gain") is None:
       continue
+    if side["gain"] <= 0:
+      sentences.append(f"{side['kind']}: its own setting is the best of those tried.")
+      continue
     ends = side["gain_interval"]
     sure = f" (95 % interval {interval(ends)})" if ends else ""
     sentences.append(
-      f"{side['kind']}: the best setting is {side['best']}, {signed(side['gain'])} BPC better than "
-      f"the law's{sure}."
+      f"{side['kind']}: the best setting is {side['best']}, {side['gain']:.4f} BPC better than its "
+      f"own{sure}."
     )
   if check.get("difference_tuned") is not None and check.get("difference_at_law") is not None:
     sentences.append(
-      f"MoE minus dense is {signed(check['difference_at_law'])} BPC at the law's settings and "
+      f"MoE minus dense is {signed(check['difference_at_law'])} BPC at the arms' own settings and "
       f"{signed(check['difference_tuned'])} when each side takes its best."
     )
   return sentences
