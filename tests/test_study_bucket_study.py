@@ -1,5 +1,6 @@
 """A study on a bucket: workers that share nothing else give the study that one disk gives."""
 
+import dataclasses
 import fcntl
 import json
 import pathlib
@@ -46,10 +47,18 @@ def test_two_workers_of_a_bucket_give_the_study_of_one_disk(bucket, tmp_path):
   names = [a.name for a in first.derive()[0].plan.arms]
   states, lines = run(first, only=names[:2], shard=Shard(1, 2))
   assert [line.split(":")[0] for line in lines] == names[:2]
-  second = open_study(tmp_path)
-  states, lines = run(second, shard=Shard(2, 2))
+  second, fake, looked_at = open_study(tmp_path), fake_training.actions(), []
+
+  def certify(folder):
+    looked_at.append(folder.name)
+    fake.certify(folder)
+
+  own = dataclasses.replace(fake, certify=certify, recheck=lambda f: looked_at.append(f.name))
+  states, lines = run(second, own, shard=Shard(2, 2))
   assert set(states.values()) == {("done", "")}
   assert {line.split(":")[0] for line in lines} == set(names[2:])
+  # Those of the first were certified by it: without their checkpoints they would fail here.
+  assert set(looked_at) == {f"{name}-s0" for name in names[2:]}
   write_report(second.folder)
   page = second.publish()
   alone = fake_training.open_study(tmp_path / "alone")

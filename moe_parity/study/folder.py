@@ -212,6 +212,10 @@ class StudyFolder:
 
   # Hooks of a study on a bucket (`bucket_study`); here a run's folder is the study's own.
 
+  def has_checkpoint(self, run: str) -> bool:
+    """Whether a finished run's last checkpoint is here, so that its certificate can be computed."""
+    return True
+
   def fetch(self, run: str) -> None:
     """Restores what is stored of a run's folder, before it is trained."""
 

@@ -30,7 +30,7 @@ from moe_parity.study.folder import (
   StudyFolder,
 )
 from moe_parity.study.reading import COMPARISONS_FOLDER
-from moe_parity.study.workers.bucket_mirror import BucketMirror
+from moe_parity.study.workers.bucket_mirror import CHECKPOINTS, BucketMirror
 from moe_parity.study.workers.runner import TRACE
 from moe_parity.training.control import BucketCheckpoints
 
@@ -81,6 +81,9 @@ class BucketStudy(StudyFolder):
 
   def finished(self, run: str) -> bool:
     return run in self.mirror.pull()
+
+  def has_checkpoint(self, run: str) -> bool:
+    return (self.folder / run / CHECKPOINTS).is_dir()
 
   def fetch(self, run: str) -> None:
     self.mirror.fetch(run, checkpoints=not self.several_processes)

@@ -194,7 +194,8 @@ def run_study(
     elif len(planned()) == len(tasks):  # what another worker finished since may lead to more
       break
   for task in tasks:
-    if study.status(task.run)[0] == "done":
+    # One that another worker trained to a bucket was certified by it, and its checkpoint is there.
+    if study.status(task.run)[0] == "done" and study.has_checkpoint(task.run):
       certify_or_recheck(study.folder / task.run, actions)
   arms = study.write()
   for comparison in study.comparisons:
