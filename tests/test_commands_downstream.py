@@ -236,6 +236,16 @@ def test_a_study_is_compared_and_its_items_looked_for(study, package, capsys):
   assert found["contamination"]["moe_20 (seed 0)"]["zoo_rc_0shot"]["num_items"] == 4
 
 
+def test_runs_of_a_study_that_are_not_finished_are_named(package, tmp_path, capsys):
+  statuses = {"moe_10": "pending", "moe_17": "running", "dense": "failed"}
+  study = fake_study.write_study(tmp_path / "study", fake_study.Fake(statuses=statuses))
+  assert examined(study, package, "--tasks=zoo_rc_0shot") == 2  # the others have no weights
+  said = capsys.readouterr().err.splitlines()
+  names = "dense (seed 0), moe_10 (seed 0), moe_17 (seed 0)"
+  assert said[0] == f"not finished, so not examined: {names}"
+  assert "is no run folder" in said[1] and len(said) == 2
+
+
 def test_chats_of_a_study_are_for_its_fine_tuned_runs(study, package, tmp_path, capsys):
   options = ["--tasks=gsm8k_gold_bpb_5shot", "--context=128", "--no-contamination", "--chat"]
   assert examined(study, package, *options) == 2

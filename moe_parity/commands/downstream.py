@@ -93,6 +93,7 @@ def _examine(args) -> int:
   runs = runs or _imported(args.folder)
   if not runs:
     raise UserError(f"{args.folder} holds no finished run; train one first")
+  unfinished = _unfinished(args.folder)
   in_chats = _in_chats(args, runs)
   from moe_parity.startup import start_jax
 
@@ -106,6 +107,8 @@ def _examine(args) -> int:
       print(line, file=sys.stderr, flush=True)
     said.add(line)
 
+  if unfinished:
+    say(f"not finished, so not examined: {', '.join(unfinished)}")
   if plain := [label for label, folder in runs if args.chat and folder not in in_chats]:
     say(f"--chat: not fine-tuned on chats, so asked in plain text: {', '.join(plain)}")
   for label, folder in runs:
@@ -119,6 +122,17 @@ def _examine(args) -> int:
     compared = comparison.write(args.folder, paths, counted)
   _print(args, found, compared)
   return 0
+
+
+def _unfinished(folder: pathlib.Path) -> list[str]:
+  """Labels of the runs of a study that are examined once they are finished."""
+  from moe_parity.study import reading
+
+  return [
+    label
+    for label, run in reading.read_everything(folder)
+    if not (run.done or run.plan.get("tunes") or run.plan.get("finetuning"))
+  ]
 
 
 def _imported(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
