@@ -75,6 +75,17 @@ def test_visible_devices_are_the_gpus_there_are(programs, capsys, monkeypatch):
   ]
 
 
+@pytest.mark.parametrize(
+  ("visible", "what"),
+  [("1,1", "a GPU twice"), ("0,7", "GPU 7, which is not here"), ("GPU-a,GPU-a", "a GPU twice")],
+)
+def test_gpus_that_cannot_each_have_a_worker(programs, capsys, monkeypatch, visible, what):
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+  assert main(["gpu", "--dry-run", "--workers=all", *STUDY]) == 2
+  said = capsys.readouterr().err
+  assert f"CUDA_VISIBLE_DEVICES={visible!r} names {what}; give 0,1,3\n" in said
+
+
 @pytest.mark.parametrize("visible", ["", "-1", "-1,0"])
 def test_hidden_gpus_are_no_workers(programs, capsys, monkeypatch, visible):
   """With CUDA_VISIBLE_DEVICES=-1 a worker would train on the CPU."""

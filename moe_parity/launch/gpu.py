@@ -63,11 +63,18 @@ def chosen(gpus: Sequence[str], visible: str | None, workers: str) -> list[str]:
   """The GPUs that get a worker: CUDA_VISIBLE_DEVICES if it is set, and no more than asked for.
 
   Raises:
-    UserError: `workers` is neither a number nor `all`, or more than there are GPUs; all are hidden.
+    UserError: `workers` is neither a number nor `all`, or more than there are GPUs; all are hidden,
+      or one is named twice or is not there.
   """
   if visible is not None:
     names = [name.strip() for name in visible.split(",")]
+    there = gpus
     gpus = list(itertools.takewhile(lambda name: name not in ("", "-1"), names))  # as CUDA reads it
+    # CUDA would hide such a GPU and those behind it, and their workers would train on the CPU.
+    unknown = [name for name in gpus if name.isdigit() and name not in there]
+    if unknown or len(set(gpus)) < len(gpus):
+      what = f"GPU {unknown[0]}, which is not here" if unknown else "a GPU twice"
+      raise UserError(f"CUDA_VISIBLE_DEVICES={visible!r} names {what}; give {','.join(there)}")
     if not gpus:
       raise UserError(f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU; unset it, or name some")
   if workers == "all" and gpus:
