@@ -42,6 +42,9 @@ def test_activations_of_each_policy_are_those_counted_by_hand():
   assert saved_channels(DENSE, False, "none", 0, values_per_float32=2) == 24 + 24 + 8 + 3 * 2 + 30
   # One MoE token: 8 + 8 + 16 + 8, two experts of 2*12 + 8, the shared one 2*24 + 8.
   assert saved_channels(MOE, True, "dots", 16) == 40 + 2 * 32 + 56
+  assert (
+    saved_channels(MOE, True, "dots", 0, rows=2.5) == 40 + 56
+  )  # what a kernel multiplies is not
   # Norms 32, attention 32 and 2 * 16 scores, router 2 * 5, two experts of 2 * 12, shared 3 * 24.
   assert saved_channels(MOE, True, "none", 16) == 32 + 32 + 32 + 10 + 2 * 24 + 72
   assert (
@@ -100,6 +103,17 @@ def test_a_mesh_cuts_experts_over_expert_and_matrices_over_fsdp():
   assert memory.parameters == 4 * held
   assert memory.exchange == 2 * 2 * 2 * 16 * 8  # there and back, bfloat16, K 2, 16 tokens, D_m 8
   assert memory.logits == 8 * 16 * 32
+
+
+def test_whole_experts_are_padded_to_a_multiple_of_fsdp():
+  of_mesh = lambda n: device_memory(  # noqa: E731
+    dataclasses.replace(MOE, num_experts=n), 16, 12, {"data": 3, "fsdp": 4}
+  )
+  per_expert, router = 2 * 3 * 8 * 12, 2 * 8  # two MoE layers; the router has no padding
+  assert of_mesh(16).parameters - of_mesh(15).parameters == 4 * router
+  assert of_mesh(12).parameters - of_mesh(11).parameters == 4 * router
+  assert of_mesh(16).parameters - of_mesh(12).parameters == 4 * (4 * router + per_expert)
+  assert of_mesh(6).parameters - of_mesh(5).parameters == 4 * (router + per_expert // 4)  # columns
 
 
 def test_micro_batches_trade_activations_for_a_second_gradient():

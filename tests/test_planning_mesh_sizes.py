@@ -6,7 +6,13 @@ import pytest
 
 from moe_parity import config
 from moe_parity.errors import UserError
-from moe_parity.planning.mesh_sizes import MeshSizes, read_mesh, resolve
+from moe_parity.planning.mesh_sizes import (
+  MeshSizes,
+  read_mesh,
+  resolve,
+  shards_whole_experts,
+  stored_experts,
+)
 from moe_parity.planning.plan import make_plan
 
 DEMO = pathlib.Path(__file__).resolve().parent.parent / "configs" / "demo.py"
@@ -35,6 +41,26 @@ def test_all_sizes_one_is_a_single_device_of_however_many():
 def test_sizes_that_do_not_multiply_to_the_devices_are_refused(sizes, num_devices, message):
   with pytest.raises(UserError, match=message):
     resolve(sizes, num_devices)
+
+
+@pytest.mark.parametrize(
+  "num_experts, fsdp, expert, stored",
+  [
+    (92, 16, 1, 96),  # whole: 4 of padding
+    (64, 64, 1, 64),
+    (72, 64, 1, 72),  # 56 of padding: columns of 72
+    (92, 16, 2, 46),  # an expert axis: columns, padded for it alone
+    (13, 4, 8, 2),
+    (5, 1, 1, 5),
+    (0, 4, 1, 0),  # a dense model
+  ],
+)
+def test_experts_are_sharded_whole_where_little_is_padded(num_experts, fsdp, expert, stored):
+  assert stored_experts(num_experts, fsdp, expert) == stored
+  whole = shards_whole_experts(num_experts, fsdp, expert)
+  assert whole == (stored in (96, 64))
+  # What is stored says the same of itself as the experts that it is made of.
+  assert shards_whole_experts(stored * expert, fsdp, expert) == whole
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,15 @@ def test_letters_become_mesh_axes():
   assert partition_spec("EID", CHECKPOINT_RULES) == P(None, None, ("fsdp", "expert"))
 
 
+def test_whole_experts_are_sharded_where_there_is_no_expert_axis():
+  mesh = meshes.make_mesh(MeshSizes(data=2, fsdp=4))
+  assert meshes.weight_spec("-E2ID", (2, 11, 2, 6, 24), mesh) == P(None, "fsdp", None, None, None)
+  assert meshes.weight_spec("-E2ID", (2, 9, 2, 6, 24), mesh) == partition_spec("-E2ID", WEIGHTS)
+  assert meshes.weight_spec("-DHQ", (2, 24, 3, 8), mesh) == P(None, "fsdp", None, None)
+  with_experts = meshes.make_mesh(MeshSizes(fsdp=4, expert=2))
+  assert meshes.weight_spec("EID", (12, 6, 24), with_experts) == P("expert", None, "fsdp")
+
+
 def test_two_letters_on_one_mesh_axis_are_refused():
   with pytest.raises(ValueError, match="'BT'.*two letters claim one mesh axis"):
     partition_spec("BT", ACTIVATIONS)

@@ -96,7 +96,9 @@ def test_phantom_experts_stay_zero(name):
   for tree in (state.params, state.optimizer):
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
       if "experts" in jax.tree_util.keystr(path):
-        assert leaf.shape[1] == -(-NUM_EXPERTS // mesh.shape["expert"]) * mesh.shape["expert"]
+        shards = mesh.shape["expert"] if mesh.shape["expert"] > 1 else mesh.shape["fsdp"]
+        assert leaf.shape[1] == -(-NUM_EXPERTS // shards) * shards
+        assert leaf.addressable_shards[0].data.shape[1] == leaf.shape[1] // shards
         assert not np.asarray(leaf)[:, NUM_EXPERTS:].any()
         assert np.asarray(leaf)[:, :NUM_EXPERTS].any((0, *range(2, leaf.ndim))).all()
 

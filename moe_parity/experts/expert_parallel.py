@@ -46,7 +46,8 @@ def expert_parallel_ffn(
   """`expert_ffn` with the experts sharded over `axis_name`, G devices with L experts each.
 
   Call inside shard_map; T counts this device's tokens. Device g owns experts [g L, (g+1) L), L =
-  ceil(num_experts / G); ids from num_experts on are padding experts, to which no row ever goes.
+  ceil(num_experts / G); ids from num_experts on are padding experts, to which no row ever goes. A
+  single device may have more of them.
   Sends per layer what `planning.wire_bytes` counts; nothing when G is 1. Differentiable in x, gates
   and weights; works under jit, scan and remat, and, except for kernels, with check_vma.
 
@@ -80,6 +81,8 @@ def expert_parallel_ffn(
   num_dropped = jnp.zeros((), jnp.int32)
   if capacity_factor:
     expert_TK, num_dropped = drop_beyond_capacity(expert_TK, num_experts, shape.capacity)
+  if shape.num_devices == 1 and (num_local := w_in_L2ID.shape[0]) > num_experts:
+    expert_TK = jnp.where(expert_TK < num_experts, expert_TK, num_local)
   operands = Operands(x_TD, expert_TK, gate_TK, *weights)
   ffn = _on_one_device if shape.num_devices == 1 else DISPATCHERS[token_dispatch]
   y_TD, overlap_TD = ffn(
@@ -97,7 +100,8 @@ def _on_one_device(operands: Operands, shape, axis_name, *, overlap_fn, **option
 
 
 def _check(shape: ExpertParallelShape, num_local: int, token_dispatch: str) -> None:
-  if num_local != shape.experts_per_device:
+  is_padded = shape.num_devices == 1 and num_local > shape.num_experts
+  if num_local != shape.experts_per_device and not is_padded:
     raise UserError(
       f"{num_local} experts are on this device where {shape.num_experts} over {shape.num_devices}"
       f" devices make {shape.experts_per_device}; pad the last device with unused experts"

@@ -114,6 +114,7 @@ class LayerStack(nnx.Module):
     pattern: whether each layer of it is an MoE layer.
     """
     self.pattern, self.options = pattern, options
+    self.num_experts = architecture.num_experts
 
     @nnx.vmap(in_axes=None, out_axes=0, axis_size=repeats)
     def stacked():
@@ -221,7 +222,9 @@ class LayerStack(nnx.Module):
 
     def scan_body(x_splits, extra_splits, of_repeat):
       weights, own = of_repeat
-      layers = nnx.merge(graph, all_gather(weights) if is_on_mesh else weights)
+      if is_on_mesh:
+        weights = all_gather(weights, self.num_experts)
+      layers = nnx.merge(graph, weights)
       last = [()] * num_splits if own is None else [(split,) for split in _split(own, num_splits)]
       results = [
         apply_layers(layers, x, batch, extra, *own)

@@ -34,14 +34,21 @@ def cast_matrices(weights: nnx.State, dtype: str) -> nnx.State:
 
 def partition_specs(weights: nnx.State) -> nnx.State:
   """Each weight's `PartitionSpec`."""
-  return map_variables(lambda _, axes: mesh.partition_spec(axes, mesh.WEIGHTS), weights)
+  current = mesh.current_mesh()
+  return map_variables(lambda array, axes: mesh.weight_spec(axes, array.shape, current), weights)
 
 
-def all_gather(weights: nnx.State) -> nnx.State:
-  """All-gathers weights over `fsdp`, inside `jax.shard_map`; gradients are reduce-scattered."""
+def all_gather(weights: nnx.State, num_experts: int) -> nnx.State:
+  """All-gathers weights over `fsdp`, inside `jax.shard_map`; gradients are reduce-scattered.
+
+  Args:
+    num_experts: E, without padding experts.
+  """
+  current = mesh.current_mesh()
 
   def gather(array, axes):
-    sharded = [axis for axis, letter in enumerate(axes) if mesh.WEIGHTS.get(letter) == "fsdp"]
+    rules = mesh.weight_rules(axes, num_experts, current)
+    sharded = [axis for axis, letter in enumerate(axes) if rules.get(letter) == "fsdp"]
     return fsdp_gather.all_gather_weight(array, sharded[0], "fsdp") if sharded else array
 
   return map_variables(gather, weights)

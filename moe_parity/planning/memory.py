@@ -18,7 +18,8 @@ Where a TPU's kernels compute the experts, rows are padded as a TPU stores them 
 
 Weights: an expert is on its part of `expert`, sharded further over `fsdp`; other matrices and the
 vocabulary are sharded over `fsdp`; router and norms are replicated. Experts are padded to a
-multiple of `expert` (padding experts take memory and are in no other count). What a compiler adds
+multiple of `expert`, or of `fsdp` where that shards whole experts (`mesh_sizes.stored_experts`);
+padding experts take memory and are in no other count. What a compiler adds
 (temporaries, fragmentation) is not in here: allow a quarter, and on a CPU a half for experts.
 `moe-parity compile` and a test show XLA's own bytes next to these.
 """
@@ -35,11 +36,12 @@ from moe_parity.fields.check import check_value
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.attention_choice import FUSED
 from moe_parity.planning.expert_parallel import CAPACITY_HEADROOM, tile_padded_rows
-from moe_parity.planning.mesh_sizes import AXES, MeshSizes
+from moe_parity.planning.mesh_sizes import AXES, MeshSizes, stored_experts
 from moe_parity.planning.tpu_slices import LANES
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 MAX_LOGITS_IN_MEMORY = 2**26  # logits of the loss that exist at a time on a device
+MAX_LOGITS_ON_TPU = 2**28  # fewer chunks, each of which reads and writes the head's gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +195,8 @@ def saved_channels(
 
   layer: the layer's input, D_m.
   dots:  also every product with a weight: q, k, v, attention's output, and gate, up and down of
-         the feed-forward part (of an MoE: of the shared expert, and K times of the routed ones).
+         the feed-forward part (of an MoE: of the shared expert, and K times of the routed ones
+         unless kernels compute them).
   none:  what the backward pass reads: of each norm its input and result; q, k, v, the attention
          output before its projection, and the softmax of the scores (`scores` a head); of a SwiGLU
          gate, up and their product; of an MoE the router's logits and E probabilities, and of the
@@ -214,7 +217,7 @@ def saved_channels(
     saved = a.d_model + heads + keys + a.d_model
     if not is_moe:
       return saved + 2 * a.d_ffn + a.d_model
-    saved += chosen * (2 * a.d_expert + a.d_model)
+    saved += 0 if rows else chosen * (2 * a.d_expert + a.d_model)
     return saved + (2 * a.d_shared + a.d_model if a.d_shared else 0)
   saved = 4 * a.d_model + 2 * heads + keys
   # A kernel saves a float32 a query, its softmax norm, instead of scores.
@@ -288,7 +291,7 @@ def _params_per_device(architecture: Architecture, sizes: Mapping[str, int]) -> 
   a, fsdp = architecture, sizes["fsdp"]
   total = 2 * _shard(a.vocab_size * a.d_model, fsdp) + a.d_model
   for is_moe in a.moe_layers:
-    shared, experts = _layer_parts(a, is_moe, sizes["expert"])
+    shared, experts = _layer_parts(a, is_moe, sizes)
     total += _shard(shared, fsdp) + _shard(experts, fsdp) + 2 * a.d_model
     total += a.num_experts * a.d_model if is_moe else 0
   return total
@@ -296,11 +299,13 @@ def _params_per_device(architecture: Architecture, sizes: Mapping[str, int]) -> 
 
 def _layer_params(architecture: Architecture, is_moe: bool, sizes: Mapping[str, int]) -> int:
   """Parameters of a layer as one device computes with them: all-gathered over `fsdp`."""
-  shared, experts = _layer_parts(architecture, is_moe, sizes["expert"])
+  shared, experts = _layer_parts(architecture, is_moe, sizes)
   return shared + experts
 
 
-def _layer_parts(architecture: Architecture, is_moe: bool, expert_axis: int) -> tuple[int, int]:
+def _layer_parts(
+  architecture: Architecture, is_moe: bool, sizes: Mapping[str, int]
+) -> tuple[int, int]:
   """Parameters that all devices share, and those of the experts on one device of `expert`."""
   a = architecture
   attention = 2 * a.d_model * a.d_head * (a.num_heads + a.num_kv_heads)
@@ -308,7 +313,7 @@ def _layer_parts(architecture: Architecture, is_moe: bool, expert_axis: int) -> 
     return attention + 3 * a.d_model * a.d_ffn, 0
   return (
     attention + 3 * a.d_model * a.d_shared,
-    _shard(a.num_experts, expert_axis) * 3 * a.d_model * a.d_expert,
+    stored_experts(a.num_experts, sizes["fsdp"], sizes["expert"]) * 3 * a.d_model * a.d_expert,
   )
 
 

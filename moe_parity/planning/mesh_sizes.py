@@ -24,6 +24,8 @@ from moe_parity.fields.check import check_value, check_values, get
 from moe_parity.planning.architecture import Architecture
 
 AXES = ("data", "fsdp", "expert")
+# Padding experts are stored, gathered and updated like others.
+MOST_PADDING = 1 / 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,24 @@ class MeshSizes:
 
   def __str__(self) -> str:
     return " x ".join(f"{axis}={getattr(self, axis)}" for axis in AXES)
+
+
+def shards_whole_experts(num_experts: int, fsdp: int, expert: int) -> bool:
+  """Whether `fsdp` shards experts one by one, and not the columns of each: where there is no expert
+  axis and no more than `MOST_PADDING` are padded to a multiple of it. The same for E experts and
+  for as many as they are padded to.
+
+  Whole experts lie together in memory as they are sent. Columns do not: on a TPU they are copied
+  into place after an all-gather and out of it before a reduce-scatter.
+  """
+  padded = -(-num_experts // fsdp) * fsdp
+  return expert == 1 < fsdp and 0 < padded <= num_experts * (1 + MOST_PADDING)
+
+
+def stored_experts(num_experts: int, fsdp: int, expert: int) -> int:
+  """Experts, with padding, that the devices of one place on the expert axis hold together."""
+  local = -(-num_experts // expert)
+  return -(-local // fsdp) * fsdp if shards_whole_experts(num_experts, fsdp, expert) else local
 
 
 def read_mesh(section: Any) -> MeshSizes:

@@ -24,13 +24,14 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from moe_parity.planning.mesh_sizes import AXES, MeshSizes
+from moe_parity.planning.mesh_sizes import AXES, MeshSizes, shards_whole_experts
 from moe_parity.planning.tpu_slices import ragged_unsupported
 
 Rules = Mapping[str, str | tuple[str, ...]]
 
 ACTIVATIONS: Rules = {"B": AXES, "T": AXES}
 WEIGHTS: Rules = {"E": "expert", "D": "fsdp"}
+WHOLE_EXPERTS: Rules = {"E": "fsdp"}  # of an array with E, where `shards_whole_experts`
 # In a checkpoint there are E experts, which no mesh need divide: both axes shard D instead.
 CHECKPOINT_RULES: Rules = {"D": ("fsdp", "expert")}
 
@@ -46,6 +47,19 @@ def partition_spec(axes: str, rules: Rules) -> P:
   if len(claimed) != len(set(claimed)):
     raise ValueError(f"axes {axes!r}: two letters claim one mesh axis in {dict(rules)}")
   return P(*entries)
+
+
+def weight_rules(axes: str, num_experts: int, mesh: Mesh | AbstractMesh) -> Rules:
+  """The rules for a weight with these axes; `num_experts` counts those that it has."""
+  if "E" in axes and shards_whole_experts(num_experts, mesh.shape["fsdp"], mesh.shape["expert"]):
+    return WHOLE_EXPERTS
+  return WEIGHTS
+
+
+def weight_spec(axes: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
+  """How a weight of this shape, its experts padded or not, is sharded on a mesh."""
+  num_experts = shape[axes.index("E")] if "E" in axes else 0
+  return partition_spec(axes, weight_rules(axes, num_experts, mesh))
 
 
 def make_mesh(sizes: MeshSizes, devices: Sequence | None = None) -> Mesh | None:

@@ -4,8 +4,9 @@ On a mesh every array is created with its sharding: a device's shard of a weight
 host, and optimizer moments are sharded as the weights they belong to.
 
 Weights of E experts on a mesh whose `expert` axis has G devices are padded to G * ceil(E / G)
-experts. The padding is zero and no router column leads to it, so its gradients are zero. It is cut
-off before anything is saved: a checkpoint fits any mesh.
+experts, and to a multiple of `fsdp` where that shards whole experts. The padding is zero and no
+router column leads to it, so its gradients are zero. It is cut off before anything is saved: a
+checkpoint fits any mesh.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ from moe_parity.model.options import ModelOptions
 from moe_parity.model.sharding import map_variables
 from moe_parity.model.transformer import abstract_model
 from moe_parity.planning.architecture import Architecture
-from moe_parity.sharding.mesh import CHECKPOINT_RULES, WEIGHTS, partition_spec
+from moe_parity.planning.mesh_sizes import stored_experts
+from moe_parity.sharding.mesh import CHECKPOINT_RULES, partition_spec, weight_spec
 from moe_parity.training.optimizer import OptimizerOptions, make_optimizer
 
 
@@ -67,7 +69,11 @@ def model_shardings(
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
   """The sharding of each array of a state on a mesh."""
-  return map_variables(lambda _, axes: NamedSharding(mesh, partition_spec(axes, WEIGHTS)), tree)
+
+  def placed(leaf, axes):
+    return NamedSharding(mesh, weight_spec(axes, leaf.shape, mesh))
+
+  return map_variables(placed, tree)
 
 
 def init_state(
@@ -86,7 +92,7 @@ def init_state(
   def init_leaf(variable, draw_shard):
     axes = variable.axes.rjust(len(variable.shape), "-")
     shape = _padded_shape(variable.shape, axes, mesh)
-    sharding = NamedSharding(mesh, partition_spec(axes, WEIGHTS))
+    sharding = NamedSharding(mesh, weight_spec(axes, shape, mesh))
     return jax.make_array_from_callback(shape, sharding, draw_shard)
 
   params = init_params(params, seed, init_leaf)
@@ -156,17 +162,20 @@ def _padded(tree: Any, mesh: Mesh) -> Any:
   """An abstract state on a mesh: padded shapes and their shardings."""
 
   def place(leaf, axes):
-    sharding = NamedSharding(mesh, partition_spec(axes, WEIGHTS))
     shape = _padded_shape(leaf.shape, axes, mesh)
+    sharding = NamedSharding(mesh, weight_spec(axes, shape, mesh))
     return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
 
   return map_variables(place, tree)
 
 
 def _padded_shape(shape: tuple[int, ...], axes: str, mesh: Mesh) -> tuple[int, ...]:
-  """A shape with its experts padded to a multiple of the `expert` axis."""
-  size = mesh.shape["expert"]
-  return tuple(-(-n // size) * size if a == "E" else n for n, a in zip(shape, axes, strict=True))
+  """A shape with its experts padded to a multiple of the axis that shards them."""
+  fsdp, expert = mesh.shape["fsdp"], mesh.shape["expert"]
+  return tuple(
+    stored_experts(size, fsdp, expert) * expert if axis == "E" else size
+    for size, axis in zip(shape, axes, strict=True)
+  )
 
 
 def _on_one_device(tree: Any) -> Any:
