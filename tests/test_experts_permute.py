@@ -25,8 +25,10 @@ def test_rows_are_summed_in_float32_and_others_not_read(platform, width):
   assert (place >= N).any() and np.isnan(y).any()
   with common.simulate(platform):
     actual = permute.gather_and_sum(jnp.asarray(y), jnp.asarray(place))
+    rounded = permute.gather_and_sum(jnp.asarray(y), jnp.asarray(place), jnp.bfloat16)
   assert actual.dtype == jnp.float32
   np.testing.assert_allclose(actual, expected, atol=1e-6)  # three terms of at most 4
+  np.testing.assert_array_equal(rounded, actual.astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize("num_tokens", [5, 50, 1003])
@@ -48,3 +50,17 @@ def test_any_number_of_tokens_is_summed_block_by_block(num_tokens, lanes, monkey
   actual = topk_sum.topk_sum(*operands)
   assert actual.shape == expected.shape
   np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("num_tokens, width", [(3, 256), (517, 384), (5, 128), (5, 130)])
+def test_rows_taken_on_a_tpu_are_those_taken_elsewhere(num_tokens, width, dtype):
+  """Split into lane tiles by a kernel where the width is of several 128s, run step by step: in
+  blocks of 256 rows, of which the last may hang over the end."""
+  x = jax.random.normal(jax.random.key(2), (num_tokens, width), dtype)
+  source = jnp.arange(40).reshape(4, 10) * 7 % num_tokens
+  with common.simulate("tpu"):
+    jaxpr = jax.make_jaxpr(permute.take_rows)(x, source)
+    taken = permute.take_rows(x, source)
+  assert ("pallas_call" in str(jaxpr)) == (width in (256, 384))
+  np.testing.assert_array_equal(taken, x[source])

@@ -16,8 +16,9 @@ from jax.sharding import (
 
 from moe_parity.aot.topology import slice_mesh, without_compile_cache
 from moe_parity.errors import UserError
-from moe_parity.kernels import common, residual_stacks
+from moe_parity.kernels import common, grouped_swiglu_gradients, residual_stacks
 from moe_parity.kernels import grouped_swiglu as kernels
+from moe_parity.kernels.lane_tiles import split_into_lane_tiles
 from moe_parity.kernels.tile_layout import tile_map
 from moe_parity.kernels.topk_sum import topk_sum
 from moe_parity.planning.expert_parallel import tile_padded_rows
@@ -69,7 +70,9 @@ def test_gradients_of_wide_experts_fit_a_chip():
     )
     hidden = memory.stacks[1][0]
     tiles = tile_map(count_L, room)
-    return kernels._wgrad_kernel(tiles, memory, dy_RD, w_in_L2ID, hidden, hidden, hidden, room)
+    return grouped_swiglu_gradients._wgrad_kernel(
+      tiles, memory, dy_RD, w_in_L2ID, hidden, hidden, hidden, room
+    )
 
   counts = ((experts,), jnp.int32)
   assert compiles(gradients, counts, (lanes, dtype), (lanes, dtype), (w_in, dtype), mesh=mesh)
@@ -80,6 +83,30 @@ def test_gradients_of_wide_experts_fit_a_chip():
 def test_choices_of_any_number_of_tokens_fit_a_chip(topology):
   rows, is_there = ((6, 4003, 16, 128), jnp.bfloat16), ((6, 4003), np.bool_)
   assert compiles(topk_sum, rows, is_there, mesh=a_chip_of(topology))
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("topology", ["v4-8", "v6e-4"])
+def test_rows_of_any_number_are_split_on_a_chip(topology):
+  rows = (4003, 11 * 128), jnp.bfloat16
+  assert compiles(split_into_lane_tiles, rows, mesh=a_chip_of(topology))
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("topology, cores", [("v5p-8", 2), ("v6e-4", 1)])
+def test_experts_compile_for_one_core_and_for_two(topology, cores):
+  experts, i, d, dtype = 5, 320, 1408, jnp.bfloat16
+  mesh, room = a_chip_of(topology), tile_padded_rows(9_000, experts)
+
+  def gradients(count_L, weight_R, x_RD, w_in_L2ID, w_down_LID):
+    assert common.num_cores() == cores
+    ffn = lambda *operands: kernels.grouped_swiglu(*operands, count_L, room)  # noqa: E731
+    y_RD, vjp = jax.vjp(ffn, x_RD, weight_R, w_in_L2ID, w_down_LID)
+    return vjp(y_RD)
+
+  shapes = (room, d // 128, 128), (experts, 2, i, d), (experts, i, d)
+  operands = ((experts,), jnp.int32), ((room,), jnp.float32), *((s, dtype) for s in shapes)
+  assert compiles(gradients, *operands, mesh=mesh)
 
 
 def test_a_tpu_kernel_is_refused_on_a_gpu():

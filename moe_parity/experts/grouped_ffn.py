@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from moe_parity.experts.assignments import (
@@ -53,7 +54,7 @@ def grouped_ffn(
   operands = x_TD, gate_TK, w_in_E2ID, w_down_EID
   first_window = functools.partial(_window_ffn, 0, min(num_rows, expert_TK.size))
   if num_rows >= expert_TK.size:
-    return first_window(operands, by_expert).astype(x_TD.dtype)
+    return first_window(operands, by_expert, x_TD.dtype)
   tile = tpu_slices.ROW_TILE
   overflow_rows = tile * -(-num_rows // (4 * tile))
 
@@ -71,16 +72,20 @@ def grouped_ffn(
 
 
 def _window_ffn(
-  start, num_rows: int, operands: tuple, by_expert: SortedAssignments
+  start,
+  num_rows: int,
+  operands: tuple,
+  by_expert: SortedAssignments,
+  dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "T D"]:
-  """What assignments start ... start + num_rows - 1 in expert order add to each token, float32."""
+  """What assignments start ... start + num_rows - 1 in expert order add to each token."""
   x_TD, gate_TK, w_in_E2ID, w_down_EID = operands
   window = _window(start, num_rows, by_expert, gate_TK.shape)
   token_R = window.assignment_R // gate_TK.shape[1]
   x_RD = to_lane_tiles(permute_rows(x_TD, token_R, window.row_TK))
   weight_R = _window_weights(gate_TK, window)
   y_RD = grouped_swiglu(x_RD, weight_R, w_in_E2ID, w_down_EID, window.count_E, num_rows)
-  return unpermute_and_sum(y_RD.reshape(token_R.size, -1), token_R, window.row_TK)
+  return unpermute_and_sum(y_RD.reshape(token_R.size, -1), token_R, window.row_TK, dtype)
 
 
 def _window(

@@ -5,13 +5,17 @@ index: copy n is of row source_N[n], and row t has its copies at index_TK[t], a 
 where it has fewer than K. Taking copies and summing them are each other's transposes.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from moe_parity.experts.assignments import IN_BOUNDS
 from moe_parity.kernels.common import platform
+from moe_parity.kernels.lane_tiles import split_into_lane_tiles
 from moe_parity.kernels.topk_sum import topk_sum
 from moe_parity.planning.tpu_slices import LANES
 
@@ -26,7 +30,12 @@ def to_lane_tiles(a_ND: Float[Array, "N D"]) -> Float[Array, " N *D"]:
   sends them as they are. A matrix product needs the matrix layout, which costs a copy.
   """
   num, width = a_ND.shape
-  return a_ND if width % LANES or width == LANES else a_ND.reshape(num, width // LANES, LANES)
+  return a_ND.reshape(num, width // LANES, LANES) if has_lane_tiles(width) else a_ND
+
+
+def has_lane_tiles(width: int) -> bool:
+  """Whether rows of so many numbers are split."""
+  return width % LANES == 0 and width != LANES
 
 
 def take_rows(x_TD: Float[Array, "T D"], source: Int[Array, "*N"]) -> Float[Array, "*N D"]:
@@ -40,23 +49,26 @@ def _take_matrix_rows(x_TD, source):
 
 
 def _take_lane_tiles(x_TD, source):
-  lane_tiles = barrier(to_lane_tiles(x_TD).at[source.reshape(-1)].get(mode=IN_BOUNDS))
+  tiles = split_into_lane_tiles(x_TD) if has_lane_tiles(x_TD.shape[1]) else x_TD
+  lane_tiles = barrier(tiles.at[source.reshape(-1)].get(mode=IN_BOUNDS))
   return lane_tiles.reshape(*source.shape, x_TD.shape[1])
 
 
-def gather_and_sum(y_ND: Float[Array, "N D"], index_TK: Int[Array, "T K"]) -> Float[Array, "T D"]:
-  """For every t the sum of the rows index_TK[t], in float32; indices of at least N add nothing, and
-  other rows are not read.
+def gather_and_sum(
+  y_ND: Float[Array, "N D"], index_TK: Int[Array, "T K"], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "T D"]:
+  """For every t the sum of the rows index_TK[t], in float32 and rounded once, to `dtype`; indices
+  of at least N add nothing, and other rows are not read.
 
   One gather for each of K, except on TPU: there gathers are slow to compile, so it is one for all.
   """
   if platform() != "tpu":
-    return _sum_by_gathers(y_ND, index_TK)
+    return _sum_by_gathers(y_ND, index_TK).astype(dtype)
   index_KT, lane_tiles = index_TK.T, to_lane_tiles(y_ND)
   index_A = jnp.minimum(index_KT, y_ND.shape[0] - 1).reshape(-1)
   tiles_A = barrier(lane_tiles.at[index_A].get(mode=IN_BOUNDS))
   tiles_KT = tiles_A.reshape(*index_KT.shape, *lane_tiles.shape[1:])
-  return topk_sum(tiles_KT, index_KT < y_ND.shape[0])
+  return topk_sum(tiles_KT, index_KT < y_ND.shape[0], dtype)
 
 
 def _sum_by_gathers(y_ND, index_TK):
@@ -81,25 +93,28 @@ def _permute_forward(x_TD, source_N, index_TK):
 
 
 def _permute_backward(index_TK, dy_ND):
-  return gather_and_sum(dy_ND, index_TK).astype(dy_ND.dtype), None, None
+  return gather_and_sum(dy_ND, index_TK, dy_ND.dtype), None, None
 
 
 permute_rows.defvjp(_permute_forward, _permute_backward)
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def unpermute_and_sum(
-  y_ND: Float[Array, "N D"], source_N: Int[Array, " N"], index_TK: Int[Array, "T K"]
+  y_ND: Float[Array, "N D"],
+  source_N: Int[Array, " N"],
+  index_TK: Int[Array, "T K"],
+  dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "T D"]:
-  """`gather_and_sum(y_ND, index_TK)`, whose gradient is a `take_rows`."""
-  return gather_and_sum(y_ND, index_TK)
+  """`gather_and_sum(y_ND, index_TK, dtype)`, whose gradient is a `take_rows`."""
+  return gather_and_sum(y_ND, index_TK, dtype)
 
 
-def _unpermute_forward(y_ND, source_N, index_TK):
-  return gather_and_sum(y_ND, index_TK), (source_N, jnp.zeros((), y_ND.dtype))
+def _unpermute_forward(y_ND, source_N, index_TK, dtype):
+  return gather_and_sum(y_ND, index_TK, dtype), (source_N, jnp.zeros((), y_ND.dtype))
 
 
-def _unpermute_backward(residuals, dy_TD):
+def _unpermute_backward(dtype, residuals, dy_TD):
   source_N, like = residuals
   return take_rows(dy_TD.astype(like.dtype), source_N), None, None
 

@@ -115,6 +115,11 @@ def vmem_bytes() -> int:
   return pltpu.get_tpu_info().vmem_capacity_bytes
 
 
+def num_cores() -> int:
+  """Cores that share the work of a kernel: 2 on v4 and v5p, whose chips are one device; else 1."""
+  return pltpu.get_tpu_info().num_cores if device_platform() == "tpu" else 1
+
+
 def vmem_budget_bytes() -> int:
   """VMEM a kernel may use: three quarters, which leaves the rest to the compiler; all of a v4's."""
   return max(DEFAULT_SCOPED_VMEM_BYTES, 3 * vmem_bytes() // 4)

@@ -91,17 +91,26 @@ def _attention(
 
 
 def _forward(config: _Config, q_BSA, k_BSC, v_BSC, document_B1S):
-  (B, S, _), H = q_BSA.shape, config.num_heads
-  norm_BH1S = jax.ShapeDtypeStruct((B, H, 1, S), jnp.float32)
+  if not residual_stacks.is_scanning():
+    y_BSA, norm_BH1S = _attend(config, None, q_BSA, k_BSC, v_BSC, document_B1S)
+    residual = residual_stacks.single(q_BSA, k_BSC, v_BSC, y_BSA, norm_BH1S)
+    return y_BSA, (residual, document_B1S)
+  norm_BH1S = _norm_shape(config, q_BSA)
   arrays = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_BSA, k_BSC, v_BSC, q_BSA))
   buffers = residual_stacks.allocate(*arrays, norm_BH1S, after=v_BSC)
   y_BSA, *written = _attend(config, buffers, q_BSA, k_BSC, v_BSC, document_B1S)
   return y_BSA, (residual_stacks.save(buffers, written), document_B1S)
 
 
+def _norm_shape(config: _Config, q_BSA) -> jax.ShapeDtypeStruct:
+  """The logarithm of each softmax's sum, [B, H, 1, S]."""
+  B, S, _ = q_BSA.shape
+  return jax.ShapeDtypeStruct((B, config.num_heads, 1, S), jnp.float32)
+
+
 def _attend(config: _Config, buffers: ResidualBuffers | None, q_BSA, k_BSC, v_BSC, document_B1S):
   """y, and with `buffers` the stacks of saved residuals: q, k, v, y and the logarithm of each
-  softmax's sum, [B, H, 1, S]."""
+  softmax's sum. Without, y and the latter."""
   (_, S, A), C = q_BSA.shape, config.chunk
   Q = A // config.num_heads
   rows = pl.BlockSpec((None, C, Q), lambda b, h, i, _: (b, i, h))
@@ -112,7 +121,8 @@ def _attend(config: _Config, buffers: ResidualBuffers | None, q_BSA, k_BSC, v_BS
     config, _forward_kernel, "attention_forward", num_products=2,
     operands=(q_BSA, k_BSC, v_BSC), in_specs=[rows, keys, keys], document_B1S=document_B1S,
     buffers=buffers, written=[rows, key_rows, key_rows, rows, norms] if buffers else [],
-    out_specs=[rows], out_shape=[q_BSA],
+    out_specs=[rows] if buffers else [rows, norms],
+    out_shape=[q_BSA] if buffers else [q_BSA, _norm_shape(config, q_BSA)],
     scratch=[(C, LANES), (C, LANES), (C, Q)],
   )  # fmt: skip
 
@@ -211,7 +221,8 @@ def _forward_kernel(config, has_documents, num_saved, _, slope_ref, q_ref, k_ref
   """Queries of chunk i: the running maximum, sum and weighted values of each row's softmax.
 
   Blocks: q and y [chunk, Q], k and v [S, Q] of one head, documents [1, S]; scratch: maximum and sum
-  [chunk, LANES], weighted values [chunk, Q]; saved: q, k, v, y [chunk, Q] and the norm [1, chunk].
+  [chunk, LANES], weighted values [chunk, Q]; norm [1, chunk]; saved in stacks: q, k, v, y
+  [chunk, Q] and the norm.
   Scores are [queries, keys]. ALiBi's penalties count from the chunk's first query: slope times a
   query's own position there is the same for all its keys, and is added back with the norm.
   """
@@ -242,14 +253,15 @@ def _forward_kernel(config, has_documents, num_saved, _, slope_ref, q_ref, k_ref
   lax.fori_loop(0, i, lambda j, _: step(j, last=False), None)
   step(i, last=True)
   y_ref[...] = (acc_ref[...] / sum_ref[:, :1]).astype(y_ref.dtype)
+  *saved_refs, norm_ref = saved_refs
+  norm = (max_ref[...] + jnp.log(sum_ref[...])).T[:1]
+  if config.slopes is not None:
+    norm -= slope_ref[head] * lax.broadcasted_iota(jnp.int32, (1, C), 1).astype(jnp.float32)
+  norm_ref[...] = norm
   if saved_refs:
-    q_saved, k_saved, v_saved, y_saved, norm_saved = saved_refs
+    q_saved, k_saved, v_saved, y_saved = saved_refs
     q_saved[...], y_saved[...] = q_ref[...], y_ref[...]
     k_saved[...], v_saved[...] = k_ref[_chunk(i, C), :], v_ref[_chunk(i, C), :]
-    norm = (max_ref[...] + jnp.log(sum_ref[...])).T[:1]
-    if config.slopes is not None:
-      norm -= slope_ref[head] * lax.broadcasted_iota(jnp.int32, (1, C), 1).astype(jnp.float32)
-    norm_saved[...] = norm
 
 
 def _backward_kernel(

@@ -8,12 +8,17 @@ import functools
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Shaped
 
-from moe_parity.kernels.common import interpret, pl, pltpu, vmem_budget_bytes
+from moe_parity.kernels.common import interpret, pl, pltpu, product, vmem_budget_bytes
 from moe_parity.kernels.grouped_swiglu_tiling import SwigluTiling
 from moe_parity.kernels.tile_layout import TileMap
 from moe_parity.planning import tpu_slices
+
+RowArray = Float[Array, " R *D"]
+Hidden = Float[Array, "R W"]  # whole chunks: W is at least I
+WeightsIn = Float[Array, "L 2 I D"]
+WeightsDown = Float[Array, "L I D"]
 
 
 def pad_hidden(a: Shaped[Array, "L ..."], axis: int, tiling: SwigluTiling) -> Array:
@@ -123,6 +128,11 @@ def as_matrix(rows_ref):
 def weight_column(weights_ref):
   """One routing weight a row: [1, 1, tile] as [tile, 1]."""
   return weights_ref[0].reshape(tpu_slices.ROW_TILE, 1)
+
+
+def hidden_layer(rows, w_in) -> tuple[Array, Array]:
+  """Gate and up of a tile [tile, chunk], before the activation, rounded to the rows' dtype."""
+  return tuple(product(rows, w_in[0, i], (1, 1)).astype(rows.dtype) for i in range(2))
 
 
 def mask_rows(a: Shaped[Array, "tile W"], num_valid) -> Shaped[Array, "tile W"]:

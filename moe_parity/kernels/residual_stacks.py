@@ -73,6 +73,16 @@ def unstacked():
   return _set_context(None)
 
 
+def is_scanning() -> bool:
+  """Whether a `scan` of this file is being traced, so that what a kernel saves is stacked."""
+  return _current.get() is not None
+
+
+def single(*arrays: Array) -> ResidualBuffers:
+  """Arrays as the stacks of a single layer, which nothing copies."""
+  return ResidualBuffers(tuple(a[None] for a in arrays), jnp.zeros(1, jnp.int32))
+
+
 def allocate_single(*shapes: jax.ShapeDtypeStruct, after: Array) -> ResidualBuffers:
   """Uninitialized buffers of these shapes for a single layer.
 

@@ -1,9 +1,9 @@
 """Cross-entropy, -ln p(target) in nats, from final activations and the output matrix (head).
 
-At most MAX_LOGITS_IN_MEMORY logits exist at a time, so that a large vocabulary does not decide the
-memory of a step. The loss of a step is a weighted sum of token losses. Its gradients are computed
-in the forward pass while the logits exist, up to the one factor that the sum's own gradient is:
-so no logits are computed twice.
+At most MAX_LOGITS_IN_MEMORY logits exist at a time (on a TPU MAX_LOGITS_ON_TPU), so that a large
+vocabulary does not decide the memory of a step. The loss of a step is a weighted sum of token
+losses. Its gradients are computed in the forward pass while the logits exist, up to the one factor
+that the sum's own gradient is: so no logits are computed twice.
 """
 
 import functools
@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_parity.planning.memory import MAX_LOGITS_IN_MEMORY
+from moe_parity.kernels.common import platform
+from moe_parity.planning.memory import MAX_LOGITS_IN_MEMORY, MAX_LOGITS_ON_TPU
 
 
 def logits(hidden_TD: Float[Array, "T D"], head_DV: Float[Array, "D V"]) -> Float[Array, "T V"]:
@@ -24,7 +25,7 @@ def token_nll(
   hidden_TD: Float[Array, "T D"],
   targets_T: Int[Array, " T"],
   head_DV: Float[Array, "D V"],
-  max_logits: int = MAX_LOGITS_IN_MEMORY,
+  max_logits: int | None = None,
 ) -> Float[Array, " T"]:
   """-ln p(target) of every token, float32."""
   num_chunks = _num_chunks(hidden_TD.shape[0], head_DV.shape[1], max_logits)
@@ -38,7 +39,7 @@ def token_scores(
   hidden_TD: Float[Array, "T D"],
   targets_T: Int[Array, " T"],
   head_DV: Float[Array, "D V"],
-  max_logits: int = MAX_LOGITS_IN_MEMORY,
+  max_logits: int | None = None,
 ) -> tuple[Float[Array, " T"], Bool[Array, " T"]]:
   """-ln p(target) of every token, float32, and whether no other token is more likely."""
 
@@ -59,7 +60,7 @@ def weighted_nll(
   targets_T: Int[Array, " T"],
   weight_T: Float[Array, " T"],
   head_DV: Float[Array, "D V"],
-  max_logits: int = MAX_LOGITS_IN_MEMORY,
+  max_logits: int | None = None,
 ) -> Float[Array, ""]:
   """Sum of weight * -ln p(target), float32. Weights get no gradient."""
   weight_T = jax.lax.stop_gradient(weight_T)
@@ -69,8 +70,11 @@ def weighted_nll(
   return _chunked_sum(num_chunks, hidden_TD, targets_T, weight_T, head_DV)
 
 
-def _num_chunks(num_tokens: int, vocab_size: int, max_logits: int) -> int:
-  """The fewest equal chunks of tokens with at most `max_logits` logits each (or a token each)."""
+def _num_chunks(num_tokens: int, vocab_size: int, max_logits: int | None) -> int:
+  """The fewest equal chunks of tokens with at most `max_logits` logits each (or a token each); None
+  is the platform's number."""
+  if max_logits is None:
+    max_logits = MAX_LOGITS_ON_TPU if platform() == "tpu" else MAX_LOGITS_IN_MEMORY
   divisors = (n for n in range(1, num_tokens + 1) if num_tokens % n == 0)
   return next(n for n in divisors if num_tokens // n * vocab_size <= max_logits or n == num_tokens)
 

@@ -21,7 +21,6 @@ from moe_parity.model.moe import RoutingStats
 from moe_parity.model.norm import RMSNorm
 from moe_parity.model.options import ModelOptions
 from moe_parity.planning.architecture import Architecture
-from moe_parity.planning.memory import MAX_LOGITS_IN_MEMORY
 from moe_parity.sharding import mesh
 
 
@@ -144,12 +143,12 @@ class Transformer(nnx.Module):
     self,
     hidden_TD: Float[Array, "T D"],
     targets_T: Int[Array, " T"],
-    max_logits: int = MAX_LOGITS_IN_MEMORY,
+    max_logits: int | None = None,
   ) -> Float[Array, " T"]:
     """-ln p(target) of every token in nats, float32.
 
     Args:
-      max_logits: that exist at a time on a device.
+      max_logits: that exist at a time on a device; None is the platform's number.
     """
 
     def local_nll(*operands):
@@ -168,12 +167,12 @@ class Transformer(nnx.Module):
     hidden_TD: Float[Array, "T D"],
     targets_T: Int[Array, " T"],
     weight_T: Float[Array, " T"],
-    max_logits: int = MAX_LOGITS_IN_MEMORY,
+    max_logits: int | None = None,
   ) -> Float[Array, ""]:
     """Sum of weight * -ln p(target) in nats, float32, for training; weights get no gradient.
 
     Args:
-      max_logits: that exist at a time on a device.
+      max_logits: that exist at a time on a device; None is the platform's number.
     """
 
     def local_sum(*operands):
