@@ -52,7 +52,7 @@ def test_a_row_without_text_is_named_by_its_number(tmp_path, kind):
   listed = records(300)
   listed[270] |= {"text": None}
   path = WRITERS[kind](tmp_path / f"x.{kind}", listed)
-  with pytest.raises(UserError, match=f"x.{kind}, record 271: field 'text' is missing"):
+  with pytest.raises(UserError, match=f"x.{kind}, record 271: field 'text' is null"):
     read_source(path)
   found, bad = read_source(path, limit=1)
   assert len(found) == 299 and bad.count == 1
