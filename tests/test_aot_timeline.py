@@ -218,6 +218,22 @@ def test_arrays_on_the_chip_touch_no_hbm():
   assert hlo.num_bytes("(f32[10]{0:T(128)S(1)}, bf16[3,5]{1,0})", space=0) == 30
 
 
+PREFETCH = """HloModule prefetch
+
+ENTRY %main (x: s8[4096,1024]) -> s8[512,1024] {
+  %x = s8[4096,1024]{1,0} parameter(0)
+  %start = ((s8[4096,1024]{1,0}), s8[512,1024]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[512:1024], [0:1024]}
+  ROOT %done = s8[512,1024]{1,0:S(1)} slice-done(%start)
+}
+"""  # noqa: E501
+
+
+def test_a_prefetched_slice_reads_its_part_of_the_array():
+  (start,) = timeline.simulate(hlo.parse(PREFETCH), PLACE).ops
+  assert start.hbm_bytes == 512 * 1024 and start.asynchronous
+  assert start.exposed == pytest.approx(512 * 1024 / HBM)
+
+
 SPARSECORE = """HloModule sparse
 
 %gathering (x: bf16[4096,64], i: s32[512]) -> bf16[512,64] {

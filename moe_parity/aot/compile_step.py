@@ -22,7 +22,7 @@ from moe_parity.errors import UserError
 from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.attention_choice import FUSED, Device
 from moe_parity.planning.expert_parallel import RAGGED
-from moe_parity.planning.memory import MAX_LOGITS_IN_MEMORY, device_memory
+from moe_parity.planning.memory import MAX_LOGITS_ON_TPU, device_memory
 from moe_parity.planning.mesh_sizes import MeshSizes, check_arms
 from moe_parity.planning.tpu_slices import Slice, ragged_unsupported
 from moe_parity.training.build import abstract_step, model_options
@@ -139,7 +139,7 @@ def _planned(config, plan: ArmPlan, sizes: MeshSizes) -> dict[str, int]:
     remat=config.model.remat,
     micro_batches=plan.batch_sequences // micro,
     kernels=attention in FUSED,
-    max_logits=MAX_LOGITS_IN_MEMORY,
+    max_logits=MAX_LOGITS_ON_TPU,
   ).to_dict()
 
 

@@ -275,9 +275,11 @@ def _sparsecore_bytes(module: hlo.Module, call: hlo.Instruction) -> int:
 
 def moved_bytes(module: hlo.Module, instruction: hlo.Instruction, shapes: dict[str, str]) -> int:
   """HBM bytes read and written: operands and results, on-chip ones left out, and of what reads or
-  writes a part of an array the part."""
+  writes a part of an array the part. Without the padding of tiles."""
   results = hlo.num_bytes(instruction.shape, space=0)
   operands = [hlo.num_bytes(shapes.get(name, ""), space=0) for name in instruction.operands]
+  if instruction.opcode == "slice-start":  # (operands), the part that is copied, a semaphore
+    return hlo.arrays(instruction.shape)[len(operands)].num_bytes
   if instruction.opcode.endswith("-start"):
     return max([*operands, results // 2])
   opcodes = {instruction.opcode}

@@ -7,7 +7,8 @@ Candidates are ordered by an estimated step time, the sum of
              and hidden values cost in all passes, and more where tokens are dispatched to other
              devices (EXCHANGED_BYTES, GATHERED_BYTES); PARAMETER_BYTES of the optimizer
   weights, gradients   over their links, less what overlaps (EXPOSED_GATHERS, EXPOSED_SCATTERS),
-             and copies next to them where D_m / f is no multiple of 128 (COPIED_BYTES)
+             and copies next to them where D_m / f is no multiple of 128, and experts are not
+           sharded whole (COPIED_BYTES)
   exchange   over its links; where it is asynchronous, less what overlaps with computation (at most
              HIDDEN of it, and OVERLAP of compute and memory)
 
@@ -27,7 +28,7 @@ an all-to-all rows are forwarded: along k chips of a ring the busiest link carri
 device sends, of a line k/4, as `aot/collectives.py` counts it where the devices' coordinates are
 known.
 
-The constants are rounded from the compiled steps of `results/compile_*.json` and of some of
+The constants are rounded from the compiled steps of `results/compile_*.json` and of most of
 `results/compiled_meshes/`; docs/devices.md shows the estimate next to the compiled time, and which
 steps had no part in them. A mesh that does not fit comes after all that do. The estimate orders
 candidates: compile for a mesh to see how good it is.
@@ -43,24 +44,31 @@ from moe_parity.planning.arm_plan import ArmPlan
 from moe_parity.planning.expert_parallel import ExpertParallelShape, default_token_dispatch
 from moe_parity.planning.memory import (
   DTYPE_BYTES,
-  MAX_LOGITS_IN_MEMORY,
+  MAX_LOGITS_ON_TPU,
   Memory,
   device_memory,
   row_width,
 )
-from moe_parity.planning.mesh_sizes import MeshSizes, check_arms
+from moe_parity.planning.mesh_sizes import (
+  MeshSizes,
+  check_arms,
+  shards_whole_experts,
+  stored_experts,
+)
 from moe_parity.planning.tpu_slices import LANES, Slice, ragged_unsupported
 from moe_parity.planning.wire_bytes import wire_bytes
 
-HEADROOM = 1.3  # what compilers add to planned bytes: 1.1 to 1.34 of them, most with remat
+HEADROOM = 1.2  # what compilers add to planned bytes: 0.97 to 1.22 of them in compiled steps
 # HBM bytes a token, layer and channel of each of K + 2 rows: without an exchange, and with one by
-# its dispatcher. An `all_to_all` has a quarter more rows than tokens choose, and is v5e's, where no
-# SparseCore permutes them.
-HBM_BYTES = 80
-EXCHANGED_BYTES = {"ragged_all_to_all": 110, "all_to_all": 200}
+# its dispatcher. On v4 and v5p, whose HBM is fast, rows take longer than their bytes to permute.
+# An `all_to_all` has a quarter more rows than tokens choose, and is v5e's, where no SparseCore
+# permutes them.
+HBM_BYTES = {"v4": 130, "v5p": 130}
+OTHER_HBM_BYTES = 60
+EXCHANGED_BYTES = {"ragged_all_to_all": 110, "all_to_all": 140}
 # An `all_gather` has a device convert, permute and sum rows of all tokens of its group, padded to
 # eight lane tiles: HBM bytes a gathered token, layer and channel.
-GATHERED_BYTES = 250
+GATHERED_BYTES = 150
 PARAMETER_BYTES = 40  # Adam reads 16 and writes 12, casts and gradients are the rest
 HIDDEN, OVERLAP = 0.8, 0.4  # shares of a ragged exchange and of computation that can overlap
 # Shares of collectives of weights that computation does not hide. A gather of a layer starts with
@@ -114,7 +122,7 @@ def candidates(
     memory = device_memory(
       plan.architecture, plan.seq_len, plan.batch_sequences, dataclasses.asdict(sizes),
       dtype=dtype, remat=remat, micro_batches=micro, kernels=kernels,
-      max_logits=MAX_LOGITS_IN_MEMORY,
+      max_logits=MAX_LOGITS_ON_TPU,
     )  # fmt: skip
     result.append(_estimate(plan, slice_, sizes, memory, DTYPE_BYTES[dtype], micro, remat))
   if not result:
@@ -139,7 +147,7 @@ def _estimate(
   rows = exchange_bytes(plan.architecture, dispatch, sizes.expert, tokens, item, is_rematerialized)
   compute = plan.train_flops_per_token * tokens * (4 / 3 if is_rematerialized else 1)
   moved = PARAMETER_BYTES / 4 * memory.parameters  # float32
-  moved += _row_bytes(plan.architecture, dispatch, sizes.expert, tokens)
+  moved += _row_bytes(plan.architecture, generation.name, dispatch, sizes.expert, tokens)
   device = compute / generation.flops_per_device + moved / generation.bandwidth_per_device
   busiest = _busiest(sizes.expert, slice_)
   if dispatch == "all_gather":
@@ -148,9 +156,9 @@ def _estimate(
   if not ragged_unsupported(generation.name, slice_.num_devices):
     exchange -= min(HIDDEN * exchange, OVERLAP * device)
   weights = weight_bytes(plan.architecture, sizes, item, micro, is_rematerialized)
-  is_narrow = plan.architecture.d_model // sizes.fsdp < MIN_COLUMNS
-  waited = weights.gathered * (1 if is_narrow else EXPOSED_GATHERS.get(generation.name, 1))
-  waited += weights.scattered * (2 if is_narrow else EXPOSED_SCATTERS.get(generation.name, 1))
+  narrow, other = weights.narrow_share, 1 - weights.narrow_share
+  waited = weights.gathered * (narrow + other * EXPOSED_GATHERS.get(generation.name, 1))
+  waited += weights.scattered * (2 * narrow + other * EXPOSED_SCATTERS.get(generation.name, 1))
   seconds = device + exchange + waited / (_links(sizes.fsdp, slice_) * link_bandwidth)
   seconds += COPIED_BYTES * weights.copied / generation.bandwidth_per_device
   copies = _links(sizes.data * sizes.expert, slice_)
@@ -159,11 +167,14 @@ def _estimate(
   return MeshCandidate(sizes, memory, weights.sent + rows, seconds, fits)
 
 
-def _row_bytes(architecture: Architecture, dispatch: str, expert: int, tokens: int) -> int | float:
+def _row_bytes(
+  architecture: Architecture, generation: str, dispatch: str, expert: int, tokens: int
+) -> int | float:
   """HBM bytes of rows and hidden values in all passes of a step."""
   a = architecture
   rows = tokens * a.num_layers * a.d_model * (a.experts_per_token + 2)
-  moved = EXCHANGED_BYTES.get(dispatch, HBM_BYTES) * rows
+  own = HBM_BYTES.get(generation, OTHER_HBM_BYTES)
+  moved = EXCHANGED_BYTES.get(dispatch, own) * rows
   if dispatch == "all_gather":
     moved += GATHERED_BYTES * expert * tokens * a.num_moe_layers * row_width(a.d_model)
   return moved
@@ -216,12 +227,14 @@ class WeightBytes:
     gathered, scattered, reduced: sent to all-gather weights over `fsdp`, to reduce-scatter their
       gradients over it, and to all-reduce gradients over the other axes.
     copied: of weights and gradients that are copied next to a collective.
+    narrow_share: of what is gathered and scattered, the share in columns below MIN_COLUMNS.
   """
 
   gathered: float
   scattered: float
   reduced: float
   copied: float
+  narrow_share: float
 
   @property
   def sent(self) -> float:
@@ -245,17 +258,21 @@ def weight_bytes(
     a.num_dense_layers * a.d_ffn + a.num_moe_layers * a.d_shared
   )
   others += 2 * a.vocab_size * a.d_model
-  local = experts / sizes.expert
+  axes = a.num_experts, sizes.fsdp, sizes.expert
+  local = experts / a.num_experts * stored_experts(*axes) if experts else 0
   whole, passes = (others + local) * micro * item, 2 if is_rematerialized else 1
+  in_columns = others + (0 if shards_whole_experts(*axes) else local)
   sharded = _sent_fraction(sizes.fsdp) * whole
   copies = sizes.data * sizes.expert
   reduced = _sent_fraction(sizes.data) * local + _sent_fraction(copies) * others
   is_copied = sizes.fsdp > 1 and a.d_model % (sizes.fsdp * LANES)
+  is_narrow = a.d_model // sizes.fsdp < MIN_COLUMNS
   return WeightBytes(
     gathered=passes * sharded,
     scattered=sharded,
     reduced=2 * item * reduced / sizes.fsdp,
-    copied=(passes + 1) * whole if is_copied else 0.0,
+    copied=float((passes + 1) * in_columns * micro * item) if is_copied else 0.0,
+    narrow_share=in_columns / (others + local) if is_narrow else 0.0,
   )
 
 
