@@ -90,6 +90,7 @@ def test_the_verdict_says_itself_what_the_convention_hides(tmp_path):
   assert hidden and set(hidden) <= set(report["verdict"]["sentences"])
   shown = tables.resources(report).markdown()
   assert "executed FLOPs" in shown and "moe_17" in shown
+  assert "N with router, norms" in shown and any("leaves out router" in line for line in hidden)
 
 
 def test_energy_is_power_times_seconds_or_not_measured():

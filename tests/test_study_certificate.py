@@ -157,6 +157,7 @@ def test_every_resource_of_a_run_is_recounted_from_its_arrays(study):
     assert plan["convention"] == "executed"
     assert measured["executed_flops"] == cost.executed_flops == plan["train_flops"]
     assert measured["num_params_with_vocabulary"] == cost.num_params_with_vocabulary
+    assert measured["num_params_with_router"] == cost.num_params_with_router
     assert measured["weight_bytes"] == cost.weight_bytes
 
 

@@ -1,9 +1,9 @@
 """What every arm costs beyond the budget, relative to the dense arm.
 
 A budget makes C equal under one convention. What that convention leaves out may still differ: the
-products of router and output head, how attention is computed, the vocabulary's parameters, the
-bytes of weights. This page counts them for all arms, from plans in memory or as written by any
-earlier version, and says which differences a convention hides.
+products of router and output head, how attention is computed, the parameters of vocabulary, router
+and norms, the bytes of weights. This page counts them for all arms, from plans in memory or as
+written by any earlier version, and says which differences a convention hides.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class ArmCost:
     role: as of `ArmPlan`.
     train_flops: C by the budget's convention. executed_flops: of every matrix product of the run.
     num_params: N by the budget's convention. num_params_with_vocabulary: that, embedding and head.
+    num_params_with_router: N with router and norms, whatever the convention; no vocabulary.
     weight_bytes: of all parameters of the built model, without gradients and optimizer state.
     relative: each of these over the dense arm's; empty where there is no dense arm.
   """
@@ -37,6 +38,7 @@ class ArmCost:
   executed_flops: int
   num_params: int
   num_params_with_vocabulary: int
+  num_params_with_router: int
   weight_bytes: int
   relative: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -46,7 +48,7 @@ class ArmCost:
 
 
 RESOURCES = ("train_flops", "executed_flops", "num_params", "num_params_with_vocabulary",
-             "weight_bytes")  # fmt: skip
+             "num_params_with_router", "weight_bytes")  # fmt: skip
 
 
 def arm_costs(arms: Iterable[Mapping[str, Any]], baseline: str = "") -> list[ArmCost]:
@@ -86,6 +88,8 @@ def cost_rows(arms: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
       "executed x dense": cost.relative.get("executed_flops"),
       "N with vocabulary": cost.num_params_with_vocabulary,
       "N with v. x dense": cost.relative.get("num_params_with_vocabulary"),
+      "N with router, norms": cost.num_params_with_router,
+      "N with r. x dense": cost.relative.get("num_params_with_router"),
       "MiB of weights": cost.weight_bytes / 2**20,
       "bytes x dense": cost.relative.get("weight_bytes"),
     }
@@ -121,7 +125,7 @@ def hidden_differences(costs: Sequence[ArmCost], convention: str) -> list[str]:
   return sentences
 
 
-# Resource, the one that the budget or the sentence before shows, and what to say.
+# Resource, the one that the budget or a sentence before shows, and what to say.
 _HIDDEN = (
   (
     "executed_flops",
@@ -136,10 +140,16 @@ _HIDDEN = (
     "parameters of dense: {arms}",
   ),
   (
+    "num_params_with_router",
+    "num_params",
+    "N by convention {convention} leaves out router and norms: with them, and without the "
+    "vocabulary, arms hold this many times the parameters of dense: {arms}",
+  ),
+  (
     "weight_bytes",
     "num_params_with_vocabulary",
-    "with router and norms too, the weights of arms take this many times the bytes of dense: "
-    "{arms}",
+    "with vocabulary, router and norms, the weights of arms take this many times the bytes of "
+    "dense: {arms}",
   ),
 )
 
@@ -153,6 +163,7 @@ def _cost(arm: Mapping[str, Any]) -> ArmCost:
     executed_flops=executed_flops(arm),
     num_params=arm["num_params"],
     num_params_with_vocabulary=arm["num_params"] + exact.vocabulary_params,
+    num_params_with_router=exact.num_params,
     weight_bytes=BYTES_PER_PARAM * exact.num_params_with_vocabulary,
   )
 

@@ -57,6 +57,8 @@ def resources(report: dict) -> Table:
       over("num_params"),
       Column("num_params_with_vocabulary", "N with vocabulary", count),
       over("num_params_with_vocabulary"),
+      Column("num_params_with_router", "N with router, norms", count),
+      over("num_params_with_router"),
       Column("weight_bytes", "MiB of weights", lambda x: f"{x / 2**20:.4g}"),
       over("weight_bytes"),
       Column("seconds", "seconds", lambda x: f"{x:.4g}"),

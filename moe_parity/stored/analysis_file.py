@@ -51,7 +51,7 @@ _TUNING = {
   }],
 }  # fmt: skip
 _RESOURCES = ("train_flops", "executed_flops", "num_params", "num_params_with_vocabulary",
-              "weight_bytes")  # fmt: skip
+              "num_params_with_router", "weight_bytes")  # fmt: skip
 _COSTS = {f"{name}?": AMOUNT for name in _RESOURCES}
 _COSTS |= {f"{name}_ratio?": AMOUNT for name in (*_RESOURCES, "seconds", "joules")}
 _COSTS |= {"seconds?": float, "joules?": float}

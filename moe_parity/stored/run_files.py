@@ -113,8 +113,8 @@ CHECK = {
 _MEASURED = {
   "num_params": COUNT, "num_active_params": COUNT, "train_flops_per_token": AMOUNT,
   "executed_flops_per_token?": AMOUNT, "num_params_with_vocabulary?": COUNT,
-  "weight_bytes?": COUNT, "num_tokens": COUNT, "num_unique_tokens": COUNT, "train_flops": AMOUNT,
-  "executed_flops?": AMOUNT,
+  "num_params_with_router?": COUNT, "weight_bytes?": COUNT, "num_tokens": COUNT,
+  "num_unique_tokens": COUNT, "train_flops": AMOUNT, "executed_flops?": AMOUNT,
 }  # fmt: skip
 # A run's certificate that could not measure holds {} there; a study's has none of these.
 CERTIFICATE = {

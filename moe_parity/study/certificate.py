@@ -402,7 +402,8 @@ def _data_checks(budget: dict, runs: Sequence[tuple]) -> list[dict]:
 
 def relative_to_dense(runs: Sequence[tuple[dict, dict, dict]]) -> list[dict]:
   """Recounted resources of every certified run over those of the first dense one: C, executed
-  FLOPs, parameters with and without vocabulary, bytes of weights.
+  FLOPs, parameters without and with vocabulary, without and with router and norms, bytes of
+  weights.
 
   Args:
     runs: (plan, measured, certificate) of each; certificates of earlier versions lack some.

@@ -46,7 +46,7 @@ def kind_of(name: str) -> str:
 
 def count(shapes: Mapping[str, Sequence[int]], plan: dict) -> dict[str, int]:
   """num_params, num_active_params, train_flops_per_token, executed_flops_per_token,
-  num_params_with_vocabulary and weight_bytes from array shapes.
+  num_params_with_vocabulary, num_params_with_router (and norms) and weight_bytes from array shapes.
 
   Args:
     shapes: name -> shape of every parameter; layers are stacked on the first axis.
@@ -82,6 +82,7 @@ def count(shapes: Mapping[str, Sequence[int]], plan: dict) -> dict[str, int]:
     "train_flops_per_token": 3 * sum(forward[kind] for kind in FLOPS[plan["convention"]]),
     "executed_flops_per_token": 3 * sum(forward[kind] for kind in FLOPS["executed"]),
     "num_params_with_vocabulary": outside_experts + total["experts"] + total["vocabulary"],
+    "num_params_with_router": sum(total.values()) - total["vocabulary"] - total["scales"],
     "weight_bytes": BYTES_PER_PARAM * sum(total.values()),
   }
 
