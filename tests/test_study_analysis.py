@@ -86,6 +86,33 @@ def test_the_best_arm_is_scored_by_runs_that_did_not_pick_it(tmp_path):
   assert one["picked"] is None
 
 
+@pytest.mark.parametrize(
+  "dense, rates, words",
+  [
+    (1.95, (0.26,), "At equal parameters, compute and data, the only MoE arm (moe_26, r_a 26.0 %)"
+     " beats dense by 0.0"),
+    (1.6, (0.26,), "At equal parameters, compute and data, dense beats the only MoE arm."),
+    (1.9, (0.26,), "the only MoE arm cannot be told to be better than dense."),
+    (1.95, (0.26, 0.9), "1 of 2 MoE arms beats dense, moe_26 (r_a 26.0 %) by 0.0"),
+    (1.95, (0.25, 0.26), "2 of 2 MoE arms beat dense, the best (moe_2"),
+  ],
+)  # fmt: skip
+def test_one_moe_arm_is_spoken_of_as_one(tmp_path, dense, rates, words):
+  fake = {"telemetry": False, "seeds": (0, 1, 2), "seed_sd": 0.002, "document_sd": 0.004}
+  report = compare.analyze(study(tmp_path, dense_bpc=dense, rates=rates, **fake))
+  assert words in report["verdict"]["headline"]
+  (reference,) = [s for s in report["verdict"]["sentences"] if "not at parity" in s]
+  assert ("the best" in reference) == (len(rates) > 1)
+
+
+def test_the_luck_of_the_best_arm_speaks_against_no_dense_winner(tmp_path):
+  fake = {"telemetry": False, "seeds": (0, 1, 2), "seed_sd": 0.004}
+  for dense, is_against in ((1.95, True), (1.6, False)):
+    found = compare.analyze(study(tmp_path / str(dense), dense_bpc=dense, **fake))["verdict"]
+    (line,) = [line for line in found["sentences"] if "in part the luckiest" in line]
+    assert (line in found["against"]) == is_against
+
+
 def test_what_a_seed_draws_is_said(tmp_path):
   folder = study(tmp_path, telemetry=False, seeds=(0, 1))
   assert "initial weights only" in words(compare.analyze(folder))

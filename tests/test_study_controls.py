@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -100,6 +101,35 @@ def test_page_api_and_command_agree_on_the_winner(tmp_path, capsys):
   assert study.winner is None and study.analysis["verdict"]["explained_by"] == "dense_active"
   for text in (" ".join(printed.split()), page_path.read_text(), study.verdict):
     assert "dense_active, a dense model of 150,000 parameters" in text
+
+
+@pytest.mark.parametrize(
+  "controls, words",
+  [
+    ({"dense_small": (600_000, 2.1)}, "moe_26 is not shown to be better than dense and beats dense_"
+     "small, the best of them: of the difference of 0.0"),
+    ({"dense_active": (150_000, 1.7)}, "The difference is not one of the experts: dense_active"),
+    ({"dense_active": (150_000, 1.9)}, "The difference is not shown to be one of the experts: of"),
+    ({}, "so whether the difference is one of the experts or of a smaller model is not shown"),
+  ],
+)  # fmt: skip
+def test_an_arm_that_is_not_better_than_dense_has_no_lead(tmp_path, controls, words):
+  """The sentences spoke of its lead, and said that it also beats a control."""
+  report = analyze(
+    tmp_path, rates=(0.26,), dense_bpc=1.91, seed_sd=0.02, controls=controls, ablation_cost=0.2,
+    random=10,
+  )  # fmt: skip
+  (row,) = report["comparisons"]
+  assert row["verdict"] == "not distinguishable" and row["difference"] < 0
+  found = report["verdict"]
+  text = " ".join(found["sentences"])
+  assert words in text and "BPC below dense and not shown to be better; of that" in text
+  assert "also beats" not in text and not sentences_with("lead", found["sentences"])
+  assert not [line for line in found["against"] if "experts" in line or "control" in line]
+
+
+def sentences_with(word, sentences):
+  return [line for line in sentences if re.search(rf"\b{word}\b", line)]
 
 
 def test_without_controls_the_verdict_says_that_there_are_none(tmp_path):

@@ -107,22 +107,32 @@ def is_explained(explained: dict | None) -> bool:
   return row is not None and row["moe_to_control"]["verdict"] != "MoE better"
 
 
-def sentences(explained: dict | None) -> list[str]:
-  """What the verdict says of it; nothing where no MoE arm leads."""
+def sentences(explained: dict | None, beats_dense: bool) -> list[str]:
+  """What the verdict says of it; nothing where no MoE arm is below dense.
+
+  Args:
+    beats_dense: whether the best arm is better than dense by its verdict. If not there is no lead,
+      only a difference, and the sentences say so.
+  """
   if explained is None or explained["lead"] <= 0:
     return []
-  lead, name = explained["lead"], explained["best"]
+  lead, name, word = explained["lead"], explained["best"], _word(beats_dense)
   lines = []
   if removed := explained["ablations"].get("routed_removed"):
     left = removed["lead_left"]
     kept = f"{left:.4f} of it remains" if left > 0 else "nothing of it remains"
+    of_what = f"Of the lead of {lead:.4f} BPC that {name} has over dense"
+    if not beats_dense:
+      of_what = (
+        f"{name} is {lead:.4f} BPC below dense and not shown to be better; of that difference"
+      )
     lines.append(
-      f"Of the lead of {lead:.4f} BPC that {name} has over dense, {kept} when its routed experts"
-      f" are removed from the trained model (which costs it {removed['cost']:.4f})."
+      f"{of_what}, {kept} when its routed experts are removed from the trained model (which costs"
+      f" it {removed['cost']:.4f})."
     )
   if not explained["controls"]:
     lines.append(
-      "This comparison has no dense control of another N, so whether the lead is one of"
+      f"This comparison has no dense control of another N, so whether the {word} is one of"
       " the experts or of a smaller model is not shown."
     )
     return lines
@@ -131,11 +141,15 @@ def sentences(explained: dict | None) -> list[str]:
     for row in explained["controls"]
   ]
   lines.append(f"Dense controls at equal compute and data, BPC against dense: {', '.join(each)}.")
-  lines.append(_conclusion(explained, best_control(explained)))
-  return lines + untuned(explained)
+  lines.append(_conclusion(explained, best_control(explained), beats_dense))
+  return lines + untuned(explained, beats_dense)
 
 
-def untuned(explained: dict) -> list[str]:
+def _word(beats_dense: bool) -> str:
+  return "lead" if beats_dense else "difference"
+
+
+def untuned(explained: dict, beats_dense: bool) -> list[str]:
   """Says where controls learn at another rate than the arm whose lead they are to explain: a
   control at a poor rate explains too little. Nothing where each is at its own best rate."""
   if explained.get("tuned"):
@@ -150,22 +164,24 @@ def untuned(explained: dict) -> list[str]:
     return []
   return [
     f"Controls learn at rates of their own ({', '.join(others)}; {explained['best']} {own:.3g}),"
-    " not tuned for them: at a better rate a control may explain more of the lead."
+    f" not tuned for them: at a better rate a control may explain more of the"
+    f" {_word(beats_dense)}."
   ]
 
 
-def _conclusion(explained: dict, row: dict) -> str:
-  name, control = explained["best"], row["name"]
+def _conclusion(explained: dict, row: dict, beats_dense: bool) -> str:
+  name, control, word = explained["best"], row["name"], _word(beats_dense)
   gain = max(-row["to_dense"]["difference"], 0.0)
   explains = min(gain, explained["lead"])
-  share = f"of the lead of {explained['lead']:.4f} BPC, {explains:.4f} is explained by {control}"
+  share = f"of the {word} of {explained['lead']:.4f} BPC, {explains:.4f} is explained by {control}"
   versus = f"{name} minus {control} is {row['moe_to_control']['difference']:+.4f} BPC"
   verdict = row["moe_to_control"]["verdict"]
   if verdict == "MoE better":
-    return f"{name} also beats {control}, the best of them: {share}, and {versus}."
+    beats = "also beats" if beats_dense else "is not shown to be better than dense and beats"
+    return f"{name} {beats} {control}, the best of them: {share}, and {versus}."
   if verdict == "control better":
-    return f"The lead is not one of the experts: {control} beats {name}; {versus}."
+    return f"The {word} is not one of the experts: {control} beats {name}; {versus}."
   return (
-    f"The lead is not shown to be one of the experts: {share}, and {versus}, which these runs"
+    f"The {word} is not shown to be one of the experts: {share}, and {versus}, which these runs"
     " cannot tell from 0."
   )

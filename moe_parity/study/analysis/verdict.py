@@ -24,7 +24,8 @@ def verdict(report: dict) -> dict:
   ahead = _ahead(report)
   obstacles = _obstacles(report)
   sentences = obstacles + _comparison(report) + _picked(report)
-  sentences += controls.sentences(report["controls"]) + effort.sentences(report["tuning"])
+  sentences += controls.sentences(report["controls"], _beats_dense(report))
+  sentences += effort.sentences(report["tuning"])
   sentences += _passes(report) + report["resources"]["hidden"]
   sentences += _noise(report)
   sentences += curve_sentences.optimum(report) + curve_sentences.region(report)
@@ -49,11 +50,15 @@ def verdict(report: dict) -> dict:
 
 def _against(report: dict, obstacles: list[str], sentences: list[str]) -> list[str]:
   """The sentences that a reader who doubts the headline would point at."""
-  on_lead = controls.sentences(report["controls"])
-  if report["controls"] and report["controls"]["controls"]:
-    if not controls.is_explained(report["controls"]):  # then the controls speak for it, if tuned
-      on_lead = controls.untuned(report["controls"])
-  found = obstacles + on_lead + report["resources"]["hidden"] + _picked(report)
+  beats_dense = _beats_dense(report)
+  on_lead = []  # where no arm is said to be ahead, nothing speaks against its lead
+  if beats_dense or not any(map(_is_judged, report["comparisons"])):
+    on_lead = controls.sentences(report["controls"], beats_dense)
+    if report["controls"] and report["controls"]["controls"]:
+      if not controls.is_explained(report["controls"]):  # then the controls speak for it, if tuned
+        on_lead = controls.untuned(report["controls"], beats_dense)
+  found = obstacles + on_lead + report["resources"]["hidden"]
+  found += _picked(report) if beats_dense else []
   found += effort.edges(report["tuning"]) + effort.same_documents(report["tuning"])
   found += _passes(report)
   fixed_text = report["noise"]["df"] and not report["noise"]["draws_data"]
@@ -66,7 +71,6 @@ def _against(report: dict, obstacles: list[str], sentences: list[str]) -> list[s
 
 
 def _headline(report: dict, ahead: str) -> str:
-  ahead_is_moe = any(row["verdict"] == "MoE better" for row in report["comparisons"])
   certificate = report["certificate"]
   if certificate["passed"] is False:
     return "No winner: the certificate did not pass, so it is not shown that arms are comparable."
@@ -80,7 +84,7 @@ def _headline(report: dict, ahead: str) -> str:
     return f"One seed proves nothing, so no arm is called better. {ahead[0].upper()}{ahead[1:]}."
   if report["not_done"]:
     return f"Not all runs are done. So far, {ahead}."
-  if ahead_is_moe and controls.is_explained(report["controls"]):
+  if _beats_dense(report) and controls.is_explained(report["controls"]):
     row = controls.best_control(report["controls"])
     words = "scores better still" if row["moe_to_control"]["verdict"] == "control better" else (
       "cannot be told from the best of them"
@@ -90,6 +94,11 @@ def _headline(report: dict, ahead: str) -> str:
   equal = listed(["parameters", *(name for name, same in report["equal"].items() if same)])
   other = listed([name for name, same in report["equal"].items() if not same])
   return f"At equal {equal}{f' but not equal {other}' if other else ''}, {ahead}."
+
+
+def _beats_dense(report: dict) -> bool:
+  """Whether an MoE arm is better than dense by its verdict."""
+  return any(row["verdict"] == "MoE better" for row in report["comparisons"])
 
 
 def _is_judged(row: dict) -> bool:
@@ -110,15 +119,25 @@ def _ahead(report: dict) -> dict:
     if picked and picked["num_arms"] > 1 and picked["name"] == best["name"]:
       corrected = f"; corrected for being the best of {picked['num_arms']}, by"
       corrected += f" {-picked['corrected']:.4f}"
+    arm = f"({best['name']}, r_a {_pct(best)})"
+    if len(rows) == 1:
+      who = f"the only {noun} {arm} beats dense"
+    elif len(better) == 1:
+      who = f"{count(1, len(rows), noun)} beats dense, {best['name']} (r_a {_pct(best)})"
+    else:
+      who = f"{count(len(better), len(rows), noun)} beat dense, the best {arm}"
     return {
-      "sentence": f"{count(len(better), len(rows), noun)} beat dense, the best ({best['name']}, "
-      f"r_a {_pct(best)}) by {-best['difference']:.4f} BPC "
+      "sentence": f"{who} by {-best['difference']:.4f} BPC "
       f"({_interval(best['simultaneous'])}{corrected})",
       "winner": best["name"],
     }
   if len(worse) == len(rows):
-    every = "every MoE arm" if noun == "MoE arm" else "every repeated MoE arm"
+    every = f"the only {noun}" if len(rows) == 1 else f"every {noun}"
     return {"sentence": f"dense beats {every}", "winner": rows[0]["baseline"]}
+  if len(rows) == 1:
+    return {
+      "sentence": f"the only {noun} cannot be told to be better than dense", "winner": None
+    }  # fmt: skip
   lost = f"; dense beats {count(len(worse), len(rows), noun)}" if worse else ""
   return {"sentence": f"no MoE arm can be told to be better than dense{lost}", "winner": None}
 
@@ -129,8 +148,9 @@ def _lowest(report: dict) -> str:
     return ""
   low = min(report["comparisons"], key=lambda r: r["difference"])
   where = "below" if low["difference"] < 0 else "above"
+  which = "lowest" if len(report["comparisons"]) > 1 else "only"
   return (
-    f"the lowest MoE arm of these runs ({low['name']}, r_a {_pct(low)}) scores "
+    f"the {which} MoE arm of these runs ({low['name']}, r_a {_pct(low)}) scores "
     f"{abs(low['difference']):.4f} BPC {where} {low['baseline']}; another seed may turn that round"
   )
 
@@ -240,11 +260,14 @@ def _references(report: dict) -> list[str]:
     group = next(g for g in report["groups"] if g["name"] == name)
     best = min(rows, key=lambda r: r["difference"])
     judged = f"{count(len(better), len(rows), 'MoE arm')} better; "
+    which = f"the best, {best['name']},"
+    if len(rows) == 1:
+      judged, which = f"{best['verdict']}; ", best["name"]
     if not any(_is_judged(row) for row in rows):
       judged = ""
     lines.append(
       f"Against {name}, which spent {group['compute_multiple']:g} times the compute and is not at "
-      f"parity: {judged}the best, {best['name']}, {best['difference']:+.4f} BPC "
+      f"parity: {judged}{which} {best['difference']:+.4f} BPC "
       f"({_interval(best['simultaneous'], signed=True)})."
     )
   return lines
