@@ -29,6 +29,7 @@ def budget(arg, name, num_params, dense, moe_table, cards=None):
   config.model.remat = "layer"
   if arg.gib:
     for_one_card(config, arg.gib, cards)
+  config.optimizer.warmup_share = 0.01  # Table 4: clip(0.01 * iters, 200, 2000)
   config.budget.seq_len = 2048
   config.budget.batch_multiple = 8
   config.budget.num_params = num_params

@@ -217,6 +217,7 @@ def _refuse_former_names(config: ConfigDict, overrides: Sequence[str] = ()) -> N
 NEWER_FIELDS = {
   "evaluation.tuning_share": 0.0,
   "train.device_watts": 0.0,
+  "optimizer.warmup_share": 0.0,
   "model.rope_base": ROPE_BASE,
   "model.norm_epsilon": NORM_EPSILON,
 }

@@ -78,6 +78,7 @@ def test_a_published_cell_is_what_its_config_plans(path, monkeypatch):
   for name in same:
     assert planned[name].architecture == Architecture.from_dict(stored[name]["architecture"])
     assert planned[name].num_tokens == stored[name]["num_tokens"]
+    assert planned[name].warmup_steps == stored[name]["warmup_steps"]
   own = {name for name, arm in stored.items() if arm["role"] == "arm" and "_lr" not in name}
   assert own <= same and len(own) > 3
 
@@ -87,6 +88,12 @@ def test_printed_rates_and_batches_are_the_papers():
   plan = {arm.name: arm for arm in make_plan(config).arms}
   assert plan["dense"].peak_learning_rate == 3.89e-4 and plan["dense"].batch_sequences == 432
   assert plan["moe_20"].peak_learning_rate == 4.74e-4 and plan["moe_20"].batch_sequences == 640
+
+
+@pytest.mark.parametrize("name", ["paper_2b", "paper_3b", "paper_7b"])
+def test_arms_of_the_paper_warm_up_as_its_table_4_says(name):
+  for arm in make_plan(configs.load(str(ROOT / f"configs/{name}.py"))).arms:
+    assert arm.warmup_steps == min(2000, max(200, round(0.01 * arm.num_steps)))
 
 
 @pytest.mark.parametrize("arms, names", [

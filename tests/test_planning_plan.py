@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from moe_parity.errors import UserError
+from moe_parity.planning import run_length
 from moe_parity.planning.accounting import CONVENTIONS, cost_of
 from moe_parity.planning.architecture import Architecture
 from moe_parity.planning.plan import make_plan
@@ -108,6 +109,19 @@ def test_a_config_dictionary_and_a_plain_object_are_read_alike():
   assert make_plan(ConfigDict(values)).to_dict() == plain.to_dict()
   assert {arm.warmup_steps for arm in plain.arms} == {7}
   assert {arm.final_learning_rate for arm in plain.arms} == {2e-5}
+
+
+@pytest.mark.parametrize(
+  "num_steps, most, share, steps",
+  [
+    (76_813, 2000, 0.01, 768),  # the paper's 7B, Table 14
+    (300_000, 2000, 0.01, 2000), (15_000, 2000, 0.01, 200), (900, 2000, 0.01, 90),
+    (76_813, 500, 0.01, 500), (76_813, 2000, 0.0, 2000), (900, 2000, 0.0, 90),
+  ],
+)  # fmt: skip
+def test_the_warm_up_is_the_papers_where_a_share_is_given(num_steps, most, share, steps):
+  """Table 4: clip(0.01 iters, 200, 2000); here a tenth of a run bounds it too."""
+  assert run_length.warmup_steps(num_steps, most, share) == steps
 
 
 def test_a_plan_is_ready_for_json_and_for_a_table():

@@ -228,6 +228,8 @@ FIELDS: tuple[Field, ...] = tuple(
     ("optimizer.final_learning_rate", 1e-5, Number(0.0, 10.0),
      "absolute, the same for every arm (the paper's Table 4); below every arm's peak"),
     ("optimizer.warmup_steps", 2000, _STEPS, "never more than a tenth of a run"),
+    ("optimizer.warmup_share", 0.0, Number(0.0, 0.1),
+     "of a run, at least 200 steps and at most warmup_steps; 0: warmup_steps. The paper has 0.01"),
     # How a run is executed and logged.
     ("train.micro_batch_sequences", 0, _SEQUENCES,
      "sequences in memory at a time; 0 is the whole batch"),

@@ -70,7 +70,7 @@ def arm_plans(
       num_steps=run.num_steps,
       peak_learning_rate=_peak_learning_rate(decisions, draft),
       final_learning_rate=decisions.final_learning_rate,
-      warmup_steps=warmup_steps(run.num_steps, decisions.warmup_steps),
+      warmup_steps=warmup_steps(run.num_steps, decisions.warmup_steps, decisions.warmup_share),
       compute_multiple=float(spec.compute_multiple),
       compute_ratio=ratio,
       residual_params_pct=100 * (cost.num_params / budget.num_params - 1),

@@ -37,6 +37,7 @@ class Decisions:
   max_epochs: float | int
   final_learning_rate: float
   warmup_steps: int
+  warmup_share: int | float
 
 
 def read_decisions(config: Any, vocab_size: int = 0) -> Decisions:
@@ -64,6 +65,7 @@ def read_decisions(config: Any, vocab_size: int = 0) -> Decisions:
     max_epochs=get(data, "max_epochs", 0.0),
     final_learning_rate=float(get(optimizer, "final_learning_rate", 1e-5)),
     warmup_steps=get(optimizer, "warmup_steps", 2000),
+    warmup_share=get(optimizer, "warmup_share", 0.0),
   )
 
 

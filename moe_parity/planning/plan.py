@@ -38,8 +38,8 @@ def make_plan(
   vocab_size: int = 0,
 ) -> ComparisonPlan:
   """The plan of a config: an object or mapping with seed, budget, arms, and, where they are there,
-  name, optimizer (final_learning_rate, warmup_steps), data (tokenizer, weights, max_epochs) and
-  model (attention_block).
+  name, optimizer (final_learning_rate, warmup_steps, warmup_share), data (tokenizer, weights,
+  max_epochs) and model (attention_block).
 
   Args:
     available_tokens: tokens of the corpus in whole windows; None does not check.

@@ -9,6 +9,7 @@ from moe_parity.errors import UserError
 from moe_parity.planning.scaling_laws import STEP_LAW
 
 WARMUP_SHARE = 0.1  # of a run, at most
+LEAST_WARMUP = 200  # steps of a warm-up that is a share of a run, by the paper's Table 4
 # A batch may leave the law by this factor to fit whole steps: the law's own optimum is that wide.
 _BATCH_REACH = 1.3
 
@@ -92,8 +93,14 @@ def _nearest(value: float, multiple: int) -> int:
   return max(round(value / multiple), 1) * multiple
 
 
-def warmup_steps(num_steps: int, wanted: int) -> int:
-  """Warm-up steps: as wanted (2000 in StepLaw's runs) but never over a tenth of the run."""
+def warmup_steps(num_steps: int, most: int, share: int | float = 0) -> int:
+  """Warm-up steps: `most` (2000 in StepLaw's runs), but never over a tenth of the run.
+
+  Args:
+    share: of the run, where not 0: so many steps, at least LEAST_WARMUP and at most `most`. The
+      paper's Table 4 has 0.01, clip(0.01 steps, 200, 2000).
+  """
+  wanted = min(most, max(LEAST_WARMUP, round(share * num_steps))) if share else most
   return min(wanted, int(WARMUP_SHARE * num_steps))
 
 
