@@ -12,6 +12,10 @@ class UserError(ValueError):
   """
 
 
+class NotFiniteError(UserError):
+  """A run diverged: its loss, in a step or on held-out text, or its gradient is NaN or infinite."""
+
+
 class Stopped(KeyboardInterrupt):
   """A signal asked this process to stop, and it did so between two steps.
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from moe_parity.data.bpe_training import train_bpe
 from moe_parity.data.prepare import prepare
-from moe_parity.errors import UserError
+from moe_parity.errors import NotFiniteError, UserError
 from moe_parity.evaluation import bits_per_character
 from tests.helpers import lm_eval_golden
 from tests.helpers.small_store import (
@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_is_never_a_result(split):
   def broken(inputs, targets, mask):
     return np.full(inputs.shape, np.inf)
 
-  with pytest.raises(UserError, match="not finite"):
+  with pytest.raises(NotFiniteError, match="not finite; the model diverged"):
     bits_per_character.evaluate(broken, split, seq_len=S, batch_sequences=B)
 
 

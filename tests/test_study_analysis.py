@@ -327,7 +327,10 @@ def test_a_diverged_or_planless_run_is_named_and_not_compared(tmp_path):
   compare.write_analysis(folder)
   report = json.loads((folder / "analysis.json").read_text())
   assert [r["name"] for r in report["comparisons"]] == ["moe_10", "moe_38", "moe_55"]
-  damaged = "moe_17-s0/result.json is damaged (validation.bpc is nan, not a finite number)"
+  damaged = (
+    "moe_17-s0/result.json is damaged (validation.bpc is nan, not a finite number); restore it from"
+    " a copy, or remove it and run the study again: the run is scored again from its checkpoint"
+  )
   assert any(damaged in w for w in report["warnings"])
   assert any("moe_26 (seed 0) is done but has no plan" in w for w in report["warnings"])
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from moe_parity.defaults import base, dense_arm, moe_arm
-from moe_parity.errors import UserError
+from moe_parity.errors import NotFiniteError, UserError
 from moe_parity.study.comparisons import Results, plan_comparisons
 from moe_parity.study.methods import architecture, selection
 from moe_parity.study.workers.runner import run_study
@@ -119,7 +119,6 @@ def test_a_full_layout_leaves_widths_of_dense_layers_out():
 
 
 def test_a_diverged_option_loses_and_the_search_goes_on(tmp_path):
-  from moe_parity.training.loop import NotFiniteError
 
   good = fake_training.actions(truth=separable)
 

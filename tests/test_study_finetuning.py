@@ -7,13 +7,12 @@ import pytest
 
 from moe_parity import files
 from moe_parity.config import to_json
-from moe_parity.errors import UserError
+from moe_parity.errors import NotFiniteError, UserError
 from moe_parity.planning.finetuning_plan import FinetuningPlan
 from moe_parity.report import finetuning as page
 from moe_parity.study import finetuning
 from moe_parity.study.workers.multi_process import from_message, to_message
 from moe_parity.study.workers.runner import run_study
-from moe_parity.training.loop import NotFiniteError
 from tests.helpers import chats, fake_training
 
 ARMS = ["dense", "moe_20", "moe_30"]

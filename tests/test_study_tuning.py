@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from moe_parity.errors import UserError
+from moe_parity.errors import NotFiniteError, UserError
 from moe_parity.files import write_json
 from moe_parity.report.page import write_report
 from moe_parity.study.analysis import compare
@@ -17,7 +17,6 @@ from moe_parity.study.reading import read_study
 from moe_parity.study.tuning import best_rate
 from moe_parity.study.workers import leaving
 from moe_parity.study.workers.runner import run_study
-from moe_parity.training.loop import NotFiniteError
 from tests.helpers import fake_training
 
 GRID = (0.002, 0.004, 0.008)

@@ -3,16 +3,18 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 
 from moe_parity import cli, config
 from moe_parity.data.prepare import prepare
-from moe_parity.errors import UserError
+from moe_parity.errors import NotFiniteError, UserError
 from moe_parity.planning.plan import make_plan
+from moe_parity.stored.study_files import NOT_FINITE
 from moe_parity.training import setup
-from moe_parity.training.loop import NotFiniteError, train_arm
+from moe_parity.training.loop import train_arm
 from moe_parity.training.step import TrainStep, make_train_step
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -143,6 +145,23 @@ def test_what_is_no_number_keeps_the_checkpoint_before_it(
   lines = []
   train_arm(loaded, plan, store, tmp_path / "run", lambda progress: lines.append(progress.step))
   assert 1 < lines[0] <= at and (is_last or lines[0] == 7)
+
+
+def test_held_out_text_of_no_finite_loss_is_a_run_that_diverged(run, store, tmp_path, monkeypatch):
+  """It failed, so a study that tries learning rates never came to an end of its arm."""
+  folder = tmp_path / "run"
+  shutil.copytree(run, folder)
+  (folder / "result.json").unlink()  # its last checkpoint is scored again
+  make = lambda *a: lambda *b: lambda inputs, *c: np.full(inputs.shape, np.inf)  # noqa: E731
+  loaded, plan = arm("dense", "--config.train.save_every=10", "--config.train.eval_every=15")
+  with monkeypatch.context() as patch:
+    patch.setattr(setup, "make_scorer", make)
+    with pytest.raises(NotFiniteError, match="not finite; the model diverged.* learning rate"):
+      train_arm(loaded, plan, store, folder)
+  assert NotFiniteError.__name__ == NOT_FINITE and not (folder / "result.json").exists()
+  train_arm(loaded, plan, store, folder)
+  scores = [json.loads((f / "result.json").read_text())["validation"] for f in (run, folder)]
+  assert scores[0] == scores[1]
 
 
 def test_micro_batches_must_divide_the_batch():

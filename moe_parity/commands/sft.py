@@ -13,7 +13,7 @@ from moe_parity.commands.common import (
   worker_argument,
 )
 from moe_parity.commands.output import print_table
-from moe_parity.errors import UserError
+from moe_parity.errors import NotFiniteError, UserError
 
 HELP = "fine-tune a trained run on chats"
 ABOUT = """\
@@ -151,7 +151,6 @@ def _sweep(args, config, base, store, rows, out, stop) -> tuple[list[dict], dict
   from moe_parity.finetuning.finetune import finetune_arm, plan_candidate
   from moe_parity.study.workers.run_lease import leased_everywhere
   from moe_parity.training.control import RunControl
-  from moe_parity.training.loop import NotFiniteError
 
   (out / sweep.CANDIDATES).mkdir(parents=True, exist_ok=True)
   sweep.check_candidates(out, rows.counts | {"base_sha256": base.sha256})

@@ -27,7 +27,7 @@ import numpy as np
 
 from moe_parity.data.token_store import Documents, Split
 from moe_parity.data.window_order import key, permute
-from moe_parity.errors import UserError
+from moe_parity.errors import NotFiniteError, UserError
 from moe_parity.planning.config_rules import check_scoring
 
 # (inputs int32 [B, S], targets int32 [B, S], mask bool [B, S]) -> nats [B, S]; one shape throughout
@@ -68,7 +68,8 @@ def evaluate(
     A domain of which packed windows hold only the end of a character has no bits per character: it
     counts in the totals alone.
   Raises:
-    UserError: an impossible combination of arguments, or nats that are not finite.
+    UserError: an impossible combination of arguments.
+    NotFiniteError: nats that are not finite, so none are ever in a result.
   """
   check_scoring(mode, seq_len, batch_sequences, stride, max_tokens)
   documents = split.documents
@@ -252,9 +253,10 @@ def _accumulate(
     values, scored_ids = values[mask], document_ids[mask]
     if not np.isfinite(values).all():
       row = int(scored_ids[~np.isfinite(values)][0])
-      raise UserError(
+      raise NotFiniteError(
         f"document {row} ({documents.sources[documents.source[row]]}) has a loss that is not "
-        f"finite; the model diverged, or computes it in too low a precision"
+        f"finite; the model diverged, or computes it in too low a precision: lower its learning "
+        f"rate, or use --config.model.dtype=float32"
       )
     np.add.at(nats, scored_ids, values)
     np.add.at(num_tokens, scored_ids, 1)

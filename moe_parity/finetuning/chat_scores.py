@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from moe_parity.errors import UserError
+from moe_parity.errors import NotFiniteError
 from moe_parity.evaluation.bits_per_character import Score
 from moe_parity.finetuning.chat_rows import ChatRows
 from moe_parity.finetuning.packing import PADDING
@@ -22,7 +22,7 @@ def score_chats(score: Score, rows: ChatRows, batch_sequences: int) -> dict:
     paid for), "nats", "num_tokens", "num_chars", "num_examples", "examples": [{"digest", "nats",
     "num_tokens", "num_chars"}]}; sums in float64 with one division at the end.
   Raises:
-    UserError: nats that are not finite.
+    NotFiniteError: nats that are not finite.
   """
   packed = rows.validation
   assert len(packed.inputs_RS) % batch_sequences == 0, "rows were packed for whole calls"
@@ -37,7 +37,7 @@ def score_chats(score: Score, rows: ChatRows, batch_sequences: int) -> dict:
     np.add.at(nats, chat[mask], nats_BS[mask])
     np.add.at(tokens, chat[mask], 1)
   if not np.isfinite(nats).all():
-    raise UserError(
+    raise NotFiniteError(
       "the loss on held-out chats is not finite; the run diverged: lower finetuning.learning_rates"
     )
   chars = [

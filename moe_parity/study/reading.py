@@ -27,6 +27,10 @@ STEPS = ("architecture", "activation_rate", "data_reuse")  # of the paper
 # Of the error of a run that diverged, in a study.json without `failure`.
 _FORMER_WORDS = re.compile(r"the (loss|gradient norm) of step \d+ is -?(nan|inf)")
 _AGAIN = "run the study again to write it"
+_WAYS_OUT = {
+  "result.json": f"{stored.WAY_OUT}, or remove it and run the study again: the run is scored again"
+  " from its checkpoint"
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +292,7 @@ def _read_json(path: pathlib.Path, problems: list[str]) -> dict:
   if not path.is_file():
     return {}
   try:
-    return stored.read_json(path)
+    return stored.read_json(path, _WAYS_OUT.get(path.name, stored.WAY_OUT))
   except UserError as error:
     problems.append(str(error).removeprefix(f"{path.parent.parent}/"))
     return {}

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from moe_parity import config as configs
 from moe_parity import files
 from moe_parity.data.token_store import TokenStore
-from moe_parity.errors import Stopped, UserError
+from moe_parity.errors import NotFiniteError, Stopped
 from moe_parity.evaluation import specialization
 from moe_parity.evaluation.ablations import ablated_scores, probe_layers
 from moe_parity.evaluation.routing_counts import count_routing, make_routing_counter
@@ -35,10 +35,6 @@ from moe_parity.training.save_clock import SaveClock
 from moe_parity.training.setup import ArmRun, choose_run_attention, set_up
 from moe_parity.training.stage import TrainingStage, pretraining
 from moe_parity.training.state import TrainState
-
-
-class NotFiniteError(UserError):
-  """The loss of a step is NaN or infinite; checkpoints of earlier steps stay."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +69,8 @@ def train_arm(
   Raises:
     UserError: the folder holds another run; the data cannot feed the plan; a device has too little
       memory (`OutOfMemoryError`).
-    NotFiniteError: the loss or the gradient became NaN or infinite.
+    NotFiniteError: the loss, also that of held-out text, or the gradient became NaN or infinite;
+      checkpoints of earlier steps stay.
     Stopped: `control` asked for it; a checkpoint of the last step taken is on disk.
   """
   config = config_of_arm(config, plan)

@@ -143,15 +143,16 @@ def _equal(budget: dict) -> dict[str, bool]:
 
 
 def _comparable(study: reading.StudyRecord, warnings: list[str]) -> list[reading.RunRecord]:
-  """Finished runs validated alike: same mode, same documents as most. The rest is named."""
+  """Finished runs validated alike: same mode, same documents as most. The rest is named.
+
+  A run whose held-out text has no finite loss has diverged and is not finished (`NotFiniteError`).
+  """
   done = []
   for run in study.runs:
     if run.plan.get("tunes"):
       continue  # a try of a learning rate
     if run.done and not run.plan:
       warnings.append(f"{run.label} is done but has no plan.json, and is not compared")
-    elif run.done and not math.isfinite(run.result["validation"]["bpc"]):
-      warnings.append(f"{run.label} has a BPC of {run.result['validation']['bpc']}: not compared")
     elif run.done:
       done.append(run)
   keys = []
