@@ -67,7 +67,9 @@ def test_every_arm_and_control_trains_at_its_own_best_rate(tmp_path):
   assert rates(study) == {"moe_40": 0.004, **best}
   ran = fake_training.ran(tmp_path)
   tries = [name for name, seed in ran if seed == 9]
-  assert len(tries) == len(set(tries)) == 5 * 3 and ran[:15] == [(t, 9) for t in tries]
+  assert len(tries) == len(set(tries)) == 5 * 3
+  for at, (name, seed) in enumerate(ran):
+    assert seed == 9 or set(tries_of(name)) <= set(ran[:at])
   tokens = {arm.tunes or arm.name: set() for arm in study.comparisons[0].plan.arms}
   for arm in study.comparisons[0].plan.arms:
     tokens[arm.tunes or arm.name].add((arm.num_tokens, arm.num_params))
