@@ -7,11 +7,13 @@ import pytest
 from flax import nnx
 
 from moe_parity.errors import UserError
+from moe_parity.kernels import common
 from moe_parity.model import cross_entropy, layer_stack
 from moe_parity.model.attention import alibi_slopes
 from moe_parity.model.layer_stack import split_layout
 from moe_parity.model.moe import balance_loss, route
 from moe_parity.model.options import ModelOptions
+from moe_parity.planning.memory import MAX_LOGITS_IN_MEMORY, MAX_LOGITS_ON_TPU
 from moe_parity.planning.mesh_sizes import MeshSizes
 from moe_parity.sharding import mesh as meshes
 from tests.helpers import reference_transformer, small_model
@@ -221,3 +223,12 @@ def test_a_layout_is_cut_into_few_repeated_patterns():
 def test_a_misspelt_choice_is_refused_with_the_nearest(field, value, way_out):
   with pytest.raises(UserError, match=f"model.{field}={value!r}.*did you mean '{way_out}'"):
     ModelOptions(**{field: value})
+
+
+def test_a_tpu_has_more_logits_in_memory_at_a_time():
+  """2^17 tokens and 2^12 ids: 2^29 logits."""
+  chunks = lambda most=None: cross_entropy._num_chunks(2**17, 2**12, most)  # noqa: E731
+  assert chunks() == 2**29 // MAX_LOGITS_IN_MEMORY == 8
+  assert chunks(2**28 + 1) == 2 and chunks(2**40) == 1
+  with common.simulate("tpu"):
+    assert chunks() == 2**29 // MAX_LOGITS_ON_TPU == 2

@@ -46,10 +46,9 @@ def expert_parallel_ffn(
   """`expert_ffn` with the experts sharded over `axis_name`, G devices with L experts each.
 
   Call inside shard_map; T counts this device's tokens. Device g owns experts [g L, (g+1) L), L =
-  ceil(num_experts / G); ids from num_experts on are padding experts, to which no row ever goes. A
-  single device may have more of them.
-  Sends per layer what `planning.wire_bytes` counts; nothing when G is 1. Differentiable in x, gates
-  and weights; works under jit, scan and remat, and, except for kernels, with check_vma.
+  ceil(num_experts / G), a single one may have more; ids from num_experts on are padding experts, to
+  which no row goes. Sends per layer what `planning.wire_bytes` counts; nothing when G is 1. Works
+  under jit, scan, remat and gradients in x, gates and weights, but for kernels with check_vma.
 
   Dropless (capacity_factor 0) it is exact for any routing: what does not fit the first round's
   buffers is sent in overflow rounds. With a capacity an expert takes at most
@@ -81,21 +80,23 @@ def expert_parallel_ffn(
   num_dropped = jnp.zeros((), jnp.int32)
   if capacity_factor:
     expert_TK, num_dropped = drop_beyond_capacity(expert_TK, num_experts, shape.capacity)
-  if shape.num_devices == 1 and (num_local := w_in_L2ID.shape[0]) > num_experts:
-    expert_TK = jnp.where(expert_TK < num_experts, expert_TK, num_local)
   operands = Operands(x_TD, expert_TK, gate_TK, *weights)
   ffn = _on_one_device if shape.num_devices == 1 else DISPATCHERS[token_dispatch]
   y_TD, overlap_TD = ffn(
     operands, shape, axis_name, implementation=implementation, num_slots=num_slots,
     overlap_fn=overlap_fn,
   )  # fmt: skip
-  if overlap_TD is not None:
-    y_TD += overlap_TD.astype(y_TD.dtype)
+  y_TD = y_TD if overlap_TD is None else y_TD + overlap_TD.astype(y_TD.dtype)
   return y_TD.astype(x_TD.dtype), num_dropped
 
 
 def _on_one_device(operands: Operands, shape, axis_name, *, overlap_fn, **options):
-  """What a dispatcher does, without an exchange."""
+  """What a dispatcher does, without an exchange. The sentinel id of `expert_ffn` counts padding
+  experts too."""
+  num_local = operands.w_in_L2ID.shape[0]
+  if num_local > shape.num_experts:
+    is_assigned_TK = operands.expert_TK < shape.num_experts
+    operands = operands._replace(expert_TK=jnp.where(is_assigned_TK, operands.expert_TK, num_local))
   return expert_ffn(*operands, **options), overlap_fn and overlap_fn(operands.x_TD)
 
 
