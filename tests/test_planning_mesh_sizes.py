@@ -49,6 +49,8 @@ def test_sizes_that_do_not_multiply_to_the_devices_are_refused(sizes, num_device
     (92, 16, 1, 96),  # whole: 4 of padding
     (64, 64, 1, 64),
     (72, 64, 1, 72),  # 56 of padding: columns of 72
+    (15, 16, 1, 16),
+    (14, 16, 1, 14),  # two of 14 are over an eighth
     (92, 16, 2, 46),  # an expert axis: columns, padded for it alone
     (13, 4, 8, 2),
     (5, 1, 1, 5),
@@ -58,7 +60,7 @@ def test_sizes_that_do_not_multiply_to_the_devices_are_refused(sizes, num_device
 def test_experts_are_sharded_whole_where_little_is_padded(num_experts, fsdp, expert, stored):
   assert stored_experts(num_experts, fsdp, expert) == stored
   whole = shards_whole_experts(num_experts, fsdp, expert)
-  assert whole == (stored in (96, 64))
+  assert whole == (stored in (96, 64, 16))
   # What is stored says the same of itself as the experts that it is made of.
   assert shards_whole_experts(stored * expert, fsdp, expert) == whole
 
